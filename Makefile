@@ -1,0 +1,48 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each installs what it needs into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test check lint bench docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP) ## create .venv with the package and its development tools
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing. On Debian 12: apt-get install python3.11 python3.11-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: venv support is missing. On Debian 12: apt-get install python3.11-venv" >&2; exit 1; }
+	@command -v g++ >/dev/null || { echo "make: g++ is missing (torch needs a compiler on the PATH). On Debian 12: apt-get install g++" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## cold start, then GRPO, on two CPU cores: watch a small MoE learn to reason
+	$(BIN)/orchestrator run r1_demo
+
+test: $(STAMP) ## lint, types, import contracts and every test that needs no GPU
+	$(MAKE) --no-print-directory lint
+	$(BIN)/pytest -m 'not gpu'
+
+check: $(STAMP) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network; under 60 s
+	$(BIN)/pytest -q -m 'not gpu and not ray and not slow' tests/unit tests/contracts tests/simulation tests/golden
+
+lint: $(STAMP) ## ruff, pyright (strict) and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(STAMP) ## every benchmark; each prints a table and writes benchmarks/results/*.json
+	for f in benchmarks/*.py; do $(BIN)/python $$f; done
+
+docs: $(STAMP) ## run every command in the docs and check every link
+	$(BIN)/pytest -q tests/e2e/test_docs.py
+
+clean: ## remove what the other targets made, except .venv
+	rm -rf runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache

@@ -1,0 +1,96 @@
+"""Every error this project raises on purpose, under one picklable base.
+
+An error is classified once, where it crosses a boundary (a file that was read, an actor that was called, a grader that
+ran). `exit_code` is what the command line ends with: 1 the run failed, 2 bad usage or config (nothing was started),
+3 stopped by budget, 4 drained or preempted (resumable).
+
+Exceptions cross process boundaries inside Ray, so each keeps all of its state in `args`: `pickle.loads(pickle.dumps(e))`
+gives an equal error.
+"""
+
+from __future__ import annotations
+
+
+class OrchestratorError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is a sentence for a person."""
+
+    exit_code: int = 1
+
+
+class ConfigError(OrchestratorError):
+    """A config, a command line or an input file that can't be used. Nothing was started.
+
+    >>> print(ConfigError("max_staleness", "-1", "0 or more", "0 is synchronous training"))
+    max_staleness: got -1, allowed: 0 or more (0 is synchronous training)
+    """
+
+    exit_code = 2
+
+    def __init__(self, key: str, value: str, allowed: str, hint: str = "") -> None:
+        super().__init__(key, value, allowed, hint)
+        self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
+
+    def __str__(self) -> str:
+        tail = f" ({self.hint})" if self.hint else ""
+        return f"{self.key}: got {self.value}, allowed: {self.allowed}{tail}"
+
+
+class DatasetError(ConfigError):
+    """A task's data can't be read; `key` is `path` or `path:line`."""
+
+
+class PromptTooLongError(ConfigError):
+    """A prompt leaves no room for an answer inside the model's context."""
+
+
+class RunNotFoundError(ConfigError):
+    """No run of that id, or id prefix, under the output directory."""
+
+
+class WorkerLostError(OrchestratorError):
+    """An actor died or stopped answering. `worker` names it; the work it held goes to others."""
+
+    def __init__(self, worker: str, reason: str) -> None:
+        super().__init__(worker, reason)
+        self.worker, self.reason = worker, reason
+
+    def __str__(self) -> str:
+        return f"{self.worker} was lost: {self.reason}"
+
+
+class FailureBudgetExceededError(OrchestratorError):
+    """A tolerated failure happened more often than its budget allows."""
+
+    def __init__(self, what: str, count: int, budget: int, last: str) -> None:
+        super().__init__(what, count, budget, last)
+        self.what, self.count, self.budget, self.last = what, count, budget, last
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.count} failures, the budget is {self.budget}; the last one: {self.last}"
+
+
+class NonFiniteError(OrchestratorError):
+    """A loss or a gradient norm is NaN or infinite. Never a normal finish."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(what, value, step)
+        self.what, self.value, self.step = what, value, step
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.value} at step {self.step}: the update was not applied"
+
+
+class CheckpointError(OrchestratorError):
+    """A checkpoint can't be written or its digests don't match; the last good one is untouched."""
+
+
+class BudgetStopError(OrchestratorError):
+    """The run reached its hard budget, made a checkpoint and stopped."""
+
+    exit_code = 3
+
+
+class DrainedError(OrchestratorError):
+    """The run was asked to stop (Ctrl-C, SIGTERM, preemption), made a checkpoint and can be resumed."""
+
+    exit_code = 4

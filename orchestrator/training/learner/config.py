@@ -1,0 +1,38 @@
+"""How the model is updated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.training.settings import Settings
+
+
+class LearnerConfig(Settings):
+    """The `learner` group: DeepSpeed ZeRO over `world_size` ranks."""
+
+    world_size: int = Field(ge=1)
+    zero_stage: Literal[0, 1, 2, 3]
+    expert_parallel_size: int = Field(ge=1)
+    micro_batch_tokens: int = Field(ge=1)
+    """Tokens (prompt and response) of one forward and backward on one rank."""
+    minibatches: int = Field(ge=1)
+    """Optimizer updates a step: the batch is split into this many."""
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    schedule: Literal["constant", "linear", "cosine"]
+    """What follows the warm-up, down to `final_learning_rate` at the last step."""
+    final_learning_rate: float = Field(ge=0)
+    adam_betas: tuple[float, float]
+    adam_epsilon: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    router_bias_update_speed: float = Field(ge=0)
+    """DeepSeek-V3's auxiliary-loss-free balancing: how far a step moves each expert's selection bias (gamma); 0 leaves the bias alone."""
+    bucket_bytes: int = Field(ge=1)
+    """Size of the buckets in which weights are published."""
+    threads: int = Field(ge=0)
+    """CPU threads a rank computes with; 0 leaves the choice to torch."""
+    backend: Literal["auto", "gloo", "nccl"]
+    """`auto`: nccl on GPUs, gloo on CPUs."""

@@ -1,0 +1,177 @@
+"""The nouns that travel along the flow: prompts -> rollouts -> rewards -> advantages -> learner -> weights.
+
+Tokens travel as columns (`RolloutBlock`), in the object store, from the worker that sampled them to the rank that
+trains on them. The controller never opens a block: it holds an opaque handle and a `GroupTicket` for each group, so its
+work a step does not grow with tokens.
+
+A worked example, used all through the docstrings below: two prompts (P = 2), two rollouts each (G = 2, N = 4):
+
+    prompt 0 "1+2="  -> "3."  "4."          prompt 1 "5-5="  -> "0."  "10."
+
+    lengths          2  2  2  3             tokens in all: T = 9
+    offsets       0  2  4  6  9             rollout i owns tokens[offsets[i]:offsets[i + 1]]
+    rewards          1  0  1  0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WeightVersion = int
+"""Rises by one at each publish; 0 is the model that the run started from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question and what its scorers need to judge an answer.
+
+    `prompt_id` names it for ever: `<task>/<split>/<index>`, e.g. `countdown/train/17`. `reference` is plain JSON: what the
+    scorer needs (`{"target": 7, "numbers": [3, 6, 2]}`). `solution` is a worked solution where the task has one: what a cold start
+    imitates; empty otherwise.
+    """
+
+    prompt_id: str
+    text: str
+    reference: Mapping[str, Any]
+    solution: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request is sampled. `temperature` 0 is greedy; `top_p` 1 keeps the whole distribution; `max_new_tokens` counts
+    response tokens, the end-of-sequence token among them. `seed` makes the request repeatable: the same prompts, weights and seed
+    give the same tokens whichever worker runs it.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+
+class Finish(IntEnum):
+    """Why a rollout ended."""
+
+    STOP = 0
+    """The model said so (end of sequence)."""
+    LENGTH = 1
+    """It reached `max_new_tokens`: truncated."""
+    ABORTED = 2
+    """It was interrupted and must not be trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBlock:
+    """P groups of G rollouts, as columns. Rollout `i` belongs to prompt `i // group_size`.
+
+    Shapes: P prompts, N = P * G rollouts, T response tokens in all, Q prompt tokens in all.
+
+    `logprobs` are natural logs of the probabilities under the distribution that was sampled from (after temperature, before
+    top-p truncation), one for each response token. `versions` are the weight versions that each token was sampled with.
+    `trainable` is False for tokens that the model did not choose (an environment's observation).
+    """
+
+    group_ids: NDArray[np.int64]  # [P]
+    group_size: int
+    prompts: tuple[Prompt, ...]  # P
+    prompt_tokens: NDArray[np.int32]  # [Q]
+    prompt_offsets: NDArray[np.int64]  # [P + 1]
+    tokens: NDArray[np.int32]  # [T]
+    offsets: NDArray[np.int64]  # [N + 1]
+    logprobs: NDArray[np.float32]  # [T]
+    versions: NDArray[np.int32]  # [T]
+    trainable: NDArray[np.bool_]  # [T]
+    finish: NDArray[np.uint8]  # [N] of Finish
+    texts: tuple[str, ...]  # N decoded responses, without special end-of-sequence tokens
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Response tokens of each rollout, [N]. The module's example: [2, 2, 2, 3]."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        """N, the number of rollouts."""
+        return len(self.offsets) - 1
+
+
+class Grade(IntEnum):
+    """How the grading of one rollout ended. Only OK carries the rubric's own number."""
+
+    OK = 0
+    TIMEOUT = 1
+    CRASHED = 2
+    INVALID = 3
+    """The scorer returned something that is not a finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBlock:
+    """The rewards of one `RolloutBlock`, row for row.
+
+    `rewards` is the rubric's weighted sum. `components` are its terms by name, before weighting. Where `grades` is not OK the reward
+    is what the failure policy says, and `reasons` says why (empty where OK). `reflected` marks rollouts that check themselves
+    ("wait, ..."), by the task's own pattern.
+    """
+
+    rewards: NDArray[np.float64]  # [N]
+    components: Mapping[str, NDArray[np.float64]]  # each [N]; "accuracy" is 1.0 where the answer is right
+    grades: NDArray[np.uint8]  # [N] of Grade
+    reasons: tuple[str, ...]  # N
+    reflected: NDArray[np.bool_]  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTicket:
+    """What the controller knows of one scored group: a few numbers, never a token.
+
+    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of its oldest token (>= requested_version).
+    `block` and `scores` are opaque handles (an `ObjectRef` on a cluster, the object itself in a simulation) of the blocks that hold the
+    group at row `row`. `informative` is False if all rewards of the group are equal, so that a group-relative advantage is zero.
+    """
+
+    group_id: int
+    prompt_id: str
+    requested_version: WeightVersion
+    oldest_version: WeightVersion
+    tokens: int
+    reward_mean: float
+    informative: bool
+    row: int
+    block: Any = field(repr=False)
+    scores: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The groups of one learner step. `step` counts from 0; the step turns version `step` into version `step + 1`."""
+
+    step: int
+    tickets: tuple[GroupTicket, ...]
+
+    @property
+    def oldest_version(self) -> WeightVersion:
+        """The oldest version among all tokens of the batch."""
+        return min(ticket.oldest_version for ticket in self.tickets)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPart:
+    """Some groups of one block, as a learner rank receives them: the columns and which rows of groups to train on."""
+
+    rollouts: RolloutBlock
+    scores: ScoreBlock
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after the first update)."""
+
+    step: int
+    metrics: Mapping[str, float]

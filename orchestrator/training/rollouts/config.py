@@ -1,0 +1,28 @@
+"""How rollouts are sampled."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from orchestrator.training.settings import Settings
+
+
+class RolloutConfig(Settings):
+    """The `rollout` group."""
+
+    engine: str
+    """By registered name: `hf` samples from the model, `worked_solutions` plays back the task's worked solutions (a cold start)."""
+    workers: int = Field(ge=1)
+    group_size: int = Field(ge=1)
+    """G, rollouts a prompt. Group-relative algorithms need 2 or more."""
+    prompts_per_step: int = Field(ge=1)
+    """P, prompts a learner step."""
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    max_batch_rows: int = Field(ge=1)
+    """Rows that a worker samples at once."""
+    threads: int = Field(ge=0)
+    """CPU threads a worker computes with; 0 leaves the choice to torch."""
+    max_restarts: int = Field(ge=0)
+    """How many workers may be lost over the run before it fails."""

@@ -1,0 +1,36 @@
+"""The Engine port: prompts and weights in, rollouts out. One file in `engines/` for each implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from orchestrator.training.records import Prompt, RolloutBlock, SamplingParams, WeightVersion
+
+NamedTensor = tuple[str, torch.Tensor]
+"""A parameter under its Hugging Face name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Sample `group_size` rollouts for each prompt. `group_ids` name the groups, one a prompt."""
+
+    group_ids: Sequence[int]
+    prompts: Sequence[Prompt]
+    group_size: int
+    sampling: SamplingParams
+
+
+class Engine(Protocol):
+    """Samples from a model whose weights can be replaced between requests."""
+
+    def generate(self, request: GenerateRequest) -> RolloutBlock:
+        """Run the request to its end. Raises PromptTooLongError if a prompt leaves no room in the context."""
+        ...
+
+    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
+        """Replace all weights; tokens sampled from here on carry `version`."""
+        ...

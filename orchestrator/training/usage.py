@@ -1,0 +1,184 @@
+"""What training says about the accelerators it holds: the only words shared with the ledger.
+
+Training emits, and never reads back. A `UsageSink` appends an event to a local spool before it counts as sent; whoever wires a run
+(`cli/wiring.py`) ships the spool to a ledger, once, by event id. Times are integer nanoseconds since the epoch, UTC.
+
+- a *lease*: one accelerator (or CPU slot) held by this run from `opened` to `closed`;
+- a *span*: what an actor did inside a lease, role x activity. What no span covers is idle. Spans of several actors that share one
+  slot may overlap; the ledger splits the overlap equally.
+
+An event is one flat JSON object with `schema` = 1, `event_id` and `type` (the snake_case class name). docs/reference/usage-events.md lists the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+SCHEMA_VERSION = 1
+
+
+class Role(StrEnum):
+    """Which part of the run used the accelerator."""
+
+    ROLLOUT = "rollout"
+    REWARD = "reward"
+    LEARNER = "learner"
+    CONTROLLER = "controller"
+    SERVE = "serve"
+
+
+class Activity(StrEnum):
+    """What it used it for."""
+
+    LOAD = "load"
+    GENERATE = "generate"
+    SCORE = "score"
+    LOGPROB = "logprob"
+    UPDATE = "update"
+    SYNC = "sync"
+    CHECKPOINT = "checkpoint"
+    EVALUATE = "evaluate"
+    WAIT = "wait"
+
+
+class CloseReason(StrEnum):
+    """Why a lease ended. LOST: its holder was seen to be dead; the time since its last sign of life is `lost`, not idle."""
+
+    RELEASED = "released"
+    LOST = "lost"
+
+
+def new_event_id() -> str:
+    """A fresh id; two events never share one, however many actors emit."""
+    return uuid.uuid4().hex
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunDeclared:
+    """Who a run belongs to and what it is for. Said once for each attempt, before its leases."""
+
+    type: ClassVar[str] = "run_declared"
+    event_id: str
+    at_ns: int
+    run_id: str
+    attempt: int
+    job: str
+    purpose: str
+    organisation: str
+    cost_centre: str
+    team: str
+    project: str
+    pipeline: str
+    stage: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeaseOpened:
+    """From `at_ns` on the run holds one `resource` ("gpu" or "cpu") of kind `sku`, slot `slot` of `node`."""
+
+    type: ClassVar[str] = "lease_opened"
+    event_id: str
+    at_ns: int
+    lease_id: str
+    run_id: str
+    attempt: int
+    resource: str
+    sku: str
+    node: str
+    placement_group: str
+    slot: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeaseClosed:
+    """The run gave the slot back at `at_ns`, or lost it."""
+
+    type: ClassVar[str] = "lease_closed"
+    event_id: str
+    at_ns: int
+    lease_id: str
+    reason: CloseReason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The holder of a lease was alive at `at_ns`."""
+
+    type: ClassVar[str] = "heartbeat"
+    event_id: str
+    at_ns: int
+    lease_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SpanRecorded:
+    """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end). `step` is the learner step it served; `tokens` what it
+    sampled or trained, 0 where that has no meaning.
+    """
+
+    type: ClassVar[str] = "span_recorded"
+    event_id: str
+    lease_id: str
+    actor: str
+    role: Role
+    activity: Activity
+    start_ns: int
+    end_ns: int
+    step: int
+    tokens: int
+
+
+UsageEvent = RunDeclared | LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded
+
+
+def event_to_json(event: UsageEvent) -> str:
+    """One line of a spool: the event's fields with its `type` and `schema`."""
+    fields: dict[str, Any] = {"schema": SCHEMA_VERSION, "type": event.type}
+    for name in event.__slots__:
+        fields[name] = getattr(event, name)
+    return json.dumps(fields, separators=(",", ":"))
+
+
+class UsageSink(Protocol):
+    """Where events go. Must not block on anything but a local append, and must not lose what it accepted."""
+
+    def emit(self, event: UsageEvent) -> None:
+        """Accept `event`."""
+        ...
+
+
+class MemorySink:
+    """Keeps events in a list: the fake of the port, for simulations and tests."""
+
+    def __init__(self) -> None:
+        self.events: list[UsageEvent] = []
+
+    def emit(self, event: UsageEvent) -> None:
+        """Accept `event`."""
+        self.events.append(event)
+
+
+class SpoolSink:
+    """Appends each event as one line to a file of its own, with one `write` system call.
+
+    A line handed to the kernel survives the death of this process; a machine that loses power loses at most what its page cache held.
+    One process writes a spool file; readers take only lines that end in a newline.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def emit(self, event: UsageEvent) -> None:
+        """Accept `event`; raises OSError if the disk refuses the line."""
+        os.write(self._fd, (event_to_json(event) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the file; `emit` must not be called again."""
+        os.close(self._fd)
