@@ -1,0 +1,29 @@
+"""Worked solutions for a cold start: one file a writer, chosen by `task.solutions`.
+
+    @SOLUTIONS.register("countdown")
+    def countdown(row: Mapping[str, Any], rng: random.Random) -> str: ...
+
+`row` is the question as its source has it, flat: the fields of a file's row, or of a reasoning_gym entry `question`, `answer` and
+everything in its `metadata` (`numbers`, `target`, `expression`, ...).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from orchestrator.training.registry import Registry
+
+
+class SolutionWriter(Protocol):
+    """Writes what a model should say to a question, tags of the answer format included."""
+
+    def __call__(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        """The solution of the question in `row`. All chance comes from `rng`, which is seeded by the prompt's id: the same prompt has the same
+        solution in every run.
+        """
+        ...
+
+
+SOLUTIONS: Registry[SolutionWriter] = Registry("solutions", package="orchestrator.training.prompts.solutions")
