@@ -15,10 +15,14 @@ class ModelConfig(Settings):
     name: str
     """What reports call it."""
     family: Literal["deepseek_v3_from_scratch", "pretrained", "gguf_package"]
-    """`deepseek_v3_from_scratch`: a randomly initialised DeepseekV3ForCausalLM of the shape in `architecture`, with a character
-    tokenizer; `pretrained`: a Hugging Face folder at `path`; `gguf_package`: a GGUF file inside an installed Python package (`package`)."""
+    """`deepseek_v3_from_scratch`: a randomly initialised DeepseekV3ForCausalLM of the shape in
+    `architecture`, with a character tokenizer; `pretrained`: a Hugging Face folder at `path`; `gguf_package`:
+    a GGUF file inside an installed Python package (`package`).
+    """
     path: str | None
-    """A Hugging Face folder to start from (config, weights, tokenizer). For `deepseek_v3_from_scratch` null means a random start."""
+    """A Hugging Face folder to start from (config, weights, tokenizer). For `deepseek_v3_from_scratch` null
+    means a random start.
+    """
     package: str | None
     """For `gguf_package`: `<distribution>:<file inside it>`."""
     architecture: dict[str, Any]

@@ -1,0 +1,53 @@
+"""A character-level tokenizer for models that are trained from scratch.
+
+Every printable ASCII character and the newline is one token, so any English or arithmetic text is
+representable and decoding is exactly the inverse of encoding: no space is added, dropped or normalised. The
+tags of the answer format are single tokens.
+
+A character outside the vocabulary is refused by the tokenizer itself (it has no unknown token to fall back
+to), here and in plain transformers; `encode_text` in `prompting.py` turns the refusal into an error that
+names the character.
+"""
+
+from __future__ import annotations
+
+import string
+
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+CHARACTERS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace) | {" "}))
+
+
+def character_tokenizer(context: int) -> PreTrainedTokenizerFast:
+    """The tokenizer: ids 0, 1, 2 are pad, bos, eos; then the tags; then the characters in ASCII order. 103
+    tokens in all.
+
+    `context` is the most tokens that a model with this tokenizer reads. No bos is added when encoding: the
+    models here are trained without one.
+    """
+    tokens = [PAD, BOS, EOS, *TAGS, *CHARACTERS]
+    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}))
+    backend.pre_tokenizer = Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = Fuse()
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (PAD, BOS, EOS)]
+    )
+    # The tags are ordinary tokens, not special ones: a decoded response must show them, the scorers read
+    # them.
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=context,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -1,0 +1,65 @@
+"""A small DeepSeek-V3 with random weights: latent attention, shared and routed experts, sigmoid router with a
+selection bias.
+
+The architecture is transformers' `DeepseekV3ForCausalLM` (DeepSeek-V3 technical report,
+https://arxiv.org/abs/2412.19437), only its numbers are small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+
+from orchestrator.errors import ConfigError
+from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.models.config import ModelConfig
+
+_OURS = {"vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
+
+
+def tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
+    """The character tokenizer for `config.context` tokens."""
+    return character_tokenizer(config.context)
+
+
+def random_start(config: ModelConfig, seed: int) -> DeepseekV3ForCausalLM:
+    """A model of the shape in `config.architecture`, float32. Raises ConfigError for a key that the
+    architecture does not have.
+    """
+    architecture = architecture_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DeepseekV3ForCausalLM(architecture)
+
+
+def architecture_config(config: ModelConfig) -> DeepseekV3Config:
+    """The transformers config: `config.architecture`, with vocabulary, special tokens and context from the
+    tokenizer.
+    """
+    known = DeepseekV3Config().to_dict()
+    for key in config.architecture:
+        if key in _OURS:
+            raise ConfigError(
+                f"model.architecture.{key}",
+                "a value",
+                "to be left out",
+                "the tokenizer and context decide it",
+            )
+        if key not in known:
+            raise ConfigError(f"model.architecture.{key}", "an unknown key", ", ".join(sorted(known)))
+    characters = tokenizer(config)
+    derived: dict[str, Any] = {
+        "vocab_size": len(characters),
+        "max_position_embeddings": config.context,
+        "pad_token_id": characters.pad_token_id,
+        "bos_token_id": characters.bos_token_id,
+        "eos_token_id": characters.eos_token_id,
+    }
+    try:
+        return DeepseekV3Config(**config.architecture, **derived)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "model.architecture", str(config.architecture), "what DeepseekV3Config accepts", str(error)
+        ) from error

@@ -1,0 +1,60 @@
+"""From text to tokens and back: one way for the engines, the cold start and the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from orchestrator.errors import ConfigError
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The token ids that a model reads before it answers `text`.
+
+    With a chat template: `text` as the user's message and the header of the assistant's turn. Without: the
+    plain text. Raises ConfigError if `text` has a character that the vocabulary lacks.
+    """
+    if tokenizer.chat_template is None:
+        return encode_text(tokenizer, text)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
+    assert isinstance(rendered, str)
+    return encode_text(tokenizer, rendered)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The token ids of `text` and nothing else (no special token is added).
+
+    Raises ConfigError, with the characters named, if the vocabulary can't express the text: an unknown token
+    in its place would make the model answer another question without anyone noticing.
+    """
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    except (
+        Exception
+    ) as error:  # the tokenizers library raises bare Exception for a token outside the vocabulary
+        raise _unknown(tokenizer, text) from error
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise _unknown(tokenizer, text)
+    return ids
+
+
+def decode_responses(
+    tokenizer: PreTrainedTokenizerFast, responses: Sequence[Sequence[int]]
+) -> tuple[str, ...]:
+    """The text of each response, without special tokens (end of sequence, padding)."""
+    return tuple(tokenizer.batch_decode([list(ids) for ids in responses], skip_special_tokens=True))
+
+
+def _unknown(tokenizer: PreTrainedTokenizerFast, text: str) -> ConfigError:
+    vocabulary = tokenizer.get_vocab()
+    characters = sorted({character for character in text if character not in vocabulary})
+    excerpt = text if len(text) <= 60 else text[:57] + "..."
+    return ConfigError(
+        "prompt",
+        f"{', '.join(map(repr, characters)) or 'unknown characters'} in {excerpt!r}",
+        "characters of the model's vocabulary",
+        "change the task's text, or use a model whose tokenizer knows them",
+    )
