@@ -1,0 +1,35 @@
+"""What the group-relative estimators share: the check of their input, and the deviation from the group's
+mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_rewards(rewards: Tensor, least_group_size: int = 1) -> None:
+    """Raise ValueError unless `rewards` are finite, float64 and [P, G] with P >= 1 and G >=
+    `least_group_size`."""
+    if rewards.ndim != 2 or rewards.dtype != torch.float64:
+        raise ValueError(
+            f"rewards: got {rewards.dtype} {list(rewards.shape)}, allowed: float64 [prompts, group size]"
+        )
+    prompts, group_size = rewards.shape
+    if prompts < 1 or group_size < least_group_size:
+        raise ValueError(
+            f"rewards: got {prompts} groups of {group_size}, allowed: 1 or more of {least_group_size} or more"
+        )
+    if not bool(torch.isfinite(rewards).all()):
+        raise ValueError(
+            "rewards: got NaN or infinity, allowed: finite numbers (a failed grade has a reward by policy)"
+        )
+
+
+def centred_on_group(rewards: Tensor) -> Tensor:
+    """Each reward minus its group's mean, [P, G]; exactly 0 in a group of equal rewards.
+
+    The mean of equal numbers may differ from them in the last bit (0.1 three times), and a later division
+    by a small spread would make an advantage of that bit.
+    """
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    return torch.where(equal, 0.0, rewards - rewards.mean(dim=1, keepdim=True))
