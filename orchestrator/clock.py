@@ -17,7 +17,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The wall clock at its start, advanced by the monotonic clock: a step of NTP can't make a span negative."""
+    """The wall clock at its start, then the monotonic clock: a step of NTP can't make a span negative."""
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()

@@ -1,10 +1,11 @@
 """The nouns that travel along the flow: prompts -> rollouts -> rewards -> advantages -> learner -> weights.
 
-Tokens travel as columns (`RolloutBlock`), in the object store, from the worker that sampled them to the rank that
-trains on them. The controller never opens a block: it holds an opaque handle and a `GroupTicket` for each group, so its
-work a step does not grow with tokens.
+Tokens travel as columns (`RolloutBlock`), in the object store, from the worker that sampled them to the rank
+that trains on them. The controller never opens a block: it holds an opaque handle and a `GroupTicket` for
+each group, so its work a step does not grow with tokens.
 
-A worked example, used all through the docstrings below: two prompts (P = 2), two rollouts each (G = 2, N = 4):
+A worked example, used all through the docstrings below: two prompts (P = 2), two rollouts each (G = 2, N =
+4):
 
     prompt 0 "1+2="  -> "3."  "4."          prompt 1 "5-5="  -> "0."  "10."
 
@@ -31,9 +32,9 @@ WeightVersion = int
 class Prompt:
     """One question and what its scorers need to judge an answer.
 
-    `prompt_id` names it for ever: `<task>/<split>/<index>`, e.g. `countdown/train/17`. `reference` is plain JSON: what the
-    scorer needs (`{"target": 7, "numbers": [3, 6, 2]}`). `solution` is a worked solution where the task has one: what a cold start
-    imitates; empty otherwise.
+    `prompt_id` names it for ever: `<task>/<split>/<index>`, e.g. `countdown/train/17`. `reference` is plain
+    JSON: what the scorer needs (`{"target": 7, "numbers": [3, 6, 2]}`). `solution` is a worked solution where
+    the task has one: what a cold start imitates; empty otherwise.
     """
 
     prompt_id: str
@@ -44,9 +45,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request is sampled. `temperature` 0 is greedy; `top_p` 1 keeps the whole distribution; `max_new_tokens` counts
-    response tokens, the end-of-sequence token among them. `seed` makes the request repeatable: the same prompts, weights and seed
-    give the same tokens whichever worker runs it.
+    """How one request is sampled. `temperature` 0 is greedy; `top_p` 1 keeps the whole distribution;
+    `max_new_tokens` counts response tokens, the end-of-sequence token among them. `seed` makes the request
+    repeatable: the same prompts, weights and seed give the same tokens whichever worker runs it.
     """
 
     temperature: float
@@ -72,9 +73,10 @@ class RolloutBlock:
 
     Shapes: P prompts, N = P * G rollouts, T response tokens in all, Q prompt tokens in all.
 
-    `logprobs` are natural logs of the probabilities under the distribution that was sampled from (after temperature, before
-    top-p truncation), one for each response token. `versions` are the weight versions that each token was sampled with.
-    `trainable` is False for tokens that the model did not choose (an environment's observation).
+    `logprobs` are natural logs of the probabilities under the distribution that was sampled from (after
+    temperature, before top-p truncation), one for each response token. `versions` are the weight versions
+    that each token was sampled with. `trainable` is False for tokens that the model did not choose (an
+    environment's observation).
     """
 
     group_ids: NDArray[np.int64]  # [P]
@@ -114,9 +116,9 @@ class Grade(IntEnum):
 class ScoreBlock:
     """The rewards of one `RolloutBlock`, row for row.
 
-    `rewards` is the rubric's weighted sum. `components` are its terms by name, before weighting. Where `grades` is not OK the reward
-    is what the failure policy says, and `reasons` says why (empty where OK). `reflected` marks rollouts that check themselves
-    ("wait, ..."), by the task's own pattern.
+    `rewards` is the rubric's weighted sum. `components` are its terms by name, before weighting. Where
+    `grades` is not OK the reward is what the failure policy says, and `reasons` says why (empty where OK).
+    `reflected` marks rollouts that check themselves ("wait, ..."), by the task's own pattern.
     """
 
     rewards: NDArray[np.float64]  # [N]
@@ -130,9 +132,10 @@ class ScoreBlock:
 class GroupTicket:
     """What the controller knows of one scored group: a few numbers, never a token.
 
-    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of its oldest token (>= requested_version).
-    `block` and `scores` are opaque handles (an `ObjectRef` on a cluster, the object itself in a simulation) of the blocks that hold the
-    group at row `row`. `informative` is False if all rewards of the group are equal, so that a group-relative advantage is zero.
+    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of its
+    oldest token (>= requested_version). `block` and `scores` are opaque handles (an `ObjectRef` on a cluster,
+    the object itself in a simulation) of the blocks that hold the group at row `row`. `informative` is False
+    if all rewards of the group are equal, so that a group-relative advantage is zero.
     """
 
     group_id: int
@@ -149,7 +152,9 @@ class GroupTicket:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The groups of one learner step. `step` counts from 0; the step turns version `step` into version `step + 1`."""
+    """The groups of one learner step. `step` counts from 0; the step turns version `step` into version `step
+    + 1`.
+    """
 
     step: int
     tickets: tuple[GroupTicket, ...]
@@ -162,7 +167,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchPart:
-    """Some groups of one block, as a learner rank receives them: the columns and which rows of groups to train on."""
+    """Some groups of one block, as a learner rank receives them: the columns and which rows of groups to
+    train on.
+    """
 
     rollouts: RolloutBlock
     scores: ScoreBlock
@@ -171,7 +178,9 @@ class BatchPart:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after the first update)."""
+    """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after the
+    first update).
+    """
 
     step: int
     metrics: Mapping[str, float]

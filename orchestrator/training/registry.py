@@ -1,12 +1,15 @@
-"""Names for parts that a config can choose: one file registers itself, a third party adds an entry point, nobody forks.
+"""Names for parts that a config can choose: one file registers itself, a third party adds an entry point,
+nobody forks.
 
-    ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage", package="orchestrator.training.advantages")
+    ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage",
+    package="orchestrator.training.advantages")
 
     @ADVANTAGES.register("rloo")
     def rloo(...): ...
 
-A name is looked up among what is registered, then as the module of that name inside `package` (so that only what a run uses is imported), then
-among the entry points of the group `orchestrator.<kind>` of installed packages.
+A name is looked up among what is registered, then as the module of that name inside `package` (so that only
+what a run uses is imported), then among the entry points of the group `orchestrator.<kind>` of installed
+packages.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class Registry(Generic[T]):
         return self._parts[name]
 
     def names(self) -> list[str]:
-        """All names, whether or not they were imported yet. A module with a leading underscore, and `config`, name no part."""
+        """All names, whether or not they were imported yet. A module with a leading underscore, and `config`,
+        name no part.
+        """
         package = importlib.import_module(self._package)
         modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
         found = {name for name in modules if not name.startswith("_") and name != "config"}

@@ -1,13 +1,15 @@
 """What training says about the accelerators it holds: the only words shared with the ledger.
 
-Training emits, and never reads back. A `UsageSink` appends an event to a local spool before it counts as sent; whoever wires a run
-(`cli/wiring.py`) ships the spool to a ledger, once, by event id. Times are integer nanoseconds since the epoch, UTC.
+Training emits, and never reads back. A `UsageSink` appends an event to a local spool before it counts as
+sent; whoever wires a run (`cli/wiring.py`) ships the spool to a ledger, once, by event id. Times are integer
+nanoseconds since the epoch, UTC.
 
 - a *lease*: one accelerator (or CPU slot) held by this run from `opened` to `closed`;
-- a *span*: what an actor did inside a lease, role x activity. What no span covers is idle. Spans of several actors that share one
-  slot may overlap; the ledger splits the overlap equally.
+- a *span*: what an actor did inside a lease, role x activity. What no span covers is idle. Spans of several
+  actors that share one slot may overlap; the ledger splits the overlap equally.
 
-An event is one flat JSON object with `schema` = 1, `event_id` and `type` (the snake_case class name). docs/reference/usage-events.md lists the fields.
+An event is one flat JSON object with `schema` = 1, `event_id` and `type` (the snake_case class name).
+docs/reference/usage-events.md lists the fields.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Activity(StrEnum):
 
 
 class CloseReason(StrEnum):
-    """Why a lease ended. LOST: its holder was seen to be dead; the time since its last sign of life is `lost`, not idle."""
+    """Why a lease ended. LOST: its holder was seen to be dead; the time since its last sign of life is
+    `lost`, not idle.
+    """
 
     RELEASED = "released"
     LOST = "lost"
@@ -118,8 +122,8 @@ class Heartbeat:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpanRecorded:
-    """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end). `step` is the learner step it served; `tokens` what it
-    sampled or trained, 0 where that has no meaning.
+    """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end). `step` is the learner
+    step it served; `tokens` what it sampled or trained, 0 where that has no meaning.
     """
 
     type: ClassVar[str] = "span_recorded"
@@ -167,8 +171,8 @@ class MemorySink:
 class SpoolSink:
     """Appends each event as one line to a file of its own, with one `write` system call.
 
-    A line handed to the kernel survives the death of this process; a machine that loses power loses at most what its page cache held.
-    One process writes a spool file; readers take only lines that end in a newline.
+    A line handed to the kernel survives the death of this process; a machine that loses power loses at most
+    what its page cache held. One process writes a spool file; readers take only lines that end in a newline.
     """
 
     def __init__(self, path: Path) -> None:

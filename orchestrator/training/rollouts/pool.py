@@ -1,0 +1,50 @@
+"""The rollout workers as one stage: a request goes to a free worker, with the newest weights that were
+published.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
+from orchestrator.training.supervision.pool import WorkerPool
+
+
+class RolloutWorker(Protocol):
+    """One worker. It pulls `weights` first if it has older ones, so a restarted worker is never behind."""
+
+    @property
+    def name(self) -> str:
+        """Stable over restarts."""
+        ...
+
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
+        """Run the request. Raises WorkerLostError if the worker died or hangs."""
+        ...
+
+
+class RolloutPool:
+    """A `RolloutStage` over a pool of workers."""
+
+    def __init__(self, workers: WorkerPool[RolloutWorker]) -> None:
+        self._workers = workers
+        self._weights: PublishedWeights | None = None
+
+    @property
+    def width(self) -> int:
+        """Requests it can work on at once."""
+        return self._workers.width
+
+    def use(self, weights: PublishedWeights) -> None:
+        """Requests that start from here on are sampled with these weights."""
+        self._weights = weights
+
+    async def generate(self, request: RolloutRequest) -> Generated:
+        """Run the request on a free worker, and on another if that one is lost."""
+
+        async def task(worker: RolloutWorker) -> Generated:
+            if self._weights is None:
+                raise RuntimeError("no weights were published yet")
+            return await worker.generate(request, self._weights)
+
+        return await self._workers.call(task)

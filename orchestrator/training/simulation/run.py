@@ -1,0 +1,160 @@
+"""One simulated run: the real `TrainingLoop` between fake stages, and the trace of what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.clock import Clock
+from orchestrator.training.buffer import Buffer
+from orchestrator.training.checkpoint import Checkpointer
+from orchestrator.training.evaluation import Evaluator
+from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
+from orchestrator.training.records import StepReport
+from orchestrator.training.rewards.pool import RewardPool, RewardWorker
+from orchestrator.training.rollouts.pool import RolloutPool, RolloutWorker
+from orchestrator.training.simulation.stages import (
+    CountingPrompts,
+    Draws,
+    Faults,
+    SimulatedLearner,
+    SimulatedRewardWorker,
+    SimulatedRolloutWorker,
+    Timing,
+)
+from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
+from orchestrator.training.supervision.pool import Worker, WorkerPool
+
+W = TypeVar("W", bound=Worker)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """What is simulated: the loop's shape, the timing and the faults."""
+
+    seed: int
+    steps: int
+    max_staleness: int
+    prompts_per_step: int = 16
+    group_size: int = 4
+    rollout_workers: int = 4
+    reward_workers: int = 2
+    evaluate_every: int = 0
+    checkpoint_every: int = 10
+    dynamic_sampling: bool = False
+    max_resampled: float = 4.0
+    max_restarts: int = 1_000
+    max_learner_rebuilds: int = 1_000
+    call_timeout_seconds: float = 30.0
+    timing: Timing = field(default_factory=Timing)
+    faults: Faults = field(default_factory=Faults)
+
+
+@dataclass
+class Trace:
+    """An `Observer` that keeps everything, with virtual times."""
+
+    clock: Clock
+    reports: list[StepReport] = field(default_factory=list[StepReport])
+    lines: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+
+    def on_step(self, report: StepReport) -> None:
+        """Keep the report."""
+        self.reports.append(report)
+        self.lines.append((self.clock.now_ns(), "step", f"{report.step} {sorted(report.metrics.items())}"))
+
+    def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
+        """Keep the event."""
+        self.lines.append((self.clock.now_ns(), kind, str(dict(detail))))
+
+    def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep which groups were recorded."""
+        self.lines.append((self.clock.now_ns(), "rollouts", f"{step} {[row['group_id'] for row in rows]}"))
+
+
+@dataclass
+class Simulation:
+    """A run that is ready to go: `loop` is the real one; the rest is there to be looked at afterwards."""
+
+    loop: TrainingLoop
+    trace: Trace
+    learner: SimulatedLearner
+    buffer: Buffer
+    rollouts: WorkerPool[RolloutWorker]
+    rewards: WorkerPool[RewardWorker]
+
+
+def assemble(settings: SimulationSettings, directory: Path, clock: Clock) -> Simulation:
+    """Wire the real loop to fake stages. Checkpoints are written under `directory`. Call it on a running
+    event loop.
+    """
+    draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
+    trace = Trace(clock)
+    rollout_workers: list[RolloutWorker] = [
+        SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock)
+        for i in range(settings.rollout_workers)
+    ]
+    reward_workers: list[RewardWorker] = [
+        SimulatedRewardWorker(f"reward-{i}", draws, timing, faults, clock, settings.call_timeout_seconds)
+        for i in range(settings.reward_workers)
+    ]
+    rollouts, rewards = _pool(rollout_workers, settings, trace), _pool(reward_workers, settings, trace)
+    learner = SimulatedLearner(draws, timing, faults, clock)
+    prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
+    rollout_stage, reward_stage = RolloutPool(rollouts), RewardPool(rewards)
+    stages = Stages(
+        prompts=prompts,
+        rollouts=rollout_stage,
+        rewards=reward_stage,
+        learner=learner,
+        evaluator=Evaluator(prompts.heldout(16), 8, rollout_stage, reward_stage, directory / "evaluations"),
+        checkpoints=Checkpointer(directory / "checkpoints", keep=2),
+        observer=trace,
+    )
+    loop = TrainingLoop(_loop_settings(settings), stages, buffer, directory, clock)
+    return Simulation(loop, trace, learner, buffer, rollouts, rewards)
+
+
+def simulate(settings: SimulationSettings, directory: Path) -> Simulation:
+    """Run to the end in virtual time. Raises what ended the run, or DeadlockError if it would hang."""
+
+    async def main() -> Simulation:
+        simulation = assemble(settings, directory, VirtualClock())
+        await simulation.loop.run()
+        await asyncio.gather(simulation.rollouts.close(), simulation.rewards.close())
+        return simulation
+
+    return run_in_virtual_time(main())
+
+
+def _pool(workers: list[W], settings: SimulationSettings, trace: Trace) -> WorkerPool[W]:
+    async def replace(worker: W) -> W:
+        await asyncio.sleep(settings.timing.restart)
+        return worker
+
+    def on_lost(lost: Exception) -> None:
+        trace.on_event("worker_lost", {"error": str(lost)})
+
+    return WorkerPool(workers, replace, settings.max_restarts, on_lost)
+
+
+def _loop_settings(settings: SimulationSettings) -> LoopSettings:
+    return LoopSettings(
+        steps=settings.steps,
+        seed=settings.seed,
+        group_size=settings.group_size,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=8,
+        evaluate_every=settings.evaluate_every,
+        checkpoint_every=settings.checkpoint_every,
+        record_every=10,
+        sampled_rollouts=2,
+        dynamic_sampling=settings.dynamic_sampling,
+        max_resampled=settings.max_resampled,
+        grading_failure_budget=0.0,
+        max_learner_rebuilds=settings.max_learner_rebuilds,
+    )

@@ -1,0 +1,242 @@
+"""Fake workers with the timing and the faults of real ones; no token, no model.
+
+Every duration and every fault is drawn from a generator of its own, seeded by (seed, what, which, how often),
+so that one more fault somewhere does not shift all the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.clock import Clock
+from orchestrator.errors import CheckpointError, WorkerLostError
+from orchestrator.training.records import Batch, GroupTicket, Prompt, StepReport, WeightVersion
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span, Updated
+from orchestrator.training.usage import Activity
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often things go wrong: probabilities for each call; a hang lasts `hang_seconds`."""
+
+    rollout_death: float = 0.0
+    reward_hang: float = 0.0
+    late_publish: float = 0.0
+    learner_death: float = 0.0
+    hang_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Mean virtual seconds of one call; generation varies between half and thrice that (long tails are what
+    staleness is for).
+    """
+
+    generate: float = 1.0
+    score: float = 0.1
+    update: float = 0.8
+    publish: float = 0.05
+    restart: float = 5.0
+
+
+class Draws:
+    """Seeded randomness that does not depend on the order of calls: the n-th draw of a name is always the
+    same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._counts: dict[str, int] = {}
+
+    def uniform(self, name: str) -> float:
+        """The next number in [0, 1) of `name`."""
+        count = self._counts.get(name, 0)
+        self._counts[name] = count + 1
+        return random.Random(f"{self._seed}/{name}/{count}").random()
+
+
+@dataclass(frozen=True, slots=True)
+class CountingSummary:
+    """The fake of `Summary`: counts rollouts, with a fixed reward."""
+
+    rollouts: int
+    tokens: int
+
+    def __add__(self, other: Self, /) -> CountingSummary:
+        """Both."""
+        return CountingSummary(self.rollouts + other.rollouts, self.tokens + other.tokens)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics that the loop and the evaluation look at."""
+        return {
+            "rollout/count": float(self.rollouts),
+            "rollout/tokens": float(self.tokens),
+            "rollout/length_mean": self.tokens / self.rollouts,
+            "rollout/reflection_fraction": 0.0,
+            "rollout/truncated_fraction": 0.0,
+            "reward/mean": 0.5,
+            "reward/failed_fraction": 0.0,
+            "accuracy/train": 0.5,
+        }
+
+
+class SimulatedRolloutWorker:
+    """Sleeps as long as sampling takes; dies now and then, in the middle."""
+
+    def __init__(self, name: str, draws: Draws, timing: Timing, faults: Faults, clock: Clock) -> None:
+        self.name = name
+        self._draws, self._timing, self._faults, self._clock = draws, timing, faults, clock
+
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
+        """Sleep; every group gets 10 tokens a rollout, of version `weights.version`."""
+        start_ns = self._clock.now_ns()
+        seconds = self._timing.generate * (0.5 + 2.5 * self._draws.uniform("generate") ** 3)
+        if self._draws.uniform("rollout_death") < self._faults.rollout_death:
+            await asyncio.sleep(seconds / 2)
+            raise WorkerLostError(self.name, "died while sampling")
+        await asyncio.sleep(seconds)
+        span = Span(request.activity, start_ns, self._clock.now_ns())
+        tokens = 10 * request.group_size * len(request.groups)
+        return Generated(request, block=weights.version, tokens=tokens, spans=(span,))
+
+
+class SimulatedRewardWorker:
+    """Grades at once or hangs; a hang is noticed after `call_timeout_seconds` and the worker replaced."""
+
+    def __init__(
+        self,
+        name: str,
+        draws: Draws,
+        timing: Timing,
+        faults: Faults,
+        clock: Clock,
+        call_timeout_seconds: float,
+    ) -> None:
+        self.name = name
+        self._draws, self._timing, self._faults, self._clock = draws, timing, faults, clock
+        self._call_timeout_seconds = call_timeout_seconds
+
+    async def score(self, generated: Generated) -> Scored:
+        """A ticket a group; one group in eight is uninformative."""
+        start_ns = self._clock.now_ns()
+        hangs = self._draws.uniform("reward_hang") < self._faults.reward_hang
+        try:
+            async with asyncio.timeout(self._call_timeout_seconds):
+                await asyncio.sleep(self._faults.hang_seconds if hangs else self._timing.score)
+        except TimeoutError as error:
+            raise WorkerLostError(self.name, f"no answer in {self._call_timeout_seconds:g} s") from error
+        request = generated.request
+        tickets = tuple(
+            GroupTicket(
+                group_id=group_id,
+                prompt_id=prompt.prompt_id,
+                requested_version=request.version,
+                oldest_version=generated.block,
+                tokens=10 * request.group_size,
+                reward_mean=0.5,
+                informative=group_id % 8 != 0,
+                row=row,
+                block=generated.block,
+                scores=None,
+            )
+            for row, (group_id, prompt) in enumerate(request.groups)
+        )
+        summary = CountingSummary(request.group_size * len(request.groups), generated.tokens)
+        return Scored(tickets, summary, (Span(Activity.SCORE, start_ns, self._clock.now_ns()),))
+
+    async def record(
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+    ) -> list[dict[str, Any]]:
+        """Nothing to write: there are no tokens."""
+        return [{"step": step, "group_id": ticket.group_id} for ticket in tickets[:sample]]
+
+
+@dataclass
+class SimulatedLearner:
+    """A `LearnerStage` whose model is the list of groups it was trained on: a restore must give back exactly
+    that.
+    """
+
+    draws: Draws
+    timing: Timing
+    faults: Faults
+    clock: Clock
+    trained: list[int] = field(default_factory=list[int])
+    saved: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    rebuilt: int = 0
+
+    async def update(self, batch: Batch) -> Updated:
+        """Remember the batch's groups."""
+        start_ns = self.clock.now_ns()
+        if self.draws.uniform("learner_death") < self.faults.learner_death:
+            await asyncio.sleep(self.timing.update / 2)
+            raise WorkerLostError("learner-0", "died while updating")
+        await asyncio.sleep(self.timing.update)
+        self.trained.extend(ticket.group_id for ticket in batch.tickets)
+        report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)})
+        return Updated(report, (Span(Activity.UPDATE, start_ns, self.clock.now_ns()),))
+
+    async def publish(self, version: WeightVersion) -> PublishedWeights:
+        """Nothing but a version, sometimes late."""
+        start_ns = self.clock.now_ns()
+        late = self.draws.uniform("late_publish") < self.faults.late_publish
+        await asyncio.sleep(self.faults.hang_seconds if late else self.timing.publish)
+        return PublishedWeights(version, None, (Span(Activity.SYNC, start_ns, self.clock.now_ns()),))
+
+    async def save(self, directory: Path) -> tuple[Span, ...]:
+        """Keep a copy under the step's name, whatever the directory it is later renamed to."""
+        self.saved[_step_name(directory)] = list(self.trained)
+        (directory / "trained.txt").write_text("\n".join(map(str, self.trained)))
+        return ()
+
+    async def load(self, directory: Path) -> None:
+        """Go back to the copy."""
+        if _step_name(directory) not in self.saved:
+            raise CheckpointError(f"{directory} is not a checkpoint of this learner")
+        self.trained = list(self.saved[_step_name(directory)])
+
+    async def export(self, directory: Path) -> None:
+        """Nothing to export."""
+
+    async def rebuild(self) -> None:
+        """Fresh ranks: all that was learnt since the start is gone until a checkpoint is loaded."""
+        await asyncio.sleep(self.timing.restart)
+        self.trained = []
+        self.rebuilt += 1
+
+
+class CountingPrompts:
+    """A `PromptSource` without end: prompt i is named `sim/train/i`."""
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    def take(self, count: int) -> Sequence[Prompt]:
+        """The next `count`."""
+        first, self._position = self._position, self._position + count
+        return [self.get(f"sim/train/{index}") for index in range(first, self._position)]
+
+    def heldout(self, count: int) -> Sequence[Prompt]:
+        """`sim/heldout/i`."""
+        return [self.get(f"sim/heldout/{index}") for index in range(count)]
+
+    def get(self, prompt_id: str) -> Prompt:
+        """A prompt that is its own name."""
+        return Prompt(prompt_id, prompt_id, {})
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """How many were taken."""
+        return {"position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._position = int(state["position"])
+
+
+def _step_name(directory: Path) -> str:
+    return directory.name.strip(".").removesuffix(".partial")

@@ -1,0 +1,198 @@
+"""The seams of the loop: what it asks of each stage. Real stages are actors on a cluster, their twins live in
+`simulation`.
+
+Everything a stage returns is small: handles that only other stages open, and the spans of time that it used
+(`Span`). Awaiting a stage raises the errors of `orchestrator.errors`; what a stage could repair by itself (a
+lost rollout worker) never reaches the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from orchestrator.training.records import (
+    Batch,
+    GroupTicket,
+    Prompt,
+    SamplingParams,
+    StepReport,
+    WeightVersion,
+)
+from orchestrator.training.usage import Activity
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What an actor did from `start_ns` to `end_ns`: the usage event's twin, for the step's own timing."""
+
+    activity: Activity
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """Groups to sample: `groups` are (group id, prompt), at the learner's version `version`, for learner step
+    `step`.
+    """
+
+    groups: tuple[tuple[int, Prompt], ...]
+    version: WeightVersion
+    step: int
+    group_size: int
+    sampling: SamplingParams
+    activity: Activity = Activity.GENERATE
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A finished request: the handle of its `RolloutBlock`, and its size."""
+
+    request: RolloutRequest
+    block: Any = field(repr=False)
+    tokens: int
+    spans: tuple[Span, ...]
+
+
+class Summary(Protocol):
+    """Sums over some rollouts, made next to the data, so that the controller only adds up a few numbers."""
+
+    def __add__(self, other: Self, /) -> Self:
+        """The sums over both."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """`reward/*`, `accuracy/train` and `rollout/*`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A graded block: one ticket a group (they carry the handles) and the sums for the step's metrics."""
+
+    tickets: tuple[GroupTicket, ...]
+    summary: Summary
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A finished learner step."""
+
+    report: StepReport
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """Version `version` of the weights; `handle` is what a rollout worker pulls them with."""
+
+    version: WeightVersion
+    handle: Any = field(repr=False)
+    spans: tuple[Span, ...] = ()
+
+
+class RolloutStage(Protocol):
+    """Samples rollouts, with the newest weights it was told of."""
+
+    @property
+    def width(self) -> int:
+        """How many requests it can work on at once."""
+        ...
+
+    def use(self, weights: PublishedWeights) -> None:
+        """Requests that start from here on are sampled with these weights."""
+        ...
+
+    async def generate(self, request: RolloutRequest) -> Generated:
+        """Run a request to its end."""
+        ...
+
+
+class RewardStage(Protocol):
+    """Grades rollouts."""
+
+    async def score(self, generated: Generated) -> Scored:
+        """Grade every rollout of a block."""
+        ...
+
+    async def record(
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+    ) -> list[dict[str, Any]]:
+        """Write the rollouts of these groups in full under `directory`; returns `sample` of them, to read."""
+        ...
+
+
+class LearnerStage(Protocol):
+    """Updates the model: all ranks as one."""
+
+    async def update(self, batch: Batch) -> Updated:
+        """Train on the batch. Raises WorkerLostError if a rank died, NonFiniteError before a bad update is
+        applied.
+        """
+        ...
+
+    async def publish(self, version: WeightVersion) -> PublishedWeights:
+        """Make the current weights available as `version`."""
+        ...
+
+    async def save(self, directory: Path) -> tuple[Span, ...]:
+        """Write all ranks' state into `directory`."""
+        ...
+
+    async def load(self, directory: Path) -> None:
+        """Continue from the state in `directory`. Raises CheckpointError if it does not fit."""
+        ...
+
+    async def export(self, directory: Path) -> None:
+        """Write the model as a Hugging Face folder."""
+        ...
+
+    async def rebuild(self) -> None:
+        """Replace all ranks by fresh ones, with the weights that the run started from."""
+        ...
+
+
+class PromptSource(Protocol):
+    """Where the next prompt comes from; resumable."""
+
+    def take(self, count: int) -> Sequence[Prompt]:
+        """The next `count` training prompts."""
+        ...
+
+    def heldout(self, count: int) -> Sequence[Prompt]:
+        """The first `count` held-out prompts; never one that `take` returns."""
+        ...
+
+    def get(self, prompt_id: str) -> Prompt:
+        """The prompt of that id."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Its position, as JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a position."""
+        ...
+
+
+class Observer(Protocol):
+    """Who is told what happened: trackers, the progress view, a budget. Must not block; `should_stop` is
+    asked after each step.
+    """
+
+    def on_step(self, report: StepReport) -> None:
+        """A step (or the evaluation before the first) ended."""
+        ...
+
+    def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
+        """Something worth a line in events.jsonl: a lost worker, a checkpoint, a restore."""
+        ...
+
+    def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Some rollouts of a step, to read."""
+        ...

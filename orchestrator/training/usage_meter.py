@@ -1,0 +1,57 @@
+"""Measures what an actor does on its slot, for the ledger and for the step's own timing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from orchestrator.clock import Clock
+from orchestrator.training.stages import Span
+from orchestrator.training.usage import Activity, Role, SpanRecorded, UsageSink, new_event_id
+
+
+@dataclass(slots=True)
+class Measure:
+    """Filled in while a span is open: the tokens that it sampled or trained."""
+
+    tokens: int = 0
+
+
+class UsageMeter:
+    """Belongs to one actor on one lease. A span is emitted when it closes, also when its body raised: the
+    time was used.
+    """
+
+    def __init__(self, sink: UsageSink, clock: Clock, lease_id: str, actor: str, role: Role) -> None:
+        self._sink, self._clock = sink, clock
+        self._lease_id, self._actor, self._role = lease_id, actor, role
+        self._taken: list[Span] = []
+
+    @contextlib.contextmanager
+    def span(self, activity: Activity, step: int) -> Generator[Measure]:
+        """The body of the `with` is `activity` for learner step `step`."""
+        measure, start_ns = Measure(), self._clock.now_ns()
+        try:
+            yield measure
+        finally:
+            end_ns = self._clock.now_ns()
+            self._taken.append(Span(activity, start_ns, end_ns))
+            self._sink.emit(
+                SpanRecorded(
+                    event_id=new_event_id(),
+                    lease_id=self._lease_id,
+                    actor=self._actor,
+                    role=self._role,
+                    activity=activity,
+                    start_ns=start_ns,
+                    end_ns=end_ns,
+                    step=step,
+                    tokens=measure.tokens,
+                )
+            )
+
+    def take(self) -> tuple[Span, ...]:
+        """The spans closed since the last `take`: an actor returns them with its answer."""
+        spans, self._taken = tuple(self._taken), []
+        return spans
