@@ -41,6 +41,18 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return ids
 
 
+def end_of_sequence(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of the end-of-sequence token. Raises ConfigError if the tokenizer has none."""
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise ConfigError(
+            "model",
+            "a tokenizer without eos_token",
+            "a tokenizer with one",
+            "set it in tokenizer_config.json",
+        )
+    return tokenizer.eos_token_id
+
+
 def decode_responses(
     tokenizer: PreTrainedTokenizerFast, responses: Sequence[Sequence[int]]
 ) -> tuple[str, ...]:

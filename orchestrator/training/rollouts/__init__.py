@@ -1,0 +1,1 @@
+"""Rollouts: the `Engine` port (`engine.py`), its fake (`scripted.py`) and its implementations (`engines/`)."""

@@ -11,7 +11,9 @@ class RolloutConfig(Settings):
     """The `rollout` group."""
 
     engine: str
-    """By registered name: `hf` samples from the model, `worked_solutions` plays back the task's worked solutions (a cold start)."""
+    """By registered name: `hf` samples from the model, `worked_solutions` plays back the task's worked
+    solutions (a cold start).
+    """
     workers: int = Field(ge=1)
     group_size: int = Field(ge=1)
     """G, rollouts a prompt. Group-relative algorithms need 2 or more."""

@@ -1,0 +1,91 @@
+"""Plays back the task's worked solutions as if the model had written them.
+
+A cold start (supervised fine-tuning) is then an ordinary run: the same loop, buffer and learner, with the
+loss `nll`, whose gradient needs neither rewards nor log-probs of the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from orchestrator.errors import ConfigError
+from orchestrator.training.models.build import build_tokenizer
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.prompting import (
+    decode_responses,
+    encode_text,
+    end_of_sequence,
+    render_prompt,
+)
+from orchestrator.training.records import Finish, Prompt, RolloutBlock, WeightVersion
+from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
+from orchestrator.training.rollouts.engines import ENGINES
+
+
+class WorkedSolutionsEngine:
+    """An `Engine` whose rollouts are `prompt.solution` and the end-of-sequence token, with log-prob 0 (they
+    are certain) and Finish.STOP.
+
+    It has no weights: a published version only marks the tokens that follow. Sampling parameters have no
+    effect, except that a solution longer than `max_new_tokens` is refused: cut short it would teach the model
+    to stop in the middle.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int) -> None:
+        self._tokenizer, self._context = tokenizer, context
+        self._version: WeightVersion = 0
+
+    def generate(self, request: GenerateRequest) -> RolloutBlock:
+        """The solutions, each `group_size` times. Raises ConfigError for a prompt without one, or with one
+        that is too long.
+        """
+        prompt_tokens = [render_prompt(self._tokenizer, prompt.text) for prompt in request.prompts]
+        responses: list[Response] = []
+        for prompt, rendered in zip(request.prompts, prompt_tokens, strict=True):
+            require_room(prompt, len(rendered), self._context)
+            room = min(request.sampling.max_new_tokens, self._context - len(rendered))
+            responses += [self._play_back(prompt, room)] * request.group_size
+        return assemble_block(
+            request,
+            prompt_tokens,
+            responses,
+            self._version,
+            lambda rows: decode_responses(self._tokenizer, rows),
+        )
+
+    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
+        """Tokens from here on carry `version`; the tensors are read to their end and dropped."""
+        for _ in tensors:
+            pass
+        self._version = version
+
+    def _play_back(self, prompt: Prompt, room: int) -> Response:
+        if not prompt.solution:
+            raise ConfigError(
+                "task.solutions",
+                "null",
+                "a writer of worked solutions",
+                f"{prompt.prompt_id} has no solution to play back",
+            )
+        tokens = [*encode_text(self._tokenizer, prompt.solution), end_of_sequence(self._tokenizer)]
+        if len(tokens) > room:
+            raise ConfigError(
+                "rollout.max_new_tokens",
+                f"room for {room} tokens",
+                f"{len(tokens)} or more",
+                f"the solution of {prompt.prompt_id}",
+            )
+        return Response(tokens, [0.0] * len(tokens), Finish.STOP)
+
+
+@ENGINES.register("worked_solutions")
+def worked_solutions(
+    model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int
+) -> WorkedSolutionsEngine:
+    """The engine for `model`'s tokenizer; it needs no device and no seed."""
+    return WorkedSolutionsEngine(build_tokenizer(model), model.context)
