@@ -1,0 +1,244 @@
+"""What the parts of a config must agree on: combinations that can't work are named before anything starts.
+
+Each rule yields a `ConfigError` for each combination that it refuses. What one value may be by itself is said
+where the value is declared.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterator
+
+from orchestrator.errors import ConfigError
+from orchestrator.run_config import RunConfig
+
+Rule = Callable[[RunConfig], Iterator[ConfigError]]
+
+TASK_SOURCE_FIELDS = {
+    "reasoning_gym": ("dataset",),
+    "jsonl": ("path", "prompt_field", "answer_field"),
+    "parquet": ("path", "prompt_field", "answer_field"),
+    "dataset_folder": ("path", "prompt_field", "answer_field"),
+}
+MODEL_FAMILY_FIELDS = {
+    "pretrained": ("path",),
+    "gguf_package": ("package",),
+    "deepseek_v3_from_scratch": ("architecture",),
+}
+
+
+def problems(config: RunConfig) -> list[ConfigError]:
+    """All that is impossible in `config`, in the order of the flow; empty if it can be run."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def _model_is_complete(config: RunConfig) -> Iterator[ConfigError]:
+    for field in MODEL_FAMILY_FIELDS[config.model.family]:
+        if not getattr(config.model, field):
+            yield ConfigError(
+                f"model.{field}", "nothing", "a value", f"model.family {config.model.family} needs it"
+            )
+
+
+def _task_is_complete(config: RunConfig) -> Iterator[ConfigError]:
+    for field in TASK_SOURCE_FIELDS[config.task.source]:
+        if not getattr(config.task, field):
+            yield ConfigError(
+                f"task.{field}", "nothing", "a value", f"task.source {config.task.source} needs it"
+            )
+
+
+def _template_holds_the_question(config: RunConfig) -> Iterator[ConfigError]:
+    template = config.task.template
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        yield ConfigError(
+            "task.template",
+            template,
+            "text with {question} in it",
+            f"{error}; write {{{{ for a literal brace",
+        )
+        return
+    if fields != {"question"}:
+        hint = "the prompt would not ask anything" if not fields else "write {{ and }} for literal braces"
+        yield ConfigError("task.template", template, "text with {question}, and no other field, in it", hint)
+
+
+def _evaluation_has_prompts(config: RunConfig) -> Iterator[ConfigError]:
+    if config.evaluation.every and config.evaluation.prompts > config.task.heldout_size:
+        yield ConfigError(
+            "evaluation.prompts",
+            str(config.evaluation.prompts),
+            f"{config.task.heldout_size} or fewer",
+            "task.heldout_size says how many held-out prompts there are",
+        )
+
+
+def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
+    response, context = config.rollout.max_new_tokens, config.model.context
+    if response >= context:
+        yield ConfigError(
+            "rollout.max_new_tokens",
+            str(response),
+            f"fewer than {context}",
+            "model.context holds the prompt and the response",
+        )
+    if config.reward.overlong_buffer > response:
+        yield ConfigError(
+            "reward.overlong_buffer",
+            str(config.reward.overlong_buffer),
+            f"{response} or fewer",
+            "it is the last part of rollout.max_new_tokens",
+        )
+
+
+def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
+    if config.algorithm.advantage == "constant":
+        return
+    advantage = config.algorithm.advantage
+    if config.rollout.group_size < 2:
+        yield ConfigError(
+            "rollout.group_size",
+            str(config.rollout.group_size),
+            "2 or more",
+            f"algorithm.advantage {advantage} compares the rollouts of a group",
+        )
+    if config.rollout.temperature == 0 and config.rollout.engine != "worked_solutions":
+        yield ConfigError(
+            "rollout.temperature",
+            "0.0",
+            "more than 0",
+            "greedy rollouts of one prompt are all equal: nothing to compare",
+        )
+
+
+def _solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
+    task = config.task
+    if config.rollout.engine == "worked_solutions" and not (task.solutions or task.solution_field):
+        yield ConfigError(
+            "rollout.engine",
+            "worked_solutions",
+            "hf, or a task with task.solutions or task.solution_field",
+            f"task {task.name} has no worked solutions to imitate",
+        )
+
+
+def _batch_is_divisible(config: RunConfig) -> Iterator[ConfigError]:
+    rollout, learner = config.rollout, config.learner
+    rollouts = rollout.prompts_per_step * rollout.group_size
+    if rollouts % learner.world_size:
+        yield ConfigError(
+            "learner.world_size",
+            str(learner.world_size),
+            f"a divisor of {rollouts}",
+            "rollout.prompts_per_step x rollout.group_size rollouts are shared by the ranks",
+        )
+    if rollout.prompts_per_step % learner.minibatches:
+        yield ConfigError(
+            "learner.minibatches",
+            str(learner.minibatches),
+            f"a divisor of {rollout.prompts_per_step}",
+            "the groups of rollout.prompts_per_step prompts are shared by the optimizer updates of a step",
+        )
+
+
+def _experts_are_divisible(config: RunConfig) -> Iterator[ConfigError]:
+    learner = config.learner
+    size = learner.expert_parallel_size
+    if size == 1:
+        return
+    if learner.world_size % size:
+        yield ConfigError(
+            "learner.expert_parallel_size",
+            str(size),
+            f"a divisor of {learner.world_size}",
+            "it divides learner.world_size",
+        )
+    if learner.zero_stage == 0:
+        yield ConfigError(
+            "learner.zero_stage",
+            "0",
+            "1, 2 or 3",
+            "DeepSpeed's gradients of experts are wrong at stage 0 with expert parallelism",
+        )
+    experts = config.model.architecture.get("n_routed_experts")
+    if isinstance(experts, int) and experts % size:
+        yield ConfigError(
+            "learner.expert_parallel_size",
+            str(size),
+            f"a divisor of {experts}",
+            "it divides model.architecture.n_routed_experts",
+        )
+
+
+def _staleness_is_corrected(config: RunConfig) -> Iterator[ConfigError]:
+    algorithm = config.algorithm
+    corrected = algorithm.loss in ("clipped", "nll") or algorithm.off_policy.correction != "none"
+    if config.max_staleness > 0 and not corrected:
+        yield ConfigError(
+            "max_staleness",
+            str(config.max_staleness),
+            "0, or algorithm.off_policy.correction truncated_importance_sampling, or algorithm.loss clipped",
+            f"algorithm.loss {algorithm.loss} is wrong on rollouts of older weights",
+        )
+
+
+def _learning_rate_falls(config: RunConfig) -> Iterator[ConfigError]:
+    learner = config.learner
+    if learner.schedule != "constant" and learner.final_learning_rate > learner.learning_rate:
+        yield ConfigError(
+            "learner.final_learning_rate",
+            str(learner.final_learning_rate),
+            f"{learner.learning_rate} or less",
+            f"learner.schedule {learner.schedule} goes down from learner.learning_rate",
+        )
+
+
+def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
+    cluster = config.cluster
+    shares = {"rollout": cluster.rollout, "reward": cluster.reward, "learner": cluster.learner}
+    if cluster.resource == "cpu":
+        for role, share in shares.items():
+            if share.gpus:
+                yield ConfigError(
+                    f"cluster.{role}.gpus",
+                    str(share.gpus),
+                    "0",
+                    "cluster.resource cpu: the slots have no GPU",
+                )
+        if config.learner.backend == "nccl":
+            yield ConfigError(
+                "learner.backend", "nccl", "auto, gloo", "cluster.resource cpu: the slots have no GPU"
+            )
+    together = sum(share.cpus for share in shares.values())
+    if cluster.layout == "colocated" and together > cluster.slot_cpus + 1e-9:
+        yield ConfigError(
+            "cluster.slot_cpus",
+            str(cluster.slot_cpus),
+            f"{together:g} or more",
+            "layout colocated: the cpus of rollout, reward and learner share one slot",
+        )
+
+
+def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
+    names = [stage.name for stage in config.stages]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield ConfigError("stages", name, "a name for each stage", "two stages have this name")
+
+
+RULES: tuple[Rule, ...] = (
+    _model_is_complete,
+    _task_is_complete,
+    _template_holds_the_question,
+    _evaluation_has_prompts,
+    _responses_fit,
+    _groups_can_be_compared,
+    _solutions_exist,
+    _batch_is_divisible,
+    _experts_are_divisible,
+    _staleness_is_corrected,
+    _learning_rate_falls,
+    _slots_hold_the_roles,
+    _stage_names_differ,
+)

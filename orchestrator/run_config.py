@@ -1,0 +1,134 @@
+"""The config of one run: what `conf/` composes to, what `config.yaml` in a run directory holds.
+
+Each part of the flow owns its own config; this module only puts them together. It knows neither Hydra nor
+files.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from orchestrator.training.advantages.config import AlgorithmConfig
+from orchestrator.training.cluster.config import ClusterConfig
+from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.prompts.config import TaskConfig
+from orchestrator.training.rewards.config import RewardConfig
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.settings import Settings
+from orchestrator.training.telemetry.config import TrackingConfig
+
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+Purpose = Literal["final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation"]
+
+
+class CheckpointConfig(Settings):
+    """When the run is written down so that it can go on after a stop."""
+
+    every: int = Field(ge=0)
+    """Steps between two checkpoints; 0: only at the end and when the run is drained."""
+    keep: int = Field(ge=1)
+    """How many of the newest checkpoints are kept."""
+    store: str | None
+    """null: the run directory; otherwise a directory or `s3://bucket/prefix`."""
+
+
+class EvaluationConfig(Settings):
+    """When the held-out prompts are answered, greedily, and scored."""
+
+    every: int = Field(ge=0)
+    """Steps between two evaluations; the first is before step 1, the last after the last step. 0: no
+    evaluation.
+    """
+    prompts: int = Field(ge=1)
+    """How many of the task's held-out prompts are used."""
+
+
+class LedgerConfig(Settings):
+    """Where the usage events of the run are booked."""
+
+    url: str | None
+    """An SQLAlchemy URL (`sqlite:///...`, `postgresql+psycopg://...`); null: SQLite under the output
+    directory.
+    """
+
+
+class BudgetConfig(Settings):
+    """What the run may cost."""
+
+    limit: Decimal | None = Field(ge=0)
+    """The run makes a checkpoint and stops (exit 3) before it costs more; null: no limit."""
+    warn_at: tuple[Annotated[float, Field(gt=0, le=1)], ...]
+    """Shares of the limit at which the run warns."""
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    """ISO 4217 code of `limit` and of all reported costs."""
+
+
+class StageConfig(Settings):
+    """One stage of a pipeline: a job of its own."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    job: str
+    overrides: tuple[str, ...]
+    """Hydra overrides of that job, applied in this order."""
+
+
+class RunConfig(Settings):
+    """Everything that a run needs to know; written to `config.yaml` before it starts.
+
+    A pipeline is a run with `stages`; its stages run one after another, each with a `RunConfig` of its own.
+    """
+
+    job: str
+    """The name of the job, which is the name of its file in `conf/`."""
+    seed: int = Field(ge=0)
+    """Of everything that is drawn at random, except the data (`task.seed`)."""
+    steps: int = Field(ge=0)
+    """Learner steps (weight versions) that the run makes."""
+    max_staleness: int = Field(ge=0)
+    """How many weight versions a rollout may be behind the learner when it is trained on; 0 is synchronous
+    training.
+    """
+    purpose: Purpose
+    """What the run is for. The headline cost of a model counts `final` runs, the full cost all of them."""
+    organisation: Label
+    cost_centre: Label
+    team: Label
+    project: Label
+    model: ModelConfig
+    task: TaskConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    algorithm: AlgorithmConfig
+    learner: LearnerConfig
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+    price_book: dict[str, Any]
+    """The prices of the resources; read by the ledger."""
+    checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
+    ledger: LedgerConfig
+    budget: BudgetConfig
+    output_dir: Path
+    """Where run directories are made."""
+    stages: tuple[StageConfig, ...]
+    """The stages of a pipeline; empty for every other job."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as plain JSON values; amounts of money are decimal strings, paths are strings."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The config as YAML that `orchestrator.config.load` reads back to an equal config."""
+        return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def json_schema() -> str:
+    """The JSON Schema of a composed config, indented."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2) + "\n"
