@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from orchestrator.training.prompts.template import check_template
 from orchestrator.training.settings import Settings
 
 
@@ -14,8 +15,9 @@ class TaskConfig(Settings):
 
     name: str
     source: Literal["reasoning_gym", "jsonl", "parquet", "dataset_folder"]
-    """`reasoning_gym`: the generator `dataset` with `options`; `jsonl` and `parquet`: the file `path`; `dataset_folder`: a Hugging Face dataset saved
-    by `save_to_disk`, or a folder of its parquet/jsonl files, at `path`."""
+    """`reasoning_gym`: the generator `dataset` with `options`; `jsonl` and `parquet`: the file `path`;
+    `dataset_folder`: a Hugging Face dataset saved by `save_to_disk`, or a folder of its parquet/jsonl files,
+    at `path`."""
     dataset: str | None
     """The reasoning_gym dataset (`chain_sum`, `countdown`, ...)."""
     options: dict[str, Any]
@@ -28,7 +30,9 @@ class TaskConfig(Settings):
     solution_field: str | None
     """Which field of a row is a worked solution for the cold start, if any."""
     template: str
-    """The prompt that the model reads, with `{question}` in it. A model with a chat template gets it as the user's message."""
+    """The prompt that the model reads, with `{question}` or other fields of a row in it (of a reasoning_gym
+    entry: what its metadata holds, such as countdown's `{numbers}` and `{target}`; lists are joined by
+    commas). `{{` and `}}` write braces. A model with a chat template gets it as the user's message."""
     solutions: str | None
     """How worked solutions for the cold start are written, by registered name; null: the task has none."""
     train_size: int = Field(ge=1)
@@ -37,3 +41,13 @@ class TaskConfig(Settings):
     """Held-out prompts: the evaluation never sees a training prompt and the training never a held-out one."""
     seed: int = Field(ge=0)
     """Of the generator, and of the split. Not the run's seed: all runs of a comparison share the data."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        needed = "dataset" if self.source == "reasoning_gym" else "path"
+        if getattr(self, needed) is None:
+            raise ValueError(f"{needed}: got null, allowed: a value, because source is {self.source}")
+        if self.solutions is not None and self.solution_field is not None:
+            raise ValueError("solutions: got a writer beside solution_field, allowed: one of the two")
+        check_template(self.template)
+        return self

@@ -3,8 +3,8 @@
     @SOLUTIONS.register("countdown")
     def countdown(row: Mapping[str, Any], rng: random.Random) -> str: ...
 
-`row` is the question as its source has it, flat: the fields of a file's row, or of a reasoning_gym entry `question`, `answer` and
-everything in its `metadata` (`numbers`, `target`, `expression`, ...).
+`row` is the question as its source has it, flat: the fields of a file's row, or of a reasoning_gym entry
+`question`, `answer` and everything in its `metadata` (`numbers`, `target`, `expression`, ...).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class SolutionWriter(Protocol):
     """Writes what a model should say to a question, tags of the answer format included."""
 
     def __call__(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        """The solution of the question in `row`. All chance comes from `rng`, which is seeded by the prompt's id: the same prompt has the same
-        solution in every run.
+        """The solution of the question in `row`. All chance comes from `rng`, which is seeded by the prompt's
+        id: the same prompt has the same solution in every run.
         """
         ...
 

@@ -1,0 +1,97 @@
+"""Prompts in a seeded order, epoch after epoch, resumable."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.training.records import Prompt
+
+
+class EpochPrompts:
+    """Hands out every training prompt once an epoch; the order of an epoch is a pure function of (seed,
+    epoch).
+
+    It is also the fake of the port: give it prompts that a test made up.
+    """
+
+    def __init__(self, train: Sequence[Prompt], heldout: Sequence[Prompt], seed: int) -> None:
+        if not train:
+            raise ValueError("no training prompts")
+        self._train, self._heldout, self._seed = tuple(train), tuple(heldout), seed
+        self._by_id = {prompt.prompt_id: prompt for prompt in (*self._train, *self._heldout)}
+        if len(self._by_id) != len(self._train) + len(self._heldout):
+            raise ValueError("two prompts share an id")
+        self._epoch, self._position = 0, 0
+        self._order = epoch_order(seed, 0, len(self._train))
+
+    def __len__(self) -> int:
+        """Training prompts of an epoch."""
+        return len(self._train)
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` training prompts; more than an epoch has begins the next one."""
+        taken: list[Prompt] = []
+        while len(taken) < count:
+            if self._position == len(self._train):
+                self._move_to(self._epoch + 1, 0)
+            until = min(self._position + count - len(taken), len(self._train))
+            taken.extend(self._train[index] for index in self._order[self._position : until])
+            self._position = until
+        return taken
+
+    def heldout(self, count: int) -> list[Prompt]:
+        """The first `count` held-out prompts, always the same; never one that `take` returns.
+
+        Raises ConfigError if there are fewer.
+        """
+        if count > len(self._heldout):
+            raise ConfigError(
+                "evaluation.prompts", str(count), f"at most task.heldout_size, {len(self._heldout)}"
+            )
+        return list(self._heldout[:count])
+
+    def get(self, prompt_id: str) -> Prompt:
+        """The prompt of that id, training or held-out. Raises CheckpointError if the task has none of that
+        id."""
+        if prompt_id not in self._by_id:
+            raise CheckpointError(
+                f"no prompt {prompt_id!r}: the task's data is not what the run started with"
+            )
+        return self._by_id[prompt_id]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over ids and texts of all prompts: what a manifest says the data was."""
+        digest = hashlib.sha256()
+        for prompt in (*self._train, *self._heldout):
+            digest.update(f"{prompt.prompt_id}\0{prompt.text}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as JSON. The prompts themselves are made again from the config."""
+        return {"epoch": self._epoch, "position": self._position, "digest": self.digest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a position. Raises CheckpointError if the prompts are not those of the state."""
+        if state["digest"] != self.digest:
+            raise CheckpointError(
+                "the task's prompts are not those of the checkpoint: its file, options or template changed"
+            )
+        self._move_to(int(state["epoch"]), int(state["position"]))
+
+    def _move_to(self, epoch: int, position: int) -> None:
+        if epoch != self._epoch:
+            self._order = epoch_order(self._seed, epoch, len(self._train))
+        self._epoch, self._position = epoch, position
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
+    """A permutation of `range(size)`."""
+    order = list(range(size))
+    random.Random(f"prompts/{seed}/{epoch}").shuffle(order)
+    return order

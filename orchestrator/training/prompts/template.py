@@ -1,0 +1,56 @@
+"""The text that a model reads: the task's template with a question's fields in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from orchestrator.errors import ConfigError
+
+_PIECE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+
+
+def render(template: str, fields: Mapping[str, Any], hidden: Set[str]) -> str:
+    """`template` with each `{field}` replaced, once: braces inside a question are text. `{{` and `}}` write
+    braces; other braces stay as they are.
+
+    Lists are joined by commas. Raises ConfigError if the template names a field that is missing, or one that
+    gives the answer away.
+
+    >>> render("{question} \\\\boxed{}", {"question": "What is {1}?"}, set())
+    'What is {1}? \\\\boxed{}'
+    >>> render("{numbers}={target}", {"numbers": [3, 6, 2], "target": 7}, set())
+    '3,6,2=7'
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name is None:
+            return match.group(0)[0]
+        if name not in fields or name in hidden:
+            raise _unknown(name, sorted(fields.keys() - hidden))
+        return _as_text(fields[name])
+
+    return _PIECE.sub(replace, template)
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError if the template has no field at all: every prompt would be the same."""
+    if not any(match.group(1) for match in _PIECE.finditer(template)):
+        raise ValueError("template: no field in it, allowed: text with {question} in it")
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _unknown(name: str, allowed: list[str]) -> ConfigError:
+    return ConfigError(
+        "task.template",
+        f"{{{name}}}",
+        ", ".join(f"{{{field}}}" for field in allowed),
+        "write {{ and }} for braces that are text",
+    )
