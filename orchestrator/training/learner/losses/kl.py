@@ -24,7 +24,7 @@ after it. All of the above is for tokens sampled from p; others need the weights
 clamped: a clamp would take the gradient away where the divergence is largest, and an overflow becomes a
 loss that is not finite, which the learner refuses by name.
 
-Gradients: Tang and Munos 2025, https://arxiv.org/abs/2506.09477.
+Gradients: Tang and Munos 2025, https://arxiv.org/abs/2506.09477; Liu et al. 2025, https://arxiv.org/abs/2510.01555.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""Every config of `conf/algorithm` is complete and valid, and impossible combinations are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from orchestrator.training.advantages.config import AlgorithmConfig
+
+FOLDER = Path(__file__).parents[4] / "conf" / "algorithm"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def test_the_algorithms_that_there_are() -> None:
+    assert {path.stem for path in FILES} == {
+        "dapo", "dr_grpo", "grpo", "grpo_tis", "grpo_token",
+        "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "sft",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_is_a_complete_config_that_carries_its_own_name(path: Path) -> None:
+    assert AlgorithmConfig.model_validate(load(path.stem)).name == path.stem
+
+
+def test_published_settings() -> None:
+    grpo, dapo, dr_grpo = (AlgorithmConfig.model_validate(load(name)) for name in ("grpo", "dapo", "dr_grpo"))
+    # DeepSeekMath: per-rollout mean, k3 with coefficient 0.04.
+    assert (grpo.aggregation, grpo.kl.estimator, grpo.kl.coefficient) == ("sequence", "k3", 0.04)
+    # DAPO: clip 0.2 below and 0.28 above, token-level loss, dynamic sampling, no KL.
+    assert (dapo.clip_low, dapo.clip_high, dapo.aggregation) == (0.2, 0.28, "token")
+    assert dapo.dynamic_sampling
+    assert dapo.kl.coefficient == 0
+    # Dr. GRPO: no division by the std nor by the length.
+    assert (dr_grpo.advantage, dr_grpo.aggregation, dr_grpo.kl.coefficient) == ("dr_grpo", "constant", 0)
+
+
+def test_tis_differs_from_its_base_in_the_correction_alone() -> None:
+    base, corrected = load("grpo_token"), load("grpo_tis")
+    changed = {key for key in base if base[key] != corrected[key]}
+    assert changed == {"name", "off_policy"}
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("grpo", 2), ("rloo", 2), ("reinforce_plus_plus_baseline", 2), ("reinforce_plus_plus", 1), ("sft", 1)],
+)
+def test_least_group_size(name: str, least: int) -> None:
+    assert AlgorithmConfig.model_validate(load(name)).least_group_size == least
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("advantage", "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
+        ("loss", "clipped, nll, reinforce"),
+    ],
+)
+def test_an_unknown_part_is_refused_with_the_names_there_are(key: str, names: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        AlgorithmConfig.model_validate(load("grpo") | {key: "gae"})
+    (error,) = refusal.value.errors()
+    assert error["loc"] == (key,)
+    assert error["input"] == "gae"
+    assert error["msg"] == f"Input should be {names}"
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "key", "allowed"),
+    [
+        ("grpo", {"loss": "nll"}, "advantage", "constant"),
+        ("sft", {"off_policy": {"correction": "truncated_importance_sampling", "truncation": 2.0}},
+         "off_policy.correction", "none"),
+        ("sft", {"drop_uninformative": True}, "drop_uninformative", "false"),
+        ("sft", {"dynamic_sampling": True}, "dynamic_sampling", "false"),
+        ("reinforce_plus_plus", {"drop_uninformative": True}, "drop_uninformative", "false"),
+        ("reinforce_plus_plus", {"dynamic_sampling": True}, "dynamic_sampling", "false"),
+        ("grpo", {"drop_uninformative": True}, "drop_uninformative", "false"),
+    ],
+)  # fmt: skip
+def test_combinations_that_would_compute_something_else(
+    base: str, change: dict[str, Any], key: str, allowed: str
+) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        AlgorithmConfig.model_validate(load(base) | change)
+    (error,) = refusal.value.errors()
+    assert error["type"] == "refused"
+    context = error["ctx"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    assert (context["key"], context["allowed"]) == (key, allowed)
+    assert error["msg"] == f"{key}: got {context['value']}, allowed: {allowed} ({context['hint']})"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip_low": 1.0}, {"clip_low": -0.1}, {"clip_high": -0.1}, {"aggregation": "mean"}, {"beta": 0.1},
+        {"kl": {"coefficient": -1.0, "estimator": "k3"}}, {"kl": {"coefficient": 0.1, "estimator": "k4"}},
+        {"off_policy": {"correction": "none", "truncation": 0.0}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_out_of_range_and_unknown_keys_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        AlgorithmConfig.model_validate(load("grpo") | change)
