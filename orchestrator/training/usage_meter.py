@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.clock import Clock
@@ -19,13 +19,13 @@ class Measure:
 
 
 class UsageMeter:
-    """Belongs to one actor on one lease. A span is emitted when it closes, also when its body raised: the
-    time was used.
+    """Belongs to one actor on one slot. A span is emitted when it closes, also when its body raised: the time was
+    used. An actor with several accelerators uses all their leases at once.
     """
 
-    def __init__(self, sink: UsageSink, clock: Clock, lease_id: str, actor: str, role: Role) -> None:
+    def __init__(self, sink: UsageSink, clock: Clock, leases: Sequence[str], actor: str, role: Role) -> None:
         self._sink, self._clock = sink, clock
-        self._lease_id, self._actor, self._role = lease_id, actor, role
+        self._leases, self._actor, self._role = tuple(leases), actor, role
         self._taken: list[Span] = []
 
     @contextlib.contextmanager
@@ -37,19 +37,20 @@ class UsageMeter:
         finally:
             end_ns = self._clock.now_ns()
             self._taken.append(Span(activity, start_ns, end_ns))
-            self._sink.emit(
-                SpanRecorded(
-                    event_id=new_event_id(),
-                    lease_id=self._lease_id,
-                    actor=self._actor,
-                    role=self._role,
-                    activity=activity,
-                    start_ns=start_ns,
-                    end_ns=end_ns,
-                    step=step,
-                    tokens=measure.tokens,
+            for lease_id in self._leases:
+                self._sink.emit(
+                    SpanRecorded(
+                        event_id=new_event_id(),
+                        lease_id=lease_id,
+                        actor=self._actor,
+                        role=self._role,
+                        activity=activity,
+                        start_ns=start_ns,
+                        end_ns=end_ns,
+                        step=step,
+                        tokens=measure.tokens,
+                    )
                 )
-            )
 
     def take(self) -> tuple[Span, ...]:
         """The spans closed since the last `take`: an actor returns them with its answer."""

@@ -1,0 +1,205 @@
+"""The actors: thin shells that build a plain object, measure its calls and answer with small things.
+
+An actor's answer comes in two parts where there is data: the data stays in the object store (`num_returns=2`), the driver
+only fetches the second part. Heavy imports are inside `__init__`: the driver imports this module too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from orchestrator.training.cluster.parts import Parts, Post, log_to_run_directory, start_meter
+from orchestrator.training.records import BatchPart, RolloutBlock, ScoreBlock, StepReport, WeightVersion
+from orchestrator.training.stages import RolloutRequest, Span, Summary
+from orchestrator.training.usage import Activity
+
+if TYPE_CHECKING:
+    from orchestrator.training.learner.distributed import DistributedInit
+    from orchestrator.training.rollouts.engine import Engine
+    from orchestrator.training.weights.buckets import Bucket
+
+PartRefs = Sequence[tuple["ray.ObjectRef[RolloutBlock]", "ray.ObjectRef[ScoreBlock]", tuple[int, ...]]]
+
+
+class RolloutActor:
+    """Samples. Pulls the weights it is pointed at if its own are older."""
+
+    def __init__(self, parts: Parts, post: Post) -> None:
+        log_to_run_directory(parts, post)
+        self._meter = start_meter(parts, post)
+        with self._meter.span(Activity.LOAD, 0):
+            import torch
+
+            from orchestrator.training.rollouts.engines import ENGINES
+
+            if parts.rollout.threads:
+                torch.set_num_threads(parts.rollout.threads)
+            device = torch.device("cuda" if parts.use_gpu else "cpu")
+            names = {parts.rollout.engine, parts.evaluation_engine}
+            self._engines: dict[str, Engine] = {
+                name: ENGINES.get(name)(parts.model, parts.rollout, device, parts.seed) for name in sorted(names)
+            }
+        self._parts = parts
+        self._version: WeightVersion | None = None
+
+    def ready(self) -> tuple[Span, ...]:
+        """Answers once the engine is built."""
+        return self._meter.take()
+
+    def generate(
+        self, request: RolloutRequest, version: WeightVersion, buckets: Sequence[ray.ObjectRef[Bucket]]
+    ) -> tuple[RolloutBlock, tuple[int, tuple[Span, ...]]]:
+        """The block, and (its tokens, spans)."""
+        from orchestrator.training.rollouts.engine import GenerateRequest
+
+        if version != self._version:
+            self._pull(version, buckets, request.step)
+        evaluates = request.activity is Activity.EVALUATE
+        engine = self._engines[self._parts.evaluation_engine if evaluates else self._parts.rollout.engine]
+        group_ids, prompts = zip(*request.groups, strict=True)
+        with self._meter.span(request.activity, request.step) as measure:
+            block = engine.generate(GenerateRequest(group_ids, prompts, request.group_size, request.sampling))
+            measure.tokens = len(block.tokens)
+        return block, (len(block.tokens), self._meter.take())
+
+    def _pull(self, version: WeightVersion, buckets: Sequence[ray.ObjectRef[Bucket]], step: int) -> None:
+        from orchestrator.training.weights.buckets import unflatten
+
+        with self._meter.span(Activity.SYNC, step):
+            tensors = list(unflatten(ray.get(list(buckets))))
+            for engine in self._engines.values():
+                engine.load_weights(version, tensors)
+        self._version = version
+
+
+class RewardActor:
+    """Grades, sums up for the metrics, and writes rollouts to disk."""
+
+    def __init__(self, parts: Parts, post: Post) -> None:
+        log_to_run_directory(parts, post)
+        self._meter = start_meter(parts, post)
+        with self._meter.span(Activity.LOAD, 0):
+            from orchestrator.training.rewards.grader import ProcessGrader
+            from orchestrator.training.telemetry.recorder import RolloutRecorder
+
+            self._grader = ProcessGrader(parts.reward, parts.rollout.max_new_tokens)
+            self._recorder = RolloutRecorder()
+        self._seed = parts.seed
+
+    def ready(self) -> tuple[Span, ...]:
+        """Answers once the grader's process runs."""
+        return self._meter.take()
+
+    def score(
+        self, block: RolloutBlock, step: int
+    ) -> tuple[ScoreBlock, tuple[list[tuple[int, int, float, bool]], Summary, tuple[Span, ...]]]:
+        """The scores, and (a group's oldest version, tokens, mean reward and whether it is informative; sums; spans)."""
+        from orchestrator.training.telemetry.summary import summarise
+
+        with self._meter.span(Activity.SCORE, step) as measure:
+            scores = self._grader.grade(block)
+            summary = summarise(block, scores)
+            groups = _group_facts(block, scores)
+            measure.tokens = len(block.tokens)
+        return scores, (groups, summary, self._meter.take())
+
+    def record(self, step: int, refs: PartRefs, directory: Path, sample: int, heldout: bool) -> list[dict[str, Any]]:
+        """Write the groups' rollouts; `sample` of them."""
+        parts = _fetch(refs)
+        self._recorder.record(step, parts, directory, "heldout" if heldout else "step")
+        return self._recorder.sample(parts, sample, self._seed + step)
+
+    def __ray_shutdown__(self) -> None:
+        """End the grader's process with the actor."""
+        self._grader.close()
+
+
+class LearnerActor:
+    """One learner rank."""
+
+    def __init__(self, parts: Parts, post: Post) -> None:
+        log_to_run_directory(parts, post)
+        self._parts = parts
+        self._meter = start_meter(parts, post)
+        if parts.learner.threads:
+            # Before torch is imported: OpenMP reads it once.
+            os.environ["OMP_NUM_THREADS"] = str(parts.learner.threads)
+
+    def address(self) -> str:
+        """Where the other ranks can reach this one: `host:port`."""
+        from orchestrator.training.learner.distributed import free_port
+
+        host = ray.util.get_node_ip_address()
+        return f"{host}:{free_port(host)}"
+
+    def setup(self, init: DistributedInit) -> tuple[Span, ...]:
+        """Join the other ranks and build the model. Every rank must be called."""
+        with self._meter.span(Activity.LOAD, 0):
+            import torch
+
+            from orchestrator.training.learner.rank import build_learner
+
+            if self._parts.learner.threads:
+                torch.set_num_threads(self._parts.learner.threads)
+            parts = self._parts
+            self._learner = build_learner(
+                init, parts.model, parts.learner, parts.algorithm, parts.rollout, seed=parts.seed, steps=parts.steps
+            )
+        return self._meter.take()
+
+    def update(self, step: int, refs: PartRefs) -> tuple[StepReport, tuple[Span, ...]]:
+        """One training step on the groups."""
+        with self._meter.span(Activity.UPDATE, step) as measure:
+            report = self._learner.update(step, _fetch(refs))
+            measure.tokens = int(report.metrics.get("learner/tokens", 0))
+        return report, self._meter.take()
+
+    def publish(self, version: WeightVersion) -> tuple[list[ray.ObjectRef[Bucket]], tuple[Span, ...]]:
+        """Rank 0: the buckets' handles; the others help to gather and answer with none."""
+        with self._meter.span(Activity.SYNC, version):
+            refs = [ray.put(bucket) for bucket in self._buckets()]
+        return refs, self._meter.take()
+
+    def save(self, directory: Path, step: int) -> tuple[Span, ...]:
+        """Write this rank's shard."""
+        with self._meter.span(Activity.CHECKPOINT, step):
+            self._learner.save(directory)
+        return self._meter.take()
+
+    def load(self, directory: Path) -> tuple[Span, ...]:
+        """Read the shards."""
+        with self._meter.span(Activity.LOAD, 0):
+            self._learner.load(directory)
+        return self._meter.take()
+
+    def export(self, directory: Path) -> tuple[Span, ...]:
+        """Rank 0 writes the Hugging Face folder; the others help to gather."""
+        with self._meter.span(Activity.CHECKPOINT, 0):
+            self._learner.export(directory)
+        return self._meter.take()
+
+    def _buckets(self) -> Iterator[Bucket]:
+        return self._learner.weights()
+
+
+def _fetch(refs: PartRefs) -> list[BatchPart]:
+    """The columns behind the handles, mapped from this node's object store."""
+    blocks: list[RolloutBlock] = ray.get([block for block, _, _ in refs])
+    scores: list[ScoreBlock] = ray.get([score for _, score, _ in refs])
+    return [BatchPart(block, score, rows) for block, score, (_, _, rows) in zip(blocks, scores, refs, strict=True)]
+
+
+def _group_facts(block: RolloutBlock, scores: ScoreBlock) -> list[tuple[int, int, float, bool]]:
+    facts: list[tuple[int, int, float, bool]] = []
+    size = block.group_size
+    for row in range(len(block.group_ids)):
+        start, end = int(block.offsets[row * size]), int(block.offsets[(row + 1) * size])
+        rewards = scores.rewards[row * size : (row + 1) * size]
+        oldest = int(block.versions[start:end].min()) if end > start else 0
+        facts.append((oldest, end - start, float(rewards.mean()), bool((rewards != rewards[0]).any())))
+    return facts

@@ -1,0 +1,51 @@
+"""Calls to actors, and what their failures mean to the loop: classified here, once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from orchestrator.errors import OrchestratorError, WorkerLostError
+
+T = TypeVar("T")
+
+
+class ActorCrashError(OrchestratorError):
+    """An actor's code raised something nobody foresaw; `traceback` is the actor's."""
+
+    def __init__(self, actor: str, traceback: str) -> None:
+        super().__init__(actor, traceback)
+        self.actor, self.traceback = actor, traceback
+
+    def __str__(self) -> str:
+        last = self.traceback.strip().splitlines()[-1]
+        return f"{self.actor} raised {last}\n{self.traceback}"
+
+
+async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T:
+    """Wait for an actor's answer.
+
+    Raises WorkerLostError if the actor died, its data is gone or it did not answer in time; the OrchestratorError that
+    its code raised on purpose; ActorCrashError for anything else it raised.
+    """
+    future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return await asyncio.wait_for(future, timeout_seconds)
+    except TimeoutError as error:
+        raise WorkerLostError(actor, f"no answer in {timeout_seconds:g} s") from error
+    except (RayActorError, ObjectLostError) as error:
+        raise WorkerLostError(actor, _first_line(error)) from error
+    except RayTaskError as error:
+        cause: object = error.cause
+        if isinstance(cause, (RayActorError, ObjectLostError)):
+            raise WorkerLostError(actor, _first_line(cause)) from error
+        if isinstance(cause, OrchestratorError):
+            raise cause from error
+        raise ActorCrashError(actor, error.traceback_str) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,100 @@
+"""All learner ranks as one `LearnerStage`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.training.cluster.actors import LearnerActor
+from orchestrator.training.cluster.calls import answer
+from orchestrator.training.cluster.parts import Parts, Post
+from orchestrator.training.cluster.placement import Seat
+from orchestrator.training.cluster.session import Slots
+from orchestrator.training.cluster.workers import part_refs
+from orchestrator.training.records import Batch, WeightVersion
+from orchestrator.training.stages import PublishedWeights, Span, Updated
+
+
+class RayLearnerGroup:
+    """Calls every rank with the same arguments, in the same order. If one is lost the others hang in a collective: the first
+    loss is raised at once, and `rebuild` replaces them all.
+    """
+
+    def __init__(self, seats: Sequence[Seat], slots: Slots, parts: Parts, timeout_seconds: float) -> None:
+        self._seats, self._slots, self._parts = seats, slots, parts
+        self._timeout_seconds = timeout_seconds
+        self._life = 0
+        self._ranks: list[Any] = self._start()
+
+    async def ready(self) -> None:
+        """Let the ranks find each other and build the model."""
+        from orchestrator.training.learner.distributed import DistributedInit
+
+        host, port = (await self._answer(0, self._ranks[0].address.remote())).rsplit(":", 1)
+        backend = self._parts.learner.backend
+        if backend == "auto":
+            backend = "nccl" if self._parts.use_gpu else "gloo"
+        device = "cuda" if self._parts.use_gpu else "cpu"
+        inits = [
+            DistributedInit(rank, len(self._ranks), host, int(port), backend, device)
+            for rank in range(len(self._ranks))
+        ]
+        await self._gather([rank.setup.remote(init) for rank, init in zip(self._ranks, inits, strict=True)])
+
+    async def update(self, batch: Batch) -> Updated:
+        """One step on all ranks; every rank reports the same numbers."""
+        refs = part_refs(batch.tickets)
+        answers = await self._gather([rank.update.remote(batch.step, refs) for rank in self._ranks])
+        return Updated(answers[0][0], _spans(spans for _, spans in answers))
+
+    async def publish(self, version: WeightVersion) -> PublishedWeights:
+        """Gather the weights into rank 0's object store."""
+        answers = await self._gather([rank.publish.remote(version) for rank in self._ranks])
+        return PublishedWeights(version, answers[0][0], _spans(spans for _, spans in answers))
+
+    async def save(self, directory: Path) -> tuple[Span, ...]:
+        """Every rank writes its shard."""
+        return _spans(await self._gather([rank.save.remote(directory, 0) for rank in self._ranks]))
+
+    async def load(self, directory: Path) -> None:
+        """Every rank reads the shards."""
+        await self._gather([rank.load.remote(directory) for rank in self._ranks])
+
+    async def export(self, directory: Path) -> None:
+        """A Hugging Face folder, written by rank 0."""
+        await self._gather([rank.export.remote(directory) for rank in self._ranks])
+
+    async def rebuild(self) -> None:
+        """Kill all ranks and start fresh ones on the same seats."""
+        self.stop()
+        self._life += 1
+        self._ranks = self._start()
+        await self.ready()
+
+    def stop(self) -> None:
+        """Kill all ranks."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    def _start(self) -> list[Any]:
+        shell = ray.remote(LearnerActor)
+        return [
+            shell.options(**self._slots.options(seat)).remote(
+                self._parts, Post(seat.name, seat.role, self._life, self._slots.leases[seat.slot])
+            )
+            for seat in self._seats
+        ]
+
+    async def _gather(self, refs: Sequence[Any]) -> list[Any]:
+        return await asyncio.gather(*(self._answer(index, ref) for index, ref in enumerate(refs)))
+
+    async def _answer(self, index: int, ref: Any) -> Any:  # noqa: ANN401 - Ray's handles have no static type
+        return await answer(self._seats[index].name, ref, self._timeout_seconds)
+
+
+def _spans(parts: Any) -> tuple[Span, ...]:  # noqa: ANN401
+    return tuple(span for spans in parts for span in spans)
