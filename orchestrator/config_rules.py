@@ -6,11 +6,11 @@ where the value is declared.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Iterator
 
 from orchestrator.errors import ConfigError
 from orchestrator.run_config import RunConfig
+from orchestrator.training.prompts.template import template_fields
 
 Rule = Callable[[RunConfig], Iterator[ConfigError]]
 
@@ -48,21 +48,14 @@ def _task_is_complete(config: RunConfig) -> Iterator[ConfigError]:
             )
 
 
-def _template_holds_the_question(config: RunConfig) -> Iterator[ConfigError]:
-    template = config.task.template
-    try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except ValueError as error:
+def _template_asks_something(config: RunConfig) -> Iterator[ConfigError]:
+    if not template_fields(config.task.template):
         yield ConfigError(
             "task.template",
-            template,
-            "text with {question} in it",
-            f"{error}; write {{{{ for a literal brace",
+            config.task.template,
+            "text with {question}, or another field of the task's rows, in it",
+            "all prompts would be the same",
         )
-        return
-    if fields != {"question"}:
-        hint = "the prompt would not ask anything" if not fields else "write {{ and }} for literal braces"
-        yield ConfigError("task.template", template, "text with {question}, and no other field, in it", hint)
 
 
 def _evaluation_has_prompts(config: RunConfig) -> Iterator[ConfigError]:
@@ -230,7 +223,7 @@ def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
 RULES: tuple[Rule, ...] = (
     _model_is_complete,
     _task_is_complete,
-    _template_holds_the_question,
+    _template_asks_something,
     _evaluation_has_prompts,
     _responses_fit,
     _groups_can_be_compared,

@@ -6,7 +6,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.training.prompts.template import check_template
 from orchestrator.training.settings import Settings
 
 
@@ -43,11 +42,7 @@ class TaskConfig(Settings):
     """Of the generator, and of the split. Not the run's seed: all runs of a comparison share the data."""
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        needed = "dataset" if self.source == "reasoning_gym" else "path"
-        if getattr(self, needed) is None:
-            raise ValueError(f"{needed}: got null, allowed: a value, because source is {self.source}")
+    def _has_one_kind_of_solution(self) -> Self:
         if self.solutions is not None and self.solution_field is not None:
             raise ValueError("solutions: got a writer beside solution_field, allowed: one of the two")
-        check_template(self.template)
         return self

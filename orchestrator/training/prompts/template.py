@@ -35,10 +35,9 @@ def render(template: str, fields: Mapping[str, Any], hidden: Set[str]) -> str:
     return _PIECE.sub(replace, template)
 
 
-def check_template(template: str) -> None:
-    """Raise ValueError if the template has no field at all: every prompt would be the same."""
-    if not any(match.group(1) for match in _PIECE.finditer(template)):
-        raise ValueError("template: no field in it, allowed: text with {question} in it")
+def template_fields(template: str) -> set[str]:
+    """The fields that the template names."""
+    return {match.group(1) for match in _PIECE.finditer(template)} - {None}
 
 
 def _as_text(value: object) -> str:
