@@ -110,3 +110,26 @@ def test_combinations_that_would_compute_something_else(
 def test_values_out_of_range_and_unknown_keys_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AlgorithmConfig.model_validate(load("grpo") | change)
+
+
+def test_the_reference_page_shows_the_values_of_the_files() -> None:
+    page = (FOLDER.parents[1] / "docs" / "reference" / "algorithms.md").read_text()
+    lines = page.split("## The algorithms and their settings")[1].strip().splitlines()
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines[: len(FILES) + 2]
+    ]
+    assert [row[0] for row in rows] == [path.stem for path in FILES]
+    for row in rows:
+        shown = dict(zip(header, row, strict=True))
+        assert flat(load(shown.pop("algorithm"))) == shown
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys and values as YAML writes them, without `name`."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif key != "name":
+            found[prefix + key] = str(value).lower() if isinstance(value, bool) else str(value)
+    return found
