@@ -117,6 +117,14 @@ def _solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
         )
 
 
+def _solutions_come_from_one_place(config: RunConfig) -> Iterator[ConfigError]:
+    task = config.task
+    if task.solutions is not None and task.solution_field is not None:
+        yield ConfigError(
+            "task.solutions", task.solutions, "null beside task.solution_field", "one of the two"
+        )
+
+
 def _batch_is_divisible(config: RunConfig) -> Iterator[ConfigError]:
     rollout, learner = config.rollout, config.learner
     rollouts = rollout.prompts_per_step * rollout.group_size
@@ -228,6 +236,7 @@ RULES: tuple[Rule, ...] = (
     _responses_fit,
     _groups_can_be_compared,
     _solutions_exist,
+    _solutions_come_from_one_place,
     _batch_is_divisible,
     _experts_are_divisible,
     _staleness_is_corrected,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from orchestrator.training.settings import Settings
 
@@ -40,9 +40,3 @@ class TaskConfig(Settings):
     """Held-out prompts: the evaluation never sees a training prompt and the training never a held-out one."""
     seed: int = Field(ge=0)
     """Of the generator, and of the split. Not the run's seed: all runs of a comparison share the data."""
-
-    @model_validator(mode="after")
-    def _has_one_kind_of_solution(self) -> Self:
-        if self.solutions is not None and self.solution_field is not None:
-            raise ValueError("solutions: got a writer beside solution_field, allowed: one of the two")
-        return self
