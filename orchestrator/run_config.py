@@ -46,6 +46,10 @@ class EvaluationConfig(Settings):
     """Steps between two evaluations; the first is before step 1, the last after the last step. 0: no
     evaluation.
     """
+    engine: str
+    """The rollout engine that answers them, by registered name: the model itself, also where training plays back
+    worked solutions.
+    """
     prompts: int = Field(ge=1)
     """How many of the task's held-out prompts are used."""
 

@@ -19,8 +19,8 @@ class Measure:
 
 
 class UsageMeter:
-    """Belongs to one actor on one slot. A span is emitted when it closes, also when its body raised: the time was
-    used. An actor with several accelerators uses all their leases at once.
+    """Belongs to one actor on one slot. A span is emitted when it closes, also when its body raised: the time
+    was used. An actor with several accelerators uses all their leases at once.
     """
 
     def __init__(self, sink: UsageSink, clock: Clock, leases: Sequence[str], actor: str, role: Role) -> None:

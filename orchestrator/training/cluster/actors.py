@@ -1,7 +1,8 @@
 """The actors: thin shells that build a plain object, measure its calls and answer with small things.
 
-An actor's answer comes in two parts where there is data: the data stays in the object store (`num_returns=2`), the driver
-only fetches the second part. Heavy imports are inside `__init__`: the driver imports this module too.
+An actor's answer comes in two parts where there is data: the data stays in the object store
+(`num_returns=2`), the driver only fetches the second part. Heavy imports are inside `__init__`: the driver
+imports this module too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class RolloutActor:
             device = torch.device("cuda" if parts.use_gpu else "cpu")
             names = {parts.rollout.engine, parts.evaluation_engine}
             self._engines: dict[str, Engine] = {
-                name: ENGINES.get(name)(parts.model, parts.rollout, device, parts.seed) for name in sorted(names)
+                name: ENGINES.get(name)(parts.model, parts.rollout, device, parts.seed)
+                for name in sorted(names)
             }
         self._parts = parts
         self._version: WeightVersion | None = None
@@ -98,7 +100,9 @@ class RewardActor:
     def score(
         self, block: RolloutBlock, step: int
     ) -> tuple[ScoreBlock, tuple[list[tuple[int, int, float, bool]], Summary, tuple[Span, ...]]]:
-        """The scores, and (a group's oldest version, tokens, mean reward and whether it is informative; sums; spans)."""
+        """The scores, and (a group's oldest version, tokens, mean reward and whether it is informative; sums;
+        spans).
+        """
         from orchestrator.training.telemetry.summary import summarise
 
         with self._meter.span(Activity.SCORE, step) as measure:
@@ -108,7 +112,9 @@ class RewardActor:
             measure.tokens = len(block.tokens)
         return scores, (groups, summary, self._meter.take())
 
-    def record(self, step: int, refs: PartRefs, directory: Path, sample: int, heldout: bool) -> list[dict[str, Any]]:
+    def record(
+        self, step: int, refs: PartRefs, directory: Path, sample: int, heldout: bool
+    ) -> list[dict[str, Any]]:
         """Write the groups' rollouts; `sample` of them."""
         parts = _fetch(refs)
         self._recorder.record(step, parts, directory, "heldout" if heldout else "step")
@@ -148,7 +154,13 @@ class LearnerActor:
                 torch.set_num_threads(self._parts.learner.threads)
             parts = self._parts
             self._learner = build_learner(
-                init, parts.model, parts.learner, parts.algorithm, parts.rollout, seed=parts.seed, steps=parts.steps
+                init,
+                parts.model,
+                parts.learner,
+                parts.algorithm,
+                parts.rollout,
+                seed=parts.seed,
+                steps=parts.steps,
             )
         return self._meter.take()
 
@@ -191,7 +203,9 @@ def _fetch(refs: PartRefs) -> list[BatchPart]:
     """The columns behind the handles, mapped from this node's object store."""
     blocks: list[RolloutBlock] = ray.get([block for block, _, _ in refs])
     scores: list[ScoreBlock] = ray.get([score for _, score, _ in refs])
-    return [BatchPart(block, score, rows) for block, score, (_, _, rows) in zip(blocks, scores, refs, strict=True)]
+    return [
+        BatchPart(block, score, rows) for block, score, (_, _, rows) in zip(blocks, scores, refs, strict=True)
+    ]
 
 
 def _group_facts(block: RolloutBlock, scores: ScoreBlock) -> list[tuple[int, int, float, bool]]:

@@ -28,8 +28,8 @@ class ActorCrashError(OrchestratorError):
 async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T:
     """Wait for an actor's answer.
 
-    Raises WorkerLostError if the actor died, its data is gone or it did not answer in time; the OrchestratorError that
-    its code raised on purpose; ActorCrashError for anything else it raised.
+    Raises WorkerLostError if the actor died, its data is gone or it did not answer in time; the
+    OrchestratorError that its code raised on purpose; ActorCrashError for anything else it raised.
     """
     future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
     try:

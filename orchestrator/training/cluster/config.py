@@ -19,8 +19,8 @@ class Share(Settings):
 
 
 class ClusterConfig(Settings):
-    """The `cluster` group. A run holds slots (placement-group bundles); each accelerator of a slot is one lease
-    of the ledger.
+    """The `cluster` group. A run holds slots (placement-group bundles); each accelerator of a slot is one
+    lease of the ledger.
     """
 
     address: str | None
@@ -30,8 +30,8 @@ class ClusterConfig(Settings):
     sku: str
     """What the price book calls one accelerator of a slot."""
     layout: Literal["colocated", "split"]
-    """`colocated`: rollout worker i and learner rank i share slot i; `split`: each has a slot of its own. Reward
-    workers sit on the slots of the rollout workers.
+    """`colocated`: rollout worker i and learner rank i share slot i; `split`: each has a slot of its own.
+    Reward workers sit on the slots of the rollout workers.
     """
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
     slot_cpus: float = Field(ge=0)
@@ -46,4 +46,5 @@ class ClusterConfig(Settings):
     call_timeout_seconds: float = Field(gt=0)
     """How long one call to an actor may take before the actor counts as hung and is replaced."""
     heartbeat_seconds: float = Field(gt=0)
-    """How often the run tells the ledger that it is alive; a killed controller's leases end at the last one."""
+    """How often the run tells the ledger that it is alive; a killed controller's leases end at the last one.
+    """

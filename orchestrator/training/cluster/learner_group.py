@@ -20,8 +20,8 @@ from orchestrator.training.stages import PublishedWeights, Span, Updated
 
 
 class RayLearnerGroup:
-    """Calls every rank with the same arguments, in the same order. If one is lost the others hang in a collective: the first
-    loss is raised at once, and `rebuild` replaces them all.
+    """Calls every rank with the same arguments, in the same order. If one is lost the others hang in a
+    collective: the first loss is raised at once, and `rebuild` replaces them all.
     """
 
     def __init__(self, seats: Sequence[Seat], slots: Slots, parts: Parts, timeout_seconds: float) -> None:

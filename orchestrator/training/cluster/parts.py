@@ -56,5 +56,8 @@ def log_to_run_directory(parts: Parts, post: Post) -> None:
     path = parts.directory / "logs" / f"{post.name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
-        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        filename=path,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
     )

@@ -54,8 +54,12 @@ def plan_placement(
     """
     first_learner = 0 if cluster.layout == "colocated" else rollout_workers
     seats = [Seat(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout) for i in range(rollout_workers)]
-    seats += [Seat(f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner) for i in range(learner_ranks)]
-    seats += [Seat(f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward) for i in range(reward_workers)]
+    seats += [
+        Seat(f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner) for i in range(learner_ranks)
+    ]
+    seats += [
+        Seat(f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward) for i in range(reward_workers)
+    ]
     count = 1 + max(seat.slot for seat in seats)
     slots = tuple(_slot(cluster, [seat for seat in seats if seat.slot == index]) for index in range(count))
     return Placement(slots, tuple(seats))
@@ -65,7 +69,9 @@ def _slot(cluster: ClusterConfig, seats: list[Seat]) -> Slot:
     cpus = sum(seat.share.cpus for seat in seats)
     if cpus > cluster.slot_cpus + 1e-9:
         names = ", ".join(seat.name for seat in seats)
-        raise ConfigError("cluster.slot_cpus", f"{cluster.slot_cpus:g}", f"{cpus:g} or more", f"{names} share one slot")
+        raise ConfigError(
+            "cluster.slot_cpus", f"{cluster.slot_cpus:g}", f"{cpus:g} or more", f"{names} share one slot"
+        )
     gpus = sum(seat.share.gpus for seat in seats)
     if cluster.resource == "cpu":
         if gpus:

@@ -11,14 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.placement import Placement, Seat
-from orchestrator.training.usage import CloseReason, Heartbeat, LeaseClosed, LeaseOpened, UsageSink, new_event_id
+from orchestrator.training.usage import (
+    CloseReason,
+    Heartbeat,
+    LeaseClosed,
+    LeaseOpened,
+    UsageSink,
+    new_event_id,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +41,14 @@ class ClusterError(OrchestratorError):
 
 @contextlib.contextmanager
 def ray_session(config: ClusterConfig, slots: int) -> Generator[None]:
-    """Ray for as long as the body runs: connected to `config.address`, or started on this machine with `slots` x
-    `slot_cpus` CPUs. Raises ClusterError if it can't be had.
+    """Ray for as long as the body runs: connected to `config.address`, or started on this machine with
+    `slots` x `slot_cpus` CPUs. Raises ClusterError if it can't be had.
     """
-    # A failed call is raised where it is awaited; without this Ray prints the handles nobody awaits once more.
+    # A failed call is raised where it is awaited; without this Ray prints the handles nobody awaits once
+    # more.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # Whole GPUs and CPUs are ours to share out: Ray must not hide a GPU from an actor that takes a share of 0.
+    # Whole GPUs and CPUs are ours to share out: Ray must not hide a GPU from an actor that takes a share of
+    # 0.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = {
         "num_cpus": max(1, round(slots * config.slot_cpus)),
@@ -45,7 +59,7 @@ def ray_session(config: ClusterConfig, slots: int) -> Generator[None]:
             address=config.address,
             include_dashboard=False if config.address is None else None,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             namespace="orchestrator",
             **({} if config.address else local),
         )
@@ -78,7 +92,8 @@ class Slots:
 async def hold_slots(
     config: ClusterConfig, placement: Placement, run_id: str, attempt: int, sink: UsageSink, clock: Clock
 ) -> AsyncGenerator[Slots]:
-    """Reserve the slots, lease by lease in the ledger, and give them back when the body ends, however it ends.
+    """Reserve the slots, lease by lease in the ledger, and give them back when the body ends, however it
+    ends.
 
     Raises ClusterError, saying what was asked for and what there is, if they are not ready in time.
     """

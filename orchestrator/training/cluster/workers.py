@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 
-from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.actors import PartRefs, RewardActor, RolloutActor
 from orchestrator.training.cluster.calls import answer
 from orchestrator.training.cluster.parts import Parts, Post
@@ -16,10 +15,9 @@ from orchestrator.training.cluster.placement import Seat
 from orchestrator.training.cluster.session import Slots
 from orchestrator.training.records import GroupTicket
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored
-from orchestrator.training.usage import Activity
 
 
-class _SeatedActor:
+class SeatedActor:
     """An actor on its seat; `seat_again` kills it, if it still lives, and starts the next one there."""
 
     def __init__(self, shell: type, seat: Seat, slots: Slots, parts: Parts, timeout_seconds: float) -> None:
@@ -30,6 +28,7 @@ class _SeatedActor:
 
     @property
     def name(self) -> str:
+        """`rollout-0`, over all lives."""
         return self._seat.name
 
     async def ready(self) -> None:
@@ -37,12 +36,17 @@ class _SeatedActor:
         await self._answer(self._actor.ready.remote())
 
     async def seat_again(self) -> None:
+        """Kill the actor, if it still lives, and start the next one.
+
+        Raises WorkerLostError if that can't be had.
+        """
         ray.kill(self._actor)
         self._life += 1
         self._actor = self._start()
         await self.ready()
 
     def stop(self) -> None:
+        """Kill the actor."""
         ray.kill(self._actor)
 
     def _start(self) -> Any:  # noqa: ANN401 - Ray's actor handles have no static type
@@ -53,7 +57,7 @@ class _SeatedActor:
         return await answer(self.name, ref, self._timeout_seconds)
 
 
-class RayRolloutWorker(_SeatedActor):
+class RayRolloutWorker(SeatedActor):
     """A `RolloutWorker`."""
 
     def __init__(self, seat: Seat, slots: Slots, parts: Parts, timeout_seconds: float) -> None:
@@ -61,12 +65,14 @@ class RayRolloutWorker(_SeatedActor):
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
         """Sample; the block stays where it was made."""
-        block, small = self._actor.generate.options(num_returns=2).remote(request, weights.version, weights.handle)
+        block, small = self._actor.generate.options(num_returns=2).remote(
+            request, weights.version, weights.handle
+        )
         tokens, spans = await self._answer(small)
         return Generated(request, block, tokens, spans)
 
 
-class RayRewardWorker(_SeatedActor):
+class RayRewardWorker(SeatedActor):
     """A `RewardWorker`."""
 
     def __init__(self, seat: Seat, slots: Slots, parts: Parts, timeout_seconds: float) -> None:
@@ -101,7 +107,9 @@ class RayRewardWorker(_SeatedActor):
     ) -> list[dict[str, Any]]:
         """Write the groups' rollouts. A full disk loses the record of a step, not the run."""
         heldout = directory.name == "evaluations"
-        return await self._answer(self._actor.record.remote(step, part_refs(tickets), directory, sample, heldout))
+        return await self._answer(
+            self._actor.record.remote(step, part_refs(tickets), directory, sample, heldout)
+        )
 
 
 def part_refs(tickets: Sequence[GroupTicket]) -> PartRefs:
@@ -112,26 +120,3 @@ def part_refs(tickets: Sequence[GroupTicket]) -> PartRefs:
         rows.setdefault(ticket.block, []).append(ticket.row)
         scores[ticket.block] = ticket.scores
     return [(block, scores[block], tuple(sorted(block_rows))) for block, block_rows in rows.items()]
-
-
-async def replace_rollout_worker(worker: RayRolloutWorker) -> RayRolloutWorker:
-    """The same seat, a fresh actor. Raises WorkerLostError if it can't be started either."""
-    await worker.seat_again()
-    return worker
-
-
-async def replace_reward_worker(worker: RayRewardWorker) -> RayRewardWorker:
-    """The same seat, a fresh actor. Raises WorkerLostError if it can't be started either."""
-    await worker.seat_again()
-    return worker
-
-
-__all__ = [
-    "Activity",
-    "RayRewardWorker",
-    "RayRolloutWorker",
-    "WorkerLostError",
-    "part_refs",
-    "replace_reward_worker",
-    "replace_rollout_worker",
-]

@@ -34,5 +34,7 @@ class LearnerConfig(Settings):
     """Size of the buckets in which weights are published."""
     threads: int = Field(ge=0)
     """CPU threads a rank computes with; 0 leaves the choice to torch."""
+    max_restarts: int = Field(ge=0)
+    """How often the ranks may be rebuilt from the last checkpoint over the run, after a rank was lost."""
     backend: Literal["auto", "gloo", "nccl"]
     """`auto`: nccl on GPUs, gloo on CPUs."""

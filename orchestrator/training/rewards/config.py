@@ -21,6 +21,8 @@ class RewardConfig(Settings):
     """The reward of a rollout that could not be graded after the retries; counted in `reward/failed_fraction`, with its reason."""
     failure_budget: float = Field(ge=0, le=1)
     """The share of a step's rollouts that may end ungraded; above it the run fails loudly."""
+    max_restarts: int = Field(ge=0)
+    """How many reward workers may be lost over the run before it fails."""
     overlong_buffer: int = Field(ge=0)
     """DAPO's soft overlong punishment: the last `overlong_buffer` tokens before `max_new_tokens` lower the reward linearly to -1; 0 turns it off."""
     reflection_pattern: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from orchestrator.training.records import GroupTicket
 from orchestrator.training.stages import Generated, Scored
@@ -30,10 +30,13 @@ class RewardWorker(Protocol):
         ...
 
 
-class RewardPool:
+W = TypeVar("W", bound=RewardWorker)
+
+
+class RewardPool(Generic[W]):
     """A `RewardStage` over a pool of workers."""
 
-    def __init__(self, workers: WorkerPool[RewardWorker]) -> None:
+    def __init__(self, workers: WorkerPool[W]) -> None:
         self._workers = workers
 
     async def score(self, generated: Generated) -> Scored:

@@ -4,7 +4,7 @@ published.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
 from orchestrator.training.supervision.pool import WorkerPool
@@ -23,10 +23,13 @@ class RolloutWorker(Protocol):
         ...
 
 
-class RolloutPool:
+W = TypeVar("W", bound=RolloutWorker)
+
+
+class RolloutPool(Generic[W]):
     """A `RolloutStage` over a pool of workers."""
 
-    def __init__(self, workers: WorkerPool[RolloutWorker]) -> None:
+    def __init__(self, workers: WorkerPool[W]) -> None:
         self._workers = workers
         self._weights: PublishedWeights | None = None
 
@@ -42,7 +45,7 @@ class RolloutPool:
     async def generate(self, request: RolloutRequest) -> Generated:
         """Run the request on a free worker, and on another if that one is lost."""
 
-        async def task(worker: RolloutWorker) -> Generated:
+        async def task(worker: W) -> Generated:
             if self._weights is None:
                 raise RuntimeError("no weights were published yet")
             return await worker.generate(request, self._weights)

@@ -1,0 +1,8 @@
+"""Reinforcement learning with verifiable rewards: the training loop, with an engine that samples from the model."""
+
+from orchestrator.training.pipeline import Job
+
+
+async def run(job: Job) -> None:
+    """One stage: itself."""
+    await job.train()

@@ -1,0 +1,83 @@
+"""What a run was made of, so that it can be repeated or doubted: commit, packages, machine, data, model, seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.training.records import Prompt
+
+PACKAGES = ("rl-orchestrator", "ray", "torch", "deepspeed", "transformers", "mlflow", "hydra-core", "numpy")
+
+
+def build_manifest(
+    *, run_id: str, seed: int, train: Iterable[Prompt], heldout: Iterable[Prompt], model: Path | None
+) -> dict[str, Any]:
+    """The manifest as JSON. `model` is the folder that the run starts from; None for a random start."""
+    return {
+        "run_id": run_id,
+        "git": _git(Path(__file__).parent),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "processor": _processor()},
+        "seed": seed,
+        "data": {"train_sha256": prompts_digest(train), "heldout_sha256": prompts_digest(heldout)},
+        "model": None if model is None else {"path": str(model), "files_sha256": folder_digest(model)},
+    }
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 over ids, texts, references and solutions, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        row = [prompt.prompt_id, prompt.text, dict(prompt.reference), prompt.solution]
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files, in order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether the tree had changes; None outside a checkout (an installed wheel)."""
+    try:
+        commit = _run_git(folder, "rev-parse", "HEAD")
+        changed = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "uncommitted_changes": bool(changed)}
+
+
+def _run_git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,26 @@
+"""Is the rollout one `<think>...</think>` followed by one `<answer>...</answer>`, and nothing else?"""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.training.rewards.completion import Completion
+from orchestrator.training.rewards.scorers import SCORERS
+
+_TAG = re.compile(r"(</?(?:think|answer)>)")
+_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+@SCORERS.register("format")
+def format_reward(completion: Completion) -> float:
+    """1.0 or 0.0. White space may stand around the tags. A prompt that ends in `<think>` has opened the first tag.
+
+    The format reward of DeepSeek-R1-Zero (arXiv 2501.12948, section 2.2.2).
+    """
+    text = completion.text
+    if completion.prompt.text.rstrip().endswith("<think>"):
+        text = "<think>" + text
+    before, first, *rest = [*_TAG.split(text), ""]
+    pieces = [before, first, *rest[:-1]]
+    outside = pieces[0::4]  # before <think>, between the two pairs, after </answer>
+    return float(pieces[1::2] == _TAGS and not any(piece.strip() for piece in outside))
