@@ -9,6 +9,22 @@ from pydantic import Field
 from orchestrator.training.settings import Settings
 
 
+class DeliveryConfig(Settings):
+    """How records reach the tracking server without holding up the run."""
+
+    interval_seconds: float = Field(ge=0)
+    """Records are collected for this long and sent together."""
+    capacity: int = Field(ge=1)
+    """How many steps' metrics, and how many other records, wait in memory for a server that is away; the
+    oldest are dropped first.
+    """
+    first_retry_seconds: float = Field(gt=0)
+    """The first pause before asking again; it doubles up to `max_retry_seconds`."""
+    max_retry_seconds: float = Field(gt=0)
+    finish_seconds: float = Field(ge=0)
+    """How long the end of a run waits for what is still to be sent."""
+
+
 class TrackingConfig(Settings):
     """The `tracking` group."""
 
@@ -21,3 +37,4 @@ class TrackingConfig(Settings):
     """Rollouts a step that are shown as a table in MLflow."""
     record_every: int = Field(ge=1)
     """Steps between two steps whose rollouts are written to Parquet in full."""
+    delivery: DeliveryConfig

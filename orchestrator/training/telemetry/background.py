@@ -1,0 +1,276 @@
+"""A tracker that never blocks and never fails: a thread of its own talks to the real one.
+
+    loop ──log──▶ bounded spool (memory) ──thread, every `interval_seconds`──▶ the wrapped tracker ──▶ server
+
+- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its database delay
+  nothing.
+- Metrics of several steps travel in one request, ahead of everything else: an artifact store that is down
+  does not hold them up.
+- An unavailable server is asked again after `first_retry_seconds`, twice that, and so on up to
+  `max_retry_seconds`; meanwhile records wait in the spool, in order. When it is full the oldest go first,
+  counted in `lost`. Metrics may be lost and only warn: metrics.jsonl has them all.
+- `finish` waits until all is sent, at most `finish_seconds`, then says how many records were lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.clock import Clock
+from orchestrator.training.telemetry.config import DeliveryConfig
+from orchestrator.training.telemetry.tracker import (
+    MetricRow,
+    Outcome,
+    RunIdentity,
+    Tracker,
+    TrackerUnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of the wrapped tracker. Only `rollouts` may be dropped to make room; uploads that fail let
+    others go first.
+    """
+
+    kind: Literal["metadata", "artifact", "rollouts"]
+    what: str
+    apply: Callable[[Tracker], None]
+
+
+class BackgroundTracker:
+    """Wraps the tracker that `make` builds. No method raises, and none but `finish` waits. Used once: `start`
+    ... `finish`.
+    """
+
+    def __init__(self, make: Callable[[], Tracker], delivery: DeliveryConfig, clock: Clock) -> None:
+        self._make, self._delivery, self._clock = make, delivery, clock
+        self._changed = threading.Condition()
+        # Everything below is guarded by `_changed`.
+        self._rows: deque[MetricRow] = deque()
+        self._calls: deque[_Call] = deque()
+        self._in_flight = 0
+        self._lost = 0
+        self._outcome: Outcome | None = None
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def lost(self) -> int:
+        """Records that were dropped, refused or never sent."""
+        with self._changed:
+            return self._lost
+
+    def start(self, identity: RunIdentity) -> None:
+        """Start the thread; the first thing it does is to open the run."""
+        self._thread = threading.Thread(target=self._work, args=(identity,), name="tracker", daemon=True)
+        self._thread.start()
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of `step`, measured now."""
+        self.log_rows([MetricRow(step, self._clock.now_ns(), dict(metrics))])
+
+    def log_rows(self, rows: Sequence[MetricRow]) -> None:
+        """The metrics of several steps."""
+        with self._changed:
+            if self._refuses(len(rows)):
+                return
+            self._rows.extend(rows)
+            self._bound_rows()
+            self._changed.notify_all()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """The resolved config."""
+        self._put(_Call("metadata", "the parameters", lambda tracker: tracker.log_params(params)))
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Upload the file as it is when the thread comes to it."""
+        self._put(_Call("artifact", f"{path.name}", lambda tracker: tracker.log_artifact(path, folder)))
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table of a few rollouts."""
+        self._put(
+            _Call("rollouts", f"rollouts of step {step}", lambda tracker: tracker.log_rollouts(step, rows))
+        )
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set or replace a tag."""
+        self._put(_Call("metadata", f"the tag {key}", lambda tracker: tracker.set_tag(key, value)))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Close the run once all is sent. Waits up to the deadline: an event loop calls it in a thread."""
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify_all()
+            if self._thread is not None:
+                self._changed.wait_for(lambda: self._ended, self._delivery.finish_seconds)
+            self._abandon()
+            lost = self._lost
+        if lost:
+            logger.warning(
+                "tracking: %d records did not reach the tracking server; metrics.jsonl has all metrics", lost
+            )
+
+    # -- the spool; callers hold the lock
+    # --------------------------------------------------------------------------
+
+    def _put(self, call: _Call) -> None:
+        with self._changed:
+            if self._refuses(1):
+                return
+            self._calls.append(call)
+            self._bound_calls()
+            self._changed.notify_all()
+
+    def _refuses(self, records: int) -> bool:
+        """After the end nothing is taken."""
+        if self._ended or self._outcome is not None:
+            self._lost += records
+            return True
+        return False
+
+    def _bound_rows(self) -> None:
+        while len(self._rows) > self._delivery.capacity:
+            self._rows.popleft()
+            self._lost += 1
+
+    def _bound_calls(self) -> None:
+        """Drop the oldest rollouts. With none left the spool grows: parameters, tags and artifacts are few in
+        any run.
+        """
+        if len(self._calls) <= self._delivery.capacity:
+            return
+        for index, call in enumerate(self._calls):
+            if call.kind == "rollouts":
+                del self._calls[index]
+                self._lost += 1
+                return
+
+    def _abandon(self) -> None:
+        """Nothing will be sent any more: what waits is lost."""
+        self._lost += self._in_flight + len(self._rows) + len(self._calls)
+        self._in_flight = 0
+        self._rows.clear()
+        self._calls.clear()
+        self._ended = True
+        self._changed.notify_all()
+
+    # -- the thread
+    # -----------------------------------------------------------------------------------------------
+
+    def _work(self, identity: RunIdentity) -> None:
+        tracker: Tracker | None = None
+        backoff = 0.0
+        while self._wait(backoff):
+            try:
+                tracker = tracker or self._open(identity)
+                self._send_rows(tracker)
+                self._send_calls(tracker)
+                self._close(tracker)
+                backoff = 0.0
+            except TrackerUnavailableError as error:
+                if not backoff:
+                    logger.warning("tracking: %s; training goes on, records wait for it", error)
+                backoff = min(
+                    backoff * 2 or self._delivery.first_retry_seconds, self._delivery.max_retry_seconds
+                )
+            except Exception as error:  # noqa: BLE001  whatever opening or closing a run raises, training goes on without a tracker
+                logger.warning("tracking: stopped: %s", error)
+                with self._changed:
+                    self._abandon()
+
+    def _wait(self, backoff: float) -> bool:
+        """Wait for something to send, then a little for more; or for the server to come back. False at the
+        end.
+        """
+        with self._changed:
+            if backoff:
+                pause = self._delivery.first_retry_seconds if self._outcome else backoff
+                asked_to_close = self._outcome is not None
+                self._changed.wait_for(
+                    lambda: self._ended or (self._outcome is not None) != asked_to_close, pause
+                )
+            elif self._outcome is None:
+                self._changed.wait_for(
+                    lambda: self._ended or self._outcome is not None, self._delivery.interval_seconds
+                )
+            return not self._ended
+
+    def _open(self, identity: RunIdentity) -> Tracker:
+        tracker = self._make()
+        tracker.start(identity)
+        return tracker
+
+    def _send_rows(self, tracker: Tracker) -> None:
+        with self._changed:
+            rows = list(self._rows)
+            self._rows.clear()
+            self._in_flight = len(rows)
+        if not rows:
+            return
+        try:
+            tracker.log_rows(rows)
+        except TrackerUnavailableError:
+            with self._changed:
+                if not self._ended:
+                    self._rows.extendleft(reversed(rows))
+                    self._in_flight = 0
+                    self._bound_rows()
+            raise
+        except Exception as error:  # noqa: BLE001  a tracker's bug or refusal costs these records, not the run
+            self._drop("metrics", len(rows), error)
+        self._landed()
+
+    def _send_calls(self, tracker: Tracker) -> None:
+        while True:
+            with self._changed:
+                if not self._calls:
+                    return
+                call = self._calls.popleft()
+                self._in_flight = 1
+            try:
+                call.apply(tracker)
+            except TrackerUnavailableError:
+                self._put_back(call)
+                raise
+            except Exception as error:  # noqa: BLE001  a tracker's bug or refusal costs this record, not the run
+                self._drop(call.what, 1, error)
+            self._landed()
+
+    def _put_back(self, call: _Call) -> None:
+        """Metadata keeps its place (a tag's last value must win); uploads let the others pass."""
+        with self._changed:
+            if self._ended:
+                return
+            self._in_flight = 0
+            if call.kind == "metadata":
+                self._calls.appendleft(call)
+            else:
+                self._calls.append(call)
+
+    def _drop(self, what: str, records: int, error: Exception) -> None:
+        logger.warning("tracking: %s dropped: %s", what, error)
+        with self._changed:
+            if not self._ended:
+                self._lost += records
+
+    def _landed(self) -> None:
+        with self._changed:
+            self._in_flight = 0
+
+    def _close(self, tracker: Tracker) -> None:
+        with self._changed:
+            outcome = self._outcome
+            if outcome is None or self._rows or self._calls:
+                return
+        tracker.finish(outcome)
+        with self._changed:
+            self._abandon()

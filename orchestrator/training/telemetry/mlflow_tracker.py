@@ -1,0 +1,269 @@
+"""The MLflow adapter: the only module that imports mlflow (seconds of import: build it where nothing waits,
+see `background`).
+
+It speaks to `MlflowClient` with explicit run ids; there is no active run, so several runs can be tracked from
+one process. A run is found again by its tag `orchestrator.run_id`, which is how a resume continues it and how
+a stage finds its pipeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from orchestrator.clock import Clock
+from orchestrator.training.telemetry.tracker import (
+    MetricRow,
+    Outcome,
+    RunIdentity,
+    TrackerRefusedError,
+    TrackerUnavailableError,
+    flatten,
+    tracking_key,
+)
+
+RUN_ID_TAG = "orchestrator.run_id"
+PARENT_TAG = "mlflow.parentRunId"
+TABLES_TAG = "mlflow.loggedArtifacts"
+STATUS: dict[Outcome, str] = {"done": "FINISHED", "failed": "FAILED", "budget": "KILLED", "drained": "KILLED"}
+
+# Limits of MLflow's own API.
+METRICS_A_BATCH = 1000
+PARAMS_A_BATCH = 100
+PARAM_CHARACTERS = 6000
+TABLES_LISTED = 64
+"""The tag that makes the UI show tables holds 8,000 characters."""
+
+RETRYABLE_4XX = {401, 403, 408, 425, 429}
+"""A token that is being renewed, a timeout, a rate limit."""
+
+
+class MLflowTracker:
+    """Tracks one run in MLflow.
+
+    `artifact_root` is where a new experiment keeps its artifacts; None leaves it to the server.
+    """
+
+    def __init__(self, uri: str, experiment: str, clock: Clock, artifact_root: Path | None = None) -> None:
+        self._uri, self._experiment_name, self._clock = uri, experiment, clock
+        self._artifact_root = artifact_root
+        self._open: _OpenRun | None = None
+
+    @property
+    def mlflow_run_id(self) -> str:
+        """MLflow's own id of the run. Raises TrackerRefusedError before `start`."""
+        return self._run().mlflow_id
+
+    def start(self, identity: RunIdentity) -> None:
+        """Open the run: a new one, or the one tagged with this `run_id`."""
+        with _classified("start the run"):
+            # MLflow logs every migration of a new database; on a terminal that tears the progress view.
+            for name in ("alembic", "mlflow.store.db.utils"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            client = MlflowClient(tracking_uri=self._uri)
+            experiment_id = _experiment(client, self._experiment_name, self._artifact_root)
+            mlflow_id = _find(client, experiment_id, identity.run_id)
+            reopened = mlflow_id is not None
+            if mlflow_id is None:
+                mlflow_id = client.create_run(
+                    experiment_id, tags=_tags(identity), run_name=identity.run_id
+                ).info.run_id
+            else:
+                client.update_run(mlflow_id, status="RUNNING")
+            self._open = _OpenRun(client, experiment_id, mlflow_id, reopened, identity.parent_run_id)
+            self._open.link_parent()
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of `step`, measured now."""
+        self.log_rows([MetricRow(step, self._clock.now_ns(), metrics)])
+
+    def log_rows(self, rows: Sequence[MetricRow]) -> None:
+        """The metrics of several steps in as few requests as MLflow allows."""
+        run = self._run()
+        with _classified("log metrics"):
+            run.link_parent()
+            metrics = run.new_metrics(rows)
+            for start in range(0, len(metrics), METRICS_A_BATCH):
+                run.client.log_batch(run.mlflow_id, metrics=metrics[start : start + METRICS_A_BATCH])
+            run.logged(metrics)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """The resolved config under dotted names. Parameters are immutable in MLflow: those that the run has
+        are not sent again.
+        """
+        run = self._run()
+        with _classified("log parameters"):
+            known = run.client.get_run(run.mlflow_id).data.params
+            fresh = [
+                Param(tracking_key(name), value[:PARAM_CHARACTERS])
+                for name, value in flatten(params).items()
+                if tracking_key(name) not in known
+            ]
+            for start in range(0, len(fresh), PARAMS_A_BATCH):
+                run.client.log_batch(run.mlflow_id, params=fresh[start : start + PARAMS_A_BATCH])
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Upload the file. Raises TrackerRefusedError if there is no such file."""
+        run = self._run()
+        if not path.is_file():
+            raise TrackerRefusedError(f"artifact {path} is not a file")
+        with _classified(f"upload {path.name}"):
+            run.client.log_artifact(run.mlflow_id, str(path), folder or None)
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """`rollouts/step-<step>.json`, in the format that MLflow shows as a table (and `mlflow.load_table`
+        reads).
+
+        Written as one small file a step, without pandas and without reading back older ones, which
+        `MlflowClient.log_table` would do.
+        """
+        run = self._run()
+        path = f"rollouts/step-{step:06d}.json"
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
+        with _classified("log rollouts"):
+            run.client.log_text(run.mlflow_id, json.dumps(table, default=str), path)
+            run.list_table(path)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set or replace a tag."""
+        run = self._run()
+        with _classified(f"set the tag {key}"):
+            run.client.set_tag(run.mlflow_id, key, value)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Close the run with MLflow's status for the outcome; the outcome itself is the tag
+        `orchestrator.state`.
+        """
+        run = self._run()
+        with _classified("finish the run"):
+            run.link_parent()
+            run.client.set_tag(run.mlflow_id, "orchestrator.state", outcome)
+            run.client.set_terminated(run.mlflow_id, STATUS[outcome])
+
+    def _run(self) -> _OpenRun:
+        if self._open is None:
+            raise TrackerRefusedError("the run was not started")
+        return self._open
+
+
+class _OpenRun:
+    """A run that was found or made, and what is known of it."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        mlflow_id: str,
+        reopened: bool,
+        parent_run_id: str | None,
+    ) -> None:
+        self.client, self.mlflow_id = client, mlflow_id
+        self._experiment_id, self._reopened = experiment_id, reopened
+        self._unlinked_parent = parent_run_id
+        self._last_steps: dict[str, int] = {}
+        self._tables: list[str] = []
+
+    def link_parent(self) -> None:
+        """Make the run a child of its pipeline. The pipeline's own tracker may still be opening it: then the
+        next call tries again.
+        """
+        if self._unlinked_parent is None:
+            return
+        parent = _find(self.client, self._experiment_id, self._unlinked_parent)
+        if parent is not None:
+            self.client.set_tag(self.mlflow_id, PARENT_TAG, parent)
+            self._unlinked_parent = None
+
+    def new_metrics(self, rows: Sequence[MetricRow]) -> list[Metric]:
+        """What the run has no value of yet. A batch whose answer was lost is sent again whole: MLflow keeps
+        one of two equal values.
+        """
+        through: dict[str, int] = {}
+        fresh: list[Metric] = []
+        for row in rows:
+            for name, value in row.metrics.items():
+                key = tracking_key(name)
+                if row.step > through.get(key, self._last_step(key)):
+                    through[key] = row.step
+                    fresh.append(Metric(key, value, row.time_ns // 1_000_000, row.step))
+        return fresh
+
+    def logged(self, metrics: Sequence[Metric]) -> None:
+        """These metrics arrived."""
+        for metric in metrics:
+            self._last_steps[metric.key] = max(metric.step, self._last_steps.get(metric.key, -1))
+
+    def _last_step(self, key: str) -> int:
+        if key not in self._last_steps:
+            history = self.client.get_metric_history(self.mlflow_id, key) if self._reopened else []
+            self._last_steps[key] = max((metric.step for metric in history), default=-1)
+        return self._last_steps[key]
+
+    def list_table(self, path: str) -> None:
+        """Tell the UI that the artifact is a table: the first one and the newest ones, as many as the tag
+        holds.
+        """
+        if path not in self._tables:
+            self._tables.append(path)
+        if len(self._tables) > TABLES_LISTED:
+            del self._tables[1]
+        listed = [{"path": table, "type": "table"} for table in self._tables]
+        self.client.set_tag(self.mlflow_id, TABLES_TAG, json.dumps(listed))
+
+
+def _experiment(client: MlflowClient, name: str, artifact_root: Path | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = artifact_root.resolve().as_uri() if artifact_root else None
+        with contextlib.suppress(MlflowException):  # another run made it in this moment
+            return client.create_experiment(name, artifact_location=location)
+        found = client.get_experiment_by_name(name)
+    if found is None:
+        raise TrackerUnavailableError(f"MLflow experiment {name!r} can't be created or found")
+    return found.experiment_id
+
+
+def _find(client: MlflowClient, experiment_id: str, run_id: str) -> str | None:
+    """MLflow's id of our run, the newest if there are several."""
+    tagged = f"tags.`{RUN_ID_TAG}` = '{run_id}'"
+    runs = client.search_runs([experiment_id], filter_string=tagged, max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _tags(identity: RunIdentity) -> dict[str, str]:
+    return {
+        RUN_ID_TAG: identity.run_id,
+        "orchestrator.job": identity.job,
+        "orchestrator.purpose": identity.purpose,
+        "orchestrator.team": identity.team,
+        "orchestrator.project": identity.project,
+        "orchestrator.state": "running",
+        **identity.tags,
+    }
+
+
+@contextlib.contextmanager
+def _classified(what: str) -> Generator[None]:
+    """MLflow, its HTTP client, its database driver and its artifact stores each raise errors of their own:
+    two kinds leave this module.
+    """
+    try:
+        yield
+    except (TrackerUnavailableError, TrackerRefusedError):
+        raise
+    except MlflowException as error:
+        status = int(error.get_http_status_code())
+        if 400 <= status < 500 and status not in RETRYABLE_4XX:
+            raise TrackerRefusedError(f"MLflow refused to {what}: {error.message}") from error
+        raise TrackerUnavailableError(f"MLflow could not {what}: {error.message}") from error
+    except Exception as error:
+        raise TrackerUnavailableError(f"MLflow could not {what}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,160 @@
+"""Rollouts on disk, to read: one Parquet file a recorded step, one row a rollout. Runs next to the data, in a
+reward worker.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from orchestrator.training.records import BatchPart, Finish, Grade, RolloutBlock
+from orchestrator.training.telemetry.summary import ACCURACY, rows_of
+
+RecordKind = Literal["step", "heldout"]
+"""`step`: what a learner step trained on; `heldout`: what an evaluation saw."""
+
+SAMPLE_COLUMNS = [
+    "prompt_id",
+    "prompt",
+    "response",
+    "reward",
+    "accuracy",
+    "reflected",
+    "length",
+    "finish",
+    "reason",
+    "version",
+]
+
+
+class RolloutRecorder:
+    """Writes the rollouts of a step in full, and picks a few of them for a tracker.
+
+    Columns: `step group_id prompt_id prompt response reward accuracy reflected length finish grade reason
+    version` and `component/<name>` for every term of the rubric. `finish` and `grade` are lower-case names;
+    `version` is the oldest among the rollout's tokens; `accuracy` and the components are null where the
+    grading failed.
+    """
+
+    def record(
+        self, step: int, parts: Sequence[BatchPart], directory: Path, kind: RecordKind = "step"
+    ) -> Path:
+        """Write `<directory>/<kind>-<step>.parquet`, whole or not at all; its path. Raises OSError if the
+        disk refuses it.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = recorded_path(directory, step, kind)
+        tables = [_table(step, part) for part in parts]
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else _table_of({})
+        # Not `.parquet`: a reader that lists the folder never sees a file that is still being written.
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            pq.write_table(table, partial, compression="zstd")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def sample(self, parts: Sequence[BatchPart], k: int, seed: int) -> list[dict[str, Any]]:
+        """`k` rollouts (all if there are fewer) drawn without replacement, in their order; the same seed
+        draws the same ones.
+        """
+        places = [
+            (part, int(row)) for part in parts for row in rows_of(part.groups, part.rollouts.group_size)
+        ]
+        chosen = sorted(random.Random(seed).sample(range(len(places)), min(k, len(places))))
+        return [_row(*places[index]) for index in chosen]
+
+
+def recorded_path(directory: Path, step: int, kind: RecordKind = "step") -> Path:
+    """Where the rollouts of a step are: `<directory>/step-000012.parquet`."""
+    return directory / f"{kind}-{step:06d}.parquet"
+
+
+def recorded_steps(directory: Path, kind: RecordKind = "step") -> list[int]:
+    """The steps that were recorded, in order; empty if the folder is missing."""
+    return sorted(int(path.stem.removeprefix(f"{kind}-")) for path in directory.glob(f"{kind}-*.parquet"))
+
+
+def read_recorded(directory: Path, step: int, kind: RecordKind = "step") -> list[dict[str, Any]]:
+    """The recorded rows of a step. Raises FileNotFoundError if it was not recorded."""
+    return pq.ParquetFile(recorded_path(directory, step, kind)).read().to_pylist()
+
+
+def _table(step: int, part: BatchPart) -> pa.Table:
+    block, scores = part.rollouts, part.scores
+    rows = rows_of(part.groups, block.group_size)
+    groups = rows // block.group_size
+    ungraded = scores.grades[rows] != Grade.OK
+    components = {
+        name: pa.array(values[rows], mask=ungraded | ~np.isfinite(values[rows]))
+        for name, values in scores.components.items()
+    }
+    columns: dict[str, Any] = {
+        "step": pa.array(np.full(len(rows), step, dtype=np.int64)),
+        "group_id": pa.array(block.group_ids[groups]),
+        "prompt_id": pa.array([block.prompts[group].prompt_id for group in groups], pa.string()),
+        "prompt": pa.array([block.prompts[group].text for group in groups], pa.string()),
+        "response": pa.array([block.texts[row] for row in rows], pa.string()),
+        "reward": pa.array(scores.rewards[rows]),
+        "reflected": pa.array(scores.reflected[rows]),
+        "length": pa.array(block.lengths[rows]),
+        "finish": pa.array([Finish(code).name.lower() for code in block.finish[rows]], pa.string()),
+        "grade": pa.array([Grade(code).name.lower() for code in scores.grades[rows]], pa.string()),
+        "reason": pa.array([scores.reasons[row] for row in rows], pa.string()),
+        "version": pa.array(_oldest_versions(block)[rows]),
+    }
+    if ACCURACY in components:
+        columns["accuracy"] = components[ACCURACY]
+    return _table_of(columns | {f"component/{name}": column for name, column in components.items()})
+
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("group_id", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("reward", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("reflected", pa.bool_()),
+        ("length", pa.int64()),
+        ("finish", pa.string()),
+        ("grade", pa.string()),
+        ("reason", pa.string()),
+        ("version", pa.int64()),
+    ]
+)
+
+
+def _table_of(columns: dict[str, Any]) -> pa.Table:
+    """The schema's columns first, null where missing, then the components."""
+    size = len(next(iter(columns.values()))) if columns else 0
+    fixed = {field.name: columns.pop(field.name, pa.nulls(size, field.type)) for field in _SCHEMA}
+    fields = [*_SCHEMA, *(pa.field(name, pa.float64()) for name in columns)]
+    return pa.table([*fixed.values(), *columns.values()], schema=pa.schema(fields))
+
+
+def _oldest_versions(block: RolloutBlock) -> NDArray[np.int64]:
+    """The oldest version among each rollout's tokens, [N]; -1 for a rollout without tokens."""
+    oldest = np.full(len(block), -1, dtype=np.int64)
+    filled = np.flatnonzero(block.lengths > 0)
+    if len(filled):
+        # Empty rollouts own no token, so the starts of the others cut `versions` exactly at their borders.
+        oldest[filled] = np.minimum.reduceat(block.versions, block.offsets[:-1][filled])
+    return oldest
+
+
+def _row(part: BatchPart, row: int) -> dict[str, Any]:
+    one = BatchPart(part.rollouts, part.scores, (row // part.rollouts.group_size,))
+    table = _table(0, one).slice(row % part.rollouts.group_size, 1).select(SAMPLE_COLUMNS)
+    return table.to_pylist()[0]

@@ -1,0 +1,38 @@
+"""From the `tracking` group to the tracker of a run. Imports MLflow only on the tracker's own thread."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from orchestrator.clock import Clock
+from orchestrator.training.telemetry.background import BackgroundTracker
+from orchestrator.training.telemetry.config import TrackingConfig
+from orchestrator.training.telemetry.tracker import NullTracker, Tracker
+
+
+def build_tracker(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tracker:
+    """A tracker for one run, not yet started. With `uri: null` MLflow's database and artifacts are under
+    `output_dir`.
+    """
+    if config.backend == "none":
+        return NullTracker()
+    return BackgroundTracker(lambda: connect_mlflow(config, output_dir, clock), config.delivery, clock)
+
+
+def connect_mlflow(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tracker:
+    """The MLflow adapter itself, whose calls wait for the server. Takes seconds the first time: MLflow's
+    import, a new database.
+    """
+    # What MLflow reads when it is imported, and at its requests. A user's own values win. Its 7 retries with
+    # growing pauses would hold a flush past any deadline: `BackgroundTracker` is the one that retries.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from orchestrator.training.telemetry.mlflow_tracker import MLflowTracker
+
+    if config.uri is not None:
+        return MLflowTracker(config.uri, config.experiment, clock)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    database = f"sqlite:///{(output_dir / 'mlflow.db').resolve()}"
+    return MLflowTracker(database, config.experiment, clock, artifact_root=output_dir / "mlartifacts")
