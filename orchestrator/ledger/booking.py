@@ -1,0 +1,366 @@
+"""From events to bookings: every nanosecond of a lease goes to a span, to `idle` or to `lost`, exactly.
+
+A pure function of the set of events: order, duplicates and the moment of arrival change nothing. For each
+lease
+
+    sum of the slices' ns = end - start
+
+- A lease that was closed ends there. One that never was ends `grace` after its last sign of life (opening,
+  heartbeat, end of a span), and the time since then is `lost`: nothing bills for ever. Until that moment it
+  is open, and booked up to `as_of`.
+- A lease closed as `lost`: what lies between its last sign of life and its observed death is `lost`. All
+  other time without a span is `idle`.
+- Where spans overlap, each stretch of time is split equally among the actors, then among one actor's spans,
+  in whole nanoseconds; the remainder goes to the first in order of (actor, event id).
+- A span that protrudes from its lease by no more than `skew` (clocks of two nodes) is cut to it; by more, it
+  is rejected whole, and its time is idle.
+- Slices are cut at midnight UTC, so each has one price and one month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+from orchestrator.ledger.calendar import DAY_NS, cut_at_midnight
+from orchestrator.ledger.events import (
+    IDLE,
+    LOST,
+    NO_ROLE,
+    Correction,
+    Event,
+    Heartbeat,
+    LeaseClosed,
+    LeaseOpened,
+    SpanRecorded,
+    event_from_json,
+)
+from orchestrator.ledger.money import split_evenly
+
+
+@dataclass(frozen=True, slots=True)
+class BookingPolicy:
+    """`grace_ns`: how long a lease without a close still counts after its last sign of life.
+
+    `skew_ns`: how far clocks may disagree.
+    """
+
+    grace_ns: int
+    skew_ns: int
+
+
+STANDARD_POLICY = BookingPolicy(grace_ns=15 * 60 * 1_000_000_000, skew_ns=1_000_000_000)
+
+
+class Ending(StrEnum):
+    """How a lease ended: OPEN (held at `as_of`), RELEASED, LOST (its holder died), ABANDONED (no sign of life
+    for longer than the grace).
+    """
+
+    OPEN = "open"
+    RELEASED = "released"
+    LOST = "lost"
+    ABANDONED = "abandoned"
+
+
+class Slice(NamedTuple):
+    """`ns` of a lease's time within [start_ns, end_ns) of one day.
+
+    `run_id` is the run that it was for; `event_id` the span, empty for idle and lost.
+    """
+
+    start_ns: int
+    end_ns: int
+    ns: int
+    role: str
+    activity: str
+    run_id: str
+    event_id: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class BookedLease:
+    """A lease with its extent and its slices, in order of time."""
+
+    opened: LeaseOpened
+    start_ns: int
+    end_ns: int
+    ending: Ending
+    slices: tuple[Slice, ...]
+
+    @property
+    def ns(self) -> int:
+        """Its extent."""
+        return self.end_ns - self.start_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An event that does not count, and why: a row of the quarantine."""
+
+    event_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class LeaseEvents:
+    """What is known of one lease, in any order."""
+
+    openings: list[LeaseOpened] = field(default_factory=list[LeaseOpened])
+    closings: list[LeaseClosed] = field(default_factory=list[LeaseClosed])
+    spans: list[SpanRecorded] = field(default_factory=list[SpanRecorded])
+    last_heartbeat_ns: int | None = None
+
+
+def effective(events: Iterable[Event]) -> tuple[list[Event], list[Rejection]]:
+    """The events that count: duplicates by `event_id` once, corrected ones replaced. A correction can itself
+    be corrected.
+
+    Of several corrections of one event the latest counts (by `at_ns`, then `event_id`).
+    """
+    by_id: dict[str, Event] = {}
+    corrections: dict[str, Correction] = {}
+    for event in events:
+        by_id.setdefault(event.event_id, event)
+    for event in by_id.values():
+        if isinstance(event, Correction):
+            known = corrections.get(event.corrects)
+            if known is None or (known.at_ns, known.event_id) < (event.at_ns, event.event_id):
+                corrections[event.corrects] = event
+    counted: list[Event] = []
+    rejected: list[Rejection] = []
+    for event in by_id.values():
+        if isinstance(event, Correction):
+            if event.corrects not in by_id:
+                rejected.append(Rejection(event.event_id, f"corrects {event.corrects}, which is not known"))
+        elif event.event_id not in corrections:
+            counted.append(event)
+        else:
+            replacement = _replacement(event.event_id, corrections)
+            if replacement is not None:
+                counted.append(replacement)
+    return counted, rejected
+
+
+def _replacement(event_id: str, corrections: Mapping[str, Correction]) -> Event | None:
+    """What counts in place of a corrected event.
+
+    A correction that is itself corrected gives way to its own replacement's text.
+    """
+    correction = corrections[event_id]
+    seen = {event_id}
+    while correction.event_id in corrections and correction.event_id not in seen:
+        seen.add(correction.event_id)
+        correction = corrections[correction.event_id]
+    return event_from_json(correction.replacement) if correction.replacement else None
+
+
+def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:
+    """The lease events, by lease; events of other kinds are passed over."""
+    leases: dict[str, LeaseEvents] = {}
+    for event in events:
+        if not isinstance(event, LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded):
+            continue
+        lease = leases.get(event.lease_id)
+        if lease is None:
+            lease = leases[event.lease_id] = LeaseEvents()
+        if isinstance(event, SpanRecorded):
+            lease.spans.append(event)
+        elif isinstance(event, Heartbeat):
+            if lease.last_heartbeat_ns is None or event.at_ns > lease.last_heartbeat_ns:
+                lease.last_heartbeat_ns = event.at_ns
+        elif isinstance(event, LeaseOpened):
+            lease.openings.append(event)
+        else:
+            lease.closings.append(event)
+    return leases
+
+
+def book(
+    events: Iterable[Event], as_of_ns: int, policy: BookingPolicy = STANDARD_POLICY
+) -> tuple[list[BookedLease], list[Rejection]]:
+    """All leases of `events` as they stand at `as_of_ns`, by lease id, and what does not count."""
+    counted, rejected = effective(events)
+    booked: list[BookedLease] = []
+    for _, lease in sorted(group_by_lease(counted).items()):
+        result = book_lease(lease, as_of_ns, policy, rejected)
+        if result is not None:
+            booked.append(result)
+    return booked, rejected
+
+
+def book_lease(
+    lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy, rejected: list[Rejection]
+) -> BookedLease | None:
+    """One lease at `as_of_ns`; None if not yet opened then. What does not count is added to `rejected`."""
+    if not lease.openings:
+        orphans = (*lease.closings, *lease.spans)
+        rejected.extend(
+            Rejection(event.event_id, f"lease {event.lease_id} was never opened") for event in orphans
+        )
+        return None
+    opened, *more = sorted(lease.openings, key=lambda event: (event.at_ns, event.event_id))
+    rejected.extend(Rejection(event.event_id, f"lease {event.lease_id} was opened before") for event in more)
+    closed = _closing(lease, opened, rejected)
+    spans = _inside(lease.spans, opened, closed, policy.skew_ns, rejected)
+    if opened.at_ns >= as_of_ns:
+        return None
+    last_sign = max([opened.at_ns, *(span.end_ns for span in spans)])
+    if lease.last_heartbeat_ns is not None:
+        last_sign = max(last_sign, lease.last_heartbeat_ns)
+    end, lost_from, ending = _extent(closed, last_sign, as_of_ns, policy.grace_ns)
+    lost_from = min(lost_from, end)
+    slices = _slices(spans, opened, lost_from)
+    slices.extend(_unattributed(lost_from, end, LOST, opened.run_id))
+    return BookedLease(opened, opened.at_ns, end, ending, tuple(slices))
+
+
+def _closing(lease: LeaseEvents, opened: LeaseOpened, rejected: list[Rejection]) -> LeaseClosed | None:
+    closed: LeaseClosed | None = None
+    for event in sorted(lease.closings, key=lambda event: (event.at_ns, event.event_id)):
+        if event.at_ns < opened.at_ns:
+            rejected.append(Rejection(event.event_id, f"lease {event.lease_id} would end before it starts"))
+        elif closed is not None:
+            rejected.append(Rejection(event.event_id, f"lease {event.lease_id} was closed before"))
+        else:
+            closed = event
+    return closed
+
+
+def _extent(
+    closed: LeaseClosed | None, last_sign: int, as_of_ns: int, grace_ns: int
+) -> tuple[int, int, Ending]:
+    """End of a lease at `as_of_ns`, where its `lost` time starts (the end, if there is none), and how it
+    ended.
+    """
+    if closed is not None and closed.at_ns <= as_of_ns:
+        if closed.reason == "lost":
+            return closed.at_ns, last_sign, Ending.LOST
+        return closed.at_ns, closed.at_ns, Ending.RELEASED
+    if as_of_ns > last_sign + grace_ns and closed is None:
+        return last_sign + grace_ns, last_sign, Ending.ABANDONED
+    return as_of_ns, as_of_ns, Ending.OPEN
+
+
+def _inside(
+    spans: Sequence[SpanRecorded],
+    opened: LeaseOpened,
+    closed: LeaseClosed | None,
+    skew_ns: int,
+    rejected: list[Rejection],
+) -> list[SpanRecorded]:
+    """The spans that lie within the lease, give or take the skew."""
+    first = opened.at_ns - skew_ns
+    last = None if closed is None else closed.at_ns + skew_ns
+    inside: list[SpanRecorded] = []
+    for span in spans:
+        if span.start_ns < first or (last is not None and span.end_ns > last):
+            extent = f"{opened.at_ns}..{'' if closed is None else closed.at_ns}"
+            reason = f"span {span.start_ns}..{span.end_ns} lies outside lease {span.lease_id} ({extent})"
+            rejected.append(Rejection(span.event_id, reason))
+        else:
+            inside.append(span)
+    return inside
+
+
+def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list[Slice]:
+    """The slices of [opened, end): each cluster of overlapping spans, and `idle` between the clusters."""
+    spans.sort(key=lambda span: (span.start_ns, span.end_ns, span.actor, span.event_id))
+    slices: list[Slice] = []
+    cursor, index, run_id = opened.at_ns, 0, opened.run_id
+    while index < len(spans):
+        start = max(spans[index].start_ns, cursor)
+        cluster_end = min(spans[index].end_ns, end_ns)
+        first = index
+        index += 1
+        while index < len(spans) and spans[index].start_ns < cluster_end:
+            cluster_end = min(max(cluster_end, spans[index].end_ns), end_ns)
+            index += 1
+        if cluster_end <= start:
+            continue
+        slices.extend(_unattributed(cursor, start, IDLE, run_id))
+        if index == first + 1:
+            slices.extend(_alone(spans[first], start, cluster_end, run_id))
+        else:
+            slices.extend(_shared(spans[first:index], start, cluster_end, run_id))
+        cursor = cluster_end
+    slices.extend(_unattributed(cursor, end_ns, IDLE, run_id))
+    return slices
+
+
+def _unattributed(start_ns: int, end_ns: int, activity: str, run_id: str) -> list[Slice]:
+    return [
+        Slice(start, end, end - start, NO_ROLE, activity, run_id, "", "")
+        for start, end in cut_at_midnight(start_ns, end_ns)
+    ]
+
+
+def _alone(span: SpanRecorded, start_ns: int, end_ns: int, holder: str) -> list[Slice]:
+    run_id = span.run_id or holder
+    if start_ns // DAY_NS == (end_ns - 1) // DAY_NS:
+        return [
+            Slice(
+                start_ns,
+                end_ns,
+                end_ns - start_ns,
+                span.role,
+                span.activity,
+                run_id,
+                span.event_id,
+                span.actor,
+            )
+        ]
+    return [
+        Slice(start, end, end - start, span.role, span.activity, run_id, span.event_id, span.actor)
+        for start, end in cut_at_midnight(start_ns, end_ns)
+    ]
+
+
+def _shared(spans: Sequence[SpanRecorded], start_ns: int, end_ns: int, holder: str) -> list[Slice]:
+    """One slice for each span and day of a cluster: its share of every stretch in which the set of spans
+    stays the same.
+    """
+    bounds = {start_ns, end_ns}
+    bounds.update(second for _, second in cut_at_midnight(start_ns, end_ns))
+    for span in spans:
+        bounds.add(min(max(span.start_ns, start_ns), end_ns))
+        bounds.add(min(max(span.end_ns, start_ns), end_ns))
+    marks = sorted(bounds)
+    shares: dict[tuple[int, str], int] = {}
+    by_id = {span.event_id: span for span in spans}
+    waiting = sorted(spans, key=lambda span: span.start_ns, reverse=True)
+    active: dict[str, SpanRecorded] = {}
+    for start, end in pairwise(marks):
+        while waiting and waiting[-1].start_ns <= start:
+            span = waiting.pop()
+            active[span.event_id] = span
+        active = {event_id: span for event_id, span in active.items() if span.end_ns > start}
+        for event_id, ns in _split(active, end - start):
+            key = (start // DAY_NS, event_id)
+            shares[key] = shares.get(key, 0) + ns
+    slices: list[Slice] = []
+    for (day, event_id), ns in shares.items():
+        span = by_id[event_id]
+        first = max(span.start_ns, start_ns, day * DAY_NS)
+        last = min(span.end_ns, end_ns, (day + 1) * DAY_NS)
+        if ns:
+            slices.append(
+                Slice(first, last, ns, span.role, span.activity, span.run_id or holder, event_id, span.actor)
+            )
+    slices.sort(key=lambda piece: (piece.start_ns, piece.end_ns, piece.actor, piece.event_id))
+    return slices
+
+
+def _split(active: Mapping[str, SpanRecorded], ns: int) -> list[tuple[str, int]]:
+    """A stretch's share for each active span: equal among actors, then among one actor's spans."""
+    actors: dict[str, list[str]] = {}
+    for span in active.values():
+        actors.setdefault(span.actor, []).append(span.event_id)
+    shares: list[tuple[str, int]] = []
+    for actor, share in zip(sorted(actors), split_evenly(ns, len(actors)), strict=True):
+        shares.extend(zip(sorted(actors[actor]), split_evenly(share, len(actors[actor])), strict=True))
+    return shares

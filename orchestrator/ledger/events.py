@@ -1,0 +1,295 @@
+"""What the ledger is told: facts about leases, spans and runs, as they arrive. Immutable, and known by
+`event_id`.
+
+The wire format is one flat JSON object an event, with `schema`, `type` and the fields of the class
+(docs/reference/usage-events.md). Keys that this version does not know are ignored, so that a newer emitter of
+the same schema can add some. Times are integer nanoseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from orchestrator.ledger.errors import MalformedEventError
+
+SCHEMA_VERSION = 1
+
+IDLE, LOST = "idle", "lost"
+"""Activities that only the ledger books: time of a lease that no span covers."""
+
+NO_ROLE = "none"
+"""The role of `idle` and `lost` time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDeclared:
+    """Who a run belongs to and what it is for.
+
+    The latest one of a run (by `at_ns`, then `event_id`) names its owners; each names an attempt.
+    """
+
+    type: ClassVar[str] = "run_declared"
+    event_id: str
+    at_ns: int
+    run_id: str
+    attempt: int
+    job: str
+    purpose: str
+    organisation: str
+    cost_centre: str
+    team: str
+    project: str
+    pipeline: str
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class PurposeSet:
+    """What a run turned out to be for (`final`, `failed`, ...), said after it was declared.
+
+    The latest one counts.
+    """
+
+    type: ClassVar[str] = "purpose_set"
+    event_id: str
+    at_ns: int
+    run_id: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOpened:
+    """From `at_ns` on the run holds one `resource` ("gpu" or "cpu") of kind `sku`: slot `slot` of `node`.
+
+    `region` and `commitment` choose among the prices of one SKU; empty means the price book's own default.
+    """
+
+    type: ClassVar[str] = "lease_opened"
+    event_id: str
+    at_ns: int
+    lease_id: str
+    run_id: str
+    attempt: int
+    resource: str
+    sku: str
+    node: str
+    placement_group: str
+    slot: int
+    region: str = ""
+    commitment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseClosed:
+    """The slot was given back at `at_ns` (`released`), or its holder was seen to be dead then (`lost`)."""
+
+    type: ClassVar[str] = "lease_closed"
+    event_id: str
+    at_ns: int
+    lease_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The holder of a lease was alive at `at_ns`."""
+
+    type: ClassVar[str] = "heartbeat"
+    event_id: str
+    at_ns: int
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRecorded:
+    """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end).
+
+    `run_id` is the run that it worked for where that is not the run that holds the lease (a judge that serves
+    three runs); else empty.
+    """
+
+    type: ClassVar[str] = "span_recorded"
+    event_id: str
+    lease_id: str
+    actor: str
+    role: str
+    activity: str
+    start_ns: int
+    end_ns: int
+    step: int
+    tokens: int
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """The event `corrects` was wrong: from now on it does not count, and `replacement` (the JSON of an event,
+    or empty) counts in its place.
+
+    Both stay in the journal; what a closed month already counted is reversed by an adjustment.
+    """
+
+    type: ClassVar[str] = "correction"
+    event_id: str
+    at_ns: int
+    corrects: str
+    reason: str
+    replacement: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageStated:
+    """Work that somebody else accounts for: a line of an imported account, not measured by leases and spans.
+
+    `accelerator_ns` is a quantity (a decimal string on the wire: 2,664,000 accelerator-hours do not fit 64
+    bits of nanoseconds) that was used from `start_ns` on; an empty string is a figure that was not published.
+    `unit_price` is money per accelerator-hour, empty: from the price book. `source` says where the line comes
+    from.
+    """
+
+    type: ClassVar[str] = "usage_stated"
+    event_id: str
+    run_id: str
+    resource: str
+    sku: str
+    accelerator_ns: str
+    start_ns: int
+    end_ns: int
+    unit_price: str
+    currency: str
+    source: str
+    role: str = NO_ROLE
+    activity: str = "stated"
+    node: str = ""
+    region: str = ""
+    commitment: str = ""
+
+
+Event = (
+    RunDeclared | PurposeSet | LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded | Correction | UsageStated
+)
+
+EVENT_TYPES: dict[str, type[Any]] = {
+    kind.type: kind
+    for kind in (
+        RunDeclared,
+        PurposeSet,
+        LeaseOpened,
+        LeaseClosed,
+        Heartbeat,
+        SpanRecorded,
+        Correction,
+        UsageStated,
+    )
+}
+CLOSE_REASONS = ("released", "lost")
+
+_MAY_BE_EMPTY = frozenset(
+    {"organisation", "cost_centre", "team", "project", "pipeline", "stage", "job", "placement_group", "node"}
+    | {"region", "commitment", "replacement", "run_id", "accelerator_ns", "unit_price", "currency", "actor"}
+)
+_REQUIRED_RUN = frozenset({"run_declared", "purpose_set", "lease_opened", "usage_stated"})
+
+
+def _specification(kind: type[Any]) -> tuple[tuple[str, bool, bool, bool], ...]:
+    """(name, is an integer, may be left out, may be empty) for each field of an event class."""
+    rows: list[tuple[str, bool, bool, bool]] = []
+    for name, field in kind.__dataclass_fields__.items():
+        if name == "type":
+            continue
+        optional = isinstance(field.default, str)
+        empty = name in _MAY_BE_EMPTY and not (name == "run_id" and kind.type in _REQUIRED_RUN)
+        rows.append((name, field.type == "int", optional, empty))
+    return tuple(rows)
+
+
+_FIELDS = {name: _specification(kind) for name, kind in EVENT_TYPES.items()}
+
+
+def parse_event(fields: Mapping[str, Any]) -> Event:
+    """The event that a JSON object states. Raises MalformedEventError, which names the field."""
+    schema = fields.get("schema")
+    if schema != SCHEMA_VERSION:
+        raise MalformedEventError(
+            "schema", repr(schema), str(SCHEMA_VERSION), "a newer emitter needs a newer ledger"
+        )
+    kind = fields.get("type")
+    if not isinstance(kind, str) or kind not in EVENT_TYPES:
+        raise MalformedEventError("type", repr(kind), ", ".join(EVENT_TYPES))
+    values: list[Any] = []
+    for name, integer, optional, empty in _FIELDS[kind]:
+        value = fields.get(name)
+        if integer:
+            if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+                raise MalformedEventError(name, repr(value), "an integer of 64 bits")
+        elif value is None and optional and name not in fields:
+            value = EVENT_TYPES[kind].__dataclass_fields__[name].default
+        elif not isinstance(value, str) or not (value or empty):
+            raise MalformedEventError(
+                name, repr(value), "a string" if empty else "a string that is not empty"
+            )
+        values.append(value)
+    event: Event = EVENT_TYPES[kind](*values)
+    _check(event)
+    return event
+
+
+def _check(event: Event) -> None:
+    if isinstance(event, SpanRecorded):
+        if event.end_ns < event.start_ns:
+            raise MalformedEventError(
+                "end_ns", str(event.end_ns), f"{event.start_ns} or later", "a negative duration"
+            )
+        if event.activity in (IDLE, LOST):
+            raise MalformedEventError(
+                "activity", event.activity, "what an actor did", "the ledger itself books idle and lost time"
+            )
+    elif isinstance(event, LeaseClosed):
+        if event.reason not in CLOSE_REASONS:
+            raise MalformedEventError("reason", event.reason, ", ".join(CLOSE_REASONS))
+    elif isinstance(event, UsageStated):
+        if event.accelerator_ns and not (event.accelerator_ns.isascii() and event.accelerator_ns.isdigit()):
+            raise MalformedEventError(
+                "accelerator_ns", event.accelerator_ns, "a whole number of nanoseconds, 0 or more"
+            )
+        if event.end_ns < event.start_ns:
+            raise MalformedEventError(
+                "end_ns", str(event.end_ns), f"{event.start_ns} or later", "a negative duration"
+            )
+    elif isinstance(event, Correction) and event.replacement:
+        try:
+            parse_event(json.loads(event.replacement))
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise MalformedEventError("replacement", event.replacement, "the JSON of one event") from error
+
+
+def event_from_json(line: str | bytes) -> Event:
+    """The event that a line states. Raises MalformedEventError."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MalformedEventError("line", repr(line[:120]), "one JSON object", str(error)) from error
+    if not isinstance(fields, dict):
+        raise MalformedEventError("line", repr(line[:120]), "one JSON object")
+    escaped = b"\\u" in line if isinstance(line, bytes) else "\\u" in line
+    if escaped:
+        _require_storable(fields)
+    return parse_event(fields)
+
+
+def _require_storable(fields: Mapping[str, Any]) -> None:
+    """Refuse what JSON can escape but no database stores: NUL, and half of a surrogate pair."""
+    for name, value in fields.items():
+        if isinstance(value, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value):
+            raise MalformedEventError(name, ascii(value), "text without NUL and lone surrogates")
+
+
+def event_to_json(event: Event) -> str:
+    """The event as one line of a spool. `event_from_json` gives it back."""
+    fields: dict[str, Any] = {"schema": SCHEMA_VERSION, "type": event.type}
+    for name in event.__slots__:
+        fields[name] = getattr(event, name)
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)

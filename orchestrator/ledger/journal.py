@@ -1,0 +1,192 @@
+"""The journal: every event the ledger was told, in the order of arrival, for ever. What is booked, priced and
+reported derives from it.
+
+A journal takes each event once, by `event_id`. The same id with other content is no duplicate but a conflict,
+and goes to the quarantine with its line. What `append` returned from is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from orchestrator.ledger.events import (
+    Correction,
+    Event,
+    Heartbeat,
+    LeaseClosed,
+    LeaseOpened,
+    SpanRecorded,
+    event_to_json,
+)
+
+
+class Recorded(NamedTuple):
+    """An event, its place in the journal (1, 2, 3, ...) and when the journal took it (ns, UTC, never going
+    back).
+    """
+
+    seq: int
+    recorded_ns: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no event: where it stood (`file:line`), what was wrong with it, and its text."""
+
+    source: str
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a spool file was read: bytes and lines, whole lines only."""
+
+    path: str
+    offset: int
+    lines: int
+
+
+class Journal(Protocol):
+    """Where events are kept."""
+
+    def append(
+        self, events: Sequence[Event], bad_lines: Sequence[BadLine] = (), cursor: Cursor | None = None
+    ) -> int:
+        """Take the events that are new, the lines that are none, and the place in the spool, all or nothing.
+
+        Returns how many were new.
+        """
+        ...
+
+    def events(
+        self,
+        runs: Collection[str] | None = None,
+        after_seq: int = 0,
+        known_by_ns: int | None = None,
+    ) -> Iterator[Recorded]:
+        """Events in the order of arrival: all, or those of some runs (declarations, leases held, and leases
+        with spans for them, whole; corrections of any run are among them). `after_seq` leaves out what came
+        before, `known_by_ns` what came after.
+        """
+        ...
+
+    def runs_of(self, name: str) -> list[str]:
+        """The run of that id and the runs of the pipeline of that id, in order; empty if there is neither."""
+        ...
+
+    def cursor(self, path: str) -> Cursor:
+        """How far a spool file was read."""
+        ...
+
+    def bad_lines(self) -> list[BadLine]:
+        """The quarantine of lines, in the order of arrival."""
+        ...
+
+
+def lease_of(event: Event) -> str:
+    """The lease that an event is about; empty if none."""
+    return event.lease_id if isinstance(event, LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded) else ""
+
+
+def run_of(event: Event) -> str:
+    """The run that an event names; empty if none (a lease's run is named by its opening)."""
+    return "" if isinstance(event, LeaseClosed | Heartbeat | Correction) else event.run_id
+
+
+def sort_out(
+    events: Sequence[Event], known: Mapping[str, str], sources: Mapping[str, str] | None = None
+) -> tuple[dict[str, tuple[Event, str]], list[BadLine]]:
+    """The events that are new, by id, with their JSON, and a bad line for each whose id is `known` (id to
+    JSON) with other content.
+    """
+    new: dict[str, tuple[Event, str]] = {}
+    conflicts: list[BadLine] = []
+    for event in events:
+        text = event_to_json(event)
+        seen = new[event.event_id][1] if event.event_id in new else known.get(event.event_id)
+        if seen is None:
+            new[event.event_id] = (event, text)
+        elif seen != text:
+            source = (sources or {}).get(event.event_id, f"event {event.event_id}")
+            conflicts.append(BadLine(source, "event_id was used before, with other content", text))
+    return new, conflicts
+
+
+class MemoryJournal:
+    """A journal in lists: the fake of the port, for simulations and tests."""
+
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        self._now_ns = now_ns
+        self._recorded: list[Recorded] = []
+        self._texts: dict[str, str] = {}
+        self._cursors: dict[str, Cursor] = {}
+        self._bad: dict[tuple[str, str], BadLine] = {}
+
+    def append(
+        self, events: Sequence[Event], bad_lines: Sequence[BadLine] = (), cursor: Cursor | None = None
+    ) -> int:
+        """Take the events that are new, the lines that are none, and the place in the spool.
+
+        Returns how many were new.
+        """
+        new, conflicts = sort_out(events, self._texts)
+        last_ns = self._recorded[-1].recorded_ns if self._recorded else 0
+        recorded_ns = max(self._now_ns(), last_ns)
+        for event_id, (event, text) in new.items():
+            self._texts[event_id] = text
+            self._recorded.append(Recorded(len(self._recorded) + 1, recorded_ns, event))
+        for line in (*bad_lines, *conflicts):
+            self._bad.setdefault((line.source, line.text), line)
+        if cursor is not None:
+            self._cursors[cursor.path] = cursor
+        return len(new)
+
+    def events(
+        self,
+        runs: Collection[str] | None = None,
+        after_seq: int = 0,
+        known_by_ns: int | None = None,
+    ) -> Iterator[Recorded]:
+        """Events in the order of arrival."""
+        leases = self._leases_of(runs) if runs is not None else set[str]()
+        for recorded in self._recorded[after_seq:]:
+            if known_by_ns is not None and recorded.recorded_ns > known_by_ns:
+                return
+            event = recorded.event
+            if (
+                runs is None
+                or isinstance(event, Correction)
+                or run_of(event) in runs
+                or lease_of(event) in leases
+            ):
+                yield recorded
+
+    def _leases_of(self, runs: Collection[str]) -> set[str]:
+        named = (LeaseOpened, SpanRecorded)
+        return {
+            lease_of(recorded.event)
+            for recorded in self._recorded
+            if isinstance(recorded.event, named) and recorded.event.run_id in runs
+        }
+
+    def runs_of(self, name: str) -> list[str]:
+        """The run of that id and the runs of the pipeline of that id."""
+        runs: dict[str, None] = {}
+        for recorded in self._recorded:
+            event = recorded.event
+            run_id = run_of(event)
+            if run_id and (run_id == name or getattr(event, "pipeline", "") == name):
+                runs[run_id] = None
+        return list(runs)
+
+    def cursor(self, path: str) -> Cursor:
+        """How far a spool file was read."""
+        return self._cursors.get(path, Cursor(path, 0, 0))
+
+    def bad_lines(self) -> list[BadLine]:
+        """The quarantine of lines."""
+        return list(self._bad.values())

@@ -1,0 +1,82 @@
+"""What a run has cost so far, kept up event by event: for a progress line and for a budget, each step.
+
+A lease costs by its extent alone, whatever its spans were (spans + idle + lost = lease), so that the meter
+need not keep spans, only each lease's opening, close and last sign of life. It says what the run's own leases
+cost: the same sum as the run's report, where no lease is shared between runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+
+from orchestrator.ledger.booking import BookingPolicy, Ending, LeaseEvents, book_lease
+from orchestrator.ledger.entries import lease_entries, stated_entries
+from orchestrator.ledger.events import (
+    Correction,
+    Event,
+    Heartbeat,
+    LeaseClosed,
+    LeaseOpened,
+    SpanRecorded,
+    UsageStated,
+)
+from orchestrator.ledger.pricing import Pricer
+
+
+class RunMeter:
+    """The leases of one run.
+
+    `corrected` is True once a correction arrived: then only the journal as a whole can tell
+    (`Ledger.report`).
+    """
+
+    def __init__(self, run_id: str, policy: BookingPolicy) -> None:
+        self._run_id, self._policy = run_id, policy
+        self._leases: dict[str, LeaseEvents] = {}
+        self._ended: dict[str, Fraction] = {}
+        self._stated = Fraction(0)
+        self.corrected = False
+
+    def take(self, events: Iterable[Event], pricer: Pricer) -> None:
+        """Count events that were not taken before; those of other runs' leases are passed over."""
+        for event in events:
+            if isinstance(event, Correction):
+                self.corrected = True
+            elif isinstance(event, UsageStated):
+                if event.run_id == self._run_id:
+                    self._stated += sum(
+                        (pricer.amount(entry) for entry in stated_entries([event])), Fraction(0)
+                    )
+            elif isinstance(event, LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded):
+                self._take(event)
+
+    def _take(self, event: LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded) -> None:
+        lease = self._leases.setdefault(event.lease_id, LeaseEvents())
+        if isinstance(event, LeaseOpened):
+            lease.openings.append(event)
+        elif isinstance(event, LeaseClosed):
+            lease.closings.append(event)
+        else:
+            sign = event.end_ns if isinstance(event, SpanRecorded) else event.at_ns
+            lease.last_heartbeat_ns = max(sign, lease.last_heartbeat_ns or sign)
+        self._ended.pop(event.lease_id, None)
+
+    def cost(self, as_of_ns: int, pricer: Pricer) -> Fraction:
+        """Money until `as_of_ns`. Raises UnknownPriceError."""
+        total = self._stated
+        for lease_id, lease in self._leases.items():
+            known = self._ended.get(lease_id)
+            if known is None:
+                known = self._cost_of(lease_id, lease, as_of_ns, pricer)
+            total += known
+        return total
+
+    def _cost_of(self, lease_id: str, lease: LeaseEvents, as_of_ns: int, pricer: Pricer) -> Fraction:
+        booked = book_lease(lease, as_of_ns, self._policy, [])
+        if booked is None or booked.opened.run_id != self._run_id:
+            return Fraction(0)
+        amount = sum((pricer.amount(entry) for entry in lease_entries([booked])), Fraction(0))
+        if booked.ending in (Ending.RELEASED, Ending.LOST):
+            self._ended[lease_id] = amount
+        return amount

@@ -1,0 +1,274 @@
+"""What an accelerator-hour costs: effective-dated, with currency, source and date; exact rationals until the
+report rounds.
+
+A *series* is the prices of one (SKU, region, commitment) in order of time. A day has one price: prices begin
+and end at midnight UTC. A gap or an overlap within a series is refused with the row named; so is a price
+without source or date, because such a price is worthless.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator.ledger.calendar import date_of, day_number
+from orchestrator.ledger.errors import PriceBookError, UnknownPriceError
+
+HOURS_PER_YEAR = Decimal(8766)
+"""365.25 days."""
+
+
+def _exact(value: object) -> object:
+    """Money and factors are written as strings or whole numbers: a YAML float has already lost what was
+    meant.
+    """
+    if isinstance(value, float):
+        raise ValueError("write a decimal in quotes, so that it stays exact")
+    return value
+
+
+Exact = Annotated[Decimal, BeforeValidator(_exact), Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, allow_inf_nan=False)]
+Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+class Amortisation(_Row):
+    """Own hardware: what one accelerator costs an hour of use.
+
+    capex / (life x utilisation) + opex / (year x utilisation) + power x PUE x price of a kWh
+    """
+
+    capex: Exact
+    """Purchase price of one accelerator with its share of host, network and rack."""
+    life_years: Positive
+    utilisation: Positive
+    """The share of its life in which it is leased, 0 < u <= 1: what is idle is paid by what is used."""
+    power_watts: Exact
+    """Draw of one accelerator with its share of the host under load."""
+    pue: Positive
+    electricity_per_kwh: Exact
+    opex_per_year: Exact = Decimal(0)
+    """Space, staff, support of one accelerator."""
+
+    @model_validator(mode="after")
+    def _share(self) -> Amortisation:
+        if self.utilisation > 1:
+            raise ValueError("utilisation is a share: at most 1")
+        return self
+
+    def per_hour(self) -> Fraction:
+        """The price of one accelerator-hour."""
+        used = Fraction(HOURS_PER_YEAR) * Fraction(self.utilisation)
+        capital = (
+            Fraction(self.capex) / (Fraction(self.life_years) * used) + Fraction(self.opex_per_year) / used
+        )
+        return capital + Fraction(self.power_watts) / 1000 * Fraction(self.pue) * Fraction(
+            self.electricity_per_kwh
+        )
+
+
+class Price(_Row):
+    """One price of one SKU for some days.
+
+    Either `amount`, for `accelerators` of them an hour, or `amortised`.
+    """
+
+    sku: str = Field(min_length=1)
+    resource: Literal["gpu", "cpu"]
+    region: str
+    commitment: Literal["on_demand", "reserved", "spot", "owned"]
+    amount: Exact | None = None
+    accelerators: int = Field(default=1, ge=1)
+    """How many accelerators (or CPU slots) `amount` buys: 8 for a p5.48xlarge."""
+    amortised: Amortisation | None = None
+    currency: Currency
+    starts: date = Field(alias="from")
+    ends: date | None = Field(alias="to")
+    """The first day on which it no longer holds; null: until further notice."""
+    source: str = Field(min_length=1)
+    retrieved: date
+
+    @model_validator(mode="after")
+    def _one_price(self) -> Price:
+        if (self.amount is None) == (self.amortised is None):
+            raise ValueError("state either amount or amortised")
+        if self.ends is not None and self.ends <= self.starts:
+            raise ValueError(f"to: {self.ends} is not after from: {self.starts}")
+        return self
+
+    def per_hour(self) -> Fraction:
+        """Money for one accelerator-hour."""
+        if self.amortised is not None:
+            return self.amortised.per_hour()
+        return Fraction(self.amount or 0) / self.accelerators
+
+
+class Rate(_Row):
+    """1 `currency` is `rate` of `into`, for some days."""
+
+    currency: Currency
+    into: Currency
+    rate: Positive
+    starts: date = Field(alias="from")
+    ends: date | None = Field(alias="to")
+    source: str = Field(min_length=1)
+    retrieved: date
+
+
+RowType = TypeVar("RowType", Price, Rate)
+
+
+class _File(_Row):
+    name: str = Field(min_length=1)
+    currency: Currency
+    region: str
+    commitment: Literal["on_demand", "reserved", "spot", "owned"]
+    prices: tuple[Price, ...]
+    rates: tuple[Rate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPrice:
+    """Money for one accelerator-hour, in the currency of the book, and where it comes from."""
+
+    per_hour: Fraction
+    currency: str
+    sku: str
+    region: str
+    commitment: str
+    source: str
+
+
+SeriesKey = tuple[str, str, str]
+
+
+class PriceBook:
+    """Prices by (SKU, region, commitment) and day; `currency`, `region` and `commitment` are what it answers
+    in and assumes.
+    """
+
+    def __init__(self, content: _File) -> None:
+        self._content = content
+        self.name, self.currency = content.name, content.currency
+        self._series: dict[SeriesKey, list[Price]] = {}
+        self._rates: dict[tuple[str, str], list[Rate]] = {}
+        for row, price in _by_start(content.prices):
+            _append(
+                self._series.setdefault((price.sku, price.region, price.commitment), []),
+                price,
+                f"prices[{row}]",
+            )
+        for row, rate in _by_start(content.rates):
+            _append(self._rates.setdefault((rate.currency, rate.into), []), rate, f"rates[{row}]")
+        for row, price in enumerate(content.prices):
+            self._require_rates(price, f"prices[{row}].currency")
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], origin: str = "price_book") -> PriceBook:
+        """A price book from the keys of its yaml. Raises PriceBookError, with the row named."""
+        try:
+            return cls(_File.model_validate(dict(content)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            raise PriceBookError(f"{origin}{where}", repr(first["input"])[:80], first["msg"]) from error
+
+    @classmethod
+    def load(cls, path: Path) -> PriceBook:
+        """A price book from a yaml file. Raises PriceBookError."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise PriceBookError(str(path), str(error), "a readable yaml file") from error
+        if not isinstance(content, dict):
+            raise PriceBookError(str(path), type(content).__name__, "a mapping")
+        return cls.parse(content, str(path))
+
+    def to_json(self) -> str:
+        """The book as canonical JSON; `PriceBook.parse(json.loads(...))` gives an equal book."""
+        return json.dumps(
+            self._content.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")
+        )
+
+    def skus(self) -> list[str]:
+        """The SKUs it has prices for."""
+        return sorted({sku for sku, _, _ in self._series})
+
+    def boundaries(self) -> list[int]:
+        """The day numbers on which some price begins or ends."""
+        days = {price.starts for series in self._series.values() for price in series}
+        days |= {price.ends for series in self._series.values() for price in series if price.ends is not None}
+        return sorted(day_number(day) for day in days)
+
+    def price(self, sku: str, day: int, region: str = "", commitment: str = "") -> UnitPrice:
+        """What an accelerator-hour of `sku` costs on a day number. Raises UnknownPriceError."""
+        key = (sku, region or self._content.region, commitment or self._content.commitment)
+        series = self._series.get(key)
+        if series is None:
+            known = ", ".join(sorted("/".join(known) for known in self._series)) or "none"
+            hint = f"price book {self.name}"
+            raise UnknownPriceError("sku", "/".join(key), known, hint)
+        for price in series:
+            if day_number(price.starts) <= day and (price.ends is None or day < day_number(price.ends)):
+                rate = self._rate(price.currency, day, f"sku {sku}")
+                return UnitPrice(price.per_hour() * rate, self.currency, *key, price.source)
+        days = f"{series[0].starts} to {series[-1].ends or 'today'}"
+        raise UnknownPriceError(
+            f"price of {'/'.join(key)}", str(date_of(day)), days, f"price book {self.name}"
+        )
+
+    def convert(self, amount: Fraction, currency: str, day: int) -> Fraction:
+        """An amount of another currency in the book's, at the rate of that day.
+
+        Raises PriceBookError if there is none.
+        """
+        return amount * self._rate(currency, day, "amount")
+
+    def _rate(self, currency: str, day: int, what: str) -> Fraction:
+        if currency == self.currency:
+            return Fraction(1)
+        for rate in self._rates.get((currency, self.currency), []):
+            if day_number(rate.starts) <= day and (rate.ends is None or day < day_number(rate.ends)):
+                return Fraction(rate.rate)
+        raise PriceBookError(
+            f"rate of {what}", f"{currency} on {date_of(day)}", f"a rate into {self.currency}"
+        )
+
+    def _require_rates(self, price: Price, where: str) -> None:
+        if price.currency != self.currency and (price.currency, self.currency) not in self._rates:
+            raise PriceBookError(where, price.currency, f"{self.currency}, or a rate into it under `rates`")
+
+
+def _by_start(rows: Sequence[RowType]) -> list[tuple[int, RowType]]:
+    """The rows with their positions in the file, in order of time."""
+    return sorted(enumerate(rows), key=lambda pair: pair[1].starts)
+
+
+def _append(series: list[Any], row: Price | Rate, where: str) -> None:
+    """Add a row to its series. Raises PriceBookError unless it starts on the day the one before it ends."""
+    if series:
+        before = series[-1]
+        if before.ends is None or row.starts < before.ends:
+            allowed = (
+                f"{before.ends} or later" if before.ends else "no further row: the one before has no end"
+            )
+            raise PriceBookError(f"{where}.from", str(row.starts), allowed, "rows of one series overlap")
+        if row.starts > before.ends:
+            raise PriceBookError(f"{where}.from", str(row.starts), str(before.ends), "a gap in one series")
+    series.append(row)
