@@ -1,1 +1,1 @@
-"""Rollouts: the `Engine` port (`engine.py`), its fake (`scripted.py`) and its implementations (`engines/`)."""
+"""Rollouts: the `Engine` port (`engine.py`), its fake (`scripted.py`), its implementations (`engines/`)."""

@@ -1,0 +1,272 @@
+"""Samples from any causal language model of transformers: the embedded engine, on CPU and GPU by the same
+code.
+
+Three things make it faster than `generate`. A prompt is prefilled once for its whole group. A finished row
+leaves the batch and the cache in the step it finishes, and the next groups take its place (continuous
+batching). Masks and buffers are prepared once, so that a step is the model's forward, one softmax and one
+search in its cumulative sum.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+
+from orchestrator.errors import ConfigError
+from orchestrator.training.models.build import build_model, build_tokenizer
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.prompting import decode_responses, end_of_sequence, render_prompt
+from orchestrator.training.records import Finish, RolloutBlock, SamplingParams, WeightVersion
+from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
+from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines._slots import SlotCache
+from orchestrator.training.rollouts.sampling import sample, uniform_draws
+
+
+class HFEngine:
+    """An `Engine` over a transformers model with full attention in every layer."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        context: int,
+        max_batch_rows: int,
+        device: torch.device,
+    ) -> None:
+        _require_full_attention(model)
+        self._model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
+        self._tokenizer, self._context, self._max_rows, self._device = (
+            tokenizer,
+            context,
+            max_batch_rows,
+            device,
+        )
+        self._stops = torch.tensor(sorted(_stop_tokens(model, tokenizer)))
+        self._version: WeightVersion = 0
+
+    @torch.inference_mode()
+    def generate(self, request: GenerateRequest) -> RolloutBlock:
+        """Sample to the end. A rollout ends at a stop token, at `max_new_tokens` or where the context is
+        full, whichever is first.
+        """
+        prompts = [render_prompt(self._tokenizer, prompt.text) for prompt in request.prompts]
+        for prompt, tokens in zip(request.prompts, prompts, strict=True):
+            require_room(prompt, len(tokens), self._context)
+        batch = _Batch(
+            self._model, prompts, request, self._context, self._max_rows, self._stops, self._device
+        )
+        batch.run()
+        return assemble_block(
+            request,
+            prompts,
+            batch.responses(),
+            self._version,
+            lambda rows: decode_responses(self._tokenizer, rows),
+        )
+
+    @torch.no_grad()
+    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
+        """Copy parameters and persistent buffers in place, by their names in the model's `state_dict`, as
+        they arrive.
+
+        Raises ValueError for an unknown name, a wrong shape, or a weight that never came (a tied weight may
+        come under either name).
+        """
+        state = self._model.state_dict()
+        loaded: set[int] = set()
+        for name, tensor in tensors:
+            if name not in state or state[name].shape != tensor.shape:
+                raise ValueError(f"the model has no weight {name!r} of shape {tuple(tensor.shape)}")
+            state[name].copy_(tensor)
+            loaded.add(state[name].data_ptr())
+        missing = [name for name, tensor in state.items() if tensor.data_ptr() not in loaded]
+        if missing:
+            raise ValueError(f"version {version} lacks {len(missing)} weights, among them {missing[0]!r}")
+        self._version = version
+
+
+@dataclass(frozen=True, slots=True)
+class _Admission:
+    """Consecutive rollouts `first .. first + count - 1` of one prompt, to be prefilled together."""
+
+    prompt: int
+    first: int
+    count: int
+
+
+class _Batch:
+    """One request on its way: which rollouts wait, which are in slots, what they have said so far."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: list[list[int]],
+        request: GenerateRequest,
+        context: int,
+        max_rows: int,
+        stops: torch.Tensor,
+        device: torch.device,
+    ) -> None:
+        self._model, self._prompts, self._device = model, prompts, device
+        self._sampling: SamplingParams = request.sampling
+        total = len(prompts) * request.group_size
+        rows = min(max_rows, total)
+        self._waiting = deque(_admissions(prompts, request.group_size, rows))
+        self._stops = stops
+        self._draws = uniform_draws(request.sampling.seed, total, request.sampling.max_new_tokens)
+        room = torch.tensor(
+            [min(context - len(prompt), request.sampling.max_new_tokens) for prompt in prompts]
+        )
+        self._limits = room.repeat_interleave(request.group_size)  # [N]
+        self._tokens = torch.zeros(total, request.sampling.max_new_tokens, dtype=torch.int64)
+        self._logprobs = torch.zeros(total, request.sampling.max_new_tokens)
+        self._lengths = torch.zeros(total, dtype=torch.int64)
+        self._stopped = torch.zeros(total, dtype=torch.bool)
+        self._rollouts = torch.zeros(0, dtype=torch.int64)  # which rollout each slot holds
+        self._cache = SlotCache(model.config.num_hidden_layers, rows, next(model.parameters()).dtype, device)
+
+    def run(self) -> None:
+        """Until nothing waits and no slot is occupied."""
+        while self._waiting or self._cache.rows:
+            if self._waiting and self._worth_admitting():
+                self._admit()
+            else:
+                self._step()
+
+    def responses(self) -> list[Response]:
+        """The finished rollouts in the request's order."""
+        lengths = self._lengths.tolist()
+        finish = [Finish.STOP if stopped else Finish.LENGTH for stopped in self._stopped.tolist()]
+        tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
+        return [
+            Response(tokens[i][:length], logprobs[i][:length], finish[i]) for i, length in enumerate(lengths)
+        ]
+
+    def _worth_admitting(self) -> bool:
+        """A prefill costs about a step however few its rows, so it waits until an eighth of the slots is
+        free.
+        """
+        free = self._cache.slots - self._cache.rows
+        return free >= self._waiting[0].count and free >= self._cache.slots // 8
+
+    def _admit(self) -> None:
+        """Prefill as many waiting prompts as fit and sample the first token of their rollouts."""
+        free = self._cache.slots - self._cache.rows
+        admitted: list[_Admission] = []
+        while self._waiting and self._waiting[0].count <= free:
+            admitted.append(self._waiting.popleft())
+            free -= admitted[-1].count
+        prompts = [self._prompts[admission.prompt] for admission in admitted]
+        repeats = torch.tensor([admission.count for admission in admitted])
+        logits, prefilled = self._prefill(prompts)
+        self._cache.insert(prefilled, torch.tensor([len(prompt) for prompt in prompts]), repeats)
+        new = torch.cat(
+            [torch.arange(admission.first, admission.first + admission.count) for admission in admitted]
+        )
+        self._rollouts = torch.cat([self._rollouts, new])
+        self._accept(
+            slice(len(self._rollouts) - len(new), None),
+            logits.repeat_interleave(repeats.to(self._device), dim=0),
+        )
+
+    def _prefill(self, prompts: list[list[int]]) -> tuple[torch.Tensor, DynamicCache]:
+        """The logits after each prompt [p, V] and the prompts' keys and values, left-padded to the
+        longest.
+        """
+        width = max(len(prompt) for prompt in prompts)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+        columns = torch.arange(width)
+        starts = (width - lengths)[:, None]
+        # A padding column sees itself, so that its softmax is defined; nothing else sees it.
+        visible = (columns[:, None] >= columns) & (
+            (columns >= starts)[:, None] | torch.eye(width, dtype=torch.bool)
+        )
+        cache = DynamicCache(config=self._model.config)
+        output = self._model(
+            input_ids=ids.to(self._device),
+            attention_mask=_additive(visible, next(self._model.parameters()).dtype).to(self._device)[:, None],
+            position_ids=(columns - starts).clamp(min=0).to(self._device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1], cache
+
+    def _step(self) -> None:
+        """One token for every row."""
+        rollouts = self._rollouts
+        newest = self._tokens[rollouts, self._lengths[rollouts] - 1]
+        mask = self._cache.open_column()
+        output = self._model(
+            input_ids=newest[:, None].to(self._device),
+            attention_mask=mask,
+            position_ids=self._cache.positions()[:, None].to(self._device),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._accept(slice(0, None), output.logits[:, -1])
+
+    def _accept(self, slots: slice, logits: torch.Tensor) -> None:
+        """Sample a token for the rows in `slots`, note it, and drop the rows that it finishes."""
+        rollouts = self._rollouts[slots]
+        places = self._lengths[rollouts]
+        tokens, logprobs = sample(logits, self._draws[rollouts, places].to(self._device), self._sampling)
+        tokens, logprobs = tokens.cpu(), logprobs.cpu()
+        self._tokens[rollouts, places] = tokens
+        self._logprobs[rollouts, places] = logprobs
+        self._lengths[rollouts] = places + 1
+        stopped = torch.isin(tokens, self._stops)
+        self._stopped[rollouts] = stopped
+        finished = torch.zeros(len(self._rollouts), dtype=torch.bool)
+        finished[slots] = stopped | (places + 1 >= self._limits[rollouts])
+        if finished.any():
+            self._rollouts = self._rollouts[self._cache.drop(finished)]
+
+
+def _admissions(prompts: list[list[int]], group_size: int, rows: int) -> list[_Admission]:
+    """Whole groups where they fit into `rows`, parts of groups otherwise; long prompts first, so that prompts
+    of about one length are prefilled together.
+    """
+    return [
+        _Admission(prompt, prompt * group_size + member, min(rows, group_size - member))
+        for prompt in sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        for member in range(0, group_size, rows)
+    ]
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """The tokenizer's end of sequence and what the model's own generation config adds to it."""
+    declared = model.generation_config.eos_token_id
+    more = [declared] if isinstance(declared, int) else declared or []
+    return {end_of_sequence(tokenizer), *more}
+
+
+def _require_full_attention(model: PreTrainedModel) -> None:
+    kinds: set[str] = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(model.config, "sliding_window", None):
+        raise ConfigError(
+            "rollout.engine",
+            "hf",
+            "an engine for this model",
+            f"{type(model).__name__} has layers without full attention",
+        )
+
+
+@ENGINES.register("hf")
+def hf(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> HFEngine:
+    """The engine with its own copy of the model, as version 0."""
+    return HFEngine(
+        build_model(model, seed), build_tokenizer(model), model.context, rollout.max_batch_rows, device
+    )

@@ -1,0 +1,64 @@
+"""From logits to tokens: temperature, nucleus (top-p) truncation, and the log-prob of what was chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from orchestrator.training.records import SamplingParams
+
+
+def uniform_draws(seed: int, rows: int, tokens: int) -> torch.Tensor:
+    """The random number that decides each token, [rows, tokens], float32 in [0, 1).
+
+    Row `i` is rollout `i` of the request and column `t` its token `t`: a rollout's draws depend neither on
+    which rows are computed beside it nor on when its row is computed.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    return torch.from_numpy(generator.random((rows, tokens), dtype=np.float32))
+
+
+def sample(
+    logits: torch.Tensor, draws: torch.Tensor, sampling: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row: (tokens [n] int64, log-probs [n] float32), from `logits` [n, V] and `draws`
+    [n].
+
+    The log-prob is under softmax(logits / temperature), before top-p truncation; at temperature 0 (greedy,
+    where the sampled distribution is a point) under softmax(logits). The choice inverts the cumulative
+    distribution at the row's draw.
+    """
+    scaled = logits.float()
+    if sampling.temperature not in (0.0, 1.0):
+        scaled = scaled / sampling.temperature
+    logprobs = torch.log_softmax(scaled, dim=-1)
+    if sampling.temperature == 0:
+        tokens = logprobs.argmax(dim=-1)
+    elif sampling.top_p < 1:
+        tokens = _invert_nucleus(logprobs, draws, sampling.top_p)
+    else:
+        tokens = _invert(logprobs.exp(), draws)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative probability exceeds `draws` of the total, [n]; never one of
+    probability 0.
+    """
+    cumulative = probabilities.cumsum(dim=-1)
+    thresholds = draws[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
+    # draw * total can round up to the total itself, which lies behind every index; the last one that adds
+    # anything is right.
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
+    return torch.minimum(chosen, last)
+
+
+def _invert_nucleus(logprobs: torch.Tensor, draws: torch.Tensor, top_p: float) -> torch.Tensor:
+    """As `_invert`, over the fewest most probable tokens whose probabilities reach `top_p` together (Holtzman
+    et al. 2020).
+    """
+    probabilities, order = logprobs.exp().sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    chosen = _invert(probabilities.masked_fill(before >= top_p, 0.0), draws)
+    return order.gather(1, chosen[:, None])[:, 0]
