@@ -11,7 +11,8 @@ from orchestrator.training.records import Finish, Prompt, RolloutBlock
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One rollout. `length` counts its tokens, at most `max_new_tokens`; `prompt.solution` is always empty."""
+    """One rollout. `length` counts its tokens, at most `max_new_tokens`; `prompt.solution` is always
+    empty."""
 
     prompt: Prompt
     text: str
@@ -33,8 +34,8 @@ class PreparedScorer(Scorer, Protocol):
     """A scorer that loads something big first; loading does not count against a rollout's timeout."""
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
-        """Load what scoring these references takes. Called before each block, so it must be cheap when there is
-        nothing new.
+        """Load what scoring these references takes. Called before each block, so it must be cheap when there
+        is nothing new.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Who judges an answer: one file for each kind of reference.
 
-`{"dataset": ..., "entry": ...}` comes from a reasoning_gym generator, `{"answer": ...}` from a file. The modules that take long to import are imported when
-the first reference of their kind is seen.
+`{"dataset": ..., "entry": ...}` comes from a reasoning_gym generator, `{"answer": ...}` from a file. The
+modules that take long to import are imported when the first reference of their kind is seen.
 """
 
 from __future__ import annotations
@@ -27,4 +27,6 @@ def judge_of(reference: Mapping[str, Any]) -> Judge:
         from orchestrator.training.rewards.judges.mathematics import judge_mathematics
 
         return judge_mathematics
-    raise ValueError(f"no judge for a reference with {sorted(reference)}; allowed: dataset and entry, or answer")
+    raise ValueError(
+        f"no judge for a reference with {sorted(reference)}, only for dataset and entry, or answer"
+    )

@@ -1,7 +1,7 @@
 """Countdown: does the expression use exactly the given numbers and reach the target?
 
-The rule of reasoning_gym's own scorer, which evaluates the model's text as Python through sympy (about 1 ms, and whatever that text says);
-here only + - * / and parentheses on integers exist, and arithmetic is exact.
+The rule of reasoning_gym's own scorer, which evaluates the model's text as Python through sympy (about 1 ms,
+and whatever that text says); here only + - * / and parentheses on integers exist, and arithmetic is exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """reasoning_gym's own scorers: fully right is a score of 1.
 
-Some of them evaluate the answer as Python. A model's text must not become code, so for those datasets an answer that is more than a literal or a formula
-is wrong before it gets there.
+Some of them evaluate the answer as Python. A model's text must not become code, so for those datasets an
+answer that is more than a literal or a formula is wrong before it gets there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def judge_generated(answer: str, reference: Mapping[str, Any]) -> bool:
 
 @functools.cache
 def _scorer(name: str) -> Callable[[str, Mapping[str, Any]], float]:
-    return get_score_answer_fn(name)
+    scorer: Any = get_score_answer_fn(name)  # its annotation says Callable[[], float]
+    return scorer
 
 
 def _is_literal(answer: str) -> bool:

@@ -1,7 +1,8 @@
 """Answers of files: texts, numbers and LaTeX, by value where they have one.
 
-In this order: the same text (case and white space aside); the same number; the same mathematics by math-verify, for references that are mathematics at all (words are
-not: as products of letters, "Paris" and "pairs" are equal).
+In this order: the same text (case and white space aside); the same number; the same mathematics by
+math-verify, for references that are mathematics at all (words are not: as products of letters, "Paris" and
+"pairs" are equal).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 def judge_mathematics(answer: str, reference: Mapping[str, Any]) -> bool:
     """`reference["answer"]` is a text or a number; of GSM8K's texts what follows `####`.
 
-    Where the reference is one number the answer must be one number, too: neither a list that holds it nor a sum that makes it.
+    Where the reference is one number the answer must be one number, too: neither a list that holds it nor a
+    sum that makes it.
     """
     expected = str(reference["answer"]).rsplit("####", maxsplit=1)[-1].strip()
     if _normalised(answer) == _normalised(expected):
@@ -38,13 +40,13 @@ def judge_mathematics(answer: str, reference: Mapping[str, Any]) -> bool:
     parsed = _parse(answer)
     if wanted is not None and not (parsed and isinstance(parsed[0], sympy.Number)):
         return False
-    return bool(math_verify.verify(_parse(expected), parsed, timeout_seconds=None))
+    return bool(math_verify.verify(_parse(expected), parsed, timeout_seconds=0))
 
 
 def _parse(text: str) -> list[Any]:
     """What math-verify reads in `text`, taken as one formula; empty if nothing."""
     formula = text if "$" in text or "\\boxed" in text else f"${text}$"
-    return math_verify.parse(formula, parsing_timeout=None)
+    return math_verify.parse(formula, parsing_timeout=0)
 
 
 def _number(text: str) -> Decimal | None:

@@ -3,8 +3,8 @@
     @SCORERS.register("brevity")
     def brevity(completion: Completion) -> float: ...
 
-A third party registers one by an entry point of the group `orchestrator.scorer`, or names a function directly:
-`my_package.my_module:function` in place of a registered name.
+A third party registers one by an entry point of the group `orchestrator.scorer`, or names a function
+directly: `my_package.my_module:function` in place of a registered name.
 """
 
 from __future__ import annotations

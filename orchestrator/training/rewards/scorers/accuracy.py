@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.training.rewards.completion import Completion
@@ -11,15 +12,18 @@ from orchestrator.training.rewards.scorers import SCORERS
 
 
 class Accuracy:
-    """1.0 if the text in the last `<answer>...</answer>` is fully right by the judge of the prompt's reference, else 0.0.
+    """1.0 if the text in the last `<answer>...</answer>` is fully right by the judge of the prompt's
+    reference, else 0.0.
 
-    No answer is a wrong answer. Partial credit of a task's own scorer counts as wrong: a model that is paid for trying learns to try.
+    No answer is a wrong answer. Partial credit of a task's own scorer counts as wrong: a model that is paid
+    for trying learns to try.
     """
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
         """Import the judges that these references need."""
         for reference in references:
-            judge_of(reference)
+            with suppress(ValueError):  # no judge: scoring says so, rollout by rollout
+                judge_of(reference)
 
     def __call__(self, completion: Completion, /) -> float:
         """Raises ValueError if the reference is of no kind that has a judge."""
@@ -31,7 +35,8 @@ class Accuracy:
 
 
 def last_answer(text: str) -> str | None:
-    """What stands in the last complete `<answer>...</answer>`, without surrounding white space; None if there is none.
+    """What stands in the last complete `<answer>...</answer>`, without surrounding white space; None if there
+    is none.
 
     >>> last_answer("<answer>3</answer> wait, <answer> 4 </answer>")
     '4'

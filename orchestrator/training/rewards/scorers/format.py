@@ -13,14 +13,14 @@ _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 @SCORERS.register("format")
 def format_reward(completion: Completion) -> float:
-    """1.0 or 0.0. White space may stand around the tags. A prompt that ends in `<think>` has opened the first tag.
+    """1.0 or 0.0. White space may stand around the tags. A prompt that ends in `<think>` has opened the first
+    tag.
 
     The format reward of DeepSeek-R1-Zero (arXiv 2501.12948, section 2.2.2).
     """
     text = completion.text
     if completion.prompt.text.rstrip().endswith("<think>"):
         text = "<think>" + text
-    before, first, *rest = [*_TAG.split(text), ""]
-    pieces = [before, first, *rest[:-1]]
-    outside = pieces[0::4]  # before <think>, between the two pairs, after </answer>
-    return float(pieces[1::2] == _TAGS and not any(piece.strip() for piece in outside))
+    pieces = _TAG.split(text)
+    tags, outside = pieces[1::2], pieces[0::4]
+    return float(tags == _TAGS and not any(piece.strip() for piece in outside))
