@@ -1,0 +1,187 @@
+"""What a person sees while a run trains: a live view on a terminal, one plain line now and then elsewhere.
+
+`orchestrator run` feeds a `Progress` with step reports; `orchestrator watch` reads another process' run
+directory. Nothing is written to stdout if the console is one on stderr (`--json`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.cli.run_view import COST, HELDOUT, Course, plain_line, render
+from orchestrator.clock import NANOSECONDS, Clock, SystemClock
+
+if TYPE_CHECKING:
+    from orchestrator.training.records import StepReport
+    from orchestrator.training.run_directory import RunDirectory, RunState
+
+REFRESHES_A_SECOND = 2
+
+
+class Progress:
+    """Shows a run that this process drives. A context manager; `update` after every step.
+
+    On a terminal it draws in place; elsewhere it prints a line for the first and the last step, for every
+    evaluation, and otherwise not more often than every `line_every_seconds`.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        steps: int,
+        console: Console,
+        currency: str,
+        *,
+        line_every_seconds: float = 10.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._console, self._clock = console, clock or SystemClock()
+        self.course = Course(job, steps, currency, self._clock.now_ns())
+        self._line_every_ns = int(line_every_seconds * NANOSECONDS)
+        self._last_line_ns: int | None = None
+        self._live = _live(console, self._render) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.course.state == "running":
+            self.course.state = "stopped" if error else "done"
+        if self._live:
+            self._live.stop()
+
+    def update(self, report: StepReport, cost: Decimal | None = None) -> None:
+        """A step ended; `cost` is what the run has cost so far."""
+        now_ns = self._clock.now_ns()
+        self.course.add(report.step, now_ns, report.metrics)
+        if cost is not None:
+            self.course.cost = cost
+        if self._live is None and self._line_is_due(report, now_ns):
+            self._last_line_ns = now_ns
+            self._print(plain_line(self.course))
+
+    def message(self, text: str) -> None:
+        """Something that a person should see: a checkpoint, a lost worker, a budget warning."""
+        if self._live:
+            self.course.message = text
+        else:
+            self._print(f"{self.course.title}  {text}")
+
+    def _line_is_due(self, report: StepReport, now_ns: int) -> bool:
+        first_or_last = self._last_line_ns is None or report.step >= self.course.steps
+        return (
+            first_or_last
+            or HELDOUT in report.metrics
+            or now_ns - (self._last_line_ns or 0) >= self._line_every_ns
+        )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        return render(self.course, self._clock.now_ns(), self._console.width)
+
+
+def watch(
+    run: RunDirectory,
+    console: Console,
+    currency: str,
+    *,
+    poll_seconds: float = 1.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Show a run of another process until it ends, and each stage of a pipeline as it comes; the state it
+    ended in. Raises RunNotFoundError if the directory holds no run.
+    """
+    clock = SystemClock()
+    view = Watched(run, currency)
+    live = _live(console, lambda: view.render(clock.now_ns(), console.width)) if console.is_terminal else None
+    if live:
+        live.start()
+    try:
+        while True:
+            state = view.refresh()
+            if live is None:
+                for line in view.new_lines():
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if state.is_final:
+                return state.value
+            sleep(poll_seconds)
+    finally:
+        if live:
+            live.stop()
+
+
+class Watched:
+    """What can be seen of a run, and of the stages of a pipeline, from their directories."""
+
+    def __init__(self, run: RunDirectory, currency: str) -> None:
+        self._run, self._currency = run, currency
+        self._courses: dict[str, Course] = {}
+        self._read: dict[str, tuple[RunState, int]] = {}
+        self._printed: dict[str, str] = {}
+
+    def refresh(self) -> RunState:
+        """Read what is new; the state of the run."""
+        from orchestrator import runs
+        from orchestrator.training.run_directory import RunDirectory
+
+        record = runs.observe(self._run)
+        started = [stage.run_id for stage in record.stages if stage.run_id is not None]
+        stages = [RunDirectory(self._run.path.parent / run_id) for run_id in started]
+        for part in stages if record.stages else [self._run]:
+            if part.state.exists():
+                self._refresh(part)
+        return record.state
+
+    def _refresh(self, run: RunDirectory) -> None:
+        from orchestrator import runs
+
+        record = runs.observe(run)
+        size = run.metrics.stat().st_size if run.metrics.exists() else 0
+        if self._read.get(run.run_id) == (record.state, size):
+            return
+        title = f"{record.job} · {run.run_id}" if not record.stage else f"{record.pipeline} · {record.stage}"
+        course = Course(title, record.steps, self._currency, record.started_ns, record.state.value)
+        for line in run.read_metrics():
+            course.add(line.step, line.time_ns, line.metrics)
+        if COST in course.metrics:
+            course.cost = Decimal(str(course.metrics[COST]))
+        course.message = record.why
+        self._courses[run.run_id] = course
+        self._read[run.run_id] = (record.state, size)
+
+    def new_lines(self) -> Iterator[str]:
+        """A plain line for every run that moved since the last call."""
+        for run_id, course in self._courses.items():
+            line = plain_line(course)
+            if self._printed.get(run_id) != line:
+                self._printed[run_id] = line
+                yield line
+
+    def render(self, now_ns: int, width: int) -> RenderableType:
+        """The newest stage in full, those before it in a line each."""
+        courses = list(self._courses.values())
+        if not courses:
+            return Text("waiting for the run to start", style="dim")
+        earlier = [
+            Text(plain_line(course), style="dim", no_wrap=True, overflow="ellipsis")
+            for course in courses[:-1]
+        ]
+        return Group(*earlier, render(courses[-1], now_ns, width))
+
+
+def _live(console: Console, draw: Callable[[], RenderableType]) -> Live:
+    return Live(console=console, get_renderable=draw, refresh_per_second=REFRESHES_A_SECOND)

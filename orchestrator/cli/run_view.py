@@ -1,0 +1,226 @@
+"""A run as a terminal shows it: what it said so far (`Course`), drawn as lines of text. Pure, no clock of its
+own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from statistics import fmean, median
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.clock import NANOSECONDS
+from orchestrator.console.formats import duration, money, short
+
+BARS = " ▁▂▃▄▅▆▇█"
+SPARKLINE_WIDTH = 36
+NARROW_SPARKLINE_WIDTH = 14
+ESTIMATE_OVER_STEPS = 30
+HICCUP = 10
+"""A step this many times as long as the median one (a suspended laptop, a restart) says nothing about the
+next ones.
+"""
+
+HELDOUT, REWARD, REFLECTION = "accuracy/heldout", "reward/mean", "rollout/reflection_fraction"
+LOSS, STALENESS, SPEED, COST = "policy/loss", "offpolicy/staleness_mean", "rollout/tokens_per_s", "cost/usd"
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One sparkline: its metric, its name for people, the range it is drawn on (None: its own), its style."""
+
+    metric: str
+    label: str
+    bounds: tuple[float, float] | None
+    style: str
+
+
+CHARTS = (
+    Chart(HELDOUT, "held-out accuracy", (0.0, 1.0), "green"),
+    Chart(REWARD, "reward", None, "cyan"),
+    Chart(REFLECTION, "self-checks", (0.0, 1.0), "magenta"),
+    Chart(LOSS, "loss", None, "yellow"),
+)
+
+
+@dataclass(slots=True)
+class Course:
+    """What a run has said so far. Times are nanoseconds of one clock."""
+
+    title: str
+    steps: int
+    currency: str
+    started_ns: int
+    state: str = "running"
+    step: int = 0
+    cost: Decimal | None = None
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
+    ends_ns: deque[int] = field(default_factory=lambda: deque[int](maxlen=ESTIMATE_OVER_STEPS + 1))
+
+    def add(self, step: int, at_ns: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step that ended at `at_ns`. A step that is reported again (after a restore) takes
+        the place of the older report and of what came after it.
+        """
+        again = step <= self.step and self.step > 0
+        if again:
+            self.ends_ns.clear()
+        for name, value in metrics.items():
+            series = self.history.setdefault(name, [])
+            while again and series and series[-1][0] >= step:
+                series.pop()
+            series.append((step, value))
+        self.step = step
+        self.metrics.update(metrics)
+        self.ends_ns.append(at_ns)
+
+    def seconds_left(self) -> float | None:
+        """Steps left x the mean length of the last ones, without hiccups; None before two steps ended."""
+        ends = list(self.ends_ns)
+        lengths = [(after - before) / NANOSECONDS for before, after in itertools.pairwise(ends)]
+        if not lengths:
+            return None
+        typical = [length for length in lengths if length <= HICCUP * median(lengths)]
+        return max(self.steps - self.step, 0) * fmean(typical)
+
+
+def sparkline(
+    points: Sequence[tuple[int, float]], last: int, width: int, bounds: tuple[float, float] | None = None
+) -> str:
+    """`points` (step, value) over the steps 0 to `last`, in at most `width` characters; empty for no point.
+
+    A character is the mean of the values of its steps, or the last value before them: charts of metrics that
+    are measured at different steps line up. Before the first point it is blank.
+
+    >>> sparkline([(0, 0.0), (2, 1.0), (3, 2.0)], last=3, width=4)
+    '▁▁▅█'
+    """
+    if not points:
+        return ""
+    columns = list(_columns(points, last, width))
+    values = [value for value in columns if value is not None]
+    low, high = bounds or (min(values), max(values))
+    top = len(BARS) - 1
+    return "".join(" " if value is None else BARS[_level(value, low, high, top)] for value in columns)
+
+
+def _columns(points: Sequence[tuple[int, float]], last: int, width: int) -> Iterator[float | None]:
+    steps = [step for step, _ in points]
+    count = min(width, last + 1)
+    edges = [(last + 1) * index // count for index in range(count + 1)]
+    for first, end in itertools.pairwise(edges):
+        begin, after = bisect_right(steps, first - 1), bisect_right(steps, end - 1)
+        if begin < after:
+            yield fmean(value for _, value in points[begin:after])
+        else:
+            yield points[begin - 1][1] if begin else None
+
+
+def _level(value: float, low: float, high: float, top: int) -> int:
+    share = (value - low) / (high - low) if high > low else 0.0
+    return 1 + round(min(max(share, 0.0), 1.0) * (top - 1))
+
+
+def render(course: Course, now_ns: int, width: int) -> RenderableType:
+    """The live view of a run, for a terminal `width` columns wide."""
+    lines: list[RenderableType] = [_heading(course, now_ns), _bar(course, width)]
+    charts = _charts(course, SPARKLINE_WIDTH if width >= 72 else NARROW_SPARKLINE_WIDTH)
+    if charts is not None:
+        lines += [Text(), charts, Text()]
+    facts = _facts(course)
+    if facts:
+        lines.append(Text(" · ".join(facts), style="dim"))
+    if course.message:
+        lines.append(Text(course.message))
+    return Group(*lines)
+
+
+def plain_line(course: Course) -> str:
+    """The same in one line without colours, for a log."""
+    values = [
+        f"{chart.label} {short(course.metrics[chart.metric])}"
+        for chart in _shown_charts(course)
+        if chart.metric in course.metrics
+    ]
+    left = course.seconds_left()
+    ending = [f"{duration(left)} left"] if left is not None and course.step < course.steps else []
+    return "  ".join([course.title, f"step {course.step}/{course.steps}", *values, *_facts(course), *ending])
+
+
+def _heading(course: Course, now_ns: int) -> RenderableType:
+    grid = Table.grid(expand=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(justify="right", no_wrap=True)
+    end_ns = now_ns if course.state == "running" or not course.ends_ns else course.ends_ns[-1]
+    elapsed = duration(max(end_ns - course.started_ns, 0) / NANOSECONDS)
+    grid.add_row(f"[bold]{escape(course.title)}[/bold]", f"[dim]{course.state} · {elapsed}[/dim]")
+    return grid
+
+
+def _bar(course: Course, width: int) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    left = course.seconds_left()
+    row: list[RenderableType] = [
+        Text(f"step {course.step}/{course.steps}"),
+        ProgressBar(
+            total=max(course.steps, 1),
+            completed=course.step,
+            width=max(min(width - 40, 48), 10),
+            complete_style="cyan",
+            finished_style="green",
+        ),
+        Text(f"{100 * course.step // max(course.steps, 1)} %"),
+    ]
+    if left is not None and course.step < course.steps and course.state == "running":
+        row.append(Text(f"{duration(left)} left", style="dim"))
+    grid.add_row(*row)
+    return grid
+
+
+def _shown_charts(course: Course) -> list[Chart]:
+    """Those with values. Where the reward never moves (a cold start plays back right answers), the loss tells
+    more.
+    """
+    rewards = {value for _, value in course.history.get(REWARD, [])}
+    hidden = LOSS if len(rewards) > 1 else REWARD
+    return [chart for chart in CHARTS if course.history.get(chart.metric) and chart.metric != hidden]
+
+
+def _charts(course: Course, width: int) -> RenderableType | None:
+    charts = _shown_charts(course)
+    if not charts:
+        return None
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    for chart in charts:
+        points = course.history[chart.metric]
+        first, last = points[0][1], points[-1][1]
+        change = Text(short(last), style="bold")
+        if len(points) > 1:
+            change = Text.assemble((f"{short(first)} → ", "dim"), change)
+        line = sparkline(points, course.step, width, chart.bounds)
+        grid.add_row(Text(chart.label), Text(line, style=chart.style), change)
+    return grid
+
+
+def _facts(course: Course) -> list[str]:
+    facts: list[str] = []
+    if course.metrics.get(SPEED):
+        facts.append(f"{course.metrics[SPEED]:,.0f} tokens/s")
+    if STALENESS in course.metrics:
+        facts.append(f"staleness {course.metrics[STALENESS]:.1f}")
+    if course.cost is not None:
+        facts.append(f"{money(course.cost)} {course.currency}")
+    return facts

@@ -1,0 +1,36 @@
+"""Numbers as people read them, the same on the terminal and in reports."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+
+def money(amount: Decimal) -> str:
+    """Two decimals, or two significant digits where that would hide a small amount.
+
+    >>> money(Decimal("1234.567")), money(Decimal("0.004567")), money(Decimal(0))
+    ('1,234.57', '0.0046', '0.00')
+    """
+    if amount == 0 or abs(amount) >= Decimal("0.1"):
+        return f"{amount:,.2f}"
+    return f"{amount:.{1 - amount.adjusted()}f}"
+
+
+def short(value: float) -> str:
+    """A metric's value in at most about six characters.
+
+    >>> short(0.25), short(0.000125), short(1234.5)
+    ('0.25', '0.000125', '1.23e+03')
+    """
+    return f"{value:.3g}" if abs(value) >= 10 or 0 < abs(value) < 0.01 else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> duration(75.4), duration(3725)
+    ('1:15', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,132 @@
+from collections.abc import Iterator
+from decimal import Decimal
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli.progress import Progress, watch
+from orchestrator.clock import FakeClock
+from orchestrator.errors import RunNotFoundError
+from orchestrator.training.records import StepReport
+from orchestrator.training.run_directory import RunDirectory, RunState
+
+SECOND = 1_000_000_000
+
+
+def pipe() -> Console:
+    return Console(file=StringIO(), width=40)
+
+
+def terminal() -> Console:
+    return Console(file=StringIO(), width=100, force_terminal=True, color_system=None)
+
+
+def lines(console: Console) -> list[str]:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_in_a_pipe_one_line_now_and_then() -> None:
+    console, clock = pipe(), FakeClock()
+    with Progress("grpo", 100, console, "USD", line_every_seconds=10, clock=clock) as progress:
+        for step in range(1, 101):
+            clock.advance(SECOND)
+            metrics = {"reward/mean": 0.5} | ({"accuracy/heldout": 0.25} if step == 5 else {})
+            progress.update(StepReport(step, metrics), Decimal("1.5"))
+    shown = [line.split("  ")[1] for line in lines(console)]
+    assert shown == [
+        "step 1/100",
+        "step 5/100",  # an evaluation
+        *(f"step {step}/100" for step in range(15, 100, 10)),
+        "step 100/100",
+    ]
+    assert all(line.startswith("grpo  step") and "1.50 USD" in line for line in lines(console))
+
+
+def test_in_a_pipe_a_message_is_a_line_as_it_is() -> None:
+    console = pipe()
+    with Progress("grpo", 10, console, "USD", clock=FakeClock()) as progress:
+        progress.message("worker [rollout-1] was lost: killed; its groups went to others")
+    assert lines(console) == ["grpo  worker [rollout-1] was lost: killed; its groups went to others"]
+
+
+def test_on_a_terminal_the_last_frame_stays() -> None:
+    console = terminal()
+    with Progress("grpo", 2, console, "USD", clock=FakeClock()) as progress:
+        progress.update(StepReport(1, {"accuracy/heldout": 0.25}), None)
+        progress.message("checkpoint at step 1")
+        progress.update(StepReport(2, {"accuracy/heldout": 0.75}), Decimal("0.01"))
+    text = "\n".join(lines(console))
+    assert "done" in text
+    assert "step 2/2" in text
+    assert "0.25 → 0.75" in text
+    assert "checkpoint at step 1" in text
+
+
+def test_a_run_that_raises_is_not_shown_as_done() -> None:
+    console = terminal()
+    progress = Progress("grpo", 2, console, "USD", clock=FakeClock())
+    with pytest.raises(ZeroDivisionError), progress:
+        raise ZeroDivisionError
+    assert progress.course.state == "stopped"
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "r1-1")
+    run.create()
+    run.begin(job="r1", purpose="final", steps=0, at_ns=1 * SECOND, stages=("sft", "grpo"))
+    return run
+
+
+def start_stage(pipeline: RunDirectory, name: str) -> RunDirectory:
+    stage = RunDirectory(pipeline.path.parent / f"{pipeline.run_id}-{name}")
+    stage.create()
+    stage.begin(job=name, purpose="final", steps=2, at_ns=2 * SECOND, pipeline=pipeline.run_id, stage=name)
+    pipeline.add_stage(name, stage.run_id)
+    return stage
+
+
+def history(pipeline: RunDirectory) -> Iterator[None]:
+    """What happens to the pipeline between two looks at it."""
+    sft = start_stage(pipeline, "sft")
+    yield
+    sft.append_metrics(1, {"policy/loss": 2.0}, 3 * SECOND)
+    yield
+    sft.append_metrics(2, {"policy/loss": 1.0}, 4 * SECOND)
+    sft.write_state(RunState.DONE, "", 4 * SECOND)
+    grpo = start_stage(pipeline, "grpo")
+    grpo.append_metrics(1, {"accuracy/heldout": 0.5, "cost/usd": 0.25}, 5 * SECOND)
+    yield
+    grpo.write_state(RunState.BUDGET, "the budget is spent", 6 * SECOND)
+    pipeline.write_state(RunState.BUDGET, "the budget is spent", 6 * SECOND)
+    yield
+
+
+def test_watching_a_pipeline_follows_its_stages_to_the_end(pipeline: RunDirectory) -> None:
+    console, story = pipe(), history(pipeline)
+    assert watch(pipeline, console, "USD", sleep=lambda _: next(story)) == "budget"
+    shown = [" ".join(line.split()[:5]) for line in lines(console)]
+    assert shown == [
+        "r1-1 · sft step 0/2",
+        "r1-1 · sft step 1/2",
+        "r1-1 · sft step 2/2",
+        "r1-1 · grpo step 1/2",
+    ]
+    assert "0.25 USD" in lines(console)[-1]
+
+
+def test_watching_on_a_terminal_keeps_finished_stages_in_view(pipeline: RunDirectory) -> None:
+    console, story = terminal(), history(pipeline)
+    watch(pipeline, console, "USD", sleep=lambda _: next(story))
+    last_frame = "\n".join(lines(console)[-8:])
+    assert "step 1/2" in last_frame
+    assert "the budget is spent" in last_frame
+    assert any(line.startswith("r1-1 · sft  step 2/2") for line in lines(console))
+
+
+def test_watching_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError):
+        watch(RunDirectory(tmp_path / "missing"), pipe(), "USD")
