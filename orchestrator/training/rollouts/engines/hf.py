@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.latent_attention import decode_in_latent_space
 from orchestrator.training.models.prompting import decode_responses, end_of_sequence, render_prompt
 from orchestrator.training.records import Finish, RolloutBlock, SamplingParams, WeightVersion
 from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
@@ -41,6 +42,7 @@ class HFEngine:
         device: torch.device,
     ) -> None:
         _require_full_attention(model)
+        decode_in_latent_space(model)
         self._model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
         self._tokenizer, self._context, self._max_rows, self._device = (
             tokenizer,
