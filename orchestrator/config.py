@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -37,6 +38,8 @@ from orchestrator.run_config import RunConfig, StageConfig
 
 NOT_JOBS = frozenset({"run"})
 """Files at the top of `conf/` that jobs are composed of."""
+
+SEARCH_PATH = "hydra.searchpath"
 
 STAGE_OVERRIDE = re.compile(r"^(\+\+|\+|~)?stages\.([a-z][a-z0-9_]*)\.(.+)$", re.DOTALL)
 REFUSED_OVERRIDE = re.compile(r"Could not (?:override|delete from config\.|delete) '~?\+*([\w./@]+)")
@@ -80,26 +83,55 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def job_names() -> list[str]:
-    """The jobs there are."""
-    return sorted(path.stem for path in conf_dir().glob("*.yaml") if path.stem not in NOT_JOBS)
+@dataclass(frozen=True, slots=True)
+class ConfigFiles:
+    """The folders that configs are composed of: the project's own, then those of `hydra.searchpath`."""
 
+    folders: tuple[Path, ...]
 
-def group_options() -> dict[str, list[str]]:
-    """What each config group offers."""
-    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    @classmethod
+    def named_by(cls, overrides: Sequence[Override] = ()) -> ConfigFiles:
+        """The project's folder and those of `hydra.searchpath`. Raises ConfigError if one is missing."""
+        added: list[Path] = []
+        for override in overrides:
+            if override.get_key_element().lstrip("+") == SEARCH_PATH:
+                value = override.value()
+                texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+                added += [Path(text.removeprefix("file://")) for text in texts]
+        for folder in added:
+            if not (folder.is_absolute() and folder.is_dir()):
+                raise ConfigError(SEARCH_PATH, str(folder), "[file:///DIR, ...], each a folder that exists")
+        return cls((conf_dir(), *added))
+
+    def jobs(self) -> list[str]:
+        """The jobs there are."""
+        found = {path.stem for folder in self.folders for path in folder.glob("*.yaml")}
+        return sorted(found - NOT_JOBS)
+
+    def groups(self) -> dict[str, list[str]]:
+        """What each config group offers."""
+        options: dict[str, set[str]] = {}
+        for folder in self.folders:
+            for group in (path for path in folder.iterdir() if path.is_dir()):
+                options.setdefault(group.name, set()).update(path.stem for path in group.glob("*.yaml"))
+        return {group: sorted(names) for group, names in sorted(options.items())}
+
+    def compose(self, job: str, overrides: Sequence[str]) -> DictConfig:
+        """Hydra's composition of `job`. Raises what Hydra raises."""
+        primary = next(folder for folder in self.folders if (folder / f"{job}.yaml").is_file())
+        others = [f"'file://{folder}'" for folder in self.folders if folder != primary]
+        searched = [f"{SEARCH_PATH}=[{','.join(others)}]"] if others else []
+        with initialize_config_dir(str(primary), version_base="1.3"):
+            return hydra_compose(job, [*overrides, *searched])
 
 
 def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of `job`, with Hydra `overrides` applied, resolved and validated.
 
     A pipeline's overrides are handed to its stages, which are composed too, so that nothing starts if a later
-    stage is impossible. `hydra.searchpath=[file:///DIR]` adds a folder of one's own groups. Raises
+    stage is impossible. `hydra.searchpath=[file:///DIR]` adds a folder of one's own jobs and groups. Raises
     ConfigError.
     """
-    if job not in job_names():
-        raise not_one_of("job", job, job_names())
     own, for_stages = _split_stage_overrides(overrides)
     config = validate(_compose_values(job, own))
     if config.job != job:
@@ -201,22 +233,15 @@ def _parse(text: str) -> Override:
 
 def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
     parsed = [_parse(text) for text in overrides]
-    groups = group_options()
+    files = ConfigFiles.named_by(parsed)
+    if job not in files.jobs():
+        raise not_one_of("job", job, files.jobs())
+    groups = files.groups()
     for override in parsed:
-        key = override.get_key_element()
-        if key in groups and not override.is_delete() and not isinstance(override.value(), str):
-            raise not_one_of(key, (override.input_line or "").partition("=")[2], groups[key])
-        if key.lstrip("+~").split(".")[0] == "hydra" and key.lstrip("+") != "hydra.searchpath":
-            raise ConfigError(
-                "override",
-                override.input_line or "",
-                "hydra.searchpath",
-                "nothing else of Hydra's own is used",
-            )
+        _refuse_what_hydra_misreads(override, groups)
+    own = [override.input_line or "" for override in parsed if SEARCH_PATH not in override.get_key_element()]
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra_compose(job, list(overrides))
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(files.compose(job, own), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(str(error.full_key), "nothing", "a value", "the job leaves it to you") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -224,6 +249,15 @@ def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError("job", job, "a file that holds a mapping")
     return {str(key): value for key, value in values.items()}
+
+
+def _refuse_what_hydra_misreads(override: Override, groups: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError for a group option that is no name and for keys of Hydra's own, which do nothing here."""
+    key, text = override.get_key_element().lstrip("+~"), override.input_line or ""
+    if key in groups and not override.is_delete() and not isinstance(override.value(), str):
+        raise not_one_of(key, text.partition("=")[2], groups[key])
+    if key.split(".")[0] == "hydra" and key != SEARCH_PATH:
+        raise ConfigError("override", text, SEARCH_PATH, "nothing else of Hydra's own is used")
 
 
 def _from_hydra(

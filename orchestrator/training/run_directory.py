@@ -22,7 +22,7 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -82,7 +82,8 @@ class StageRecord:
     """A stage of a pipeline and the run that carried it out."""
 
     name: str
-    run_id: str
+    run_id: str | None
+    """null: not started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +191,28 @@ class RunDirectory:
             folder.mkdir()
 
     def begin(
-        self, *, job: str, purpose: str, steps: int, at_ns: int, pipeline: str = "", stage: str = ""
+        self,
+        *,
+        job: str,
+        purpose: str,
+        steps: int,
+        at_ns: int,
+        pipeline: str = "",
+        stage: str = "",
+        stages: Sequence[str] = (),
     ) -> RunRecord:
         """Say that this process now carries the run out: a first attempt or the next one after an end.
 
-        Raises ConfigError if another process is still carrying it out.
+        `stages` are the names of a pipeline's stages, in order. Raises ConfigError if another process still
+        carries the run out.
         """
-        attempt, stages, started_ns = 1, (), at_ns
+        attempt, started_ns = 1, at_ns
+        stage_runs: dict[str, StageRecord] = {}
         if self.state.exists():
             before = self.record()
             self._refuse_if_carried_out(before)
-            attempt, stages, started_ns = before.attempt + 1, before.stages, before.started_ns
+            attempt, started_ns = before.attempt + 1, before.started_ns
+            stage_runs = {known.name: known for known in before.stages}
         record = RunRecord(
             run_id=self.run_id,
             job=job,
@@ -211,7 +223,7 @@ class RunDirectory:
             attempt=attempt,
             pipeline=pipeline,
             stage=stage,
-            stages=stages,
+            stages=tuple(stage_runs.get(name, StageRecord(name, None)) for name in stages),
             started_ns=started_ns,
             ended_ns=None,
             process=ProcessIdentity.current(),

@@ -1,0 +1,205 @@
+"""The commands and their options. What a command does is in the module that it imports when it is called."""
+
+from __future__ import annotations
+
+import sys
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from orchestrator.cli.output import print_error
+from orchestrator.errors import ConfigError, OrchestratorError
+
+app = typer.Typer(
+    name="orchestrator",
+    help="Reinforcement-learning post-training on Ray, with every accelerator-second in a ledger.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Job = Annotated[str, typer.Argument(metavar="JOB", help="a job: sft, grpo, r1_demo, ...")]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="a run id, its beginning, `latest`, or a run directory")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="OVERRIDE", help="key=value, group=option, +key=value or ~key"),
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+OutputDir = Annotated[
+    Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="where runs live")
+]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--config-dir", exists=True, file_okay=False, help="a folder with config groups of your own"
+    ),
+]
+
+RUNS = Path("runs")
+
+
+@app.command()
+def run(
+    job: Job,
+    overrides: Overrides = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="the id of the run (default: made up)")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Run a job here, on a local Ray or on the cluster at --address."""
+    from orchestrator.cli import start
+
+    return start.run(job, start.all_overrides(overrides, config_dir, address), run_id, as_json)
+
+
+@app.command()
+def resume(run: Run, overrides: Overrides = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+    """Go on with a run from its last checkpoint. Overrides may change its length and shape, not its maths."""
+    from orchestrator.cli import start
+
+    return start.resume(run, overrides or [], output_dir, as_json)
+
+
+@app.command()
+def config(
+    job: Annotated[str, typer.Argument(metavar="JOB|schema", help="a job, or `schema` for the JSON Schema")],
+    overrides: Overrides = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="the config of one stage of a pipeline")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Print the composed, validated config of a job, or the JSON Schema of all configs."""
+    from orchestrator.cli import start
+
+    if job == "schema":
+        return start.print_schema(overrides or [])
+    return start.print_config(job, start.all_overrides(overrides, config_dir, None), stage, as_json)
+
+
+@app.command()
+def runs(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+    """List runs, newest first."""
+    from orchestrator.cli import read
+
+    return read.list_runs(output_dir, as_json)
+
+
+@app.command()
+def status(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+    """Show what a run is doing and what it measured."""
+    from orchestrator.cli import read
+
+    return read.show_status(run, output_dir, as_json)
+
+
+@app.command()
+def watch(
+    run: Run,
+    output_dir: OutputDir = RUNS,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="seconds between two looks")] = 1.0,
+    as_json: Json = False,
+) -> int:
+    """Follow a run until it ends, and exit with its code. Ctrl-C ends the watching, not the run."""
+    from orchestrator.cli import follow
+
+    return follow.watch(run, output_dir, every, as_json)
+
+
+@app.command()
+def stop(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+    """Ask a run on this machine to make a checkpoint and stop (it then exits 4 and can be resumed)."""
+    from orchestrator.cli import follow
+
+    return follow.stop(run, output_dir, as_json)
+
+
+@app.command()
+def logs(
+    run: Run,
+    output_dir: OutputDir = RUNS,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="only the last lines; 0: all")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Print what the controller of a run logged and what happened to its workers."""
+    from orchestrator.cli import read
+
+    return read.show_logs(run, output_dir, tail, as_json)
+
+
+@app.command()
+def rollouts(
+    run: Run,
+    output_dir: OutputDir = RUNS,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="(default: the newest recorded)")] = None,
+    worst: Annotated[int | None, typer.Option("--worst", min=1, help="the K of lowest reward")] = None,
+    heldout: Annotated[bool, typer.Option("--heldout", help="answers to held-out prompts")] = False,
+    as_json: Json = False,
+) -> int:
+    """Read what the model wrote."""
+    from orchestrator.cli import read
+
+    return read.show_rollouts(run, output_dir, step, worst, heldout, as_json)
+
+
+@app.command()
+def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+    """Say what is missing on this machine, and how to get it."""
+    from orchestrator.cli import doctor as checks
+
+    return checks.report(output_dir, as_json)
+
+
+class _OwnParser(TyperCommand):
+    """A command that leaves every word after its name, `--` and `--help` too, to a program of its own."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        ctx.args = args
+        return args
+
+
+@app.command(cls=_OwnParser, add_help_option=False)
+def cost(ctx: typer.Context) -> int:
+    """Accelerator-hours and money: report, headline, ..."""
+    from orchestrator.cli.cost import app as ledger_app
+
+    outcome = ledger_app(args=ctx.args, prog_name="orchestrator cost", standalone_mode=False)
+    return outcome if isinstance(outcome, int) else 0
+
+
+class _UsageError(ConfigError):
+    """A command line that can't be parsed; the parser's own sentence is the hint."""
+
+    def __str__(self) -> str:
+        return f"{self.hint} ({self.allowed})"
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Carry out `orchestrator <arguments>`; the exit code. Errors are printed, as JSON with `--json`."""
+    as_json = "--json" in takewhile(lambda word: word != "--", arguments)
+    try:
+        outcome = app(args=arguments or ["--help"], prog_name="orchestrator", standalone_mode=False)
+    except OrchestratorError as error:
+        print_error(error, as_json)
+        return error.exit_code
+    except typer.TyperException as error:
+        command = " ".join(["orchestrator", *arguments])
+        usage = _UsageError("command line", command, "see orchestrator --help", error.format_message())
+        print_error(usage, as_json)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return outcome if isinstance(outcome, int) else 0

@@ -1,0 +1,68 @@
+"""What the command line prints: tables for people, one JSON document for scripts, errors for both."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from orchestrator.errors import ConfigError, OrchestratorError
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout; a number that JSON can't hold becomes null."""
+    print(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
+
+
+def print_error(error: OrchestratorError, as_json: bool) -> None:
+    """An error as a sentence on stderr, or as `{error, key, value, allowed, hint}` on stdout."""
+    if not as_json:
+        print(f"orchestrator: {error}", file=sys.stderr)  # noqa: T201
+        return
+    fields = {"key": "", "value": "", "allowed": "", "hint": ""}
+    if isinstance(error, ConfigError):
+        fields = {"key": error.key, "value": error.value, "allowed": error.allowed, "hint": error.hint}
+    print_json({"error": str(error), **fields})
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """A plain table; the sentence `empty` if there is no row."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The course of `values` as at most `width` blocks; each block is the mean of its share."""
+    if not values:
+        return ""
+    blocks = min(width, len(values))
+    edges = [index * len(values) // blocks for index in range(blocks + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
+
+
+def _finite(value: object) -> Any:  # noqa: ANN401
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

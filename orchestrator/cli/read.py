@@ -1,0 +1,161 @@
+"""Commands that read run directories: runs, status, logs, rollouts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import runs
+from orchestrator.cli.output import print_json, print_table, sparkline
+from orchestrator.errors import ConfigError
+from orchestrator.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SHOWN_ROLLOUTS = 4
+"""How many rollouts are printed for a person who did not ask for a number."""
+
+
+def list_runs(output_dir: Path, as_json: bool) -> int:
+    """All runs, newest first."""
+    found = [runs.summary(record) for record in runs.records(output_dir)]
+    if as_json:
+        print_json(found)
+        return 0
+    columns = ("run_id", "job", "state", "purpose", "started", "ended", "why")
+    rows = [[_cell(run[column]) for column in columns] for run in found]
+    print_table(columns, rows, f"no runs in {output_dir}: orchestrator run r1_demo makes one")
+    return 0
+
+
+def show_status(reference: str, output_dir: Path, as_json: bool) -> int:
+    """One run: state, step, stages, metrics with their course."""
+    status = runs.status_document(runs.find_run(output_dir, reference))
+    if as_json:
+        print_json(status)
+        return 0
+    from rich.console import Console
+
+    Console().print(status_view(status))
+    return 0
+
+
+def status_view(status: Mapping[str, Any]) -> Group:
+    """What a person sees of `runs.status_document`."""
+    from rich import box
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    why = f" ({escape(status['why'])})" if status["why"] else ""
+    head = f"[bold]{status['run_id']}[/bold]  {status['job']}  {status['state']}{why}"
+    parts: list[Any] = [head, f"step {status['step']} of {status['steps']}, started {status['started']}"]
+    parts += [
+        f"  stage {stage['name']}: {stage['state']}  {stage['run_id'] or ''}"
+        for stage in status.get("stages", ())
+    ]
+    table = Table("metric", "last", "course", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, value in sorted(status["metrics"].items()):
+        course = [point[1] for point in status["history"].get(name, ())]
+        table.add_row(name, f"{value:.5g}", sparkline(course))
+    parts.append(table if status["metrics"] else "nothing measured yet")
+    return Group(*parts)
+
+
+def show_logs(reference: str, output_dir: Path, tail: int, as_json: bool) -> int:
+    """run.log and events.jsonl."""
+    run = runs.find_run(output_dir, reference)
+    lines = _lines(run.log)[-tail:]
+    events = [json.loads(line) for line in _lines(run.events)][-tail:]
+    if as_json:
+        print_json({"run_id": run.run_id, "lines": lines, "events": events})
+        return 0
+    for event in events:
+        particulars = ", ".join(
+            f"{key} {value}" for key, value in event.items() if key not in ("event", "time_ns")
+        )
+        lines.append(f"{runs.iso(event['time_ns'])} {event['event']}: {particulars}")
+    print("\n".join(lines) or f"nothing logged in {run.path}")  # noqa: T201
+    return 0
+
+
+def show_rollouts(
+    reference: str, output_dir: Path, step: int | None, worst: int | None, heldout: bool, as_json: bool
+) -> int:
+    """The recorded rollouts of a step; the `worst` ones are those of lowest reward."""
+    run = runs.find_run(output_dir, reference)
+    rows = _recorded(runs.leading_stage(run, run.record()), step, heldout)
+    if worst is not None:
+        rows = sorted(rows, key=_reward)[:worst]
+    if as_json:
+        print_json(rows)
+        return 0
+    _print_rollouts(rows if worst is not None else rows[:SHOWN_ROLLOUTS], len(rows))
+    return 0
+
+
+def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[str, Any]]:
+    from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
+
+    kind = "heldout" if heldout else "step"
+    steps = recorded_steps(run.rollouts, kind)
+    if not steps:
+        hint = f"nothing in {run.rollouts}; tracking.record_every says how often a step is recorded"
+        raise ConfigError("run", run.run_id, "a run with recorded rollouts", hint)
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise ConfigError("--step", str(step), _ranges(steps), "these steps were recorded")
+    return read_recorded(run.rollouts, step, kind)
+
+
+def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    for row in rows:
+        right = {None: "not graded", 0: "wrong", 1: "right"}.get(row["accuracy"], _cell(row["accuracy"]))
+        facts = f"reward {_reward(row):.4g}, {right}, {row['length']} tokens, {row['finish']}"
+        facts += f", version {row['version']}"
+        if row["reason"]:
+            facts += f", {row['grade']}: {row['reason']}"
+        body = Text.assemble((row["prompt"], "bold"), "\n", row["response"])
+        title = f"step {row['step']}  {row['prompt_id']}" + ("  checks itself" if row["reflected"] else "")
+        console.print(
+            Panel(body, title=Text(title), subtitle=Text(facts), title_align="left", subtitle_align="left")
+        )
+    console.print(
+        f"{len(rows)} of {total} rollouts; --worst K shows those of lowest reward, --json all of them"
+    )
+
+
+def _reward(row: Mapping[str, Any]) -> float:
+    """The reward, the lowest there is where it is unknown."""
+    value = row["reward"]
+    return -math.inf if value is None or math.isnan(value) else float(value)
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """`1-3, 5` for 1, 2, 3, 5."""
+    ranges: list[list[int]] = []
+    for step in steps:
+        if ranges and step == ranges[-1][1] + 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a log; none if there is no such file."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []

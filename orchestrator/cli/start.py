@@ -1,0 +1,73 @@
+"""Commands that compose a config: run, resume, config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator import config
+from orchestrator.cli.output import print_json
+from orchestrator.errors import ConfigError
+from orchestrator.run_config import RunConfig, json_schema
+
+
+def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, address: str | None) -> list[str]:
+    """The overrides as given, and the options that are short for one."""
+    found = list(overrides or ())
+    if config_dir is not None:
+        found.append(f"hydra.searchpath=[{_quoted(f'file://{config_dir.resolve()}')}]")
+    if address is not None:
+        found.append(f"cluster.address={_quoted(address)}")
+    return found
+
+
+def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -> int:
+    """Compose, then run; the exit code."""
+    composed = config.compose(job, overrides)
+    from orchestrator.cli import wiring
+
+    return wiring.run(composed, run_id=run_id, json_output=as_json)
+
+
+def resume(reference: str, overrides: Sequence[str], output_dir: Path, as_json: bool) -> int:
+    """Find the run and go on with it; the exit code."""
+    from orchestrator.runs import find_run
+
+    found = find_run(output_dir, reference)
+    from orchestrator.cli import wiring
+
+    return wiring.resume(found.run_id, list(overrides), found.path.parent, as_json)
+
+
+def print_config(job: str, overrides: Sequence[str], stage: str | None, as_json: bool) -> int:
+    """The config of a job, or of one stage of a pipeline, as YAML or JSON."""
+    composed = config.compose(job, overrides)
+    if stage is not None:
+        composed = _stage(composed, stage)
+    if as_json:
+        print_json(composed.to_json())
+    else:
+        print(composed.to_yaml(), end="")  # noqa: T201
+    return 0
+
+
+def print_schema(overrides: Sequence[str]) -> int:
+    """The JSON Schema of a config."""
+    if overrides:
+        raise ConfigError("command line", " ".join(overrides), "nothing after `config schema`")
+    print(json_schema(), end="")  # noqa: T201
+    return 0
+
+
+def _stage(composed: RunConfig, name: str) -> RunConfig:
+    for stage in composed.stages:
+        if stage.name == name:
+            return config.compose_stage(stage)
+    names = ", ".join(stage.name for stage in composed.stages)
+    raise ConfigError("--stage", name, names or "none", "" if names else f"job {composed.job} is no pipeline")
+
+
+def _quoted(value: str) -> str:
+    """`value` as a quoted string in Hydra's override grammar."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
