@@ -29,7 +29,8 @@ class LearnerConfig(Settings):
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     router_bias_update_speed: float = Field(ge=0)
-    """DeepSeek-V3's auxiliary-loss-free balancing: how far a step moves each expert's selection bias (gamma); 0 leaves the bias alone."""
+    """DeepSeek-V3's auxiliary-loss-free balancing: how far a step moves each expert's selection bias (gamma);
+    0 leaves the bias alone."""
     bucket_bytes: int = Field(ge=1)
     """Size of the buckets in which weights are published."""
     threads: int = Field(ge=0)

@@ -1,0 +1,3 @@
+"""How weights travel from the learner to the rollout workers: `learner.weights()` -> buckets -> channel ->
+`engine.load_weights()`.
+"""

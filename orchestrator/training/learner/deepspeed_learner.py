@@ -1,0 +1,239 @@
+"""The Learner over DeepSpeed: one update, told as
+
+    rows        rewards -> advantages, weights of the whole minibatch         the same on all ranks
+    plan        rows -> ranks -> micro-batches of a token budget              the same on all ranks
+    accumulate  forward, objective, weighted sum, backward                    each rank its own micro-batches
+    step        norm, clip, optimizer, router bias                            all ranks together
+
+A rank's numbers are sums; one all-reduce a minibatch turns them into metrics. It comes before the last
+backward, so that a loss that is not finite on any rank is known while the step can still be refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orchestrator.errors import NonFiniteError
+from orchestrator.training.buckets import Bucket, flatten
+from orchestrator.training.learner import distributed
+from orchestrator.training.learner.batching import Layout, plan
+from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.gather import full_tensors
+from orchestrator.training.learner.logprobs import TokenScorer
+from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
+from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
+from orchestrator.training.learner.micro_batch import MicroBatch, collate
+from orchestrator.training.learner.routing import RoutingMeter
+from orchestrator.training.learner.rows import TrainingRow, UpdateRule, computed_rows, minibatch_rows
+from orchestrator.training.learner.schedule import learning_rate
+from orchestrator.training.learner.shards import load_shards, save_shard
+from orchestrator.training.learner.zero import OptimizerFactory, ZeroEngine, adamw
+from orchestrator.training.records import BatchPart, StepReport
+
+logger = logging.getLogger(__name__)
+
+_PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """What is trained: `model` on the CPU, as built; `tokenizer` for the export; `reference`, frozen, where
+    the rule has a KL penalty.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel | None = None
+
+
+class DeepSpeedLearner:
+    """One rank; see `Learner`. Building it joins the process group and waits for the other ranks."""
+
+    def __init__(
+        self,
+        init: distributed.DistributedInit,
+        config: LearnerConfig,
+        rule: UpdateRule,
+        trainee: Trainee,
+        steps: int,
+        build_optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        """`steps` is the length of the run, for the learning-rate schedule. `build_optimizer` replaces the
+        config's AdamW.
+        """
+        self._config, self._rule, self._steps = config, rule, steps
+        self._device = distributed.join(init, config.threads)
+        self._tokenizer = trainee.tokenizer
+        self.layout: Layout = layout_for(trainee.model)
+        self._routing = RoutingMeter(trainee.model, self._device)
+        self._scorer = TokenScorer(trainee.model, rule.temperature)
+        self._reference = None if trainee.reference is None else self._freeze(trainee.reference)
+        self._reference_scorer = (
+            None if self._reference is None else TokenScorer(self._reference, rule.temperature)
+        )
+        self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
+
+    def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
+        """See `Learner.update`."""
+        rate = learning_rate(
+            step,
+            steps=self._steps,
+            peak=self._config.learning_rate,
+            final=self._config.final_learning_rate,
+            warmup_steps=self._config.warmup_steps,
+            schedule=self._config.schedule,
+        )
+        minibatches = minibatch_rows(parts, self._rule, self._config.minibatches)
+        work = [self._micro_batches(computed_rows(rows, self._rule)) for rows in minibatches]
+        proximal = self._proximal_logprobs(work)
+
+        totals = torch.zeros(len(SUMS) + 3, dtype=torch.float64)
+        routed = self._routing.sums.zero_()
+        norms: list[float] = []
+        for micro_batches, old in zip(work, proximal, strict=True):
+            sums, routing, norm = self._minibatch(step, rate, micro_batches, old)
+            totals, routed = totals + sums, routed + routing
+            norms.append(norm)
+        return StepReport(
+            step + 1,
+            {
+                "policy/loss": float(totals[-1]) / len(work),
+                **token_means(totals[: len(SUMS)]),
+                "policy/grad_norm": sum(norms) / len(norms),
+                "policy/lr": rate,
+                **_staleness(step, minibatches),
+                **self._routing.metrics(routed),
+                "learner/tokens": float(totals[-3]),
+                "learner/padding_fraction": 1 - float(totals[-3]) / max(1.0, float(totals[-2])),
+            },
+        )
+
+    def weights(self) -> Iterator[Bucket]:
+        """See `Learner.weights`."""
+        return flatten(full_tensors(self._zero, self._config.bucket_bytes), self._config.bucket_bytes)
+
+    def save(self, directory: Path) -> None:
+        """See `Learner.save`."""
+        path = save_shard(self._zero, directory)
+        logger.info("wrote %s (%d bytes)", path, path.stat().st_size)
+
+    def load(self, directory: Path) -> None:
+        """See `Learner.load`."""
+        load_shards(self._zero, directory)
+
+    def export(self, directory: Path) -> None:
+        """See `Learner.export`."""
+        state = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in full_tensors(self._zero, self._config.bucket_bytes)
+        }
+        if dist.get_rank() == 0:
+            self._zero.module.save_pretrained(directory, state_dict=state)
+            self._tokenizer.save_pretrained(directory)
+
+    def close(self) -> None:
+        """See `Learner.close`."""
+        self._zero.close()
+
+    def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
+        """This rank's, as many as every other rank has."""
+        world_size, budget = dist.get_world_size(), self._config.micro_batch_tokens
+        planned = plan([len(row) for row in rows], world_size, budget, self.layout)
+        return [
+            collate([rows[index] for index in indices], self.layout).to(self._device)
+            for indices in planned[dist.get_rank()]
+        ]
+
+    def _proximal_logprobs(self, work: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor | None]]:
+        """The learner's log-probs before the first minibatch, where an update may have moved it since and the
+        objective asks.
+        """
+        if len(work) == 1 or self._rule.objective.truncation is None:
+            return [[None for _ in micro_batches] for micro_batches in work]
+        with torch.no_grad():
+            return [
+                [self._scorer(self._zero.forward, batch)[0] for batch in micro_batches]
+                for micro_batches in work
+            ]
+
+    def _minibatch(
+        self, step: int, rate: float, micro_batches: Sequence[MicroBatch], proximal: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, float]:
+        """One optimizer update. Returns, of all ranks: the sums (`SUMS`, then real tokens, computed
+        positions, loss), the routing meter's sums, and the gradient norm.
+        """
+        self._routing.reset()
+        sums = torch.zeros(len(SUMS) + 3, dtype=torch.float64, device=self._device)
+        last = len(micro_batches) - 1
+        for index, (batch, old) in enumerate(zip(micro_batches, proximal, strict=True)):
+            columns, terms, entropies = self._forward(batch, old)
+            loss = torch.dot(terms.loss, batch.weights)
+            counts = torch.tensor([batch.tokens, batch.input_ids.numel(), loss.detach()], dtype=torch.float64)
+            sums += torch.cat([token_sums(columns, terms, entropies), counts.to(self._device)])
+            if index == last:
+                dist.all_reduce(sums)
+                if not math.isfinite(sums[-1]):
+                    # A gradient that is not finite makes every stage refuse its step, and clear what it has
+                    # accumulated.
+                    loss = loss * math.nan
+            self._zero.backward(loss, last=index == last)
+        routing = self._routing.sums
+        if self._routing.routers:
+            dist.all_reduce(routing)
+        norm = self._zero.step(rate)
+        self._refuse_non_finite(step, float(sums[-1]), norm)
+        if self._config.router_bias_update_speed > 0:
+            self._routing.update_biases(routing, self._config.router_bias_update_speed)
+        return sums.cpu(), routing, norm
+
+    def _forward(self, batch: MicroBatch, proximal: Tensor | None) -> tuple[TokenColumns, TokenTerms, Tensor]:
+        with self._routing.counting(batch.real):
+            logprobs, entropies = self._scorer(self._zero.forward, batch)
+        columns = TokenColumns(
+            logprobs=logprobs,
+            sampled_logprobs=batch.sampled_logprobs,
+            advantages=batch.advantages,
+            proximal_logprobs=proximal,
+            reference_logprobs=self._reference_logprobs(batch),
+        )
+        return columns, self._rule.objective(columns), entropies
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
+        if self._reference is None or self._reference_scorer is None:
+            return None
+        return self._reference_scorer(self._reference, batch)[0]
+
+    def _freeze(self, reference: PreTrainedModel) -> PreTrainedModel:
+        return reference.eval().requires_grad_(False).to(self._device)  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def _refuse_non_finite(step: int, loss: float, norm: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteError("policy/loss", loss, step)
+        if not math.isfinite(norm):
+            raise NonFiniteError("policy/grad_norm", norm, step)
+
+
+def layout_for(model: PreTrainedModel) -> Layout:
+    """Padding-free where the attention keeps packed rows apart at no cost, padded elsewhere."""
+    attention = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public name
+    return "packed" if attention in _PACKED_ATTENTION else "padded"
+
+
+def _staleness(step: int, minibatches: Sequence[Sequence[TrainingRow]]) -> dict[str, float]:
+    """Of every rollout: the learner's version, which is `step`, minus the oldest among its tokens."""
+    ages = [step - row.oldest_version for rows in minibatches for row in rows if len(row) > row.prompt_length]
+    return {
+        "offpolicy/staleness_mean": sum(ages) / max(1, len(ages)),
+        "offpolicy/staleness_max": float(max(ages, default=0)),
+    }

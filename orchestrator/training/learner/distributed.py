@@ -1,0 +1,83 @@
+"""One rank's place among the ranks: process group, device, threads. No launcher, no environment variables to
+set, no MPI.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+GROUP_TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a collective waits for the other ranks before it raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistributedInit:
+    """What a rank is told. Rank 0 listens on `master_addr`:`master_port`; with one rank neither is used.
+    `device` is "cpu", "cuda" (the first that the process sees) or "cuda:<index>".
+    """
+
+    rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    backend: Literal["auto", "gloo", "nccl"]
+    device: str
+
+    @property
+    def resolved_backend(self) -> str:
+        """`auto`: nccl on GPUs, gloo on CPUs."""
+        if self.backend != "auto":
+            return self.backend
+        return "nccl" if self.device.startswith("cuda") else "gloo"
+
+
+def join(init: DistributedInit, threads: int) -> torch.device:
+    """Join the ranks' process group; returns this rank's device. Blocks until all ranks have come.
+
+    `threads` CPU threads compute (0: torch's choice). A process is one rank for as long as it lives, because
+    DeepSpeed keeps groups in module globals: joining again as the same rank finds the group as it is. Raises
+    ValueError for another rank or number of ranks.
+    """
+    if threads > 0:
+        torch.set_num_threads(threads)
+    device = torch.device(init.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # DeepSpeed reads the kind and index of its device from here and from nowhere else, when it is imported.
+    os.environ["DS_ACCELERATOR"] = device.type
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    if dist.is_initialized():
+        joined = (dist.get_rank(), dist.get_world_size())
+        if joined != (init.rank, init.world_size):
+            raise ValueError(f"this process is rank {joined[0]} of {joined[1]}, got {init.rank} of
+            {init.world_size}")
+        return device
+    if init.world_size == 1:
+        dist.init_process_group(
+            init.resolved_backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT
+        )
+    else:
+        dist.init_process_group(
+            init.resolved_backend,
+            init_method=f"tcp://{init.master_addr}:{init.master_port}",
+            rank=init.rank,
+            world_size=init.world_size,
+            timeout=GROUP_TIMEOUT,
+        )
+    return device
+
+
+def free_port(host: str) -> int:
+    """A TCP port of `host` that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+

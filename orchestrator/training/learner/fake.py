@@ -1,0 +1,79 @@
+"""The fake of the Learner port: no model, no process group; a counter that travels through weights and
+checkpoints like the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from orchestrator.errors import CheckpointError, NonFiniteError
+from orchestrator.training.buckets import Bucket, flatten
+from orchestrator.training.records import BatchPart, StepReport
+
+_STATE = "fake-learner.json"
+
+
+class FakeLearner:
+    """One rank of one. Its only weight, `updates` [1] int64, counts the updates; its metrics follow from the
+    batch alone.
+
+    A reward that is not finite stands for a loss that is not.
+    """
+
+    def __init__(self, bucket_bytes: int = 1024) -> None:
+        self._bucket_bytes = bucket_bytes
+        self._updates = 0
+
+    def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
+        """See `Learner.update`."""
+        if not any(part.groups for part in parts):
+            raise ValueError("batch: got 0 groups, allowed: 1 or more of one size")
+        rewards = np.concatenate([part.scores.rewards for part in parts])
+        loss = -float(rewards.mean())
+        if not np.isfinite(loss):
+            raise NonFiniteError("policy/loss", loss, step)
+        oldest = np.array([int(part.rollouts.versions.min(initial=step)) for part in parts])
+        self._updates += 1
+        return StepReport(
+            step + 1,
+            {
+                "policy/loss": loss,
+                "policy/grad_norm": 1.0,
+                "policy/lr": 1e-3,
+                "offpolicy/staleness_mean": float((step - oldest).mean()),
+                "offpolicy/staleness_max": float((step - oldest).max()),
+                "learner/tokens": float(sum(len(part.rollouts.tokens) for part in parts)),
+                "learner/padding_fraction": 0.0,
+            },
+        )
+
+    def weights(self) -> Iterator[Bucket]:
+        """See `Learner.weights`."""
+        return flatten([("updates", torch.tensor([self._updates]))], self._bucket_bytes)
+
+    def save(self, directory: Path) -> None:
+        """See `Learner.save`."""
+        try:
+            (directory / _STATE).write_text(json.dumps({"updates": self._updates}))
+        except OSError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+
+    def load(self, directory: Path) -> None:
+        """See `Learner.load`."""
+        try:
+            self._updates = json.loads((directory / _STATE).read_text())["updates"]
+        except OSError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+
+    def export(self, directory: Path) -> None:
+        """See `Learner.export`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(json.dumps({"updates": self._updates}))
+
+    def close(self) -> None:
+        """See `Learner.close`."""

@@ -1,0 +1,100 @@
+"""Rows as the tensors of one forward pass, in either layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.training.learner.batching import Layout
+from orchestrator.training.learner.rows import TrainingRow
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """B rows of S positions (`padded`), or 1 row of S (`packed`), and T trained tokens among them, row after
+    row.
+
+    A trained token at position p is predicted from the hidden state at p - 1: `predictors` points into the B
+    * S flattened positions.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    position_ids: Tensor | None  # [1, S] int64, restarting at each row; None where rows are padded
+    real: Tensor  # [B * S] bool: False on padding
+    predictors: Tensor  # [T] int64
+    targets: Tensor  # [T] int64, the trained tokens
+    sampled_logprobs: Tensor  # [T] float32
+    advantages: Tensor  # [T] float32
+    weights: Tensor  # [T] float32
+    tokens: int
+    """Prompt and response tokens in it, padding not counted."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        return MicroBatch(
+            self.input_ids.to(device),
+            None if self.position_ids is None else self.position_ids.to(device),
+            self.real.to(device),
+            self.predictors.to(device),
+            self.targets.to(device),
+            self.sampled_logprobs.to(device),
+            self.advantages.to(device),
+            self.weights.to(device),
+            self.tokens,
+        )
+
+
+def collate(rows: Sequence[TrainingRow], layout: Layout) -> MicroBatch:
+    """The micro-batch of some rows; of none: one position and no trained token, for a rank that has nothing
+    to do while others compute.
+    """
+    lengths = [len(row) for row in rows]
+    if not rows:
+        input_ids, real, starts = np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.bool_), []
+    elif layout == "packed":
+        input_ids = np.concatenate([row.tokens for row in rows]).astype(np.int64)[None]
+        real = np.ones_like(input_ids, dtype=np.bool_)
+        starts = np.cumsum([0, *lengths[:-1]]).tolist()
+    else:
+        width = max(lengths)
+        input_ids = np.zeros((len(rows), width), dtype=np.int64)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = row.tokens
+        real = np.arange(width) < np.asarray(lengths)[:, None]
+        starts = [index * width for index in range(len(rows))]
+    counts = [row.trained_tokens for row in rows]
+    predictors = [
+        start + row.prompt_length - 1 + np.flatnonzero(row.trainable)
+        for start, row in zip(starts, rows, strict=True)
+    ]
+    return MicroBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=_restarting_positions(lengths) if layout == "packed" and rows else None,
+        real=torch.from_numpy(real.ravel()),
+        predictors=_column(predictors, np.int64),
+        targets=_column([row.tokens[row.prompt_length :][row.trainable] for row in rows], np.int64),
+        sampled_logprobs=_column([row.logprobs[row.trainable] for row in rows], np.float32),
+        advantages=_repeated([row.advantage for row in rows], counts),
+        weights=_repeated([row.weight for row in rows], counts),
+        tokens=sum(lengths),
+    )
+
+
+def _restarting_positions(lengths: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None])
+
+
+def _column(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype))
+
+
+def _repeated(values: Sequence[float], counts: Sequence[int]) -> Tensor:
+    return torch.from_numpy(
+        np.repeat(np.asarray(values, dtype=np.float32), np.asarray(counts, dtype=np.int64))
+    )

@@ -1,0 +1,51 @@
+"""The Learner port: one rank of the group that updates the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.training.buckets import Bucket
+from orchestrator.training.records import BatchPart, StepReport
+
+
+class Learner(Protocol):
+    """One rank. All ranks of a group are called with the same arguments in the same order: every method may
+    wait for the others.
+    """
+
+    def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
+        """Train on a batch: step `step` (from 0) turns version `step` into version `step` + 1. All ranks
+        report the same metrics.
+
+        Raises NonFiniteError, on all ranks, if the loss or the gradient norm is not finite; the update is
+        then not applied. Raises ValueError for a batch that is empty or whose blocks don't fit together.
+        """
+        ...
+
+    def weights(self) -> Iterator[Bucket]:
+        """All weights and persistent buffers, in buckets: on rank 0. Other ranks get none, but must exhaust
+        the iterator too: rank 0's needs their parts.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's shard into `directory`, synced to disk. Raises CheckpointError if the disk
+        refuses.
+        """
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Go on as if the run had never stopped. Raises CheckpointError if shards are missing or don't fit
+        the model.
+        """
+        ...
+
+    def export(self, directory: Path) -> None:
+        """Rank 0 writes a Hugging Face folder: config, safetensors, tokenizer."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model. No method may be called after it."""
+        ...

@@ -1,0 +1,146 @@
+"""From the scored blocks of a batch to training rows: one a rollout, with its advantage and the weight of its
+tokens.
+
+    parts -> rewards [P, G] -> advantages [P, G] -> rows -> minibatches -> weights
+
+Everything here is a pure function of the batch, so every rank computes the same rows and nothing has to be
+sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.training.learner.losses.aggregation import Aggregation, rollout_token_weights
+from orchestrator.training.learner.losses.objective import Objective
+from orchestrator.training.records import BatchPart, Finish
+
+Advantages = Callable[[Tensor], Tensor]
+"""Rewards [P, G] float64 to advantages [P, G] float64: an estimator of `orchestrator.training.advantages`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRule:
+    """The algorithm, as the learner applies it. `temperature` is what the rollouts were sampled with: the
+    learner's log-probs are of the same tempered distribution. `max_new_tokens` is the divisor of the
+    aggregation `constant`.
+    """
+
+    advantages: Advantages
+    objective: Objective
+    aggregation: Aggregation
+    drop_uninformative: bool
+    temperature: float
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            hint = "a greedy rollout has no log-probs to train on"
+            raise ValueError(f"temperature: got {self.temperature}, allowed: above 0 ({hint})")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One rollout. Shapes: L tokens of prompt and response together, R of the response."""
+
+    tokens: NDArray[np.int32]  # [L]
+    prompt_length: int  # L - R
+    trainable: NDArray[np.bool_]  # [R]; all False for an aborted rollout
+    logprobs: NDArray[np.float32]  # [R], the rollout engine's
+    oldest_version: int
+    advantage: float
+    weight: float
+    """Of each of its trainable tokens in the loss of its minibatch."""
+
+    def __len__(self) -> int:
+        """L."""
+        return len(self.tokens)
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens the loss counts."""
+        return int(self.trainable.sum())
+
+
+def minibatch_rows(parts: Sequence[BatchPart], rule: UpdateRule, minibatches: int) -> list[list[TrainingRow]]:
+    """The rows of each minibatch. Groups stay whole; advantages are of the whole batch, weights of the
+    minibatch.
+
+    A row's weight counts all rollouts of its minibatch, those without a gradient too. Raises ValueError if
+    the batch is empty, its blocks have different group sizes, it has fewer groups than minibatches, or a
+    prompt is empty.
+    """
+    group_sizes = {part.rollouts.group_size for part in parts}
+    groups = [(part, group) for part in parts for group in part.groups]
+    if len(group_sizes) != 1 or len(groups) < minibatches:
+        raise ValueError(
+            f"batch: got {len(groups)} groups of sizes {sorted(group_sizes)}, "
+            f"allowed: {minibatches} or more of one size"
+        )
+    size = group_sizes.pop()
+    rewards = np.stack(
+        [part.scores.rewards[group * size : (group + 1) * size] for part, group in groups]
+    )  # [P, G]
+    advantages = rule.advantages(torch.from_numpy(rewards.astype(np.float64))).numpy()
+
+    bounds = np.linspace(0, len(groups), minibatches + 1).round().astype(int)
+    return [
+        _weighted_rows(groups[first:last], advantages[first:last], rule)
+        for first, last in pairwise(bounds.tolist())
+    ]
+
+
+def computed_rows(rows: Sequence[TrainingRow], rule: UpdateRule) -> list[TrainingRow]:
+    """The rows worth a forward and backward: those with a token to train on and, with `drop_uninformative`,
+    an advantage.
+
+    Under a KL penalty every row has a gradient, so none is dropped for its advantage.
+    """
+    drop = rule.drop_uninformative and rule.objective.kl_coefficient == 0
+    return [row for row in rows if row.trained_tokens > 0 and not (drop and row.advantage == 0.0)]
+
+
+def _weighted_rows(
+    groups: Sequence[tuple[BatchPart, int]], advantages: NDArray[np.float64], rule: UpdateRule
+) -> list[TrainingRow]:
+    columns = [column for part, group in groups for column in _rollouts(part, group)]
+    lengths = torch.tensor([int(trainable.sum()) for _, _, trainable, _, _ in columns], dtype=torch.int64)
+    weights = rollout_token_weights(lengths, rule.aggregation, rule.max_new_tokens)
+    return [
+        TrainingRow(tokens, prompt_length, trainable, logprobs, version, float(advantage), float(weight))
+        for (tokens, prompt_length, trainable, logprobs, version), advantage, weight in zip(
+            columns, advantages.ravel().tolist(), weights.tolist(), strict=True
+        )
+    ]
+
+
+_Columns = tuple[NDArray[np.int32], int, NDArray[np.bool_], NDArray[np.float32], int]
+
+
+def _rollouts(part: BatchPart, group: int) -> Iterator[_Columns]:
+    block = part.rollouts
+    prompt = block.prompt_tokens[block.prompt_offsets[group] : block.prompt_offsets[group + 1]]
+    if len(prompt) == 0:
+        raise ValueError(
+            f"prompt {block.prompts[group].prompt_id}: got 0 tokens, allowed: 1 or more "
+            "(the first response token is predicted from it)"
+        )
+    for index in range(group * block.group_size, (group + 1) * block.group_size):
+        span = slice(block.offsets[index], block.offsets[index + 1])
+        aborted = block.finish[index] == Finish.ABORTED
+        trainable = np.zeros_like(block.trainable[span]) if aborted else block.trainable[span]
+        versions = block.versions[span]
+        yield (
+            np.concatenate([prompt, block.tokens[span]]),
+            len(prompt),
+            trainable,
+            block.logprobs[span],
+            int(versions.min()) if len(versions) else -1,
+        )
