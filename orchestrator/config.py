@@ -252,7 +252,7 @@ def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_what_hydra_misreads(override: Override, groups: Mapping[str, Sequence[str]]) -> None:
-    """Raise ConfigError for a group option that is no name and for keys of Hydra's own, which do nothing here."""
+    """Raise ConfigError for a group option that is no name, and for keys of Hydra's own: they do nothing."""
     key, text = override.get_key_element().lstrip("+~"), override.input_line or ""
     if key in groups and not override.is_delete() and not isinstance(override.value(), str):
         raise not_one_of(key, text.partition("=")[2], groups[key])

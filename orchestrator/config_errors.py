@@ -63,6 +63,10 @@ def _from_detail(detail: ErrorDetails) -> ConfigError:
         return unknown_key(key, value, {})
     if detail["type"] == "missing":
         return ConfigError(key, "nothing", "a value", _description(path))
+    if detail["type"] == "refused":
+        refused = detail.get("ctx", {})
+        key = ".".join((*path, refused["key"]))
+        return ConfigError(key, refused["value"], refused["allowed"], refused["hint"])
     if detail["type"] == "path_type":
         return ConfigError(key, value, "a path", _description(path))
     expected = detail.get("ctx", {}).get("expected")

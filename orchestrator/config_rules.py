@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.errors import ConfigError
 from orchestrator.run_config import RunConfig
+from orchestrator.training.cluster.placement import plan_placement
 from orchestrator.training.prompts.template import template_fields
+from orchestrator.training.rewards.scorers import SCORERS
+from orchestrator.training.rollouts.engines import ENGINES
 
 Rule = Callable[[RunConfig], Iterator[ConfigError]]
 
@@ -86,24 +89,27 @@ def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
         )
 
 
+def _parts_are_registered(config: RunConfig) -> Iterator[ConfigError]:
+    engines, scorers = ENGINES.names(), SCORERS.names()
+    chosen = [
+        ("rollout.engine", config.rollout.engine, engines),
+        ("evaluation.engine", config.evaluation.engine, engines),
+        *(("reward.components", name, scorers) for name in config.reward.components if ":" not in name),
+    ]
+    for key, name, names in chosen:
+        if name not in names:
+            yield ConfigError(key, name, ", ".join(names))
+
+
 def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
-    if config.algorithm.advantage == "constant":
-        return
-    advantage = config.algorithm.advantage
-    if config.rollout.group_size < 2:
-        yield ConfigError(
-            "rollout.group_size",
-            str(config.rollout.group_size),
-            "2 or more",
-            f"algorithm.advantage {advantage} compares the rollouts of a group",
-        )
-    if config.rollout.temperature == 0 and config.rollout.engine != "worked_solutions":
-        yield ConfigError(
-            "rollout.temperature",
-            "0.0",
-            "more than 0",
-            "greedy rollouts of one prompt are all equal: nothing to compare",
-        )
+    rollout, algorithm = config.rollout, config.algorithm
+    if rollout.group_size < algorithm.least_group_size:
+        hint = f"algorithm.advantage {algorithm.advantage} compares the rollouts of a group"
+        allowed = f"{algorithm.least_group_size} or more"
+        yield ConfigError("rollout.group_size", str(rollout.group_size), allowed, hint)
+    if rollout.temperature == 0 and algorithm.least_group_size > 1:
+        hint = "greedy rollouts of one prompt are all equal: nothing to compare"
+        yield ConfigError("rollout.temperature", "0.0", "more than 0", hint)
 
 
 def _solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
@@ -197,29 +203,14 @@ def _learning_rate_falls(config: RunConfig) -> Iterator[ConfigError]:
 
 
 def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
-    cluster = config.cluster
-    shares = {"rollout": cluster.rollout, "reward": cluster.reward, "learner": cluster.learner}
-    if cluster.resource == "cpu":
-        for role, share in shares.items():
-            if share.gpus:
-                yield ConfigError(
-                    f"cluster.{role}.gpus",
-                    str(share.gpus),
-                    "0",
-                    "cluster.resource cpu: the slots have no GPU",
-                )
-        if config.learner.backend == "nccl":
-            yield ConfigError(
-                "learner.backend", "nccl", "auto, gloo", "cluster.resource cpu: the slots have no GPU"
-            )
-    together = sum(share.cpus for share in shares.values())
-    if cluster.layout == "colocated" and together > cluster.slot_cpus + 1e-9:
-        yield ConfigError(
-            "cluster.slot_cpus",
-            str(cluster.slot_cpus),
-            f"{together:g} or more",
-            "layout colocated: the cpus of rollout, reward and learner share one slot",
-        )
+    if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
+        hint = "cluster.resource cpu: the slots have no GPU"
+        yield ConfigError("learner.backend", "nccl", "auto, gloo", hint)
+    workers, ranks = config.rollout.workers, config.learner.world_size
+    try:
+        plan_placement(config.cluster, workers, config.reward.workers, ranks)
+    except ConfigError as error:
+        yield error
 
 
 def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
@@ -234,6 +225,7 @@ RULES: tuple[Rule, ...] = (
     _template_asks_something,
     _evaluation_has_prompts,
     _responses_fit,
+    _parts_are_registered,
     _groups_can_be_compared,
     _solutions_exist,
     _solutions_come_from_one_place,
