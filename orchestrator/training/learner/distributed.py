@@ -57,8 +57,8 @@ def join(init: DistributedInit, threads: int) -> torch.device:
     if dist.is_initialized():
         joined = (dist.get_rank(), dist.get_world_size())
         if joined != (init.rank, init.world_size):
-            raise ValueError(f"this process is rank {joined[0]} of {joined[1]}, got {init.rank} of
-            {init.world_size}")
+            wanted = (init.rank, init.world_size)
+            raise ValueError(f"this process is rank and size {joined}, and can't join as {wanted}")
         return device
     if init.world_size == 1:
         dist.init_process_group(
@@ -80,4 +80,3 @@ def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
-
