@@ -1,26 +1,29 @@
-"""What a run was made of, so that it can be repeated or doubted: commit, packages, machine, data, model, seeds."""
+"""What a run was made of, so that it can be repeated or doubted: commit, packages, machine, data, model,
+seeds.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from orchestrator.training.records import Prompt
 
 PACKAGES = ("rl-orchestrator", "ray", "torch", "deepspeed", "transformers", "mlflow", "hydra-core", "numpy")
 
 
 def build_manifest(
-    *, run_id: str, seed: int, train: Iterable[Prompt], heldout: Iterable[Prompt], model: Path | None
+    *, run_id: str, seed: int, data_sha256: Mapping[str, str], model: Path | None
 ) -> dict[str, Any]:
-    """The manifest as JSON. `model` is the folder that the run starts from; None for a random start."""
+    """The manifest as JSON.
+
+    `data_sha256` are the prompts' digests by stage; `model` is the folder that the run starts from; None for
+    a random start.
+    """
     return {
         "run_id": run_id,
         "git": _git(Path(__file__).parent),
@@ -28,18 +31,9 @@ def build_manifest(
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "processor": _processor()},
         "seed": seed,
-        "data": {"train_sha256": prompts_digest(train), "heldout_sha256": prompts_digest(heldout)},
+        "data_sha256": dict(data_sha256),
         "model": None if model is None else {"path": str(model), "files_sha256": folder_digest(model)},
     }
-
-
-def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """SHA-256 over ids, texts, references and solutions, in order."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        row = [prompt.prompt_id, prompt.text, dict(prompt.reference), prompt.solution]
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def folder_digest(folder: Path) -> str:

@@ -8,6 +8,7 @@ imports this module too.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ from orchestrator.training.stages import RolloutRequest, Span, Summary
 from orchestrator.training.usage import Activity
 
 if TYPE_CHECKING:
+    from orchestrator.training.buckets import Bucket
     from orchestrator.training.learner.distributed import DistributedInit
     from orchestrator.training.rollouts.engine import Engine
-    from orchestrator.training.weights.buckets import Bucket
 
 PartRefs = Sequence[tuple["ray.ObjectRef[RolloutBlock]", "ray.ObjectRef[ScoreBlock]", tuple[int, ...]]]
 
@@ -70,7 +71,7 @@ class RolloutActor:
         return block, (len(block.tokens), self._meter.take())
 
     def _pull(self, version: WeightVersion, buckets: Sequence[ray.ObjectRef[Bucket]], step: int) -> None:
-        from orchestrator.training.weights.buckets import unflatten
+        from orchestrator.training.buckets import unflatten
 
         with self._meter.span(Activity.SYNC, step):
             tensors = list(unflatten(ray.get(list(buckets))))
@@ -86,10 +87,10 @@ class RewardActor:
         log_to_run_directory(parts, post)
         self._meter = start_meter(parts, post)
         with self._meter.span(Activity.LOAD, 0):
-            from orchestrator.training.rewards.grader import ProcessGrader
+            from orchestrator.training.rewards.grader import Grader
             from orchestrator.training.telemetry.recorder import RolloutRecorder
 
-            self._grader = ProcessGrader(parts.reward, parts.rollout.max_new_tokens)
+            self._grader = Grader(parts.reward, parts.rollout.max_new_tokens)
             self._recorder = RolloutRecorder()
         self._seed = parts.seed
 
@@ -138,30 +139,17 @@ class LearnerActor:
 
     def address(self) -> str:
         """Where the other ranks can reach this one: `host:port`."""
-        from orchestrator.training.learner.distributed import free_port
-
         host = ray.util.get_node_ip_address()
-        return f"{host}:{free_port(host)}"
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
 
     def setup(self, init: DistributedInit) -> tuple[Span, ...]:
         """Join the other ranks and build the model. Every rank must be called."""
         with self._meter.span(Activity.LOAD, 0):
-            import torch
+            from orchestrator.training.cluster.learner_parts import build_learner
 
-            from orchestrator.training.learner.rank import build_learner
-
-            if self._parts.learner.threads:
-                torch.set_num_threads(self._parts.learner.threads)
-            parts = self._parts
-            self._learner = build_learner(
-                init,
-                parts.model,
-                parts.learner,
-                parts.algorithm,
-                parts.rollout,
-                seed=parts.seed,
-                steps=parts.steps,
-            )
+            self._learner = build_learner(init, self._parts)
         return self._meter.take()
 
     def update(self, step: int, refs: PartRefs) -> tuple[StepReport, tuple[Span, ...]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from orchestrator.errors import OrchestratorError, WorkerLostError
+from orchestrator.errors import DataLostError, OrchestratorError, WorkerLostError
 
 T = TypeVar("T")
 
@@ -28,23 +29,37 @@ class ActorCrashError(OrchestratorError):
 async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T:
     """Wait for an actor's answer.
 
-    Raises WorkerLostError if the actor died, its data is gone or it did not answer in time; the
-    OrchestratorError that its code raised on purpose; ActorCrashError for anything else it raised.
+    Raises WorkerLostError if the actor died or did not answer in time; DataLostError if it lives but what it was
+    to work on died with another; the OrchestratorError that its code raised on purpose; ActorCrashError for
+    anything else it raised.
     """
     future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return await asyncio.wait_for(future, timeout_seconds)
     except TimeoutError as error:
         raise WorkerLostError(actor, f"no answer in {timeout_seconds:g} s") from error
-    except (RayActorError, ObjectLostError) as error:
+    except RayActorError as error:
         raise WorkerLostError(actor, _first_line(error)) from error
+    except ObjectLostError as error:
+        raise DataLostError(actor, _first_line(error)) from error
     except RayTaskError as error:
         cause: object = error.cause
         if isinstance(cause, (RayActorError, ObjectLostError)):
-            raise WorkerLostError(actor, _first_line(cause)) from error
+            raise DataLostError(actor, _first_line(cause)) from error
         if isinstance(cause, OrchestratorError):
             raise cause from error
         raise ActorCrashError(actor, error.traceback_str) from error
+
+
+async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All answers, in order. The first error is raised at once; the other calls are no longer waited for."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import ray
 
 from orchestrator.training.cluster.actors import LearnerActor
-from orchestrator.training.cluster.calls import answer
+from orchestrator.training.cluster.calls import all_or_none, answer
 from orchestrator.training.cluster.parts import Parts, Post
 from orchestrator.training.cluster.placement import Seat
 from orchestrator.training.cluster.session import Slots
@@ -35,10 +34,8 @@ class RayLearnerGroup:
         from orchestrator.training.learner.distributed import DistributedInit
 
         host, port = (await self._answer(0, self._ranks[0].address.remote())).rsplit(":", 1)
+        device = "cuda:0" if self._parts.use_gpu else "cpu"
         backend = self._parts.learner.backend
-        if backend == "auto":
-            backend = "nccl" if self._parts.use_gpu else "gloo"
-        device = "cuda" if self._parts.use_gpu else "cpu"
         inits = [
             DistributedInit(rank, len(self._ranks), host, int(port), backend, device)
             for rank in range(len(self._ranks))
@@ -90,7 +87,7 @@ class RayLearnerGroup:
         ]
 
     async def _gather(self, refs: Sequence[Any]) -> list[Any]:
-        return await asyncio.gather(*(self._answer(index, ref) for index, ref in enumerate(refs)))
+        return await all_or_none(self._answer(index, ref) for index, ref in enumerate(refs))
 
     async def _answer(self, index: int, ref: Any) -> Any:  # noqa: ANN401 - Ray's handles have no static type
         return await answer(self._seats[index].name, ref, self._timeout_seconds)

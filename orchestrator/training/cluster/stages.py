@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from orchestrator.clock import Clock
 from orchestrator.errors import WorkerLostError
+from orchestrator.training.cluster.calls import all_or_none
 from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
 from orchestrator.training.cluster.parts import Parts
@@ -54,7 +55,7 @@ async def cluster_stages(
         rollout_pool = WorkerPool(rollouts, _replace, parts.rollout.max_restarts, on_lost)
         reward_pool = WorkerPool(rewards, _replace, parts.reward.max_restarts, on_lost)
         try:
-            await asyncio.gather(learner.ready(), *(actor.ready() for actor in (*rollouts, *rewards)))
+            await all_or_none([learner.ready(), *(actor.ready() for actor in (*rollouts, *rewards))])
             yield ClusterStages(RolloutPool(rollout_pool), RewardPool(reward_pool), learner)
         finally:
             await asyncio.gather(rollout_pool.close(), reward_pool.close())

@@ -33,6 +33,11 @@ class EpochPrompts:
         """Training prompts of an epoch."""
         return len(self._train)
 
+    @property
+    def longest_first(self) -> list[Prompt]:
+        """All prompts, training and held-out, those with the most characters first."""
+        return sorted(self._by_id.values(), key=lambda prompt: len(prompt.text), reverse=True)
+
     def take(self, count: int) -> list[Prompt]:
         """The next `count` training prompts; more than an epoch has begins the next one."""
         taken: list[Prompt] = []

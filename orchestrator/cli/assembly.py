@@ -1,0 +1,113 @@
+"""From a validated config to the parts of one training run, and what can be wrong with it before anything
+starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.errors import ConfigError, PromptTooLongError
+from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.prices import PriceBook
+from orchestrator.run_config import RunConfig
+from orchestrator.training.cluster.parts import Parts
+from orchestrator.training.cluster.placement import Placement, plan_placement
+from orchestrator.training.loop import LoopSettings
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.prompts.load import load_prompts
+from orchestrator.training.prompts.source import EpochPrompts
+from orchestrator.training.records import Prompt
+
+LONGEST_PROMPTS = 64
+"""How many of the longest prompts are tokenized to see whether they fit: tokens grow with characters."""
+
+
+def check(config: RunConfig) -> EpochPrompts:
+    """The run's prompts; everything that would fail later for the same reason fails here.
+
+    Raises ConfigError: a price book that can't be used, actors that don't fit their slot, a missing model
+    folder, a dataset that can't be read, a prompt longer than the context.
+    """
+    try:
+        PriceBook.parse(config.price_book)
+    except LedgerError as error:
+        raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
+    placement_of(config)
+    check_model(config.model)
+    prompts = load_prompts(config.task, config.seed)
+    check_lengths(config.model, prompts)
+    return prompts
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ConfigError if the folder that the model should come from is not one."""
+    if model.path is not None and not (Path(model.path) / "config.json").is_file():
+        raise ConfigError(
+            "model.path", model.path, "a Hugging Face folder with a config.json", "no such folder"
+        )
+
+
+def check_lengths(model: ModelConfig, prompts: EpochPrompts) -> None:
+    """Raises PromptTooLongError, naming the prompt, if one leaves no room for a single token of answer."""
+    from orchestrator.training.models.build import build_tokenizer
+    from orchestrator.training.models.prompting import render_prompt
+
+    tokenizer = build_tokenizer(model)
+    for prompt in prompts.longest_first[:LONGEST_PROMPTS]:
+        length = len(render_prompt(tokenizer, prompt.text))
+        if length >= model.context:
+            raise PromptTooLongError(
+                "prompt",
+                f"{prompt.prompt_id}, {length} tokens",
+                f"fewer than model.context = {model.context}",
+            )
+
+
+def placement_of(config: RunConfig) -> Placement:
+    """Who sits where."""
+    return plan_placement(
+        config.cluster, config.rollout.workers, config.reward.workers, config.learner.world_size
+    )
+
+
+def parts_of(config: RunConfig, run_id: str, attempt: int, directory: Path) -> Parts:
+    """What the actors are told."""
+    return Parts(
+        run_id=run_id,
+        attempt=attempt,
+        directory=directory.resolve(),
+        seed=config.seed,
+        steps=config.steps,
+        evaluation_engine=config.evaluation.engine,
+        use_gpu=config.cluster.resource == "gpu",
+        model=config.model,
+        rollout=config.rollout,
+        reward=config.reward,
+        algorithm=config.algorithm,
+        learner=config.learner,
+    )
+
+
+def loop_settings(config: RunConfig) -> LoopSettings:
+    """What the loop is told."""
+    return LoopSettings(
+        steps=config.steps,
+        seed=config.seed,
+        group_size=config.rollout.group_size,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        max_new_tokens=config.rollout.max_new_tokens,
+        evaluate_every=config.evaluation.every,
+        checkpoint_every=config.checkpoint.every,
+        record_every=config.tracking.record_every,
+        sampled_rollouts=config.tracking.sampled_rollouts,
+        dynamic_sampling=config.algorithm.dynamic_sampling,
+        max_resampled=config.algorithm.max_resampled,
+        grading_failure_budget=config.reward.failure_budget,
+        max_learner_rebuilds=config.learner.max_restarts,
+    )
+
+
+def heldout_prompts(config: RunConfig, prompts: EpochPrompts) -> list[Prompt]:
+    """The held-out prompts that this run evaluates on."""
+    return prompts.heldout(min(config.evaluation.prompts, config.task.heldout_size))

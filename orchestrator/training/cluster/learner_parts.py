@@ -1,0 +1,40 @@
+"""From configs to a learner rank: the one place where advantages, losses and the model meet."""
+
+from __future__ import annotations
+
+from orchestrator.training.advantages import ADVANTAGES
+from orchestrator.training.cluster.parts import Parts
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
+from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.losses import LOSSES
+from orchestrator.training.learner.losses.objective import Objective
+from orchestrator.training.learner.losses.policy import ClipRange
+from orchestrator.training.learner.rows import UpdateRule
+from orchestrator.training.models.build import build_model, build_tokenizer
+
+
+def build_learner(init: DistributedInit, parts: Parts) -> DeepSpeedLearner:
+    """Build the model and join the other ranks. Blocks until all have come."""
+    algorithm = parts.algorithm
+    corrects = algorithm.off_policy.correction == "truncated_importance_sampling"
+    objective = Objective(
+        policy=LOSSES.get(algorithm.loss),
+        clip=ClipRange(algorithm.clip_low, algorithm.clip_high),
+        truncation=algorithm.off_policy.truncation if corrects else None,
+        kl_coefficient=algorithm.kl.coefficient,
+        kl_estimator=algorithm.kl.estimator,
+    )
+    rule = UpdateRule(
+        advantages=ADVANTAGES.get(algorithm.advantage),
+        objective=objective,
+        aggregation=algorithm.aggregation,
+        drop_uninformative=algorithm.drop_uninformative,
+        temperature=parts.rollout.temperature,
+        max_new_tokens=parts.rollout.max_new_tokens,
+    )
+    trainee = Trainee(
+        model=build_model(parts.model, parts.seed),
+        tokenizer=build_tokenizer(parts.model),
+        reference=build_model(parts.model, parts.seed) if algorithm.kl.coefficient else None,
+    )
+    return DeepSpeedLearner(init, parts.learner, rule, trainee, parts.steps)
