@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +100,5 @@ class _SlowToLoad:
 
 slow_to_load = _SlowToLoad()
 not_a_function = 3
+
+Function = Callable[[Completion], float]

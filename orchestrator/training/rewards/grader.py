@@ -16,6 +16,7 @@ from orchestrator.training.rewards.scorers import load_scorer
 
 FEWEST_LOST_CHILDREN = 4
 """So many lost children are tolerated in any block, however small it is."""
+UNTRIED = Outcome(Grade.TIMEOUT, reason="not tried: too many rollouts of its block hung or crashed")
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Grader:
     """
 
     def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
-        self._config, self._max_new_tokens = config, max_new_tokens
+        self._config, self._max_new_tokens, self._retries = config, max_new_tokens, config.retries
         self._rubric = Rubric(config, max_new_tokens)
         self._process = ScorerProcess(self._rubric.scorers, config.memory_bytes)
 
@@ -58,7 +59,9 @@ class Grader:
 
     def grade(self, block: RolloutBlock) -> ScoreBlock:
         """The scores of all rollouts; see `RolloutGrader`."""
-        return self._rubric.scores(block, _each_once(block, self._max_new_tokens, self._outcomes))
+        return self._rubric.scores(
+            block, _grade_each(block, self._max_new_tokens, self._retries, self._attempt)
+        )
 
     def close(self) -> None:
         """End the child."""
@@ -72,28 +75,17 @@ class Grader:
     ) -> None:
         self.close()
 
-    def _outcomes(self, completions: Sequence[Completion]) -> list[Outcome]:
-        outcomes: list[Outcome | None] = [None] * len(completions)
-        for _ in range(1 + self._config.retries):
-            self._grade_failed(completions, outcomes)
-        untried = Outcome(Grade.TIMEOUT, reason="not tried: too many rollouts of its block hung or crashed")
-        return [untried if outcome is None else outcome for outcome in outcomes]
-
-    def _grade_failed(self, completions: Sequence[Completion], outcomes: list[Outcome | None]) -> None:
-        """Grade once more what has no good outcome yet, until too many children are lost."""
+    def _attempt(self, completions: Sequence[Completion]) -> list[Outcome]:
+        """Grade each once; the last ones are left out if too many children were lost before."""
         tolerated = max(FEWEST_LOST_CHILDREN, int(self._config.failure_budget * len(completions)))
-        todo = [
-            row for row, outcome in enumerate(outcomes) if outcome is None or outcome.grade is not Grade.OK
-        ]
+        outcomes: list[Outcome] = []
         lost = 0
-        while todo and lost <= tolerated:
-            done = self._process.score([completions[row] for row in todo], self._config.timeout_seconds)
-            for row, outcome in zip(todo, done, strict=False):
-                outcomes[row] = outcome
-            todo = todo[len(done) :]
+        while len(outcomes) < len(completions) and lost <= tolerated:
+            outcomes += self._process.score(completions[len(outcomes) :], self._config.timeout_seconds)
             if self._process.pid is None:
                 lost += 1
-                log.warning("scorers were stopped: %s", done[-1].reason)
+                log.warning("scorers were stopped: %s", outcomes[-1].reason)
+        return outcomes
 
 
 class InlineGrader:
@@ -101,32 +93,42 @@ class InlineGrader:
     are known."""
 
     def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
-        self._rubric, self._max_new_tokens = Rubric(config, max_new_tokens), max_new_tokens
+        self._max_new_tokens, self._retries = max_new_tokens, config.retries
+        self._rubric = Rubric(config, max_new_tokens)
         self._scorers = {name: load_scorer(key) for name, key in self._rubric.scorers.items()}
 
     def grade(self, block: RolloutBlock) -> ScoreBlock:
         """The scores of all rollouts; see `RolloutGrader`."""
-        return self._rubric.scores(block, _each_once(block, self._max_new_tokens, self._outcomes))
+        return self._rubric.scores(
+            block, _grade_each(block, self._max_new_tokens, self._retries, self._attempt)
+        )
 
     def close(self) -> None:
         """Nothing to give up."""
 
-    def _outcomes(self, completions: Sequence[Completion]) -> list[Outcome]:
+    def _attempt(self, completions: Sequence[Completion]) -> list[Outcome]:
         return [apply_scorers(self._scorers, completion) for completion in completions]
 
 
-def _each_once(
-    block: RolloutBlock, max_new_tokens: int, outcomes_of: Callable[[Sequence[Completion]], list[Outcome]]
-) -> list[Outcome]:
-    """Outcomes of a block's rollouts, with equal ones graded once."""
-    rows: list[int] = []
-    distinct: dict[tuple[str, str, int, int], int] = {}
-    completions: list[Completion] = []
-    for completion in completions_of(block, max_new_tokens):
-        key = (completion.prompt.prompt_id, completion.text, completion.length, completion.finish)
-        if key not in distinct:
-            distinct[key] = len(completions)
-            completions.append(completion)
-        rows.append(distinct[key])
-    outcomes = outcomes_of(completions)
-    return [outcomes[row] for row in rows]
+Attempt = Callable[[Sequence[Completion]], list[Outcome]]
+"""Grades completions once, in order; it may leave out the last ones."""
+
+
+def _grade_each(block: RolloutBlock, max_new_tokens: int, retries: int, attempt: Attempt) -> list[Outcome]:
+    """Outcomes of a block's rollouts, row for row; equal rollouts are graded once."""
+    completions = list(completions_of(block, max_new_tokens))
+    keys = [(each.prompt.prompt_id, each.text, each.length, each.finish) for each in completions]
+    distinct = dict(zip(keys, completions, strict=True))
+    outcomes = dict(zip(distinct, _with_retries(list(distinct.values()), retries, attempt), strict=True))
+    return [outcomes[key] for key in keys]
+
+
+def _with_retries(completions: Sequence[Completion], retries: int, attempt: Attempt) -> list[Outcome]:
+    outcomes = [UNTRIED] * len(completions)
+    for _ in range(1 + retries):
+        rows = [row for row, outcome in enumerate(outcomes) if outcome.grade is not Grade.OK]
+        if not rows:
+            break
+        for row, outcome in zip(rows, attempt([completions[row] for row in rows]), strict=False):
+            outcomes[row] = outcome
+    return outcomes

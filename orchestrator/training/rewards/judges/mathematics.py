@@ -45,8 +45,7 @@ def judge_mathematics(answer: str, reference: Mapping[str, Any]) -> bool:
 
 def _parse(text: str) -> list[Any]:
     """What math-verify reads in `text`, taken as one formula; empty if nothing."""
-    formula = text if "$" in text or "\\boxed" in text else f"${text}$"
-    return math_verify.parse(formula, parsing_timeout=0)
+    return math_verify.parse(f"${text.replace('$', '')}$", parsing_timeout=0)
 
 
 def _number(text: str) -> Decimal | None:

@@ -46,4 +46,5 @@ def last_answer(text: str) -> str | None:
     return None if start == -1 else text[start + len("<answer>") : end].strip()
 
 
-accuracy = SCORERS.register("accuracy")(Accuracy())
+accuracy = Accuracy()
+SCORERS.register("accuracy")(accuracy)

@@ -1,0 +1,92 @@
+"""What every grader promises, in this process or in a child: the same scores, and failures as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.training.records import Grade
+from orchestrator.training.rewards.config import RewardConfig
+from orchestrator.training.rewards.grader import Grader, InlineGrader, RolloutGrader
+from tests.fakes.graded import reward_config, rollout_block
+
+Make = Callable[[RewardConfig], RolloutGrader]
+FAKES = "tests.fakes.scorers"
+
+
+@pytest.fixture(
+    params=[InlineGrader, pytest.param(Grader, marks=pytest.mark.slow)], ids=["inline", "process"]
+)
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[RolloutGrader] = []
+
+    def make(config: RewardConfig) -> RolloutGrader:
+        made.append(request.param(config, 100))
+        return made[-1]
+
+    yield make
+    for grader in made:
+        grader.close()
+
+
+def test_scores_row_for_row(make: Make) -> None:
+    grader = make(reward_config({"format": 2.0, f"{FAKES}:length": 1.0}))
+    texts = ["<think>a</think><answer>b</answer>", "b", "ccc", "b"]
+    scores = grader.grade(rollout_block(texts, group_size=2))
+    assert scores.rewards.tolist() == [36.0, 1.0, 3.0, 1.0]
+    assert scores.components["format"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert scores.components["length"].tolist() == [34.0, 1.0, 3.0, 1.0]
+    assert scores.grades.tolist() == [Grade.OK] * 4
+
+
+def test_references_reach_the_scorers(make: Make) -> None:
+    grader = make(reward_config({"accuracy": 1.0}))
+    block = rollout_block(["<answer>1/2</answer>", "<answer>2</answer>"], 2, {"answer": r"\frac{1}{2}"})
+    assert grader.grade(block).rewards.tolist() == [1.0, 0.0]
+
+
+def test_one_rollouts_failure_costs_no_other(make: Make) -> None:
+    grader = make(reward_config({f"{FAKES}:raises": 1.0}))
+    scores = grader.grade(rollout_block(["a", "bad", "c"]))
+    assert scores.rewards.tolist() == [1.0, -0.5, 1.0]
+    assert scores.grades.tolist() == [Grade.OK, Grade.CRASHED, Grade.OK]
+    assert scores.reasons == ("", "raises: RuntimeError: no such proof", "")
+
+
+def test_what_is_no_finite_number_is_invalid(make: Make) -> None:
+    grader = make(reward_config({f"{FAKES}:returns_the_wrong_thing": 1.0}))
+    scores = grader.grade(rollout_block(["nan", "inf", "string", "none", "huge", "numpy", "bool"]))
+    assert scores.grades.tolist() == [Grade.INVALID] * 5 + [Grade.OK] * 2
+    assert scores.rewards.tolist() == [-0.5] * 5 + [0.5, 1.0]
+
+
+def test_many_blocks_and_an_empty_one(make: Make) -> None:
+    grader = make(reward_config({f"{FAKES}:length": 1.0}))
+    for texts in (["a"], [], ["bb", "ccc"]):
+        assert grader.grade(rollout_block(texts)).rewards.tolist() == [len(text) for text in texts]
+
+
+def test_texts_of_any_characters(make: Make) -> None:
+    grader = make(reward_config({f"{FAKES}:length": 1.0}))
+    assert grader.grade(rollout_block(["é", "\ud800", "😀\n\0"])).rewards.tolist() == [1.0, 1.0, 3.0]
+
+
+def test_a_scorer_that_is_not_there(make: Make) -> None:
+    with pytest.raises(ConfigError, match="allowed: accuracy, format"):
+        make(reward_config({"brevity": 1.0})).grade(rollout_block(["a"]))
+
+
+def test_equal_rollouts_are_equal(make: Make) -> None:
+    grader = make(reward_config({f"{FAKES}:length": 1.0}))
+    rewards = grader.grade(rollout_block(["aa"] * 50 + ["b"] * 14, group_size=8)).rewards
+    np.testing.assert_array_equal(rewards, [2.0] * 50 + [1.0] * 14)
+
+
+def test_retries_grade_again(make: Make, tmp_path: Path) -> None:
+    grader = make(reward_config({f"{FAKES}:fails_once": 1.0}, retries=1))
+    scores = grader.grade(rollout_block(["a"], reference={"flag": str(tmp_path / "flag")}))
+    assert scores.grades.tolist() == [Grade.OK]

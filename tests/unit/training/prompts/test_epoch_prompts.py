@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.training.prompts.source import EpochPrompts, epoch_order
+from orchestrator.training.records import Prompt
+
+
+def prompts(split: str, count: int, word: str = "question") -> list[Prompt]:
+    return [Prompt(f"t/{split}/{index}", f"{word} {split} {index}", {}) for index in range(count)]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    # Written down: a checkpoint of an older version must find the same order.
+    assert epoch_order(0, 0, 8) == [1, 5, 7, 2, 4, 6, 3, 0]
+    assert epoch_order(0, 1, 8) == [4, 1, 7, 6, 2, 3, 0, 5]
+    assert epoch_order(1, 0, 8) != epoch_order(0, 0, 8)
+
+
+def test_the_state_is_three_small_fields() -> None:
+    source = EpochPrompts(prompts("train", 5), prompts("heldout", 2), seed=0)
+    source.take(7)
+    assert source.state_dict() == {"epoch": 1, "position": 2, "digest": source.digest}
+
+
+def test_changed_data_is_noticed_at_resume() -> None:
+    state = EpochPrompts(prompts("train", 5), [], seed=0).state_dict()
+    changed = EpochPrompts(prompts("train", 5, word="another"), [], seed=0)
+    with pytest.raises(CheckpointError, match="not those of the checkpoint"):
+        changed.load_state_dict(state)
+
+
+def test_an_unknown_id_means_other_data() -> None:
+    with pytest.raises(CheckpointError, match="no prompt 't/train/9'"):
+        EpochPrompts(prompts("train", 5), [], seed=0).get("t/train/9")
+
+
+def test_more_heldout_prompts_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.prompts: got 3, allowed: at most .* 2"):
+        EpochPrompts(prompts("train", 5), prompts("heldout", 2), seed=0).heldout(3)
+
+
+def test_ids_are_unique() -> None:
+    with pytest.raises(ValueError, match="share an id"):
+        EpochPrompts(prompts("train", 2) * 2, [], seed=0)
+
+
+def test_no_prompts_at_all() -> None:
+    with pytest.raises(ValueError, match="no training prompts"):
+        EpochPrompts([], [], seed=0)
