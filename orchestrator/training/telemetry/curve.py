@@ -1,0 +1,182 @@
+"""Learning curves as PNG, for trackers, READMEs and slides. Matplotlib's object interface: no global figure.
+
+Text is large on purpose: the picture is 2400 x 1400 pixels and still readable when a phone shows it 390 wide.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.training.telemetry.curve_layout import (
+    Panel,
+    Series,
+    StageCurve,
+    layout,
+    nice_steps,
+    smooth,
+    spread,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INCHES = (12.0, 7.0)
+DOTS_PER_INCH = 200
+HELDOUT, TRAIN, REFLECTION = "#0f7b55", "#7c8590", "#8347c4"
+INK, FAINT, GRID, BAND = "#1f2328", "#656d76", "#e4e7eb", "#f5f6f8"
+SEED_COLOURS = ("#0f7b55", "#2563eb", "#c2410c", "#8347c4", "#0e7490", "#a16207")
+TEXT, NOTE = 20, 18
+LABEL_MARGIN = 0.32
+"""Right of the last step, as a share of the steps' width: room for the names of the curves."""
+LABEL_GAP = 0.085
+"""The least distance between two labels, in units of the y axis."""
+RIGHT_EDGE = 1 / (1 + LABEL_MARGIN)
+"""Where the steps end, as a share of the drawn axis."""
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+Label = tuple[float, str, str]
+"""Height, text, colour."""
+
+
+def learning_curve_png(stages: Sequence[StageCurve], title: str) -> bytes:
+    """Held-out accuracy, training accuracy and the share of rollouts that check themselves over the steps,
+    the stages one after another, each on its own scale of steps.
+    """
+    panels = layout(stages)
+    figure, axes = _canvas(title, title_gap=58 if len(panels) > 1 else 26)
+    ticks: list[tuple[float, str]] = []
+    for panel in panels:
+        for series, colour in ((panel.stage.train, TRAIN), (panel.stage.reflection, REFLECTION)):
+            _line(axes, panel.place(series), colour, 1.2, alpha=0.35)
+            _line(axes, panel.place(smooth(series)), colour, 3.6)
+        _line(axes, panel.place(panel.stage.heldout), HELDOUT, 5.0, dots=True)
+        ticks += panel.ticks(5, is_last=panel is panels[-1])
+    if len(panels) > 1:
+        _mark_stages(axes, panels)
+    _write_labels(axes, _end_labels(stages))
+    if panels and len(panels[-1].stage.heldout) > 1:
+        _label_start(axes, panels[-1])
+    axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
+    return _png(figure)
+
+
+def seeds_png(curves: Mapping[str, Series], title: str, target: float | None = None) -> bytes:
+    """One curve a seed (or any other name), on one axis of steps; `target` is drawn as a line to reach."""
+    figure, axes = _canvas(title, title_gap=26)
+    last = max((series[-1][0] for series in curves.values() if series), default=1) or 1
+    labels: list[Label] = []
+    for index, (name, series) in enumerate(curves.items()):
+        colour = SEED_COLOURS[index % len(SEED_COLOURS)]
+        _line(axes, [(step / last, value) for step, value in series], colour, 4.0, dots=True)
+        if series:
+            labels.append((series[-1][1], f"{name}  {series[-1][1]:.0%}", colour))
+    if target is not None:
+        axes.axhline(target, xmax=RIGHT_EDGE, color=FAINT, linewidth=2, linestyle=(0, (4, 3)))
+        labels.append((target, f"target  {target:.0%}", FAINT))
+    _write_labels(axes, labels)
+    steps = nice_steps(last, 5)
+    axes.set_xticks([step / last for step in steps], [f"{step:,}" if step else "step 0" for step in steps])
+    return _png(figure)
+
+
+def _canvas(title: str, title_gap: int) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    margins = ConstrainedLayoutEngine(w_pad=0.3, h_pad=0.3)
+    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, facecolor="white", layout=margins)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=25, fontweight="bold", color=INK, pad=title_gap)
+    axes.set_xlim(0, 1 + LABEL_MARGIN)
+    axes.set_ylim(0, 1)
+    axes.set_yticks(LEVELS, [f"{level:.0%}" for level in LEVELS])
+    for level in LEVELS:
+        axes.axhline(level, xmax=RIGHT_EDGE, color=GRID, linewidth=1.5, zorder=0.5)
+    axes.tick_params(length=0, labelsize=NOTE, labelcolor=FAINT, pad=8)
+    axes.tick_params(axis="x", pad=16)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure, axes
+
+
+def _line(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    colour: str,
+    width: float,
+    *,
+    alpha: float = 1.0,
+    dots: bool = False,
+) -> None:
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        color=colour,
+        linewidth=width,
+        alpha=alpha,
+        solid_capstyle="round",
+        solid_joinstyle="round",
+        clip_on=False,
+        marker="o" if dots else "",
+        markersize=9,
+        markeredgecolor="white",
+        markeredgewidth=1.5,
+    )
+
+
+def _mark_stages(axes: Axes, panels: Sequence[Panel]) -> None:
+    for index, panel in enumerate(panels):
+        if index % 2 == 0:
+            axes.axvspan(panel.left, panel.left + panel.width, color=BAND, linewidth=0, zorder=0)
+        axes.text(panel.left + 0.012, 1.02, panel.stage.name, fontsize=NOTE, color=FAINT, va="bottom")
+
+
+def _end_labels(stages: Sequence[StageCurve]) -> list[Label]:
+    """The curves' names and last values; a noisy curve's last value is its smoothed one."""
+    curves = (
+        ("held-out", HELDOUT, [stage.heldout for stage in stages]),
+        ("training", TRAIN, [smooth(stage.train) for stage in stages]),
+        ("self-checks", REFLECTION, [smooth(stage.reflection) for stage in stages]),
+    )
+    labels: list[Label] = []
+    for name, colour, series in curves:
+        ends = [points[-1][1] for points in series if points]
+        if ends:
+            labels.append((ends[-1], f"{name} {ends[-1]:.0%}", colour))
+    return labels
+
+
+def _label_start(axes: Axes, panel: Panel) -> None:
+    """What the last stage started from, above its first point."""
+    step, value = panel.stage.heldout[0]
+    left = panel.left > 0
+    axes.annotate(
+        f"{value:.0%}",
+        (panel.x(step), value),
+        xytext=(-6 if left else 4, 16),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="bottom",
+        fontsize=TEXT,
+        fontweight="bold",
+        color=HELDOUT,
+    )
+
+
+def _write_labels(axes: Axes, labels: Iterable[Label]) -> None:
+    """Names beside the ends of the curves, moved apart where two ends are close."""
+    wanted = list(labels)
+    heights = spread([value for value, _, _ in wanted], LABEL_GAP, 0.02, 0.98)
+    for (_, text, colour), height in zip(wanted, heights, strict=True):
+        axes.text(1.025, height, text, fontsize=TEXT, fontweight="bold", color=colour, va="center")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,140 @@
+"""What a learning curve shows and where it goes on the axes: arithmetic shared by pictures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+Series = Sequence[tuple[int, float]]
+"""(step, value), by step."""
+
+NARROWEST_STAGE = 0.2
+EARLIER_STAGES = 0.34
+"""The most that all stages before the last one take of the x axis together."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCurve:
+    """What one stage measured, each as (step, share between 0 and 1); any of them may be empty."""
+
+    name: str
+    heldout: Series = field(default=())
+    train: Series = field(default=())
+    reflection: Series = field(default=())
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that anything was measured at; at least 1."""
+        ends = (series[-1][0] for series in (self.heldout, self.train, self.reflection) if series)
+        return max(ends, default=1) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """The part of the x axis, which reaches from 0 to 1, that shows a stage."""
+
+    stage: StageCurve
+    left: float
+    width: float
+
+    def x(self, step: float) -> float:
+        """Where a step is on the axis."""
+        return self.left + self.width * step / self.stage.last_step
+
+    def place(self, series: Series) -> list[tuple[float, float]]:
+        """The points of a series on the axis."""
+        return [(self.x(step), value) for step, value in series]
+
+    def ticks(self, count: int, *, is_last: bool) -> list[tuple[float, str]]:
+        """About `count` round step numbers; where a stage ends, the zero of the next one stands alone."""
+        steps = nice_steps(self.stage.last_step, count if is_last else 2)
+        kept = [step for step in steps if is_last or step <= 0.6 * self.stage.last_step]
+        return [(self.x(step), f"{step:,}" if step else "step 0") for step in kept]
+
+
+def layout(stages: Sequence[StageCurve]) -> list[Panel]:
+    """One panel a stage, side by side. The last one, which is what a pipeline is for, gets most of the axis:
+    a thousand steps of a cold start must not squeeze the reinforcement learning after it.
+    """
+    if not stages:
+        return []
+    total = sum(stage.last_step for stage in stages)
+    widths = [max(stage.last_step / total, NARROWEST_STAGE) for stage in stages[:-1]]
+    scale = min(1.0, EARLIER_STAGES / sum(widths)) if widths else 1.0
+    widths = [width * scale for width in widths]
+    widths.append(1.0 - sum(widths))
+    lefts = [0.0, *accumulate(widths)]
+    return [Panel(stage, left, width) for stage, left, width in zip(stages, lefts[:-1], widths, strict=True)]
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The values moved as little as needed to be `gap` apart and between `low` and `high`, in the same order.
+
+    >>> [round(value, 2) for value in spread([0.5, 0.52, 0.9], 0.1, 0.0, 1.0)]
+    [0.46, 0.56, 0.9]
+    """
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    placed = [values[index] for index in order]
+    for _ in range(50 * len(placed)):  # relaxation: a round moves both of every pair that is too close
+        for lower, upper in pairwise(range(len(placed))):
+            missing = gap - (placed[upper] - placed[lower])
+            if missing > 0:
+                placed[lower] -= missing / 2
+                placed[upper] += missing / 2
+        placed = [min(max(value, low), high) for value in placed]
+    result = [0.0] * len(values)
+    for index, value in zip(order, placed, strict=True):
+        result[index] = value
+    return result
+
+
+def smooth(series: Series) -> list[tuple[int, float]]:
+    """A centred moving average over about a twentieth of the points, shorter at the ends; short series stay
+    as they are.
+
+    >>> smooth([(1, 0.0), (2, 1.0)])
+    [(1, 0.0), (2, 1.0)]
+    """
+    reach = len(series) // 40
+    sums = [0.0, *accumulate(value for _, value in series)]
+    result: list[tuple[int, float]] = []
+    for index, (step, _) in enumerate(series):
+        first, end = max(index - reach, 0), min(index + reach + 1, len(series))
+        result.append((step, (sums[end] - sums[first]) / (end - first)))
+    return result
+
+
+def nice_steps(last: int, count: int) -> list[int]:
+    """Round step numbers from 0 to `last`, at most `count` of them after 0.
+
+    >>> nice_steps(180, 5), nice_steps(7, 5)
+    ([0, 50, 100, 150], [0, 2, 4, 6])
+    """
+    unit = 1
+    while last / unit > count:
+        unit = next(larger for larger in _nice_units(unit) if larger > unit)
+    return list(range(0, last + 1, unit))
+
+
+def _nice_units(unit: int) -> list[int]:
+    power = 10 ** (len(str(unit)) - 1)
+    return [power, 2 * power, 5 * power, 10 * power]
+
+
+def thin(series: Series, count: int) -> list[tuple[int, float]]:
+    """At most `count` points, each the mean of its neighbours; the first and the last one stay as they are.
+
+    >>> thin([(0, 0.0), (1, 1.0), (2, 3.0), (3, 4.0)], 3)
+    [(0, 0.0), (2, 2.0), (3, 4.0)]
+    """
+    if len(series) <= max(count, 2):
+        return list(series)
+    first, *inner, last = series
+    edges = [len(inner) * index // (count - 2) for index in range(count - 1)]
+    bins = [inner[start:end] for start, end in pairwise(edges)]
+    return [first, *(_middle(points) for points in bins if points), last]
+
+
+def _middle(points: Series) -> tuple[int, float]:
+    return points[len(points) // 2][0], sum(value for _, value in points) / len(points)
