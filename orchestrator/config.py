@@ -119,10 +119,16 @@ class ConfigFiles:
     def compose(self, job: str, overrides: Sequence[str]) -> DictConfig:
         """Hydra's composition of `job`. Raises what Hydra raises."""
         primary = next(folder for folder in self.folders if (folder / f"{job}.yaml").is_file())
-        others = [f"'file://{folder}'" for folder in self.folders if folder != primary]
+        others = [quoted(f"file://{folder}") for folder in self.folders if folder != primary]
         searched = [f"{SEARCH_PATH}=[{','.join(others)}]"] if others else []
         with initialize_config_dir(str(primary), version_base="1.3"):
             return hydra_compose(job, [*overrides, *searched])
+
+
+def quoted(text: str) -> str:
+    """`text` as a string in Hydra's override grammar, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -15,9 +15,9 @@ def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, addr
     """The overrides as given, and the options that are short for one."""
     found = list(overrides or ())
     if config_dir is not None:
-        found.append(f"hydra.searchpath=[{_quoted(f'file://{config_dir.resolve()}')}]")
+        found.append(f"hydra.searchpath=[{config.quoted(f'file://{config_dir.resolve()}')}]")
     if address is not None:
-        found.append(f"cluster.address={_quoted(address)}")
+        found.append(f"cluster.address={config.quoted(address)}")
     return found
 
 
@@ -65,9 +65,3 @@ def _stage(composed: RunConfig, name: str) -> RunConfig:
             return config.compose_stage(stage)
     names = ", ".join(stage.name for stage in composed.stages)
     raise ConfigError("--stage", name, names or "none", "" if names else f"job {composed.job} is no pipeline")
-
-
-def _quoted(value: str) -> str:
-    """`value` as a quoted string in Hydra's override grammar."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -1,0 +1,378 @@
+"""The command line in this process: what it prints for people and for scripts, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import orchestrator.cli
+from orchestrator.cli import follow
+from orchestrator.cli.app import run_command_line
+from orchestrator.cli.output import sparkline
+from orchestrator.config import compose
+from orchestrator.run_config import RunConfig
+from orchestrator.training.run_directory import (
+    ProcessIdentity,
+    RunDirectory,
+    RunState,
+    write_atomically,
+)
+
+AT_NS = 1_795_503_428_000_000_000
+RUN_ID = "20261124-065708-grpo-0a1b"
+
+
+class Answer(SimpleNamespace):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Call = Callable[..., Answer]
+Started = list[tuple[Any, ...]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    monkeypatch.setenv("ORCHESTRATOR_OUTPUT_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Answer:
+        code = run_command_line(list(arguments))
+        out, err = capsys.readouterr()
+        return Answer(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """What would have been started."""
+    calls: Started = []
+
+    def run(config: RunConfig, *, run_id: str | None, json_output: bool) -> int:
+        calls.append(("run", config, run_id, json_output))
+        return 3
+
+    def resume(run_id: str, overrides: list[str], output_dir: Path, json_output: bool) -> int:
+        calls.append(("resume", run_id, overrides, output_dir, json_output))
+        return 4
+
+    monkeypatch.setattr(orchestrator.cli, "wiring", SimpleNamespace(run=run, resume=resume), raising=False)
+    return calls
+
+
+@pytest.fixture
+def recorded_run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "runs" / RUN_ID)
+    run.create()
+    run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
+    run.config.write_text(compose("grpo").to_yaml())
+    for step in (1, 2):
+        run.append_metrics(step, {"reward/mean": step / 4, "policy/loss": float("nan")}, AT_NS)
+        rows = [rollout(step, reward) for reward in (0.5, 1.1, 0.0, 0.25, 0.75)]
+        pq.write_table(pa.Table.from_pylist(rows), run.rollouts / f"step-{step:06d}.parquet")
+    run.append_event("worker_lost", {"worker": "rollout-0"}, AT_NS)
+    run.log.write_text("one\ntwo\n")
+    run.write_state(RunState.DONE, "", AT_NS)
+    return run
+
+
+def rollout(step: int, reward: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "group_id": 1,
+        "prompt_id": "countdown/train/17",
+        "prompt": "3,6,2=7 [bold]",
+        "response": "<think>wait, 3+6-2=7</think>",
+        "reward": reward,
+        "accuracy": float(reward > 0.5),
+        "reflected": True,
+        "length": 12,
+        "finish": "stop",
+        "grade": "ok",
+        "reason": "",
+        "version": step - 1,
+        "component/accuracy": float(reward > 0.5),
+    }
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_help_names_every_command(call: Call, arguments: tuple[str, ...]) -> None:
+    answer = call(*arguments)
+    assert answer.code == 0
+    for command in [
+        "run",
+        "resume",
+        "config",
+        "runs",
+        "status",
+        "watch",
+        "stop",
+        "logs",
+        "rollouts",
+        "doctor",
+        "cost",
+    ]:
+        assert f"\n  {command} " in answer.out
+
+
+def test_config_prints_yaml_for_people_and_json_for_scripts(call: Call) -> None:
+    text, document = call("config", "grpo", "seed=7"), call("config", "grpo", "seed=7", "--json")
+    assert (text.code, document.code) == (0, 0)
+    assert yaml.safe_load(text.out) == document.json == compose("grpo", ["seed=7"]).to_json()
+
+
+def test_config_of_a_stage_is_what_the_stage_will_run_with(call: Call) -> None:
+    answer = call("config", "r1_demo", "seed=7", "--stage", "cold_start", "--json")
+    assert (answer.json["job"], answer.json["seed"]) == ("sft", 7)
+    refused = call("config", "r1_demo", "--stage", "no_such", "--json")
+    assert (refused.code, refused.json["allowed"]) == (2, "cold_start, grpo")
+    assert call("config", "grpo", "--stage", "x", "--json").json["hint"] == "job grpo is no pipeline"
+
+
+def test_config_schema_is_a_json_schema(call: Call) -> None:
+    assert call("config", "schema").json["title"] == "RunConfig"
+    assert call("config", "schema", "seed=1").code == 2
+
+
+def test_run_hands_the_composed_config_over_and_exits_with_its_code(call: Call, started: Started) -> None:
+    answer = call(
+        "run", "grpo", "--run-id", "mine", "task=chain_sum", "--json", "--address", "auto", "seed=2"
+    )
+    assert answer.code == 3
+    [(name, config, run_id, as_json)] = started
+    assert (name, run_id, as_json) == ("run", "mine", True)
+    assert (config.task.name, config.seed, config.cluster.address) == ("chain_sum", 2, "auto")
+
+
+def test_run_takes_every_kind_of_override_and_a_folder_of_ones_own(
+    call: Call, started: Started, tmp_path: Path
+) -> None:
+    own = tmp_path / "it's mine" / "task"
+    own.mkdir(parents=True)
+    values = compose("grpo", ["task=chain_sum"]).task.model_dump() | {"name": "mine"}
+    (own / "mine.yaml").write_text(yaml.safe_dump(values))
+    words = ["task=mine", "+model.architecture.pad_token_id=0", "++steps=4", "learner.adam_betas=[0.8,0.9]"]
+    assert call("run", "grpo", "--config-dir", str(own.parent), *words).code == 3
+    config = started[0][1]
+    assert (config.task.name, config.steps, config.learner.adam_betas) == ("mine", 4, (0.8, 0.9))
+    assert config.model.architecture["pad_token_id"] == 0
+
+
+BAD_INPUT = [
+    (["run", "grpo", "rollout.grup_size=2"], "rollout.grup_size", "2"),
+    (["run", "grpo", "rollout.group_size=1"], "rollout.group_size", "1"),
+    (["run", "grpo", "seed=many"], "seed", "many"),
+    (["run", "no_such_job"], "job", "no_such_job"),
+    (["run", "grpo", "~seed"], "seed", "nothing"),
+    (["config", "grpo", "model=no_such"], "model", "no_such"),
+    (["resume", "no_such_run"], "run", "no_such_run"),
+    (["status", "no_such_run"], "run", "no_such_run"),
+    (["run"], "command line", "orchestrator run --json"),
+    (["run", "grpo", "--no-such-option"], "command line", "orchestrator run grpo --no-such-option --json"),
+    (["no_such_command"], "command line", "orchestrator no_such_command --json"),
+    (["rollouts", "x", "--step", "two"], "command line", "orchestrator rollouts x --step two --json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "key", "value"), BAD_INPUT)
+def test_bad_input_starts_nothing_and_exits_2(
+    call: Call, started: Started, tmp_path: Path, arguments: list[str], key: str, value: str
+) -> None:
+    answer = call(*arguments, "--json")
+    assert answer.code == 2
+    assert set(answer.json) == {"error", "key", "value", "allowed", "hint"}
+    assert (answer.json["key"], answer.json["value"]) == (key, value)
+    assert answer.json["error"]
+    assert started == []
+    assert not (tmp_path / "runs").exists()
+    person = call(*arguments)
+    assert (person.code, person.out) == (2, "")
+    assert person.err.startswith("orchestrator: ")
+
+
+def test_resume_finds_the_run_and_passes_overrides_on(
+    call: Call, started: Started, recorded_run: RunDirectory
+) -> None:
+    assert call("resume", "20261124", "steps=9").code == 4
+    assert started == [("resume", RUN_ID, ["steps=9"], recorded_run.path.parent, False)]
+
+
+def test_runs_and_status_have_the_keys_that_scripts_rely_on(call: Call, recorded_run: RunDirectory) -> None:
+    [run] = call("runs", "--json").json
+    assert {"run_id", "job", "state", "purpose", "started", "ended"} <= set(run)
+    assert (run["run_id"], run["state"], run["started"]) == (RUN_ID, "done", "2026-11-24T06:57:08Z")
+    status = call("status", "latest", "--json").json
+    assert {"run_id", "job", "state", "why", "step", "steps", "metrics", "history"} <= set(status)
+    assert status["history"]["reward/mean"] == [[1, 0.25], [2, 0.5]]
+    assert status["metrics"] == {"reward/mean": 0.5}
+
+
+def test_runs_and_status_are_tables_for_people(call: Call, recorded_run: RunDirectory) -> None:
+    assert RUN_ID in call("runs").out
+    status = call("status", RUN_ID).out
+    assert "step 2 of 2" in status
+    assert "reward/mean" in status
+
+
+def test_no_runs_is_an_empty_list_and_a_sentence(call: Call) -> None:
+    assert call("runs", "--json").json == []
+    assert "no runs" in call("runs").out
+
+
+def test_output_dir_says_where_runs_live(call: Call, recorded_run: RunDirectory, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    assert call("runs", "--json", "--output-dir", str(elsewhere)).json == []
+    assert len(call("runs", "--json", "--output-dir", str(recorded_run.path.parent)).json) == 1
+
+
+def test_rollouts_are_those_of_the_newest_step_or_the_one_asked_for(
+    call: Call, recorded_run: RunDirectory
+) -> None:
+    assert {row["step"] for row in call("rollouts", "latest", "--json").json} == {2}
+    rows = call("rollouts", "latest", "--step", "1", "--json").json
+    assert [row["reward"] for row in rows] == [0.5, 1.1, 0.0, 0.25, 0.75]
+    assert rows[0]["response"] == "<think>wait, 3+6-2=7</think>"
+    worst = call("rollouts", "latest", "--worst", "2", "--json").json
+    assert [row["reward"] for row in worst] == [0.0, 0.25]
+
+
+def test_rollouts_for_people_show_prompt_response_and_reward(call: Call, recorded_run: RunDirectory) -> None:
+    shown = call("rollouts", "latest", "--worst", "1").out
+    for text in (
+        "3,6,2=7 [bold]",
+        "<think>wait, 3+6-2=7</think>",
+        "reward 0, wrong",
+        "checks itself",
+        "1 of",
+    ):
+        assert text in shown
+
+
+def test_rollouts_of_a_step_that_was_not_recorded(call: Call, recorded_run: RunDirectory) -> None:
+    answer = call("rollouts", "latest", "--step", "5", "--json")
+    assert (answer.code, answer.json["key"], answer.json["allowed"]) == (2, "--step", "1-2")
+    assert call("rollouts", "latest", "--heldout", "--json").code == 2
+
+
+def test_logs_are_the_log_and_the_events(call: Call, recorded_run: RunDirectory) -> None:
+    answer = call("logs", "latest", "--json").json
+    assert answer["lines"] == ["one", "two"]
+    assert answer["events"] == [{"event": "worker_lost", "time_ns": AT_NS, "worker": "rollout-0"}]
+    assert call("logs", "latest", "--tail", "1", "--json").json["lines"] == ["two"]
+    assert "worker_lost: worker rollout-0" in call("logs", "latest").out
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [(RunState.DONE, 0), (RunState.FAILED, 1), (RunState.BUDGET, 3), (RunState.DRAINED, 4)],
+)
+def test_watch_exits_as_the_run_did(
+    call: Call, recorded_run: RunDirectory, state: RunState, code: int
+) -> None:
+    recorded_run.write_state(state, "for a reason", AT_NS)
+    answer = call("watch", RUN_ID, "--json")
+    assert (answer.code, answer.json["state"]) == (code, state.value)
+    assert call("watch", RUN_ID).code == code
+
+
+def test_watch_waits_for_the_end(
+    call: Call, recorded_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded_run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            recorded_run.write_state(RunState.DONE, "", AT_NS)
+
+    monkeypatch.setattr(follow.time, "sleep", sleep)
+    assert call("watch", RUN_ID, "--json", "--every", "2").code == 0
+    assert looks == [2.0, 2.0, 2.0]
+
+
+def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorded_run: RunDirectory) -> None:
+    script = (
+        "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise SystemExit(4)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        record = recorded_run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        identity = replace(ProcessIdentity.current(), pid=process.pid, start_ticks=int(stat[19]))
+        write_atomically(recorded_run.state, replace(record, process=identity).to_json())
+        answer = call("stop", RUN_ID, "--json")
+        assert (answer.code, answer.json["pid"], answer.json["signal"]) == (0, process.pid, "SIGINT")
+        assert process.wait(timeout=30) == 4
+    assert call("stop", RUN_ID, "--json").json["hint"] == "it is failed"
+
+
+def test_stop_refuses_what_it_cannot_stop(
+    call: Call, recorded_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(pid: int, number: int) -> None:
+        raise AssertionError(f"signal {signal.Signals(number)} sent to {pid}")
+
+    monkeypatch.setattr(follow.os, "kill", kill)
+    assert call("stop", RUN_ID, "--json").json["hint"] == "it is done"
+    record = recorded_run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
+    elsewhere = replace(ProcessIdentity.current(), host="another host")
+    write_atomically(recorded_run.state, replace(record, process=elsewhere).to_json())
+    answer = call("stop", RUN_ID, "--json")
+    assert answer.code == 2
+    assert "another host" in answer.json["allowed"]
+
+
+def test_doctor_says_what_is_there_and_what_to_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = call("doctor", "--json")
+    assert {"python", "torch", "g++", "ray", "deepspeed", "mlflow", "disk", "cpus", "gpu"} <= {
+        check["check"] for check in answer.json
+    }
+    assert all(set(check) == {"check", "ok", "detail", "remedy"} for check in answer.json)
+    monkeypatch.setenv("PATH", "/nowhere")
+    without = {check["check"]: check for check in call("doctor", "--json").json}
+    assert without["g++"]["ok"] is False
+    assert "apt-get install g++" in without["g++"]["remedy"]
+    assert call("doctor").code == 1
+
+
+def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    import orchestrator.cli.cost
+
+    seen: list[list[str]] = []
+
+    def ledger(*, args: list[str], prog_name: str, standalone_mode: bool) -> int:
+        seen.append(args)
+        return 3
+
+    monkeypatch.setattr(orchestrator.cli.cost, "app", ledger)
+    assert call("cost", "wrap", "team=x", "--", "sleep", "--json", "1").code == 3
+    assert call("cost", "--help").code == 3
+    assert seen == [["wrap", "team=x", "--", "sleep", "--json", "1"], ["--help"]]
+
+
+def test_a_sparkline_goes_from_low_to_high() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5, 5, 5]) == "▁▁▁"
+    assert sparkline([]) == ""
+    assert sparkline([0.0] * 50 + [1.0] * 50, width=4) == "▁▁██"
