@@ -1,11 +1,11 @@
 """Every error this project raises on purpose, under one picklable base.
 
-An error is classified once, where it crosses a boundary (a file that was read, an actor that was called, a grader that
-ran). `exit_code` is what the command line ends with: 1 the run failed, 2 bad usage or config (nothing was started),
-3 stopped by budget, 4 drained or preempted (resumable).
+An error is classified once, where it crosses a boundary (a file that was read, an actor that was called, a
+grader that ran). `exit_code` is what the command line ends with: 1 the run failed, 2 bad usage or config
+(nothing was started), 3 stopped by budget, 4 drained or preempted (resumable).
 
-Exceptions cross process boundaries inside Ray, so each keeps all of its state in `args`: `pickle.loads(pickle.dumps(e))`
-gives an equal error.
+Exceptions cross process boundaries inside Ray, so each keeps all of its state in `args`:
+`pickle.loads(pickle.dumps(e))` gives an equal error.
 """
 
 from __future__ import annotations
@@ -58,6 +58,12 @@ class WorkerLostError(OrchestratorError):
         return f"{self.worker} was lost: {self.reason}"
 
 
+class DataLostError(WorkerLostError):
+    """What an actor was to work on is gone with the process or node that held it. `worker`, who looked for
+    it, is well and keeps its place; the data is made again.
+    """
+
+
 class FailureBudgetExceededError(OrchestratorError):
     """A tolerated failure happened more often than its budget allows."""
 
@@ -82,6 +88,10 @@ class NonFiniteError(OrchestratorError):
 
 class CheckpointError(OrchestratorError):
     """A checkpoint can't be written or its digests don't match; the last good one is untouched."""
+
+
+class CheckpointConflictError(CheckpointError):
+    """Another process writes checkpoints of the same run to the same store: this one must not go on."""
 
 
 class BudgetStopError(OrchestratorError):

@@ -80,7 +80,7 @@ class Buffer:
             self.refused += 1
             return False
         self._ready[ticket.group_id] = ticket
-        self._notify()
+        self.wake()
         return True
 
     def discard(self, group_id: int) -> bool:
@@ -91,7 +91,7 @@ class Buffer:
             self.refused += 1
             return False
         del self._prompts[group_id]
-        self._notify()
+        self.wake()
         return True
 
     def ready(self, version: WeightVersion) -> bool:
@@ -114,7 +114,7 @@ class Buffer:
         for ticket in batch.tickets:
             del self._claimed[ticket.group_id]
             del self._prompts[ticket.group_id]
-        self._notify()
+        self.wake()
 
     async def wait_for_room(self) -> int:
         """Wait until at least one group may be asked for; how many."""
@@ -122,11 +122,14 @@ class Buffer:
             await self.wait_for_change()
         return self.room
 
-    async def wait_for_batch(self, version: WeightVersion) -> Batch:
-        """Wait until the batch of `version` is ready and claim it."""
-        while not self.ready(version):
-            await self.wait_for_change()
-        return self.claim(version)
+    async def wait_for_change(self) -> None:
+        """Wait until a group was admitted, discarded or released, or `wake` was called."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Let whoever waits look around."""
+        self._changed.set()
 
     def outstanding(self) -> list[Requested]:
         """Groups that were asked for and not trained on, in the order of their ids: what a checkpoint keeps
@@ -138,7 +141,7 @@ class Buffer:
         """Forget everything active (a restore): rollouts still under way will be refused when they arrive."""
         for groups in (self._in_flight, self._ready, self._claimed, self._prompts):
             groups.clear()
-        self._notify()
+        self.wake()
 
     def _choose(self, version: WeightVersion) -> list[GroupTicket] | None:
         if len(self._ready) < self.groups_per_batch:
@@ -153,11 +156,3 @@ class Buffer:
             if count > (requested + self.max_staleness - version) * self.groups_per_batch:
                 return None
         return chosen
-
-    def _notify(self) -> None:
-        self._changed.set()
-
-    async def wait_for_change(self) -> None:
-        """Wait until a group was admitted, discarded or released."""
-        self._changed.clear()
-        await self._changed.wait()

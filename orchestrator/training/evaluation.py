@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.stages import RewardStage, RolloutRequest, RolloutStage, Scored, Span
 from orchestrator.training.usage import Activity
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,11 @@ class Evaluator:
         self._sampling = SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens, seed=0)
 
     async def evaluate(self, step: int) -> Evaluated:
-        """Metrics of the newest weights, after `step` updates."""
+        """Metrics of the newest weights, after `step` updates; none if there is no prompt."""
         shares = [(first, last) for first, last in itertools.pairwise(self._bounds()) if first < last]
-        parts = await asyncio.gather(*(self._ask(first, last, step) for first, last in shares))
+        if not shares:
+            return Evaluated({}, ())
+        parts = await _all([self._ask(first, last, step) for first, last in shares])
         summary = parts[0][0].summary
         for scored, _ in parts[1:]:
             summary = summary + scored.summary
@@ -64,3 +69,14 @@ class Evaluator:
         generated = await self._rollouts.generate(request)
         scored = await self._rewards.score(generated)
         return scored, (*generated.spans, *scored.spans)
+
+
+async def _all(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Every answer, or the first error: what is still under way then is cancelled, not left to itself."""
+    tasks = [asyncio.ensure_future(question) for question in questions]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

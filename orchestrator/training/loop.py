@@ -15,7 +15,8 @@ Who waits for whom:
 With `max_staleness: 0` the buffer has room only after a publish, so the two alternate: synchronous training.
 With k they overlap, k batches ahead at the most. There is no other mode.
 
-A lost rollout or reward worker is replaced by its pool and never seen here. A lost learner rank is: the ranks
+A lost rollout or reward worker is replaced by its pool and never seen here; rollouts that went with their
+node before they were graded are sampled again. A lost learner rank is seen, wherever it is noticed: the ranks
 are rebuilt, the last checkpoint is restored, rollouts newer than it are dropped and counted, and training
 goes on, within a budget. Everything else that is raised ends the run.
 """
@@ -31,18 +32,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.clock import Clock
-from orchestrator.errors import FailureBudgetExceededError, OrchestratorError, WorkerLostError
+from orchestrator.errors import DataLostError, FailureBudgetExceededError, OrchestratorError, WorkerLostError
 from orchestrator.training.buffer import Buffer, Requested
 from orchestrator.training.checkpoint import Checkpointer, LoopState
 from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.records import Batch, SamplingParams, StepReport, WeightVersion
 from orchestrator.training.stages import (
+    Generated,
     LearnerStage,
     Observer,
     PromptSource,
     RewardStage,
     RolloutRequest,
     RolloutStage,
+    Scored,
     Span,
     Summary,
 )
@@ -60,8 +63,9 @@ class LoopSettings:
     top_p: float
     max_new_tokens: int
     evaluate_every: int
-    """0: only before the first and after the last step."""
+    """0: no evaluation."""
     checkpoint_every: int
+    """0: only after the last step and when asked to stop."""
     record_every: int
     sampled_rollouts: int
     dynamic_sampling: bool
@@ -105,25 +109,30 @@ class TrainingLoop:
         )
 
     def request_stop(self, reason: OrchestratorError) -> None:
-        """End before the next step: checkpoint, then raise `reason` (DrainedError, BudgetStopError). Call it
-        from the event loop's thread.
+        """End before the next step: checkpoint, then raise `reason` (DrainedError, BudgetStopError). Rollouts
+        under way are given up; a resumed run asks for them again. Call it from the event loop's thread.
         """
         self._stop_reason = self._stop_reason or reason
+        self._buffer.wake()
 
     async def run(self, resume: bool = False) -> StepReport:
         """Train to the last step and export the model; returns the last report. Raises the reason it was
         asked to stop for, or what ended the run.
         """
-        if resume:
-            await self._restore()
+        lost: WorkerLostError | None = None
         while True:
             try:
+                if lost is not None:
+                    await self._stages.learner.rebuild()
+                if lost is not None or resume:
+                    await self._restore()
                 report = await self._train()
-            except WorkerLostError as lost:
-                await self._recover(lost)
-            else:
                 await self._stages.learner.export(self._directory / "model")
+                await self._stages.checkpoints.flush()
                 return report
+            except WorkerLostError as error:
+                lost = error
+                self._tolerate(error)
 
     async def _train(self) -> StepReport:
         stages = self._stages
@@ -131,8 +140,7 @@ class TrainingLoop:
         report = await self._report_start()
         async with self._producing():
             while self._step < self._settings.steps:
-                await self._stop_if_asked()
-                batch = await self._buffer.wait_for_batch(self._step)
+                batch = await self._next_batch()
                 updated = await stages.learner.update(batch)
                 self._spans.extend(updated.spans)
                 await self._publish(self._step + 1)
@@ -171,8 +179,7 @@ class TrainingLoop:
 
     async def _follow(self, request: RolloutRequest) -> None:
         """One request from prompts to admitted groups."""
-        generated = await self._stages.rollouts.generate(request)
-        scored = await self._stages.rewards.score(generated)
+        generated, scored = await self._generate_and_score(request)
         self._spans.extend((*generated.spans, *scored.spans))
         self._summary = scored.summary if self._summary is None else self._summary + scored.summary
         for ticket in scored.tickets:
@@ -181,6 +188,17 @@ class TrainingLoop:
             else:
                 self._buffer.admit(ticket)
         self._check_resampling_budget()
+
+    async def _generate_and_score(self, request: RolloutRequest) -> tuple[Generated, Scored]:
+        """Rollouts that are gone before they are graded are sampled again, once: a second loss is raised."""
+        generated = await self._stages.rollouts.generate(request)
+        try:
+            return generated, await self._stages.rewards.score(generated)
+        except DataLostError as lost:
+            groups = [group_id for group_id, _ in request.groups]
+            self._stages.observer.on_event("rollouts_lost", {"reason": lost.reason, "groups": groups})
+        generated = await self._stages.rollouts.generate(request)
+        return generated, await self._stages.rewards.score(generated)
 
     def _next_groups(self, count: int) -> list[Requested]:
         """Groups that a restore found unfinished first, under their old ids, then new prompts."""
@@ -221,6 +239,14 @@ class TrainingLoop:
 
     # -- trainer
 
+    async def _next_batch(self) -> Batch:
+        """The batch of this step. A stop is obeyed before it and while its rollouts are waited for."""
+        while True:
+            await self._stop_if_asked()
+            if self._buffer.ready(self._step):
+                return self._buffer.claim(self._step)
+            await self._buffer.wait_for_change()
+
     async def _publish(self, version: WeightVersion) -> None:
         weights = await self._stages.learner.publish(version)
         self._spans.extend(weights.spans)
@@ -231,7 +257,7 @@ class TrainingLoop:
         and every so often.
         """
         every, last = self._settings.evaluate_every, self._settings.steps
-        if step not in (0, last) and (every == 0 or step % every):
+        if every == 0 or (step % every and step != last):
             return {}
         evaluated = await self._stages.evaluator.evaluate(step)
         self._spans.extend(evaluated.spans)
@@ -290,10 +316,12 @@ class TrainingLoop:
     async def _stop_if_asked(self) -> None:
         if self._stop_reason is not None:
             await self._checkpoint(now=True)
+            await self._stages.checkpoints.flush()
             raise self._stop_reason
 
     async def _checkpoint(self, now: bool = False) -> None:
-        if not now and self._step % self._settings.checkpoint_every and self._step != self._settings.steps:
+        every, last = self._settings.checkpoint_every, self._settings.steps
+        if not now and self._step != last and (every == 0 or self._step % every):
             return
         state = LoopState(
             step=self._step,
@@ -322,7 +350,8 @@ class TrainingLoop:
         ]
         self._stages.observer.on_event("restored", {"step": self._step})
 
-    async def _recover(self, lost: WorkerLostError) -> None:
+    def _tolerate(self, lost: WorkerLostError) -> None:
+        """Count a loss of the learner. Raises FailureBudgetExceededError if it is one too many."""
         self._rebuilds += 1
         dropped = len(self._buffer.outstanding())
         self._stages.observer.on_event(
@@ -333,8 +362,6 @@ class TrainingLoop:
             raise FailureBudgetExceededError(
                 "learner ranks lost", self._rebuilds, self._settings.max_learner_rebuilds, str(lost)
             ) from lost
-        await self._stages.learner.rebuild()
-        await self._restore()
 
 
 def request_seed(seed: int, group_id: int) -> int:

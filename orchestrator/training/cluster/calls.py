@@ -29,9 +29,9 @@ class ActorCrashError(OrchestratorError):
 async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T:
     """Wait for an actor's answer.
 
-    Raises WorkerLostError if the actor died or did not answer in time; DataLostError if it lives but what it was
-    to work on died with another; the OrchestratorError that its code raised on purpose; ActorCrashError for
-    anything else it raised.
+    Raises WorkerLostError if the actor died or did not answer in time; DataLostError if it lives but what it
+    was to work on died with another; the OrchestratorError that its code raised on purpose; ActorCrashError
+    for anything else it raised.
     """
     future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
     try:

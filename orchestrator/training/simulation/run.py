@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.clock import Clock
+from orchestrator.errors import OrchestratorError, WorkerLostError
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoint import Checkpointer
+from orchestrator.training.checkpoint_mirror import CheckpointMirror
 from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
 from orchestrator.training.records import StepReport
@@ -46,6 +48,8 @@ class SimulationSettings:
     checkpoint_every: int = 10
     dynamic_sampling: bool = False
     max_resampled: float = 4.0
+    heldout_prompts: int = 16
+    keep_checkpoints: int = 2
     max_restarts: int = 1_000
     max_learner_rebuilds: int = 1_000
     call_timeout_seconds: float = 30.0
@@ -87,7 +91,9 @@ class Simulation:
     rewards: WorkerPool[RewardWorker]
 
 
-def assemble(settings: SimulationSettings, directory: Path, clock: Clock) -> Simulation:
+def assemble(
+    settings: SimulationSettings, directory: Path, clock: Clock, mirror: CheckpointMirror | None = None
+) -> Simulation:
     """Wire the real loop to fake stages. Checkpoints are written under `directory`. Call it on a running
     event loop.
     """
@@ -101,38 +107,60 @@ def assemble(settings: SimulationSettings, directory: Path, clock: Clock) -> Sim
         SimulatedRewardWorker(f"reward-{i}", draws, timing, faults, clock, settings.call_timeout_seconds)
         for i in range(settings.reward_workers)
     ]
-    rollouts, rewards = _pool(rollout_workers, settings, trace), _pool(reward_workers, settings, trace)
+    rollouts = _pool(rollout_workers, settings, draws, trace)
+    rewards = _pool(reward_workers, settings, draws, trace)
     learner = SimulatedLearner(draws, timing, faults, clock)
     prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
     rollout_stage, reward_stage = RolloutPool(rollouts), RewardPool(rewards)
+    heldout = prompts.heldout(settings.heldout_prompts)
     stages = Stages(
         prompts=prompts,
         rollouts=rollout_stage,
         rewards=reward_stage,
         learner=learner,
-        evaluator=Evaluator(prompts.heldout(16), 8, rollout_stage, reward_stage, directory / "evaluations"),
-        checkpoints=Checkpointer(directory / "checkpoints", keep=2),
+        evaluator=Evaluator(heldout, 8, rollout_stage, reward_stage, directory / "evaluations"),
+        checkpoints=Checkpointer(directory / "checkpoints", settings.keep_checkpoints, mirror),
         observer=trace,
     )
     loop = TrainingLoop(_loop_settings(settings), stages, buffer, directory, clock)
     return Simulation(loop, trace, learner, buffer, rollouts, rewards)
 
 
-def simulate(settings: SimulationSettings, directory: Path) -> Simulation:
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run is asked to end for `reason` at virtual second `at_seconds`."""
+
+    at_seconds: float
+    reason: OrchestratorError
+
+
+def simulate(
+    settings: SimulationSettings,
+    directory: Path,
+    *,
+    resume: bool = False,
+    stop: Stop | None = None,
+    mirror: CheckpointMirror | None = None,
+) -> Simulation:
     """Run to the end in virtual time. Raises what ended the run, or DeadlockError if it would hang."""
 
     async def main() -> Simulation:
-        simulation = assemble(settings, directory, VirtualClock())
-        await simulation.loop.run()
+        simulation = assemble(settings, directory, VirtualClock(), mirror)
+        if stop is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(stop.at_seconds, simulation.loop.request_stop, stop.reason)
+        await simulation.loop.run(resume)
         await asyncio.gather(simulation.rollouts.close(), simulation.rewards.close())
         return simulation
 
     return run_in_virtual_time(main())
 
 
-def _pool(workers: list[W], settings: SimulationSettings, trace: Trace) -> WorkerPool[W]:
+def _pool(workers: list[W], settings: SimulationSettings, draws: Draws, trace: Trace) -> WorkerPool[W]:
     async def replace(worker: W) -> W:
         await asyncio.sleep(settings.timing.restart)
+        if draws.uniform("restart_failure") < settings.faults.restart_failure:
+            raise WorkerLostError(worker.name, "died while starting")
         return worker
 
     def on_lost(lost: Exception) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.clock import Clock
-from orchestrator.errors import CheckpointError, WorkerLostError
+from orchestrator.errors import CheckpointError, DataLostError, NonFiniteError, WorkerLostError
 from orchestrator.training.records import Batch, GroupTicket, Prompt, StepReport, WeightVersion
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span, Updated
 from orchestrator.training.usage import Activity
+
+TRAINED = "trained.txt"
+"""The file that holds a simulated model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,17 @@ class Faults:
     reward_hang: float = 0.0
     late_publish: float = 0.0
     learner_death: float = 0.0
+    """While it updates."""
+    learner_death_elsewhere: float = 0.0
+    """While it publishes, saves, loads, exports or is rebuilt."""
+    restart_failure: float = 0.0
+    """A lost worker's successor is lost before it is ready."""
+    rollouts_lost: float = 0.0
+    """A block is gone, with its node, before it is graded."""
+    weights_lost: float = 0.0
+    """A rollout worker finds the weights gone, with the learner rank that held them."""
+    non_finite_step: int | None = None
+    """The learner finds a NaN in this step's update."""
     hang_seconds: float = 60.0
 
 
@@ -96,6 +110,8 @@ class SimulatedRolloutWorker:
         """Sleep; every group gets 10 tokens a rollout, of version `weights.version`."""
         start_ns = self._clock.now_ns()
         seconds = self._timing.generate * (0.5 + 2.5 * self._draws.uniform("generate") ** 3)
+        if self._draws.uniform("weights_lost") < self._faults.weights_lost:
+            raise DataLostError(self.name, f"version {weights.version} died with its owner")
         if self._draws.uniform("rollout_death") < self._faults.rollout_death:
             await asyncio.sleep(seconds / 2)
             raise WorkerLostError(self.name, "died while sampling")
@@ -124,6 +140,8 @@ class SimulatedRewardWorker:
     async def score(self, generated: Generated) -> Scored:
         """A ticket a group; one group in eight is uninformative."""
         start_ns = self._clock.now_ns()
+        if self._draws.uniform("rollouts_lost") < self._faults.rollouts_lost:
+            raise DataLostError(self.name, "the block died with its node")
         hangs = self._draws.uniform("reward_hang") < self._faults.reward_hang
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
@@ -167,7 +185,8 @@ class SimulatedLearner:
     faults: Faults
     clock: Clock
     trained: list[int] = field(default_factory=list[int])
-    saved: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    staleness: list[int] = field(default_factory=list[int])
+    """Of the batches, as they were trained on."""
     rebuilt: int = 0
 
     async def update(self, batch: Batch) -> Updated:
@@ -177,37 +196,53 @@ class SimulatedLearner:
             await asyncio.sleep(self.timing.update / 2)
             raise WorkerLostError("learner-0", "died while updating")
         await asyncio.sleep(self.timing.update)
+        if batch.step == self.faults.non_finite_step:
+            raise NonFiniteError("policy/loss", float("nan"), batch.step)
         self.trained.extend(ticket.group_id for ticket in batch.tickets)
+        self.staleness.append(batch.step - batch.oldest_version)
         report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)})
         return Updated(report, (Span(Activity.UPDATE, start_ns, self.clock.now_ns()),))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
         """Nothing but a version, sometimes late."""
         start_ns = self.clock.now_ns()
+        self._may_die("publishing")
         late = self.draws.uniform("late_publish") < self.faults.late_publish
         await asyncio.sleep(self.faults.hang_seconds if late else self.timing.publish)
         return PublishedWeights(version, None, (Span(Activity.SYNC, start_ns, self.clock.now_ns()),))
 
     async def save(self, directory: Path) -> tuple[Span, ...]:
-        """Keep a copy under the step's name, whatever the directory it is later renamed to."""
-        self.saved[_step_name(directory)] = list(self.trained)
-        (directory / "trained.txt").write_text("\n".join(map(str, self.trained)))
+        """Write the list."""
+        lines = [str(group) for group in self.trained]
+        (directory / TRAINED).write_text("\n".join(lines[: len(lines) // 2]))
+        self._may_die("saving")
+        (directory / TRAINED).write_text("\n".join(lines))
         return ()
 
     async def load(self, directory: Path) -> None:
-        """Go back to the copy."""
-        if _step_name(directory) not in self.saved:
-            raise CheckpointError(f"{directory} is not a checkpoint of this learner")
-        self.trained = list(self.saved[_step_name(directory)])
+        """Read the list."""
+        self._may_die("loading")
+        try:
+            self.trained = [int(line) for line in (directory / TRAINED).read_text().split()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{directory} is not a checkpoint of this learner: {error}") from error
 
     async def export(self, directory: Path) -> None:
-        """Nothing to export."""
+        """The list is the model."""
+        self._may_die("exporting")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / TRAINED).write_text("\n".join(map(str, self.trained)))
 
     async def rebuild(self) -> None:
         """Fresh ranks: all that was learnt since the start is gone until a checkpoint is loaded."""
         await asyncio.sleep(self.timing.restart)
         self.trained = []
         self.rebuilt += 1
+        self._may_die("starting")
+
+    def _may_die(self, doing: str) -> None:
+        if self.draws.uniform(f"learner_death {doing}") < self.faults.learner_death_elsewhere:
+            raise WorkerLostError("learner-0", f"died while {doing}")
 
 
 class CountingPrompts:
@@ -236,7 +271,3 @@ class CountingPrompts:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._position = int(state["position"])
-
-
-def _step_name(directory: Path) -> str:
-    return directory.name.strip(".").removesuffix(".partial")

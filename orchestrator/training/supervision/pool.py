@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from orchestrator.errors import FailureBudgetExceededError, WorkerLostError
+from orchestrator.errors import DataLostError, FailureBudgetExceededError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,17 @@ class Worker(Protocol):
 W = TypeVar("W", bound=Worker)
 T = TypeVar("T")
 OnLost = Callable[[WorkerLostError], None]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Free(Generic[W]):
+    """A free worker, in the queue's order: free for longest, then by seat. So it does not depend on the order
+    in which asyncio cancels tasks.
+    """
+
+    since: float
+    seat: int
+    worker: W = field(compare=False)
 
 
 class WorkerPool(Generic[W]):
@@ -43,14 +56,15 @@ class WorkerPool(Generic[W]):
         on_lost: OnLost,
     ) -> None:
         self._replace, self._max_restarts, self._on_lost = replace, max_restarts, on_lost
-        self._free: asyncio.Queue[W] = asyncio.Queue()
+        self._free: asyncio.PriorityQueue[_Free[W]] = asyncio.PriorityQueue()
         self._restarting: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self.restarts = 0
         """Workers lost so far."""
         self.width = len(workers)
-        for worker in workers:
-            self._free.put_nowait(worker)
+        self._seats = {worker.name: seat for seat, worker in enumerate(workers)}
+        for seat, worker in enumerate(workers):
+            self._free.put_nowait(_Free(0.0, seat, worker))
 
     async def call(self, task: Callable[[W], Awaitable[T]]) -> T:
         """Run `task` on a worker, and again on another if that one is lost."""
@@ -58,13 +72,16 @@ class WorkerPool(Generic[W]):
             worker = await self._acquire()
             try:
                 result = await task(worker)
+            except DataLostError:
+                self._put_back(worker)
+                raise
             except WorkerLostError as lost:
                 self._lose(worker, lost)
             except BaseException:
-                self._free.put_nowait(worker)
+                self._put_back(worker)
                 raise
             else:
-                self._free.put_nowait(worker)
+                self._put_back(worker)
                 return result
 
     async def close(self) -> None:
@@ -86,20 +103,26 @@ class WorkerPool(Generic[W]):
         if self._failed.done():
             self._give_back(getter)
             self._failed.result()
-        return await getter
+        return (await getter).worker
 
-    def _give_back(self, getter: asyncio.Future[W]) -> None:
+    def _give_back(self, getter: asyncio.Future[_Free[W]]) -> None:
         if getter.done() and not getter.cancelled():
             self._free.put_nowait(getter.result())
         getter.cancel()
+
+    def _put_back(self, worker: W) -> None:
+        now = asyncio.get_running_loop().time()
+        self._free.put_nowait(_Free(now, self._seats[worker.name], worker))
 
     def _lose(self, worker: W, lost: WorkerLostError) -> None:
         self.restarts += 1
         self._on_lost(lost)
         if self.restarts > self._max_restarts:
-            raise FailureBudgetExceededError(
+            exceeded = FailureBudgetExceededError(
                 "workers lost", self.restarts, self._max_restarts, str(lost)
-            ) from lost
+            )
+            self._fail(exceeded)
+            raise exceeded from lost
         logger.warning(
             "%s; its task goes to another worker (loss %d of %d tolerated)",
             lost,
@@ -112,12 +135,10 @@ class WorkerPool(Generic[W]):
 
     async def _restart(self, worker: W) -> None:
         try:
-            self._free.put_nowait(await self._replace(worker))
+            self._put_back(await self._replace(worker))
         except WorkerLostError as lost:
-            try:
+            with contextlib.suppress(FailureBudgetExceededError):  # raised to those who wait for a worker
                 self._lose(worker, lost)
-            except FailureBudgetExceededError as exceeded:
-                self._fail(exceeded)
         except Exception as error:  # noqa: BLE001 - whatever stops a replacement must reach those who wait for a worker
             self._fail(error)
 

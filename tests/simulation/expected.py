@@ -1,0 +1,46 @@
+"""What a simulated run must have done, whatever went wrong on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.training.simulation.run import Simulation, SimulationSettings
+from orchestrator.training.simulation.stages import Faults
+
+MANY_FAULTS = Faults(
+    rollout_death=0.03,
+    reward_hang=0.01,
+    late_publish=0.02,
+    learner_death=0.01,
+    learner_death_elsewhere=0.01,
+    restart_failure=0.2,
+    rollouts_lost=0.02,
+    weights_lost=0.002,
+)
+
+
+def groups_trained(settings: SimulationSettings) -> set[int]:
+    """The groups that a run of these settings trains on: the first ids, without the uninformative ones (every
+    eighth) where they are replaced.
+    """
+    wanted, trained, group_id = settings.steps * settings.prompts_per_step, set[int](), 0
+    while len(trained) < wanted:
+        if not settings.dynamic_sampling or group_id % 8:
+            trained.add(group_id)
+        group_id += 1
+    return trained
+
+
+def assert_complete(simulation: Simulation, settings: SimulationSettings, directory: Path) -> None:
+    """Every group was trained once, none too stale, nothing is left over, and what was exported is the model
+    that was trained.
+    """
+    trained = simulation.learner.trained
+    assert len(trained) == settings.steps * settings.prompts_per_step
+    assert set(trained) == groups_trained(settings)
+    assert max(simulation.learner.staleness, default=0) <= settings.max_staleness
+    assert simulation.buffer.outstanding() == []
+    assert simulation.buffer.refused == 0
+    assert [int(line) for line in (directory / "model" / "trained.txt").read_text().split()] == trained
+    reported = [report.step for report in simulation.trace.reports]
+    assert reported[-1] == settings.steps
