@@ -1,0 +1,262 @@
+"""report.html: one self-contained page about a run, to be read on a desk or a phone, mailed, or kept.
+
+Everything is inside the file: style, charts, text. It loads nothing and runs no script. Every value from a
+run is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from orchestrator.clock import NANOSECONDS
+from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_chart
+from orchestrator.console.formats import duration, money, short
+from orchestrator.console.report_data import ReportData, StageData
+from orchestrator.training.telemetry.curve_layout import smooth
+from orchestrator.training.telemetry.run_curves import stage_curve
+
+HELDOUT, REFLECTION = "accuracy/heldout", "rollout/reflection_fraction"
+
+TIME_PARTS = (
+    ("generate", ("time/generate",)),
+    ("score", ("time/score",)),
+    ("learn", ("time/learn",)),
+    ("sync", ("time/sync",)),
+    ("evaluate", ("time/evaluate",)),
+    ("other", ("time/checkpoint", "time/orchestration")),
+)
+"""The parts of a stage's time and the metrics that add up to each. `other` is checkpoints and what no actor's
+work covers.
+"""
+
+METRICS = (
+    ("reward/mean", "mean reward"),
+    ("policy/loss", "loss"),
+    ("policy/entropy", "entropy"),
+    ("policy/kl", "KL to the reference"),
+    ("policy/grad_norm", "gradient norm"),
+    ("policy/clip_fraction", "clipped tokens"),
+    ("offpolicy/logprob_gap_mean", "log-prob gap to the sampler"),
+    ("rollout/length_mean", "response length, tokens"),
+    ("rollout/tokens_per_s", "tokens/s sampled"),
+    ("moe/expert_load_max_over_mean", "busiest expert, times the mean"),
+    ("moe/router_entropy", "router entropy"),
+)
+
+NO_WORK = ("idle", "lost")
+CREDENTIALS = re.compile(r"(://[^:/@\s]+:)[^@/\s]+@")
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A headline number."""
+
+    label: str
+    value: str
+    note: str = ""
+    before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimePart:
+    """One part of a bar: its share of the bar, and its seconds."""
+
+    name: str
+    seconds: float
+    share: float
+
+
+def render_report(data: ReportData) -> str:
+    """The page. Pure: the same data give the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("orchestrator.console"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    curves = [stage_curve(stage.name, stage.history, stage.playback) for stage in data.stages]
+    measured = [curve for curve in curves if curve.heldout or curve.train]
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        segments=lambda text: list(segments(text, data.reflection_pattern)),
+        tiles=tiles(data),
+        summary=summary(data),
+        # The charts are built by an XML writer from numbers and escaped names.
+        wide_curve=Markup(learning_curve(measured, WIDE)) if measured else "",
+        narrow_curve=Markup(learning_curve(measured, NARROW)) if measured else "",
+        times=[(stage, time_parts(stage)) for stage in data.stages if stage.total("time/step")],
+        part_names=[name for name, _ in TIME_PARTS],
+        overhead=_overhead(data.stages),
+        metrics=_metric_charts(data.stages),
+        cost=_cost(data.cost),
+        config=CREDENTIALS.sub(r"\1***@", data.config),
+        manifest=json.dumps(data.manifest, indent=2, ensure_ascii=False) if data.manifest else "",
+        started=_moment(data.started_ns),
+        duration=duration,
+        short=short,
+    )
+
+
+def tiles(data: ReportData) -> list[Tile]:
+    """The headline numbers, those that are known."""
+    found: list[Tile] = []
+    main = data.stages[-1] if data.stages else None
+    heldout = main.ends(HELDOUT) if main else None
+    if main and heldout:
+        before, after = heldout
+        found.append(Tile("held-out accuracy", f"{after:.0%}", _points(after - before), f"{before:.0%}"))
+    checks = smooth(main.history.get(REFLECTION, ())) if main and not main.playback else []
+    if checks:
+        note = "of the sampled rollouts, smoothed"
+        found.append(Tile("self-checks", f"{checks[-1][1]:.0%}", note, f"{checks[0][1]:.0%}"))
+    steps = " + ".join(f"{stage.step:,}" for stage in data.stages)
+    if steps:
+        found.append(Tile("learner steps", steps, " + ".join(stage.name for stage in data.stages)))
+    tokens = sum(stage.total("rollout/tokens") for stage in data.stages if not stage.playback)
+    if tokens:
+        found.append(Tile("tokens sampled", compact(tokens), "in training, without evaluations"))
+    seconds = _wall_seconds(data)
+    if seconds is not None:
+        found.append(Tile("wall time", duration(seconds), "start to end"))
+    if data.cost is not None:
+        note = f"{_figure(data.cost['accelerator_hours'])} accelerator-hours"
+        found.append(Tile("cost", f"{money(Decimal(data.cost['amount']))} {data.cost['currency']}", note))
+    return found
+
+
+def summary(data: ReportData) -> str:
+    """The run in a sentence, for a page preview and for those who read only one."""
+    main = data.stages[-1] if data.stages else None
+    heldout = main.ends(HELDOUT) if main else None
+    if main is None or heldout is None:
+        return f"{data.title}: {data.state}"
+    before, after = heldout
+    verb = "rose" if after > before else "fell" if after < before else "stayed"
+    change = f"from {before:.0%} to {after:.0%}" if after != before else f"at {after:.0%}"
+    return f"{data.title}: held-out accuracy {verb} {change} in {main.step:,} steps of {main.name}."
+
+
+def time_parts(stage: StageData) -> list[TimePart]:
+    """Where a stage's time went. Parts that ran at the same time are counted in each, so they can add up to
+    more than the wall time.
+    """
+    seconds = {name: sum(stage.total(metric) for metric in metrics) for name, metrics in TIME_PARTS}
+    total = sum(seconds.values()) or 1.0
+    return [TimePart(name, value, value / total) for name, value in seconds.items()]
+
+
+def segments(text: str, pattern: str) -> Iterator[tuple[str, str]]:
+    """`text` cut into (kind, part): `check` where it matches the task's self-check pattern, `tag` for tags,
+    `plain`.
+
+    >>> list(segments("<think>7, wait, 8", r"\\bwait\\b"))
+    [('tag', '<think>'), ('plain', '7, '), ('check', 'wait'), ('plain', ', 8')]
+    """
+    kinds = [f"(?P<check>{pattern})"] if pattern else []
+    try:
+        matcher = re.compile("|".join([*kinds, r"(?P<tag></?[a-z]+>)"]))
+    except re.error:
+        matcher = re.compile(r"(?P<tag></?[a-z]+>)")
+    reached = 0
+    for match in matcher.finditer(text):
+        if match.start() > reached:
+            yield "plain", text[reached : match.start()]
+        if match.group():
+            yield ("tag" if match.group("tag") else "check"), match.group()
+        reached = match.end()
+    if reached < len(text):
+        yield "plain", text[reached:]
+
+
+def compact(number: float) -> str:
+    """A count in at most five characters.
+
+    >>> compact(950), compact(14_210), compact(2_530_000)
+    ('950', '14.2k', '2.53M')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def _points(change: float) -> str:
+    return f"{change * 100:+.0f} points over the last stage" if round(change * 100) else "unchanged"
+
+
+def _wall_seconds(data: ReportData) -> float | None:
+    ends = [end for end in (data.ended_ns, *(stage.ended_ns for stage in data.stages)) if end is not None]
+    return (max(ends) - data.started_ns) / NANOSECONDS if ends else None
+
+
+def _overhead(stages: Sequence[StageData]) -> float | None:
+    step = sum(stage.total("time/step") for stage in stages)
+    return sum(stage.total("time/orchestration") for stage in stages) / step if step else None
+
+
+def _metric_charts(stages: Sequence[StageData]) -> list[tuple[str, str, str, Markup]]:
+    """(name, first, last, chart) of what a researcher looks at next, for the last stage."""
+    if not stages:
+        return []
+    history = stages[-1].history
+    return [
+        (label, short(series[0][1]), short(series[-1][1]), Markup(small_chart(series)))
+        for name, label in METRICS
+        if len(series := history.get(name, ())) > 1
+    ]
+
+
+def _cost(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The cost report's rows as text, dearest first, idle last."""
+    if cost is None:
+        return None
+    total = Decimal(cost["accelerator_hours"]) or Decimal(1)
+    rows = [
+        {
+            "role": row["role"],
+            "activity": row["activity"],
+            "resource": row["resource"],
+            "hours": _figure(row["accelerator_hours"]),
+            "amount": "no price" if row["amount"] is None else _figure(row["amount"]),
+            "share": float(Decimal(row["accelerator_hours"]) / total),
+            "idle": row["activity"] in NO_WORK,
+        }
+        for row in sorted(cost["rows"], key=_by_idle_then_hours)
+    ]
+    return {
+        "currency": cost["currency"],
+        "rows": rows,
+        "hours": _figure(cost["accelerator_hours"]),
+        "amount": _figure(cost["amount"]),
+        "leased": duration(cost["leased_ns"] / NANOSECONDS),
+        "attributed": duration(cost["attributed_ns"] / NANOSECONDS),
+        "idle": duration(cost["idle_ns"] / NANOSECONDS),
+        "idle_share": cost["idle_ns"] / cost["leased_ns"] if cost["leased_ns"] else 0.0,
+        "difference_ns": cost["difference_ns"],
+    }
+
+
+def _by_idle_then_hours(row: Mapping[str, Any]) -> tuple[bool, Decimal]:
+    return row["activity"] in NO_WORK, -Decimal(row["accelerator_hours"])
+
+
+def _figure(value: str) -> str:
+    """A decimal string of the ledger with thousands separators: its digits are kept, so that the lines still
+    add up to their total.
+    """
+    return f"{Decimal(value):,f}"
+
+
+def _moment(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns // NANOSECONDS, UTC).strftime("%d %b %Y, %H:%M UTC")

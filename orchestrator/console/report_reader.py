@@ -1,0 +1,198 @@
+"""From the directories of a run, or of a pipeline's stages, to what a report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import runs
+from orchestrator.console.report import render_report
+from orchestrator.console.report_data import ReportData, Sample, SamplePair, Samples, StageData, Transitions
+from orchestrator.training.run_directory import RunDirectory, RunRecord, write_atomically
+from orchestrator.training.telemetry.recorder import RecordKind, read_recorded, recorded_steps
+from orchestrator.training.telemetry.run_curves import plays_back, read_config, read_history, run_name, title
+
+EVALUATIONS = "evaluations"
+"""Where a run keeps what it answered to the held-out prompts."""
+SHOWN = ((False, True, 3), (True, True, 1), (False, False, 1), (True, False, 1))
+"""How many pairs are shown of those that were (right before, right after): what was learned, and what was
+not.
+"""
+UNPAIRED = 4
+MOST_CHARACTERS = 4000
+
+
+def write_report(run: RunDirectory, cost: Mapping[str, Any] | None) -> None:
+    """Write report.html into the run's directory. `cost` is the JSON of `orchestrator cost report`.
+
+    Raises RunNotFoundError if the directory holds no run, OSError if the disk refuses the file.
+    """
+    write_atomically(run.report, render_report(read_report(run, cost)))
+
+
+def read_report(run: RunDirectory, cost: Mapping[str, Any] | None) -> ReportData:
+    """All that the report of `run` shows. Raises RunNotFoundError if the directory holds no run."""
+    record = runs.observe(run)
+    stages = _stage_directories(run, record)
+    main = stages[-1] if stages else run
+    config = read_config(main)
+    return ReportData(
+        run_id=record.run_id,
+        job=record.job,
+        title=title(config),
+        purpose=record.purpose,
+        state=record.state.value,
+        why=record.why,
+        started_ns=record.started_ns,
+        ended_ns=record.ended_ns,
+        stages=tuple(_stage(stage) for stage in stages),
+        samples=_samples(main, config, [run_name(stage) for stage in stages[:-1]]),
+        cost=cost,
+        facts=_facts(config, _read_json(run.manifest)),
+        weights=str(main.model) if main.model.exists() else None,
+        reflection_pattern=config.get("reward", {}).get("reflection_pattern", ""),
+        config=run.config.read_text(encoding="utf-8") if run.config.exists() else "",
+        manifest=_read_json(run.manifest),
+    )
+
+
+def _stage_directories(run: RunDirectory, record: RunRecord) -> list[RunDirectory]:
+    """The stages that were started; the run itself if it is no pipeline."""
+    if not record.stages:
+        return [run]
+    started = [RunDirectory(run.path.parent / stage.run_id) for stage in record.stages if stage.run_id]
+    return [stage for stage in started if stage.state.exists()]
+
+
+def _stage(run: RunDirectory) -> StageData:
+    record = runs.observe(run)
+    return StageData(
+        name=run_name(run),
+        run_id=record.run_id,
+        job=record.job,
+        state=record.state.value,
+        steps=record.steps,
+        started_ns=record.started_ns,
+        ended_ns=record.ended_ns,
+        history=read_history(run),
+        playback=plays_back(read_config(run)),
+    )
+
+
+def _samples(run: RunDirectory, config: Mapping[str, Any], earlier: Sequence[str]) -> Samples | None:
+    """Held-out answers of the first and the last evaluation; without evaluations, rollouts of the first and
+    the last recorded step.
+    """
+    directory: Path = run.path / EVALUATIONS
+    kind: RecordKind = "heldout"
+    if len(recorded_steps(directory, kind)) < 2 and not plays_back(config):
+        directory, kind = run.rollouts, "step"
+    steps = recorded_steps(directory, kind)
+    if len(steps) < 2:
+        return None
+    before = [_sample(row) for row in read_recorded(directory, steps[0], kind)]
+    after = [_sample(row) for row in read_recorded(directory, steps[-1], kind)]
+    pairs, transitions = _compare(before, after) if kind == "heldout" else (_beside(before, after), None)
+    return Samples(_when(steps[0], earlier), _when(steps[-1], earlier), pairs, transitions)
+
+
+def _beside(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[SamplePair, ...]:
+    """A few of each, whatever their prompts."""
+    return tuple(SamplePair(*pair) for pair in zip(before[:UNPAIRED], after[:UNPAIRED], strict=False))
+
+
+def _compare(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[tuple[SamplePair, ...], Transitions]:
+    """The same prompts before and after: a few to read, and how many of each kind there are."""
+    answered = {sample.prompt_id: sample for sample in before}
+    pairs = [
+        SamplePair(answered[sample.prompt_id], sample) for sample in after if sample.prompt_id in answered
+    ]
+    kinds: dict[tuple[bool | None, bool | None], list[SamplePair]] = {}
+    for pair in pairs:
+        kinds.setdefault((pair.before.right, pair.after.right), []).append(pair)
+    for found in kinds.values():
+        found.sort(key=lambda pair: not pair.after.reflected)
+    shown = [pair for was, now, count in SHOWN for pair in kinds.get((was, now), [])[:count]]
+    transitions = Transitions(
+        right_right=len(kinds.get((True, True), ())),
+        wrong_right=len(kinds.get((False, True), ())),
+        right_wrong=len(kinds.get((True, False), ())),
+        wrong_wrong=len(kinds.get((False, False), ())),
+    )
+    return tuple(shown), transitions
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    accuracy = row["accuracy"]
+    reason = row["reason"]
+    if not reason and row["finish"] == "length":
+        reason = f"cut off after {row['length']} tokens"
+    return Sample(
+        prompt_id=row["prompt_id"],
+        prompt=_shortened(row["prompt"]),
+        response=_shortened(row["response"]),
+        right=None if accuracy is None else accuracy >= 1.0,
+        reward=row["reward"],
+        reflected=row["reflected"],
+        reason=reason,
+    )
+
+
+def _shortened(text: str) -> str:
+    left_out = len(text) - MOST_CHARACTERS
+    if left_out <= 0:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]}\n[... {left_out:,} characters left out ...]\n{text[-half:]}"
+
+
+def _when(step: int, earlier: Sequence[str]) -> str:
+    if step:
+        return f"after step {step}"
+    return f"after {earlier[-1]}" if earlier else "before the first step"
+
+
+def _facts(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What decides a result, in one place; what is missing is left out."""
+    rollout, learner = config.get("rollout", {}), config.get("learner", {})
+    commit = (manifest.get("git") or {}).get("commit")
+    changed = " with uncommitted changes" if (manifest.get("git") or {}).get("uncommitted_changes") else ""
+    machine = manifest.get("machine", {})
+    facts = (
+        ("model", config.get("model", {}).get("name")),
+        ("task", config.get("task", {}).get("name")),
+        ("algorithm", config.get("algorithm", {}).get("name")),
+        ("batch", _phrase("{prompts_per_step} prompts x {group_size} rollouts a step", rollout)),
+        (
+            "sampling",
+            _phrase("temperature {temperature}, top-p {top_p}, at most {max_new_tokens} tokens", rollout),
+        ),
+        (
+            "learner",
+            _phrase(
+                "{world_size} ranks, ZeRO {zero_stage}, expert parallel {expert_parallel_size}, "
+                "learning rate {learning_rate}",
+                learner,
+            ),
+        ),
+        ("max staleness", config.get("max_staleness")),
+        ("seed", config.get("seed")),
+        ("machine", _phrase("{cpus} CPUs, {processor}", machine)),
+        ("code", commit and f"{commit[:12]}{changed}"),
+    )
+    return tuple((name, str(value)) for name, value in facts if value is not None)
+
+
+def _phrase(template: str, values: Mapping[str, Any]) -> str | None:
+    try:
+        return template.format_map(values)
+    except KeyError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
