@@ -20,7 +20,7 @@ lease
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
@@ -117,46 +117,34 @@ class LeaseEvents:
 
 
 def effective(events: Iterable[Event]) -> tuple[list[Event], list[Rejection]]:
-    """The events that count: duplicates by `event_id` once, corrected ones replaced. A correction can itself
-    be corrected.
+    """The events that count: duplicates by `event_id` once, corrected ones replaced or left out.
 
-    Of several corrections of one event the latest counts (by `at_ns`, then `event_id`).
+    Corrections are taken from the latest to the earliest (by `at_ns`, then `event_id`). Of several
+    corrections of one event the latest counts. A correction that is itself corrected does not count, so that
+    the event it was about counts again. A replacement is known by its correction's id.
     """
     by_id: dict[str, Event] = {}
-    corrections: dict[str, Correction] = {}
     for event in events:
         by_id.setdefault(event.event_id, event)
-    for event in by_id.values():
-        if isinstance(event, Correction):
-            known = corrections.get(event.corrects)
-            if known is None or (known.at_ns, known.event_id) < (event.at_ns, event.event_id):
-                corrections[event.corrects] = event
+    corrections = [event for event in by_id.values() if isinstance(event, Correction)]
+    corrected: set[str] = set()
     counted: list[Event] = []
     rejected: list[Rejection] = []
-    for event in by_id.values():
-        if isinstance(event, Correction):
-            if event.corrects not in by_id:
-                rejected.append(Rejection(event.event_id, f"corrects {event.corrects}, which is not known"))
-        elif event.event_id not in corrections:
-            counted.append(event)
-        else:
-            replacement = _replacement(event.event_id, corrections)
-            if replacement is not None:
-                counted.append(replacement)
+    for correction in sorted(corrections, key=lambda event: (event.at_ns, event.event_id), reverse=True):
+        if correction.corrects not in by_id:
+            rejected.append(
+                Rejection(correction.event_id, f"corrects {correction.corrects}, which is not known")
+            )
+        elif correction.event_id not in corrected and correction.corrects not in corrected:
+            corrected.add(correction.corrects)
+            if correction.replacement:
+                counted.append(replace(event_from_json(correction.replacement), event_id=correction.event_id))
+    counted.extend(
+        event
+        for event in by_id.values()
+        if not isinstance(event, Correction) and event.event_id not in corrected
+    )
     return counted, rejected
-
-
-def _replacement(event_id: str, corrections: Mapping[str, Correction]) -> Event | None:
-    """What counts in place of a corrected event.
-
-    A correction that is itself corrected gives way to its own replacement's text.
-    """
-    correction = corrections[event_id]
-    seen = {event_id}
-    while correction.event_id in corrections and correction.event_id not in seen:
-        seen.add(correction.event_id)
-        correction = corrections[correction.event_id]
-    return event_from_json(correction.replacement) if correction.replacement else None
 
 
 def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:

@@ -47,3 +47,23 @@ def cut_at_midnight(start_ns: int, end_ns: int) -> Iterator[tuple[int, int]]:
         piece_end = min(end_ns, (start_ns // DAY_NS + 1) * DAY_NS)
         yield start_ns, piece_end
         start_ns = piece_end
+
+
+def following_month(month: str) -> str:
+    """The month after `month`.
+
+    >>> following_month("2026-12")
+    '2027-01'
+    """
+    return month_of(month_bounds(month)[1])
+
+
+def parse_period(text: str) -> tuple[int, int]:
+    """First day number of a date `YYYY-MM-DD` or a month `YYYY-MM`, and the day after its last.
+
+    Raises ValueError.
+    """
+    if len(text) == len("YYYY-MM"):
+        return month_bounds(text)
+    day = day_number(date.fromisoformat(text))
+    return day, day + 1

@@ -9,6 +9,7 @@ the same schema can add some. Times are integer nanoseconds since the epoch, UTC
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ from typing import Any, ClassVar
 from orchestrator.ledger.errors import MalformedEventError
 
 SCHEMA_VERSION = 1
+
+_DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 IDLE, LOST = "idle", "lost"
 """Activities that only the ledger books: time of a lease that no span covers."""
@@ -129,7 +132,8 @@ class Correction:
     """The event `corrects` was wrong: from now on it does not count, and `replacement` (the JSON of an event,
     or empty) counts in its place.
 
-    Both stay in the journal; what a closed month already counted is reversed by an adjustment.
+    Both stay in the journal; what a closed month already counted is reversed by an adjustment. Correcting a
+    correction with no replacement brings the first event back.
     """
 
     type: ClassVar[str] = "correction"
@@ -259,11 +263,23 @@ def _check(event: Event) -> None:
             raise MalformedEventError(
                 "end_ns", str(event.end_ns), f"{event.start_ns} or later", "a negative duration"
             )
+        if event.unit_price and not (_DECIMAL.fullmatch(event.unit_price) and event.currency):
+            got = f"{event.unit_price} {event.currency}".strip()
+            raise MalformedEventError("unit_price", got, "a decimal of 0 or more, with its currency")
     elif isinstance(event, Correction) and event.replacement:
         try:
-            parse_event(json.loads(event.replacement))
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise MalformedEventError("replacement", event.replacement, "the JSON of one event") from error
+            replacement = event_from_json(event.replacement)
+        except MalformedEventError as error:
+            raise MalformedEventError(
+                "replacement", event.replacement, "the JSON of one event", str(error)
+            ) from error
+        if isinstance(replacement, Correction):
+            raise MalformedEventError(
+                "replacement",
+                event.replacement,
+                "an event that is no correction",
+                "correct the first event again",
+            )
 
 
 def event_from_json(line: str | bytes) -> Event:

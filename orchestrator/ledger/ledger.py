@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ledger.accounts import Accounts
+from orchestrator.ledger.archive import Archive, Close, MemoryArchive, digest_of, verify
 from orchestrator.ledger.booking import (
     STANDARD_POLICY,
     BookedLease,
@@ -18,19 +20,22 @@ from orchestrator.ledger.booking import (
     effective,
 )
 from orchestrator.ledger.entries import Entry, lease_entries, stated_entries
-from orchestrator.ledger.errors import UnknownRunError
+from orchestrator.ledger.errors import LedgerError, UnknownRunError
 from orchestrator.ledger.events import Event, UsageStated, parse_event
-from orchestrator.ledger.journal import BadLine, Journal
+from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
 from orchestrator.ledger.meter import RunMeter
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
-from orchestrator.ledger.prices import PriceBook
+from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer
+from orchestrator.ledger.report_by import Report, report_by
 from orchestrator.ledger.run_report import RunReport, run_report
 from orchestrator.ledger.spool import ship
 
+AnyPriceBook = PriceBook | Mapping[str, Any] | Path
+
 
 class Ledger:
-    """A journal, a price book and a policy.
+    """A journal, an archive and a policy.
 
     Safe to use beside other processes on the same store; one object is used by one thread.
     """
@@ -38,47 +43,76 @@ class Ledger:
     def __init__(
         self,
         journal: Journal,
-        price_book: PriceBook,
+        archive: Archive,
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._journal, self._policy, self._now_ns = journal, policy, now_ns
-        self._pricer = Pricer(price_book)
+        self._journal, self._archive, self._policy, self._now_ns = journal, archive, policy, now_ns
+        self._accounts = Accounts(journal, archive, policy)
         self._meters: dict[str, tuple[RunMeter, int]] = {}
+        self._pricer_now: Pricer | None = None
 
     @classmethod
     def open(
         cls,
         url: str,
-        price_book: PriceBook | Mapping[str, Any] | Path,
+        price_book: AnyPriceBook | None = None,
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> Ledger:
         """The ledger at `url` (`sqlite:///path`, `postgresql://...`); its tables are made if it is new.
 
-        Raises LedgerError.
+        A price book that it was never given before is adopted. Raises LedgerError.
         """
+        from orchestrator.ledger.sql.archive import SqlArchive
         from orchestrator.ledger.sql.engine import open_engine
         from orchestrator.ledger.sql.journal import SqlJournal
-        from orchestrator.ledger.sql.schema import METADATA
+        from orchestrator.ledger.sql.migrations import require_head
 
+        read = None if price_book is None else _price_book(price_book)
         engine = open_engine(url)
-        METADATA.create_all(engine)
-        return cls(SqlJournal(engine, now_ns), _price_book(price_book), policy, now_ns)
+        require_head(engine)
+        ledger = cls(SqlJournal(engine, now_ns), SqlArchive(engine, now_ns), policy, now_ns)
+        if read is not None:
+            ledger.offer(read)
+        return ledger
 
-    @property
-    def price_book(self) -> PriceBook:
-        """What it prices with."""
-        return self._pricer.book
+    @classmethod
+    def in_memory(
+        cls,
+        price_book: AnyPriceBook,
+        policy: BookingPolicy = STANDARD_POLICY,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> Ledger:
+        """A ledger that forgets: for simulations and tests."""
+        ledger = cls(MemoryJournal(now_ns), MemoryArchive(now_ns), policy, now_ns)
+        ledger.offer(_price_book(price_book))
+        return ledger
+
+    def offer(self, price_book: PriceBook) -> bool:
+        """Adopt a price book unless this very content was adopted before, however long ago. Returns whether
+        it was new.
+
+        So a run that is resumed with its old price book does not turn prices back.
+        """
+        known = {adopted.digest for adopted in self._archive.price_books()}
+        return digest_of(price_book) not in known and self.adopt(price_book)
+
+    def adopt(self, price_book: PriceBook) -> bool:
+        """Make a price book the newest, unless the newest of its name is equal.
+
+        Returns whether anything changed.
+        """
+        self._pricer_now = None
+        return self._archive.adopt(price_book)
 
     def book(self, events: Sequence[Event | Mapping[str, Any]]) -> int:
         """Take events (or their JSON objects); returns how many were new.
 
         Raises MalformedEventError, and then none was taken.
         """
-        return self._journal.append(
-            [parse_event(event) if isinstance(event, Mapping) else event for event in events]
-        )
+        parsed = [parse_event(event) if isinstance(event, Mapping) else event for event in events]
+        return self._journal.append(parsed)
 
     def ship(self, directory: Path) -> int:
         """Take what is new in the `*.jsonl` files of a spool directory; returns how many events were new."""
@@ -90,22 +124,59 @@ class Ledger:
         booked, stated, _ = self._booked(runs, as_of_ns)
         entries = [*lease_entries(booked), *stated_entries(stated)]
         extent = sum(lease.ns for lease in booked) + sum(int(line.accelerator_ns or 0) for line in stated)
-        return run_report(name, runs, entries, extent, self._pricer, places)
+        return run_report(name, runs, entries, extent, self._pricer(as_of_ns), places)
+
+    def report_by(
+        self,
+        by: Sequence[str],
+        first_day: int | None = None,
+        end_day: int | None = None,
+        as_of_ns: int | None = None,
+        places: int = AMOUNT_PLACES,
+    ) -> Report:
+        """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as known at `as_of_ns`
+        (now).
+
+        The same question about a moment in the past gives the same answer for ever. Raises LedgerError for an
+        unknown dimension or a moment in the future.
+        """
+        as_of = self._moment(as_of_ns)
+        return report_by(
+            self._accounts.counted(as_of), by, self._pricer(as_of_ns), first_day, end_day, places
+        )
+
+    def close(self, month: str) -> Close:
+        """Close a month. Raises LedgerStateError, UnknownPriceError, PriceBookError: `Accounts.close`."""
+        return self._accounts.close(month, self._now_ns())
+
+    def closes(self) -> list[Close]:
+        """The closed months, in order."""
+        return self._archive.closes()
+
+    def verify(self) -> int:
+        """Check the hash chain of all postings; returns how many there are.
+
+        Raises LedgerStateError at the first break.
+        """
+        closes = self._archive.closes()
+        last = closes[-1].last_posting if closes else 0
+        return verify(self._archive.postings(last), closes)
 
     def cost_so_far(self, run_id: str, as_of_ns: int | None = None) -> Decimal:
-        """What the run's leases cost until now, in the price book's currency, to 6 decimals.
+        """What the run's leases cost until now, in the price table's currency, to 6 decimals.
 
         Reads only what is new since it was asked last.
         """
         as_of = self._now_ns() if as_of_ns is None else as_of_ns
+        pricer = self._pricer(None)
         meter, seq = self._meters.get(run_id) or (RunMeter(run_id, self._policy), 0)
         events: list[Event] = []
         for recorded in self._journal.events([run_id], after_seq=seq):
             events.append(recorded.event)
             seq = recorded.seq
-        meter.take(events, self._pricer)
+        meter.take(events, pricer)
         self._meters[run_id] = (meter, seq)
-        cost = self._full_cost(run_id, as_of) if meter.corrected else meter.cost(as_of, self._pricer)
+        cost = self._full_cost(run_id, as_of, pricer) if meter.corrected else meter.cost(as_of, pricer)
         return rounded(cost, AMOUNT_PLACES)
 
     def rejections(self, name: str) -> list[Rejection]:
@@ -116,11 +187,11 @@ class Ledger:
         """The lines that were no event, with file and line."""
         return self._journal.bad_lines()
 
-    def _full_cost(self, run_id: str, as_of_ns: int) -> Fraction:
+    def _full_cost(self, run_id: str, as_of_ns: int, pricer: Pricer) -> Fraction:
         booked, stated, _ = self._booked([run_id], as_of_ns)
         entries: list[Entry] = [*lease_entries(lease for lease in booked if lease.opened.run_id == run_id)]
         entries += stated_entries(stated)
-        return sum((self._pricer.amount(entry) for entry in entries), Fraction(0))
+        return sum((pricer.amount(entry) for entry in entries), Fraction(0))
 
     def _runs(self, name: str) -> list[str]:
         runs = self._journal.runs_of(name)
@@ -131,14 +202,28 @@ class Ledger:
     def _booked(
         self, runs: Sequence[str], as_of_ns: int | None
     ) -> tuple[list[BookedLease], list[UsageStated], list[Rejection]]:
-        events = [recorded.event for recorded in self._journal.events(runs)]
+        events = [recorded.event for recorded in self._journal.events(runs, known_by_ns=as_of_ns)]
         as_of = self._now_ns() if as_of_ns is None else as_of_ns
         booked, rejected = book(events, as_of, self._policy)
         stated = [event for event in effective(events)[0] if isinstance(event, UsageStated)]
         return booked, stated, rejected
 
+    def _moment(self, as_of_ns: int | None) -> int:
+        now = self._now_ns()
+        if as_of_ns is not None and as_of_ns > now:
+            raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is not known")
+        return now if as_of_ns is None else as_of_ns
 
-def _price_book(source: PriceBook | Mapping[str, Any] | Path) -> PriceBook:
+    def _pricer(self, as_of_ns: int | None) -> Pricer:
+        if as_of_ns is not None:
+            books = self._archive.price_books(as_of_ns)
+            return Pricer(PriceTable([adopted.book for adopted in books]))
+        if self._pricer_now is None:
+            self._pricer_now = Pricer(PriceTable([adopted.book for adopted in self._archive.price_books()]))
+        return self._pricer_now
+
+
+def _price_book(source: AnyPriceBook) -> PriceBook:
     if isinstance(source, PriceBook):
         return source
     return PriceBook.load(source) if isinstance(source, Path) else PriceBook.parse(source)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -129,6 +129,9 @@ class Rate(_Row):
     retrieved: date
 
 
+SeriesKey = tuple[str, str, str]
+"""SKU, region, commitment."""
+
 RowType = TypeVar("RowType", Price, Rate)
 
 
@@ -143,7 +146,7 @@ class _File(_Row):
 
 @dataclass(frozen=True, slots=True)
 class UnitPrice:
-    """Money for one accelerator-hour, in the currency of the book, and where it comes from."""
+    """Money for one accelerator-hour, and where the price comes from."""
 
     per_hour: Fraction
     currency: str
@@ -151,9 +154,6 @@ class UnitPrice:
     region: str
     commitment: str
     source: str
-
-
-SeriesKey = tuple[str, str, str]
 
 
 class PriceBook:
@@ -226,33 +226,65 @@ class PriceBook:
             raise UnknownPriceError("sku", "/".join(key), known, hint)
         for price in series:
             if day_number(price.starts) <= day and (price.ends is None or day < day_number(price.ends)):
-                rate = self._rate(price.currency, day, f"sku {sku}")
-                return UnitPrice(price.per_hour() * rate, self.currency, *key, price.source)
+                return UnitPrice(price.per_hour(), price.currency, *key, price.source)
         days = f"{series[0].starts} to {series[-1].ends or 'today'}"
         raise UnknownPriceError(
             f"price of {'/'.join(key)}", str(date_of(day)), days, f"price book {self.name}"
         )
 
-    def convert(self, amount: Fraction, currency: str, day: int) -> Fraction:
-        """An amount of another currency in the book's, at the rate of that day.
-
-        Raises PriceBookError if there is none.
-        """
-        return amount * self._rate(currency, day, "amount")
-
-    def _rate(self, currency: str, day: int, what: str) -> Fraction:
-        if currency == self.currency:
-            return Fraction(1)
-        for rate in self._rates.get((currency, self.currency), []):
-            if day_number(rate.starts) <= day and (rate.ends is None or day < day_number(rate.ends)):
-                return Fraction(rate.rate)
-        raise PriceBookError(
-            f"rate of {what}", f"{currency} on {date_of(day)}", f"a rate into {self.currency}"
-        )
+    def rate(self, currency: str, into: str, day: int) -> Fraction | None:
+        """How much of `into` one `currency` was on a day; None if the book does not say."""
+        for row in self._rates.get((currency, into), []):
+            if day_number(row.starts) <= day and (row.ends is None or day < day_number(row.ends)):
+                return Fraction(row.rate)
+        return None
 
     def _require_rates(self, price: Price, where: str) -> None:
         if price.currency != self.currency and (price.currency, self.currency) not in self._rates:
             raise PriceBookError(where, price.currency, f"{self.currency}, or a rate into it under `rates`")
+
+
+class PriceTable:
+    """Price books, the newest first: the first one that knows a SKU on a day decides.
+
+    Reports are in the newest book's currency, unless told otherwise.
+    """
+
+    def __init__(self, books: Sequence[PriceBook], currency: str = "") -> None:
+        if not books:
+            raise PriceBookError("price_book", "none", "at least one", "orchestrator cost prices adopt FILE")
+        self.books = tuple(books)
+        self.currency = currency or books[0].currency
+
+    def price(self, sku: str, day: int, region: str = "", commitment: str = "") -> UnitPrice:
+        """What an accelerator-hour of `sku` costs on a day number, in the table's currency.
+
+        Raises UnknownPriceError, and PriceBookError if there is no rate into the currency.
+        """
+        refusal: UnknownPriceError | None = None
+        for book in self.books:
+            try:
+                found = book.price(sku, day, region, commitment)
+            except UnknownPriceError as error:
+                refusal = refusal or error
+            else:
+                per_hour = self.convert(found.per_hour, found.currency, day)
+                return replace(found, per_hour=per_hour, currency=self.currency)
+        raise refusal or UnknownPriceError("sku", sku, "none")
+
+    def convert(self, amount: Fraction, currency: str, day: int) -> Fraction:
+        """An amount in the table's currency, at the rate of that day.
+
+        Raises PriceBookError if no book has one.
+        """
+        if currency == self.currency:
+            return amount
+        for book in self.books:
+            rate = book.rate(currency, self.currency, day)
+            if rate is not None:
+                return amount * rate
+        allowed = f"a rate into {self.currency}"
+        raise PriceBookError("currency", f"{currency} on {date_of(day)}", allowed, "add it under `rates`")
 
 
 def _by_start(rows: Sequence[RowType]) -> list[tuple[int, RowType]]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from fractions import Fraction
 
 from orchestrator.ledger.entries import Entry
 from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.money import hours
-from orchestrator.ledger.prices import PriceBook
+from orchestrator.ledger.prices import PriceTable
 
 
 class Pricer:
     """Looks each (SKU, region, commitment, day) up once."""
 
-    def __init__(self, book: PriceBook) -> None:
-        self.book = book
+    def __init__(self, table: PriceTable) -> None:
+        self.table = table
         self._per_hour: dict[tuple[str, str, str, int], Fraction | LedgerError] = {}
 
     def per_hour(self, sku: str, region: str, commitment: str, day: int) -> Fraction:
-        """Money an accelerator-hour, in the book's currency. Raises UnknownPriceError, PriceBookError."""
+        """Money an accelerator-hour, in the table's currency. Raises UnknownPriceError, PriceBookError."""
         key = (sku, region, commitment, day)
         found = self._per_hour.get(key)
         if found is None:
             try:
-                found = self.book.price(sku, day, region, commitment).per_hour
+                found = self.table.price(sku, day, region, commitment).per_hour
             except LedgerError as error:
                 found = error
             self._per_hour[key] = found
@@ -32,13 +32,16 @@ class Pricer:
             raise found
         return found
 
-    def amount(self, entry: Entry) -> Fraction:
-        """Money for an entry.
+    def unit_price(self, line: Entry | LineKey) -> Fraction:
+        """Money an accelerator-hour of an entry or a line: the stated price, else the table's.
 
         Raises UnknownPriceError for a SKU or day without a price, PriceBookError for a currency without a
         rate.
         """
-        if entry.unit_price:
-            stated = hours(entry.ns) * Fraction(Decimal(entry.unit_price))
-            return self.book.convert(stated, entry.currency, entry.day)
-        return hours(entry.ns) * self.per_hour(entry.sku, entry.region, entry.commitment, entry.day)
+        if line.unit_price:
+            return self.table.convert(Fraction(line.unit_price), line.currency, line.day)
+        return self.per_hour(line.sku, line.region, line.commitment, line.day)
+
+    def amount(self, entry: Entry) -> Fraction:
+        """Money for an entry. Raises as `unit_price` does."""
+        return hours(entry.ns) * self.unit_price(entry)

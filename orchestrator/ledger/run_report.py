@@ -110,7 +110,7 @@ def run_report(
     idle = sum(ns for key, ns in quantities.items() if key[1] in (IDLE, LOST))
     return RunReport(
         run_id=name,
-        currency=pricer.book.currency,
+        currency=pricer.table.currency,
         leased_ns=leased,
         attributed_ns=sum(ns for key, ns in quantities.items() if key[1] not in (IDLE, LOST)),
         idle_ns=idle,

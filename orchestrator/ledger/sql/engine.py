@@ -18,6 +18,13 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from orchestrator.ledger.errors import LedgerError
 
 BUSY_TIMEOUT_MS = 60_000
+
+CHUNK = 500
+"""Values in one IN list: well under the limits of both databases."""
+
+FETCH = 10_000
+"""Rows fetched at once."""
+
 _LOCK_KEY = 0x6C6564676572  # "ledger"
 _WRITE = "ledger_write"
 

@@ -10,13 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.ledger.events import Event, RunDeclared, event_from_json
 from orchestrator.ledger.journal import BadLine, Cursor, Recorded, lease_of, run_of, sort_out
-from orchestrator.ledger.sql.engine import reading, writing
+from orchestrator.ledger.sql.engine import CHUNK, FETCH, reading, writing
 from orchestrator.ledger.sql.schema import CURSORS, EVENTS, QUARANTINE, RUNS
-
-CHUNK = 500
-"""Values in one IN list: well under the limits of both databases."""
-
-FETCH = 10_000
 
 
 class SqlJournal:
@@ -108,6 +103,9 @@ class SqlJournal:
         known_by_ns: int | None = None,
     ) -> Iterator[Recorded]:
         """Events in the order of arrival."""
+        if known_by_ns is not None:
+            with writing(self._engine):
+                pass  # whoever is appending may have taken its moment before ours: wait until it is visible
         query = select(EVENTS.c.seq, EVENTS.c.recorded_ns, EVENTS.c.payload).where(EVENTS.c.seq > after_seq)
         if runs is not None:
             query = query.where(

@@ -1,10 +1,16 @@
-"""The tables. The migrations in `migrations/` make them; a test compares the two."""
+"""The tables. The migrations in `migrations/` make them; a test compares the two.
+
+All but `spool_cursors` are append-only: triggers refuse UPDATE, DELETE and TRUNCATE.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
+from orchestrator.ledger.sql.types import BigInt
+
 METADATA = MetaData()
+
 SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
 """A primary key that counts: SQLite makes only INTEGER an alias of its row id."""
 
@@ -45,9 +51,7 @@ RUNS = Table(
     Column("run_id", Text, nullable=False, index=True),
     Column("pipeline", Text, nullable=False, index=True),
 )
-"""Which runs there are, and of which pipeline: one row for each declaration, kept with its event for quick
-look-up.
-"""
+"""Which runs there are, and of which pipeline: one row a declaration, so that a name is found quickly."""
 
 QUARANTINE = Table(
     "quarantine",
@@ -68,3 +72,106 @@ CURSORS = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("lines", BigInteger, nullable=False),
 )
+
+PRICE_BOOKS = Table(
+    "price_books",
+    METADATA,
+    Column("id", SEQUENCE, primary_key=True, autoincrement=True),
+    Column("recorded_ns", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False, index=True),
+    Column("content", Text, nullable=False),
+)
+"""The price books that the ledger was given, as canonical JSON.
+
+The newest one that knows a SKU and day decides.
+"""
+
+POSTINGS = Table(
+    "postings",
+    METADATA,
+    Column("id", SEQUENCE, primary_key=True, autoincrement=False),
+    Column("period", Text, nullable=False, index=True),
+    Column("about", Text, nullable=False, index=True),
+    Column("day", Integer, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("lease_id", Text, nullable=False, index=True),
+    Column("node", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("sku", Text, nullable=False),
+    Column("region", Text, nullable=False),
+    Column("commitment", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("activity", Text, nullable=False),
+    Column("organisation", Text, nullable=False),
+    Column("cost_centre", Text, nullable=False),
+    Column("team", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("pipeline", Text, nullable=False),
+    Column("job", Text, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("ns", BigInt, nullable=False),
+    Column("unit_price", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+)
+"""The entries of closed months, in the order of posting. `period` is the month they were posted in, `about`
+the month they are about (earlier, for an adjustment). `unit_price` is money an accelerator-hour, as an exact
+fraction.
+"""
+
+CLOSES = Table(
+    "closes",
+    METADATA,
+    Column("period", Text, primary_key=True),
+    Column("closed_ns", BigInteger, nullable=False),
+    Column("through_seq", BigInteger, nullable=False),
+    Column("last_posting", BigInteger, nullable=False),
+    Column("postings", BigInteger, nullable=False),
+    Column("prices", BigInteger, nullable=False),
+    Column("head", Text, nullable=False),
+)
+"""The closed months.
+
+Each knows the events up to `through_seq` and the price books up to id `prices`. `head`: of the hash chain.
+"""
+
+BUDGETS = Table(
+    "budgets",
+    METADATA,
+    Column("id", SEQUENCE, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, index=True),
+    Column("scope", Text, nullable=False),
+    Column("starts", Integer, nullable=False),
+    Column("ends", Integer, nullable=False),
+    Column("limit_micros", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("warn_at", Text, nullable=False),
+    Column("recorded_ns", BigInteger, nullable=False),
+)
+"""What may be spent: the latest row of a name counts. Money in millionths of the currency."""
+
+TRANSFERS = Table(
+    "transfers",
+    METADATA,
+    Column("id", SEQUENCE, primary_key=True, autoincrement=False),
+    Column("budget", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("reservation", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("micros", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("pending_after", BigInteger, nullable=False),
+    Column("settled_after", BigInteger, nullable=False),
+    UniqueConstraint("reservation", "kind"),
+)
+Index("transfers_of_budget", TRANSFERS.c.budget, TRANSFERS.c.id)
+"""Two-phase transfers: `reserve`, then one of `settle`, `void`, `expire`.
+
+Each row carries the balance after it.
+"""
+
+APPEND_ONLY = ("events", "runs", "quarantine", "price_books", "postings", "closes", "budgets", "transfers")

@@ -2,10 +2,11 @@
 
 import pytest
 
-from orchestrator.ledger.booking import BookingPolicy, Ending, book
+from orchestrator.ledger.booking import BookedLease, BookingPolicy, Ending, Rejection, book
 from orchestrator.ledger.calendar import DAY_NS
 from orchestrator.ledger.events import (
     Correction,
+    Event,
     Heartbeat,
     LeaseClosed,
     LeaseOpened,
@@ -16,24 +17,32 @@ from orchestrator.ledger.events import (
 POLICY = BookingPolicy(grace_ns=50, skew_ns=5)
 
 
-def opened(at=0, lease="a", run="r", event_id="open"):
+def opened(at: int = 0, lease: str = "a", run: str = "r", event_id: str = "open") -> LeaseOpened:
     return LeaseOpened(f"{event_id}-{lease}", at, lease, run, 1, "gpu", "h100", "node", "pg", 0)
 
 
-def closed(at, lease="a", reason="released", event_id="close"):
+def closed(at: int, lease: str = "a", reason: str = "released", event_id: str = "close") -> LeaseClosed:
     return LeaseClosed(f"{event_id}-{lease}", at, lease, reason)
 
 
-def span(start, end, actor="w0", activity="generate", lease="a", event_id=None, run=""):
+def span(
+    start: int,
+    end: int,
+    actor: str = "w0",
+    activity: str = "generate",
+    lease: str = "a",
+    event_id: str = "",
+    run: str = "",
+) -> SpanRecorded:
     name = event_id or f"{actor}-{activity}-{start}-{end}"
     return SpanRecorded(name, lease, actor, "rollout", activity, start, end, 0, 0, run)
 
 
-def lines(booked):
+def lines(booked: BookedLease) -> list[tuple[str, str, int, int, int]]:
     return [(piece.activity, piece.actor, piece.start_ns, piece.end_ns, piece.ns) for piece in booked.slices]
 
 
-def book_one(*events, as_of=10**18):
+def book_one(*events: Event, as_of: int = 10**18) -> tuple[BookedLease, list[Rejection]]:
     booked, rejected = book(events, as_of, POLICY)
     assert all(sum(piece.ns for piece in lease.slices) == lease.ns for lease in booked)
     return booked[0], rejected
@@ -111,7 +120,7 @@ def test_a_close_long_after_the_last_sign_of_life_is_believed():
 @pytest.mark.parametrize(
     "bad", [span(-20, 5), span(90, 120), span(200, 210)], ids=["before", "over", "after"]
 )
-def test_a_span_outside_its_lease_is_quarantined_by_name_and_nothing_else_changes(bad):
+def test_a_span_outside_its_lease_is_quarantined_by_name_and_nothing_else_changes(bad: SpanRecorded):
     lease, rejected = book_one(opened(), span(10, 40), bad, closed(100))
     assert [row.event_id for row in rejected] == [bad.event_id]
     assert "outside lease a" in rejected[0].reason
@@ -197,7 +206,7 @@ def test_a_correction_replaces_and_a_correction_without_replacement_takes_away()
 def test_a_correction_of_a_correction_brings_the_first_back():
     wrong = span(10, 40, event_id="wrong")
     voided = Correction("c1", 1, "wrong", "a mistake")
-    restored = Correction("c2", 2, "c1", "it was right after all", event_to_json(wrong))
+    restored = Correction("c2", 2, "c1", "it was right after all")
     lease, _ = book_one(opened(), wrong, voided, restored, closed(100))
     assert ("generate", "w0", 10, 40, 30) in lines(lease)
 

@@ -1,0 +1,188 @@
+"""What counts, and in which month: the postings of closed months, and what the journal says about the rest.
+
+    counted(X) = postings of the months closed by X
+               + lines of the open months, from the events known by X
+               + pending adjustments: what those events say about closed months, less what was posted about
+               them
+
+The sum over all months is therefore always what the events say. A closed month never changes: what became
+known about it later counts in the first open month, as an adjustment, and is posted when that month closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import NamedTuple
+
+from orchestrator.ledger.archive import GENESIS, Archive, Close, chain
+from orchestrator.ledger.booking import BookingPolicy, book, effective
+from orchestrator.ledger.calendar import DAY_NS, date_of, following_month, month_bounds
+from orchestrator.ledger.entries import lease_entries, stated_entries
+from orchestrator.ledger.errors import LedgerError, LedgerStateError, UnknownPriceError
+from orchestrator.ledger.events import Event, UsageStated
+from orchestrator.ledger.journal import Journal
+from orchestrator.ledger.labels import labels_of
+from orchestrator.ledger.lines import LineKey, Lines, subtract, to_lines
+from orchestrator.ledger.prices import PriceTable
+from orchestrator.ledger.pricing import Pricer
+
+
+class CountedLine(NamedTuple):
+    """`ns` of the kind `key` that count in the month `posted`: later than the month of its day, for an
+    adjustment.
+    """
+
+    posted: str
+    key: LineKey
+    ns: int
+
+    @property
+    def day(self) -> int:
+        """The day that it counts on: its own, or for an adjustment the first day of the month that it counts
+        in.
+        """
+        return self.key.day if self.key.month == self.posted else month_bounds(self.posted)[0]
+
+    @property
+    def kind(self) -> str:
+        """`usage` or `adjustment`."""
+        return "usage" if self.key.month == self.posted else "adjustment"
+
+
+def derive(events: Iterable[Event], as_of_ns: int, policy: BookingPolicy) -> Lines:
+    """All lines of `events` as they stand at `as_of_ns`."""
+    counted, _ = effective(events)
+    booked, _ = book(counted, as_of_ns, policy)
+    stated = [event for event in counted if isinstance(event, UsageStated)]
+    return to_lines([*lease_entries(booked), *stated_entries(stated)], labels_of(counted))
+
+
+class Accounts:
+    """The journal and the archive, read together."""
+
+    def __init__(self, journal: Journal, archive: Archive, policy: BookingPolicy) -> None:
+        self._journal, self._archive, self._policy = journal, archive, policy
+
+    def counted(self, as_of_ns: int) -> Iterator[CountedLine]:
+        """All lines that count, as known at `as_of_ns`. Asked again later, it gives the same."""
+        closes = self._archive.closes(as_of_ns)
+        events = (recorded.event for recorded in self._journal.events(known_by_ns=as_of_ns))
+        lines = derive(events, as_of_ns, self._policy)
+        if not closes:
+            for key, ns in lines.items():
+                yield CountedLine(key.month, key, ns)
+            return
+        posted: Lines = {}
+        for posting in self._archive.postings(closes[-1].last_posting):
+            posted[posting.key] = posted.get(posting.key, 0) + posting.ns
+            yield CountedLine(posting.period, posting.key, posting.ns)
+        first_open = following_month(closes[-1].period)
+        first_open_day = month_bounds(first_open)[0]
+        about_closed: Lines = {}
+        for key, ns in lines.items():
+            if key.day >= first_open_day:
+                yield CountedLine(key.month, key, ns)
+            else:
+                about_closed[key] = ns
+        frozen = self.frozen_prices(closes)
+        for key, ns in subtract(price_lines(about_closed, frozen, keep_unpriced=True), posted).items():
+            yield CountedLine(first_open, key, ns)
+
+    def frozen_prices(self, closes: Iterable[Close]) -> Mapping[str, Pricer]:
+        """For each closed month the prices that it was closed with."""
+        adopted = self._archive.price_books()
+        tables: dict[int, Pricer] = {}
+        frozen: dict[str, Pricer] = {}
+        for close in closes:
+            if close.prices not in tables:
+                books = [known.book for known in adopted if known.number <= close.prices]
+                tables[close.prices] = Pricer(PriceTable(books))
+            frozen[close.period] = tables[close.prices]
+        return frozen
+
+    def close(self, month: str, now_ns: int) -> Close:
+        """Close a month: post what counts in it, with its prices.
+
+        Raises LedgerStateError if the month is not over (a lease can be found lost until `grace` after its
+        end), is closed, or the month before it is open; UnknownPriceError or PriceBookError if something in
+        it has no price.
+        """
+        closes = self._archive.closes()
+        self._require_closable(month, closes, now_ns)
+        head, last = (closes[-1].head, closes[-1].last_posting) if closes else (GENESIS, 0)
+        books = self._archive.price_books()
+        pricer = Pricer(PriceTable([known.book for known in books]))
+        through, due = self._due(month, closes, now_ns, pricer)
+        postings = list(chain(sorted(due.items()), month, last, head))
+        close = Close(
+            month,
+            now_ns,
+            through,
+            books[0].number,
+            len(postings),
+            last + len(postings),
+            postings[-1].hash if postings else head,
+        )
+        self._archive.post(close, postings)
+        return close
+
+    def _due(self, month: str, closes: list[Close], now_ns: int, pricer: Pricer) -> tuple[int, Lines]:
+        """The last event known, and what is to be posted: all lines until the end of the month, less what was
+        posted.
+        """
+        end_day = month_bounds(month)[1]
+        through = 0
+        events: list[Event] = []
+        for recorded in self._journal.events(known_by_ns=now_ns):
+            through = recorded.seq
+            events.append(recorded.event)
+        lines = {key: ns for key, ns in derive(events, now_ns, self._policy).items() if key.day < end_day}
+        posted: Lines = {}
+        if closes:
+            for posting in self._archive.postings(closes[-1].last_posting):
+                posted[posting.key] = posted.get(posting.key, 0) + posting.ns
+        frozen = dict(self.frozen_prices(closes))
+        for key in lines:
+            frozen.setdefault(key.month, pricer)
+        return through, subtract(price_lines(lines, frozen), posted)
+
+    def _require_closable(self, month: str, closes: list[Close], now_ns: int) -> None:
+        try:
+            end_ns = month_bounds(month)[1] * DAY_NS + self._policy.grace_ns
+        except ValueError as error:
+            raise LedgerError("month", month, "YYYY-MM") from error
+        if any(close.period == month for close in closes):
+            raise LedgerStateError("month", month, "a month that is open", "it is closed already")
+        if closes and following_month(closes[-1].period) != month:
+            raise LedgerStateError(
+                "month", month, following_month(closes[-1].period), "months close in order"
+            )
+        if now_ns < end_ns:
+            minutes = self._policy.grace_ns // 60_000_000_000
+            hint = f"leases can be found lost until {minutes} minutes after it ended"
+            raise LedgerStateError(
+                "month", month, f"a month that ended before {date_of(now_ns // DAY_NS)}", hint
+            )
+
+
+def price_lines(lines: Lines, prices: Mapping[str, Pricer], keep_unpriced: bool = False) -> Lines:
+    """Lines with the exact price of their month written into the key, as postings have them.
+
+    Raises UnknownPriceError and PriceBookError, unless `keep_unpriced` leaves such lines as they are.
+    """
+    priced: Lines = {}
+    for key, ns in lines.items():
+        pricer = prices.get(key.month)
+        try:
+            if pricer is None:
+                raise UnknownPriceError("prices of", key.month, ", ".join(prices))
+            unit_price: Fraction = pricer.unit_price(key)
+        except LedgerError:
+            if not keep_unpriced:
+                raise
+            priced[key] = priced.get(key, 0) + ns
+            continue
+        exact = key._replace(unit_price=str(unit_price), currency=pricer.table.currency)
+        priced[exact] = priced.get(exact, 0) + ns
+    return priced

@@ -1,0 +1,58 @@
+"""To whom usage is attributed: the labels of a run, and the dimensions that reports can group by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from orchestrator.ledger.events import Event, PurposeSet, RunDeclared
+
+
+class Labels(NamedTuple):
+    """Who a run belongs to and what it is for; all empty for a run that never declared itself."""
+
+    organisation: str = ""
+    cost_centre: str = ""
+    team: str = ""
+    project: str = ""
+    pipeline: str = ""
+    job: str = ""
+    stage: str = ""
+    purpose: str = ""
+
+
+UNLABELLED = Labels()
+
+
+def labels_of(events: Iterable[Event]) -> dict[str, Labels]:
+    """The labels of each run: its latest declaration (by `at_ns`, then `event_id`), and the latest word on
+    its purpose.
+    """
+    declared: dict[str, RunDeclared] = {}
+    purposes: dict[str, RunDeclared | PurposeSet] = {}
+    for event in events:
+        if isinstance(event, RunDeclared):
+            _keep_latest(declared, event)
+            _keep_latest(purposes, event)
+        elif isinstance(event, PurposeSet):
+            _keep_latest(purposes, event)
+    labels: dict[str, Labels] = {}
+    for run_id, purpose in purposes.items():
+        run = declared.get(run_id)
+        known = (
+            UNLABELLED
+            if run is None
+            else Labels(
+                run.organisation, run.cost_centre, run.team, run.project, run.pipeline, run.job, run.stage
+            )
+        )
+        labels[run_id] = known._replace(purpose=purpose.purpose)
+    return labels
+
+
+def _keep_latest(
+    known: dict[str, RunDeclared] | dict[str, RunDeclared | PurposeSet], event: RunDeclared | PurposeSet
+) -> None:
+    before = known.get(event.run_id)
+    if before is None or (before.at_ns, before.event_id) < (event.at_ns, event.event_id):
+        known[event.run_id] = event  # type: ignore[assignment]

@@ -1,0 +1,75 @@
+"""Alembic migrations of the ledger's tables.
+
+`upgrade` brings a store to the newest version, `downgrade` back to one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.ledger.errors import LedgerError, LedgerStateError
+from orchestrator.ledger.sql.engine import reading, writing
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0003"
+"""The version that this code reads and writes."""
+
+
+def version_of(engine: Engine) -> str | None:
+    """The version of a store; None if it has no tables yet. Raises LedgerError if it can't be reached."""
+    try:
+        with reading(engine) as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.scalar(text("SELECT version_num FROM alembic_version"))
+    except DBAPIError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise LedgerError("ledger.url", where, "a database that can be reached", str(error.orig)) from error
+
+
+def upgrade(engine: Engine, revision: str = HEAD) -> None:
+    """Make or extend the tables, in one transaction.
+
+    Raises LedgerStateError if the store is newer than this code.
+    """
+    from alembic import command
+
+    found = version_of(engine)
+    if found is not None and found > HEAD:
+        raise LedgerStateError("ledger version", found, f"{HEAD} or older", "upgrade this program")
+    with writing(engine) as connection:
+        configuration = _configuration()
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, revision)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take migrations back to `revision`, or to nothing (`base`). What the dropped tables held is lost."""
+    from alembic import command
+
+    with writing(engine) as connection:
+        configuration = _configuration()
+        configuration.attributes["connection"] = connection
+        command.downgrade(configuration, revision)
+
+
+def require_head(engine: Engine) -> None:
+    """Bring a store to HEAD unless it is there: what every opening does, without importing Alembic for
+    nothing.
+    """
+    if version_of(engine) != HEAD:
+        upgrade(engine)
+
+
+def _configuration() -> Config:
+    from alembic.config import Config
+
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return configuration
