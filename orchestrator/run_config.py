@@ -47,8 +47,8 @@ class EvaluationConfig(Settings):
     evaluation.
     """
     engine: str
-    """The rollout engine that answers them, by registered name: the model itself, also where training plays back
-    worked solutions.
+    """The rollout engine that answers them, by registered name: the model itself, also where training plays
+    back worked solutions.
     """
     prompts: int = Field(ge=1)
     """How many of the task's held-out prompts are used."""
@@ -78,7 +78,9 @@ class StageConfig(Settings):
     """One stage of a pipeline: a job of its own."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """What the pipeline calls it."""
     job: str
+    """The job that carries it out."""
     overrides: tuple[str, ...]
     """Hydra overrides of that job, applied in this order."""
 
@@ -102,9 +104,13 @@ class RunConfig(Settings):
     purpose: Purpose
     """What the run is for. The headline cost of a model counts `final` runs, the full cost all of them."""
     organisation: Label
+    """Who pays: the ledger's first level."""
     cost_centre: Label
+    """The account of the organisation that is charged."""
     team: Label
+    """Who runs it."""
     project: Label
+    """What it is done for; also the default name of the tracking experiment."""
     model: ModelConfig
     task: TaskConfig
     rollout: RolloutConfig

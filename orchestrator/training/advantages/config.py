@@ -33,12 +33,14 @@ class OffPolicyConfig(Settings):
     `truncated_importance_sampling`: against the learner's at the beginning of the step, and each token is
     weighed by min(learner probability / rollout probability, `truncation`)."""
     truncation: float = Field(gt=0)
+    """The largest weight of a token."""
 
 
 class AlgorithmConfig(Settings):
     """The `algorithm` group."""
 
     name: str
+    """What reports call it."""
     advantage: str
     """Estimator by registered name: grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_plus_plus_baseline,
     constant."""
@@ -48,7 +50,9 @@ class AlgorithmConfig(Settings):
     """What a token weighs: `token` 1 / tokens of the batch (DAPO), `sequence` 1 / (rollouts x its own
     length) (GRPO as published), `constant` 1 / (rollouts x max_new_tokens) (Dr. GRPO)."""
     clip_low: float = Field(ge=0, lt=1)
+    """A ratio below 1 - `clip_low` is not pushed down further."""
     clip_high: float = Field(ge=0)
+    """A ratio above 1 + `clip_high` is not pushed up further."""
     dynamic_sampling: bool
     """DAPO: groups whose rewards are all equal do not enter the buffer; others are sampled instead."""
     max_resampled: float = Field(ge=0)

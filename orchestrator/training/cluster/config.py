@@ -34,6 +34,7 @@ class ClusterConfig(Settings):
     Reward workers sit on the slots of the rollout workers.
     """
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+    """How Ray spreads the slots over nodes: on few, or on many; STRICT_ refuses to start otherwise."""
     slot_cpus: float = Field(ge=0)
     """CPUs of one slot, beside its GPUs."""
     rollout: Share

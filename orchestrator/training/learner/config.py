@@ -13,21 +13,31 @@ class LearnerConfig(Settings):
     """The `learner` group: DeepSpeed ZeRO over `world_size` ranks."""
 
     world_size: int = Field(ge=1)
+    """How many ranks share an update."""
     zero_stage: Literal[0, 1, 2, 3]
+    """What the ranks share of the state: 1 optimizer, 2 and gradients, 3 and parameters; 0 nothing."""
     expert_parallel_size: int = Field(ge=1)
+    """Over how many ranks the experts of a layer are spread; 1: each rank has all."""
     micro_batch_tokens: int = Field(ge=1)
     """Tokens (prompt and response) of one forward and backward on one rank."""
     minibatches: int = Field(ge=1)
     """Optimizer updates a step: the batch is split into this many."""
     learning_rate: float = Field(gt=0)
+    """AdamW's, after the warm-up."""
     warmup_steps: int = Field(ge=0)
+    """Steps in which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "linear", "cosine"]
     """What follows the warm-up, down to `final_learning_rate` at the last step."""
     final_learning_rate: float = Field(ge=0)
+    """Where `schedule` ends; not used if it is constant."""
     adam_betas: tuple[float, float]
+    """Decay of AdamW's averages of the gradient and of its square."""
     adam_epsilon: float = Field(gt=0)
+    """AdamW's guard against a division by zero."""
     weight_decay: float = Field(ge=0)
+    """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(gt=0)
+    """The global gradient norm is clipped to this."""
     router_bias_update_speed: float = Field(ge=0)
     """DeepSeek-V3's auxiliary-loss-free balancing: how far a step moves each expert's selection bias (gamma);
     0 leaves the bias alone."""

@@ -13,6 +13,7 @@ class TaskConfig(Settings):
     """The `task` group."""
 
     name: str
+    """What reports call it, and how its prompt ids begin."""
     source: Literal["reasoning_gym", "jsonl", "parquet", "dataset_folder"]
     """`reasoning_gym`: the generator `dataset` with `options`; `jsonl` and `parquet`: the file `path`;
     `dataset_folder`: a Hugging Face dataset saved by `save_to_disk`, or a folder of its parquet/jsonl files,
@@ -22,6 +23,7 @@ class TaskConfig(Settings):
     options: dict[str, Any]
     """Arguments of the generator."""
     path: str | None
+    """The file or folder, for a `source` that reads one."""
     prompt_field: str
     """Which field of a row is the question (files and folders)."""
     answer_field: str

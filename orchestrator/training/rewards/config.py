@@ -16,6 +16,7 @@ class RewardConfig(Settings):
     """Scorers with their weight in the reward: by registered name (`accuracy`, `format`, ...), or as
     `module:function`. The component is called by the name, or the function's."""
     workers: int = Field(ge=1)
+    """How many actors score; each has a scoring process of its own."""
     timeout_seconds: float = Field(gt=0)
     """How long the scorers of one rollout may take before their process is killed."""
     memory_bytes: int = Field(ge=0)

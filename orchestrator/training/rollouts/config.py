@@ -15,13 +15,17 @@ class RolloutConfig(Settings):
     solutions (a cold start).
     """
     workers: int = Field(ge=1)
+    """How many actors sample; each holds a copy of the model."""
     group_size: int = Field(ge=1)
     """G, rollouts a prompt. Group-relative algorithms need 2 or more."""
     prompts_per_step: int = Field(ge=1)
     """P, prompts a learner step."""
     temperature: float = Field(ge=0)
+    """Logits are divided by it; 1 samples from the model as it is, 0 is greedy."""
     top_p: float = Field(gt=0, le=1)
+    """Nucleus sampling: the smallest set of tokens of this total probability; 1 keeps all."""
     max_new_tokens: int = Field(ge=1)
+    """The most tokens of a response; a longer one is truncated."""
     max_batch_rows: int = Field(ge=1)
     """Rows that a worker samples at once."""
     threads: int = Field(ge=0)

@@ -21,6 +21,7 @@ class DeliveryConfig(Settings):
     first_retry_seconds: float = Field(gt=0)
     """The first pause before asking again; it doubles up to `max_retry_seconds`."""
     max_retry_seconds: float = Field(gt=0)
+    """The longest pause before asking again."""
     finish_seconds: float = Field(ge=0)
     """How long the end of a run waits for what is still to be sent."""
 
@@ -33,6 +34,7 @@ class TrackingConfig(Settings):
     uri: str | None
     """The MLflow tracking URI; null: SQLite under the output directory."""
     experiment: str
+    """The MLflow experiment that the run is in."""
     sampled_rollouts: int = Field(ge=0)
     """Rollouts a step that are shown as a table in MLflow."""
     record_every: int = Field(ge=1)
