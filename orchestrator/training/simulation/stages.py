@@ -7,7 +7,7 @@ so that one more fault somewhere does not shift all the others.
 from __future__ import annotations
 
 import asyncio
-import random
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +71,8 @@ class Draws:
         """The next number in [0, 1) of `name`."""
         count = self._counts.get(name, 0)
         self._counts[name] = count + 1
-        return random.Random(f"{self._seed}/{name}/{count}").random()
+        digest = hashlib.blake2b(f"{self._seed}/{name}/{count}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest) / 2**64
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,227 @@
+"""Checkpoints inside a run: a disk that is full, files that were changed, a store that is out of reach."""
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import CheckpointConflictError, CheckpointError, DrainedError
+from orchestrator.training import checkpoint_format
+from orchestrator.training.checkpoint_format import MANIFEST, complete
+from orchestrator.training.checkpoint_mirror import CheckpointMirror
+from orchestrator.training.checkpoint_store import CheckpointStore, DirectoryStore
+from orchestrator.training.simulation.run import SimulationSettings, Stop, simulate
+from orchestrator.training.simulation.stages import TRAINED, SimulatedLearner
+from tests.simulation.expected import MANY_FAULTS, assert_complete
+
+BASE = SimulationSettings(seed=3, steps=20, max_staleness=1, prompts_per_step=8, checkpoint_every=5)
+DRAINED = DrainedError("asked to stop")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def fill_while_the_learner_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SimulatedLearner.save
+
+    async def save(self: SimulatedLearner, directory: Path) -> object:
+        if "15" in directory.name:
+            (directory / TRAINED).write_text("half of it")
+            no_space()
+        return await real(self, directory)
+
+    monkeypatch.setattr(SimulatedLearner, "save", save)
+
+
+def fill_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checkpoint_format.write_json
+
+    def write_json(path: Path, content: object) -> None:
+        if path.name == MANIFEST and "15" in path.parent.name:
+            no_space()
+        real(path, content)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(checkpoint_format, "write_json", write_json)
+
+
+def fill_at_the_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if "15" in target.name:
+            no_space()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+@pytest.mark.parametrize(
+    "fill_the_disk", [fill_while_the_learner_saves, fill_before_the_manifest, fill_at_the_rename]
+)
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    fill_the_disk: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        with pytest.raises(CheckpointError, match=r"step 15 .*No space left"):
+            simulate(BASE, tmp_path)
+    assert names(tmp_path / "checkpoints") == ["step-000005", "step-000010"]
+    assert_complete(simulate(BASE, tmp_path, resume=True), BASE, tmp_path)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    simulate(replace(BASE, keep_checkpoints=3), tmp_path)
+    assert names(tmp_path / "checkpoints") == ["step-000010", "step-000015", "step-000020"]
+
+
+def change(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("tamper", [change, shorten, Path.unlink])
+@pytest.mark.parametrize("name", [TRAINED, "loop.json"])
+def test_a_changed_file_is_refused_by_name(name: str, tamper: Callable[[Path], None], tmp_path: Path) -> None:
+    simulate(BASE, tmp_path)
+    newest = complete(tmp_path / "checkpoints")[-1]
+    tamper(newest / name)
+    with pytest.raises(CheckpointError, match=f"{newest}/{name} differs from its manifest"):
+        simulate(replace(BASE, steps=25), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"format": 2, "files": {"loop.json": {}}}', '{"format": 1, "files": {}}'],
+)
+def test_a_changed_manifest_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    simulate(BASE, tmp_path)
+    manifest = complete(tmp_path / "checkpoints")[-1] / MANIFEST
+    manifest.write_text(content)
+    with pytest.raises(CheckpointError, match=str(manifest)):
+        simulate(BASE, tmp_path, resume=True)
+
+
+def test_a_checkpoint_that_was_half_removed_does_not_count(tmp_path: Path) -> None:
+    simulate(BASE, tmp_path)
+    (tmp_path / "checkpoints" / "step-000020" / MANIFEST).unlink()
+    resumed = simulate(BASE, tmp_path, resume=True)
+    assert_complete(resumed, BASE, tmp_path)
+    assert resumed.trace.reports[0].step == 16
+    assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
+    assert json.loads((tmp_path / "checkpoints" / "step-000020" / MANIFEST).read_text())["step"] == 20
+
+
+def mirror_to(store: CheckpointStore, failure_budget: int = 2) -> CheckpointMirror:
+    return CheckpointMirror(store, failure_budget, retry_seconds=1.0)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 3])
+def test_a_new_machine_goes_on_from_the_store(max_staleness: int, tmp_path: Path) -> None:
+    settings = replace(BASE, max_staleness=max_staleness, faults=MANY_FAULTS, dynamic_sampling=True)
+    store = tmp_path / "store"
+    with pytest.raises(DrainedError):
+        simulate(
+            settings, tmp_path / "old", stop=Stop(20.0, DRAINED), mirror=mirror_to(DirectoryStore(store, 2))
+        )
+    resumed = simulate(settings, tmp_path / "new", resume=True, mirror=mirror_to(DirectoryStore(store, 2)))
+    assert_complete(resumed, settings, tmp_path / "new")
+    assert resumed.trace.reports[0].step > 1
+    assert [path.name for path in complete(store)] == ["step-000015", "step-000020"]
+
+
+def test_the_newer_of_the_disk_and_the_store_counts(tmp_path: Path) -> None:
+    store, first, second = (tmp_path / name for name in ("store", "first", "second"))
+    with pytest.raises(DrainedError):
+        simulate(BASE, first, stop=Stop(8.0, DRAINED), mirror=mirror_to(DirectoryStore(store, 2)))
+    simulate(BASE, second, resume=True, mirror=mirror_to(DirectoryStore(store, 2)))
+    back = simulate(BASE, first, resume=True, mirror=mirror_to(DirectoryStore(store, 2)))
+    assert back.trace.reports == []
+    assert (first / "model" / TRAINED).read_text() == (second / "model" / TRAINED).read_text()
+
+
+class DownStore(DirectoryStore):
+    """Out of reach for the puts whose numbers are in `down`, and for all questions while `deaf`."""
+
+    def __init__(self, directory: Path, down: range, deaf: bool = False) -> None:
+        super().__init__(directory, keep=2)
+        self._down, self._deaf, self.puts = down, deaf, 0
+
+    def put(self, checkpoint: Path) -> None:
+        self.puts += 1
+        if self.puts - 1 in self._down:
+            raise CheckpointError("connection refused")
+        super().put(checkpoint)
+
+    def newest(self) -> str | None:
+        if self._deaf:
+            raise CheckpointError("connection refused")
+        return super().newest()
+
+
+@pytest.mark.parametrize("down", [range(1), range(2), range(2, 4)], ids=str)
+def test_a_store_may_be_out_of_reach_for_a_while(down: range, tmp_path: Path) -> None:
+    store = DownStore(tmp_path / "store", down)
+    simulation = simulate(BASE, tmp_path / "run", mirror=mirror_to(store))
+    assert_complete(simulation, BASE, tmp_path / "run")
+    assert complete(tmp_path / "store")[-1].name == "step-000020"
+
+
+def test_a_store_that_stays_out_of_reach_ends_the_run(tmp_path: Path) -> None:
+    store = DownStore(tmp_path / "store", range(100))
+    with pytest.raises(CheckpointError, match=r"copied 3 times in a row; last: connection refused"):
+        simulate(replace(BASE, steps=100), tmp_path / "run", mirror=mirror_to(store))
+    assert store.puts == 3
+    assert complete(tmp_path / "run" / "checkpoints")[-1].name == "step-000020"
+
+
+def test_a_last_checkpoint_that_does_not_reach_the_store_is_an_error(tmp_path: Path) -> None:
+    store = DownStore(tmp_path / "store", range(3, 100))
+    with pytest.raises(CheckpointError, match="connection refused"):
+        simulate(BASE, tmp_path / "run", mirror=mirror_to(store))
+    assert (tmp_path / "run" / "model" / TRAINED).exists()
+
+
+def test_a_store_that_can_not_be_asked(tmp_path: Path) -> None:
+    deaf = DownStore(tmp_path / "store", range(0), deaf=True)
+    with pytest.raises(CheckpointError, match="connection refused"):
+        simulate(BASE, tmp_path / "new", resume=True, mirror=mirror_to(deaf))
+    with pytest.raises(DrainedError):
+        simulate(BASE, tmp_path / "old", stop=Stop(8.0, DRAINED))
+    resumed = simulate(BASE, tmp_path / "old", resume=True, mirror=mirror_to(deaf))
+    assert_complete(resumed, BASE, tmp_path / "old")
+
+
+def test_of_two_controllers_of_one_run_only_one_goes_on(tmp_path: Path) -> None:
+    """The first is taken for dead and started again elsewhere, but still runs."""
+    settings = replace(BASE, steps=10)
+    first = DirectoryStore(tmp_path / "store", 2)
+    simulate(settings, tmp_path / "first", mirror=mirror_to(first))
+    longer = replace(BASE, steps=20)
+    simulate(
+        longer, tmp_path / "second", resume=True, mirror=mirror_to(DirectoryStore(tmp_path / "store", 2))
+    )
+
+    class Stale(DirectoryStore):
+        """The first controller's store, as it was when it last looked."""
+
+        def newest(self) -> str | None:
+            return None
+
+        def put(self, checkpoint: Path) -> None:
+            first.put(checkpoint)
+
+    with pytest.raises(CheckpointConflictError, match="another process"):
+        simulate(longer, tmp_path / "first", resume=True, mirror=mirror_to(Stale(tmp_path / "store", 2)))

@@ -1,0 +1,192 @@
+"""Failures that a run must not survive: they end it, as the plain error that they are, at once."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import FailureBudgetExceededError, NonFiniteError, OrchestratorError
+from orchestrator.training.simulation.run import Simulation, SimulationSettings, assemble, simulate
+from orchestrator.training.simulation.stages import (
+    CountingSummary,
+    Faults,
+    SimulatedLearner,
+    SimulatedRewardWorker,
+    SimulatedRolloutWorker,
+)
+from orchestrator.training.simulation.virtual_time import (
+    DeadlockError,
+    VirtualClock,
+    run_in_virtual_time,
+)
+
+BASE = SimulationSettings(seed=5, steps=20, max_staleness=1, prompts_per_step=8, checkpoint_every=5)
+
+
+def end_of(settings: SimulationSettings, directory: Path) -> tuple[BaseException, Simulation]:
+    """What ended a run that can't end well. No task may be left over when it is raised."""
+
+    async def main() -> tuple[BaseException, Simulation]:
+        simulation = assemble(settings, directory, VirtualClock())
+        try:
+            await simulation.loop.run()
+        except Exception as error:  # noqa: BLE001 - the subject of the test
+            await asyncio.gather(simulation.rollouts.close(), simulation.rewards.close())
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            return error, simulation
+        raise AssertionError("the run ended well")
+
+    return run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 1], ids=["in training", "in evaluation"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(rollout_death=1.0),
+        Faults(reward_hang=1.0),
+        Faults(rollout_death=0.3, restart_failure=1.0),
+    ],
+    ids=["rollout workers", "reward workers", "restarts"],
+)
+def test_more_workers_are_lost_than_tolerated(faults: Faults, evaluate_every: int, tmp_path: Path) -> None:
+    settings = replace(BASE, faults=faults, max_restarts=3, evaluate_every=evaluate_every)
+    error, _ = end_of(settings, tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert (error.what, error.count, error.budget) == ("workers lost", 4, 3)
+
+
+@pytest.mark.parametrize("faults", [Faults(learner_death=1.0), Faults(learner_death_elsewhere=1.0)])
+def test_more_learners_are_lost_than_tolerated(faults: Faults, tmp_path: Path) -> None:
+    error, simulation = end_of(replace(BASE, faults=faults, max_learner_rebuilds=3), tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert (error.what, error.count, error.budget) == ("learner ranks lost", 4, 3)
+    assert simulation.learner.rebuilt == 3
+
+
+def test_weights_that_are_always_lost_count_against_the_learner(tmp_path: Path) -> None:
+    settings = replace(BASE, faults=Faults(weights_lost=1.0), max_learner_rebuilds=2, max_restarts=0)
+    error, _ = end_of(settings, tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert error.what == "learner ranks lost"
+
+
+def test_rollouts_that_are_always_lost(tmp_path: Path) -> None:
+    settings = replace(BASE, faults=Faults(rollouts_lost=1.0), max_learner_rebuilds=2, max_restarts=0)
+    error, simulation = end_of(settings, tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert {kind for _, kind, _ in simulation.trace.lines} >= {"rollouts_lost", "learner_lost"}
+
+
+def test_groups_without_a_signal_have_a_budget(tmp_path: Path) -> None:
+    error, _ = end_of(replace(BASE, dynamic_sampling=True, max_resampled=0.0), tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert (error.what, error.budget) == ("groups without a signal in one step", 0)
+
+
+def test_rollouts_that_cannot_be_graded_have_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CountingSummary.metrics
+    monkeypatch.setattr(
+        CountingSummary, "metrics", lambda self: {**real(self), "reward/failed_fraction": 0.25}
+    )
+    error, simulation = end_of(replace(BASE, max_staleness=0), tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert (error.what, error.count, error.budget) == ("rollouts that could not be graded in one step", 8, 0)
+    assert simulation.trace.reports == []
+
+
+@pytest.mark.parametrize("max_staleness", [0, 3])
+def test_a_nan_ends_the_run_and_is_no_reason_to_rebuild(max_staleness: int, tmp_path: Path) -> None:
+    settings = replace(BASE, max_staleness=max_staleness, faults=Faults(non_finite_step=12))
+    error, simulation = end_of(settings, tmp_path)
+    assert type(error) is NonFiniteError
+    assert error.step == 12
+    assert len(simulation.learner.trained) == 12 * BASE.prompts_per_step
+    assert simulation.learner.rebuilt == 0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000005",
+        "step-000010",
+    ]
+
+
+def break_generate(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def broken(*_: object) -> None:
+        await asyncio.sleep(0.1)
+        raise error
+
+    monkeypatch.setattr(SimulatedRolloutWorker, "generate", broken)
+
+
+def break_score(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def broken(*_: object) -> None:
+        await asyncio.sleep(0.1)
+        raise error
+
+    monkeypatch.setattr(SimulatedRewardWorker, "score", broken)
+
+
+def break_update(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def broken(*_: object) -> None:
+        await asyncio.sleep(0.1)
+        raise error
+
+    monkeypatch.setattr(SimulatedLearner, "update", broken)
+
+
+def break_record(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SimulatedRewardWorker, "record", broken)
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 1])
+@pytest.mark.parametrize("break_stage", [break_generate, break_score, break_update, break_record])
+@pytest.mark.parametrize("error", [ValueError("a bug"), OrchestratorError("on purpose")], ids=repr)
+def test_any_other_error_is_raised_as_it_is(
+    break_stage: Callable[[pytest.MonkeyPatch, Exception], None],
+    error: Exception,
+    evaluate_every: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_stage(monkeypatch, error)
+    found, _ = end_of(replace(BASE, evaluate_every=evaluate_every), tmp_path)
+    assert found is error
+
+
+def test_an_observer_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("orchestrator.training.simulation.run.Trace.on_step", broken)
+    error, _ = end_of(BASE, tmp_path)
+    assert type(error) is OSError
+
+
+def test_a_cancelled_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        simulation = assemble(replace(BASE, steps=1000), tmp_path, VirtualClock())
+        run = asyncio.ensure_future(simulation.loop.run())
+        await asyncio.sleep(7.0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_in_virtual_time(main())
+
+
+def test_a_hang_is_found_by_the_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation itself: a run that would hang for ever is an error, not a test that never ends."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(SimulatedRolloutWorker, "generate", hang)
+    with pytest.raises(DeadlockError):
+        simulate(BASE, tmp_path)
