@@ -1,4 +1,6 @@
-"""Reinforcement learning with verifiable rewards: the training loop, with an engine that samples from the model."""
+"""Reinforcement learning with verifiable rewards: the training loop, with an engine that samples from the
+model.
+"""
 
 from orchestrator.training.pipeline import Job
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -14,8 +13,9 @@ from orchestrator.cli.assembly import heldout_prompts, loop_settings, parts_of, 
 from orchestrator.cli.bookkeeper import Bookkeeper
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_observer import RunObserver
+from orchestrator.cli.run_report import ledger_url
 from orchestrator.clock import Clock
-from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError, WorkerLostError
+from orchestrator.errors import OrchestratorError, WorkerLostError
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.run_config import RunConfig
 from orchestrator.training.buffer import Buffer
@@ -25,9 +25,7 @@ from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.run_directory import RunDirectory
-
-from orchestrator.training.telemetry.tracker import Outcome, RunIdentity, Tracker
-from orchestrator.training.telemetry.tracking import build_tracker
+from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.usage import RunDeclared, SpoolSink, new_event_id
 
 logger = logging.getLogger(__name__)
@@ -78,14 +76,15 @@ class Attempt:
     stage: str
 
 
-async def train(attempt: Attempt, switch: StopSwitch, console: Console, clock: Clock) -> None:
+async def train(
+    attempt: Attempt, tracker: Tracker, switch: StopSwitch, console: Console, clock: Clock
+) -> None:
     """Train to the end. Raises what stopped it; leases are closed and the books are shipped in any case."""
     config, directory = attempt.config, attempt.directory
     sink = SpoolSink(directory.ledger / f"{attempt.number}-controller.jsonl")
     sink.emit(_declaration(attempt, clock))
     with contextlib.ExitStack() as watching:
         books = watching.enter_context(_bookkeeper(attempt))
-        tracker = watching.enter_context(_tracked(attempt, clock))
         title = f"{attempt.pipeline} · {attempt.stage}" if attempt.stage else directory.run_id
         view = watching.enter_context(
             Progress(title, config.steps, console, config.budget.currency, clock=clock)
@@ -146,11 +145,6 @@ def _declaration(attempt: Attempt, clock: Clock) -> RunDeclared:
     )
 
 
-def ledger_url(config: RunConfig) -> str:
-    """Where this run's usage is booked."""
-    return config.ledger.url or f"sqlite:///{(config.output_dir / 'ledger.db').resolve()}"
-
-
 @contextlib.contextmanager
 def _bookkeeper(attempt: Attempt) -> Generator[Bookkeeper]:
     config = attempt.config
@@ -165,52 +159,3 @@ def _bookkeeper(attempt: Attempt) -> Generator[Bookkeeper]:
     finally:
         if not books.close():
             logger.error("usage events are not in the ledger yet; they stay in %s", attempt.directory.ledger)
-
-
-@contextlib.contextmanager
-def _tracked(attempt: Attempt, clock: Clock) -> Generator[Tracker]:
-    """The run in the tracker: parameters and files before, outcome, curve and report after."""
-    config, directory = attempt.config, attempt.directory
-    tracker = build_tracker(config.tracking, config.output_dir, clock)
-    tracker.start(
-        RunIdentity(
-            run_id=directory.run_id,
-            job=config.job,
-            purpose=config.purpose,
-            team=config.team,
-            project=config.project,
-            parent_run_id=attempt.pipeline or None,
-        )
-    )
-    tracker.log_params(config.to_json())
-    tracker.log_artifact(directory.config)
-    tracker.log_artifact(directory.manifest)
-    outcome: Outcome = "failed"
-    try:
-        yield tracker
-        outcome = "done"
-    except BudgetStopError:
-        outcome = "budget"
-        raise
-    except DrainedError:
-        outcome = "drained"
-        raise
-    finally:
-        curve = _write_curve(directory)
-        if curve is not None:
-            tracker.log_artifact(curve)
-        tracker.finish(outcome)
-
-
-def _write_curve(directory: RunDirectory) -> Path | None:
-    """The learning curve as a picture; None before the first step.
-
-    A picture that can't be drawn costs no run.
-    """
-    return None
-    path = directory.path / "learning_curve.png"
-    try:
-        return path if write_learning_curve([directory], path) else None
-    except (OSError, ValueError) as error:
-        logger.warning("no learning curve: %s", error)
-        return None

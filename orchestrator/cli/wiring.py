@@ -20,6 +20,7 @@ from orchestrator import config as configs
 from orchestrator.cli import run_report
 from orchestrator.cli.assembly import check, placement_of
 from orchestrator.cli.output import print_json
+from orchestrator.cli.tracking import tracked
 from orchestrator.cli.train import Attempt, StopSwitch, train
 from orchestrator.clock import SystemClock
 from orchestrator.errors import BudgetStopError, ConfigError, DrainedError, OrchestratorError
@@ -80,7 +81,7 @@ def _carry_out(
     if json_output:
         print_json(status_document(directory))
     else:
-        run_report.print_outcome(directory, Console(file=sys.stdout), config)
+        run_report.print_outcome(directory, config, Console(file=sys.stdout))
     return code
 
 
@@ -137,18 +138,25 @@ class _WiredJob(Job):
         )
         self._attempt = record.attempt
         self._write_manifest()
+        with tracked(config, directory, self._pipeline, CLOCK) as self._tracker:
+            code = await self._run_file(surroundings)
+            for path in run_report.write(directory, config):
+                self._tracker.log_artifact(path)
+        return code
+
+    async def _run_file(self, surroundings: Callable[[], contextlib.AbstractContextManager[None]]) -> int:
+        """Run the job's file; its end is in state.json when this returns."""
         state, why, code = RunState.DONE, "", 0
         try:
             with surroundings():
-                await find_job(config.job)(self)
+                await find_job(self._config.job)(self)
         except OrchestratorError as error:
             state, why, code = _ended(error)
             logger.error("the run ended: %s", error)
         except (Exception, asyncio.CancelledError) as error:
             logger.exception("the run ended with an error that nobody foresaw")
             state, why, code = RunState.FAILED, f"{type(error).__name__}: {error}", 1
-        directory.write_state(state, why, CLOCK.now_ns())
-        run_report.write(directory, config)
+        self._directory.write_state(state, why, CLOCK.now_ns())
         return code
 
     async def train(self) -> TrainedModel:
@@ -162,7 +170,7 @@ class _WiredJob(Job):
             pipeline=self._pipeline,
             stage=self._stage,
         )
-        await train(attempt, self._switch, self._console, CLOCK)
+        await train(attempt, self._tracker, self._switch, self._console, CLOCK)
         return TrainedModel(self._directory.model.resolve(), self._directory.run_id)
 
     async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:

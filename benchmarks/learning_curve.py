@@ -1,0 +1,92 @@
+"""Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy over the steps.
+
+    python benchmarks/learning_curve.py [--seeds 0 1 2] [--json] [OVERRIDE ...]
+
+Writes benchmarks/results/learning_curve.json and .png. Everything goes through `orchestrator run r1_demo`: Ray, DeepSpeed, MLflow and
+the ledger are part of what is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, write_result
+
+from orchestrator.training.run_directory import RunDirectory
+from orchestrator.training.telemetry.curve import Series, seeds_png
+
+TARGET = 0.85
+HELDOUT, REFLECTION = "accuracy/heldout", "rollout/reflection_fraction"
+PROGRAM = Path(sys.executable).parent / "orchestrator"
+
+
+def run_seed(seed: int, output_dir: Path, overrides: list[str]) -> dict[str, Any]:
+    """One whole demo; the row of the table."""
+    run_id = f"learning-curve-{seed}-{int(time.time())}"
+    started = time.monotonic()
+    command = [str(PROGRAM), "run", "r1_demo", "--run-id", run_id, f"seed={seed}", f"output_dir={output_dir}"]
+    subprocess.run([*command, *overrides], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - started
+    cold_start, grpo = (RunDirectory(output_dir / f"{run_id}-{stage}") for stage in ("cold_start", "grpo"))
+    heldout, reflection = series(grpo, HELDOUT), series(grpo, REFLECTION)
+    overhead = [value for _, value in series(grpo, "time/orchestration_fraction")]
+    report = json.loads(
+        subprocess.run(
+            [str(PROGRAM), "cost", "report", run_id, "--output-dir", str(output_dir), "--json"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+    return {
+        "seed": seed,
+        "run_id": run_id,
+        "seconds": round(seconds, 1),
+        "after_cold_start": heldout[0][1],
+        "after_grpo": heldout[-1][1],
+        "self_checks_first_step": reflection[0][1],
+        "self_checks_last_step": reflection[-1][1],
+        "grpo_steps": heldout[-1][0],
+        "orchestration_fraction_median": sorted(overhead)[len(overhead) // 2],
+        "accelerator_hours": report["accelerator_hours"],
+        "amount": f"{report['amount']} {report['currency']}",
+        "cold_start": series(cold_start, HELDOUT),
+        "heldout": heldout,
+        "self_checks": reflection,
+    }
+
+
+def series(run: RunDirectory, name: str) -> Series:
+    """(step, value) of one metric."""
+    return [(line.step, line.metrics[name]) for line in run.read_metrics() if name in line.metrics]
+
+
+def main() -> int:
+    """Run the seeds one after another; 1 if a seed missed the target."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    rows = [run_seed(seed, options.output_dir.resolve(), options.overrides) for seed in options.seeds]
+    write_result("learning_curve", rows)
+    curves = {f"seed {row['seed']}": row["heldout"] for row in rows}
+    (RESULTS / "learning_curve.png").write_bytes(seeds_png(curves, "Held-out accuracy under GRPO", TARGET))
+    shown = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
+    if options.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        for row in shown:
+            print("  ".join(f"{key} {value}" for key, value in row.items()))
+    return 0 if all(row["after_cold_start"] < 0.5 and row["after_grpo"] >= TARGET for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Runs through the installed command: what a user gets, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(sys.executable).parent / "orchestrator"
+
+SMALL = (
+    "task.solutions=null",
+    "task.train_size=64",
+    "task.heldout_size=16",
+    "evaluation.prompts=16",
+    "evaluation.every=2",
+    "rollout.prompts_per_step=8",
+    "rollout.group_size=4",
+    "rollout.max_new_tokens=12",
+    "algorithm=grpo_token",
+    "tracking=none",
+)
+"""Overrides that make a run of `tiny_moe` take seconds."""
+
+
+class Program:
+    """The command line, with its runs under one output directory."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self._environment = {**os.environ, "ORCHESTRATOR_OUTPUT_DIR": str(output_dir), "OMP_NUM_THREADS": "1"}
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command and go on."""
+        return subprocess.Popen(
+            [str(PROGRAM), *words],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str, code: int = 0) -> str:
+        """Carry a command out; its stdout. The test fails unless it ends with `code`."""
+        with self.start(*words) as process:
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == code, f"{words} ended with {process.returncode}:\n{out}\n{err}"
+        return out
+
+    def json(self, *words: str, code: int = 0) -> Any:  # noqa: ANN401
+        """The JSON document that a command prints."""
+        return json.loads(self(*words, "--json", code=code))
+
+    def losses(self, run_id: str) -> dict[int, float]:
+        """`policy/loss` by step."""
+        lines = (self.output_dir / run_id / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return {row["step"]: row["metrics"]["policy/loss"] for row in rows if "policy/loss" in row["metrics"]}
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """One output directory for all tests of the session."""
+    return Program(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def small_run() -> Callable[..., tuple[str, ...]]:
+    """The words of a small run of a job, with more overrides."""
+
+    def words(run_id: str, *overrides: str, job: str = "grpo") -> tuple[str, ...]:
+        return ("run", job, "--run-id", run_id, *SMALL, *overrides)
+
+    return words

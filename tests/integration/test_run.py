@@ -1,0 +1,131 @@
+"""Whole runs on a real Ray with real DeepSpeed ranks: what they leave behind, and that they can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow.tracking import MlflowClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.integration.conftest import Program
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+SmallRun = Callable[..., tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def asynchronous_run(program: Program, small_run: SmallRun) -> str:
+    """Three steps, one step off-policy, two ranks with ZeRO 2, tracked in MLflow."""
+    words = small_run(
+        "asynchronous",
+        "steps=3",
+        "max_staleness=1",
+        "learner.world_size=2",
+        "learner.zero_stage=2",
+        "algorithm=grpo_tis",
+        "tracking=mlflow",
+    )
+    document = program.json(*words)
+    assert document["state"] == "done"
+    return "asynchronous"
+
+
+def test_a_run_reports_its_metrics(program: Program, asynchronous_run: str) -> None:
+    status = program.json("status", asynchronous_run)
+
+    assert (status["state"], status["step"], status["steps"]) == ("done", 3, 3)
+    assert [step for step, _ in status["history"]["accuracy/heldout"]] == [0, 2, 3]
+    assert len(status["history"]["policy/loss"]) == 3
+    assert 0 <= status["metrics"]["offpolicy/staleness_max"] <= 1
+    assert status["metrics"]["rollout/tokens"] > 0
+
+
+def test_asynchronous_training_is_one_step_off_policy(program: Program, asynchronous_run: str) -> None:
+    lines = (program.output_dir / asynchronous_run / "metrics.jsonl").read_text().splitlines()
+    staleness = [json.loads(line)["metrics"].get("offpolicy/staleness_max") for line in lines]
+
+    assert [age for age in staleness if age is not None] == [0.0, 1.0, 1.0]
+
+
+def test_every_rollout_is_written_and_every_column_filled(program: Program, asynchronous_run: str) -> None:
+    table = pq.read_table(program.output_dir / asynchronous_run / "rollouts" / "step-000003.parquet")
+
+    assert table.num_rows == 8 * 4
+    assert {"prompt", "response", "reward", "accuracy", "version"} <= set(table.column_names)
+    shown = program.json("rollouts", asynchronous_run, "--step", "3", "--worst", "2")
+    assert len(shown) == 2
+
+
+def test_the_ledger_accounts_for_every_nanosecond(program: Program, asynchronous_run: str) -> None:
+    report = program.json("cost", "report", asynchronous_run)
+
+    assert report["difference_ns"] == 0
+    assert report["attributed_ns"] + report["idle_ns"] == report["leased_ns"] > 0
+    pairs = {(row["role"], row["activity"]) for row in report["rows"]}
+    assert {("rollout", "generate"), ("reward", "score"), ("learner", "update"), ("learner", "sync")} <= pairs
+
+
+def test_mlflow_has_the_run_with_its_files(program: Program, asynchronous_run: str) -> None:
+    client = MlflowClient(f"sqlite:///{program.output_dir / 'mlflow.db'}")
+    runs = [run for experiment in client.search_experiments() for run in client.search_runs([experiment.experiment_id])]
+    (run,) = [run for run in runs if asynchronous_run in run.data.tags.values()]
+
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "policy/loss")) == 3
+    assert run.data.params["max_staleness"] == "1"
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "manifest.json", "learning_curve.png"} <= files
+
+
+def test_the_exported_model_loads_in_plain_transformers(program: Program, asynchronous_run: str) -> None:
+    folder = program.output_dir / asynchronous_run / "model"
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    inputs = tokenizer("3 6 2=7", return_tensors="pt")
+    assert model(**inputs).logits.shape[-1] == model.config.vocab_size
+
+
+def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -> None:
+    """Synchronous, world size 1: the losses after the resume are those of a run that was never broken."""
+    rules = ("steps=5", "checkpoint.every=1")
+    program(*small_run("unbroken", *rules))
+    with program.start(*small_run("broken", *rules)) as process:
+        _wait_for(program.output_dir / "broken" / "checkpoints" / "step-000002" / "manifest.json")
+        process.send_signal(signal.SIGKILL)
+    assert program.json("status", "broken")["state"] == "failed"
+
+    program("resume", "broken")
+
+    assert program.losses("broken") == program.losses("unbroken")
+    assert program.json("status", "broken")["history"] == program.json("status", "unbroken")["history"]
+    report = program.json("cost", "report", "broken")
+    assert report["difference_ns"] == 0
+
+
+def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, small_run: SmallRun) -> None:
+    with program.start(*small_run("interrupted", "steps=500", "checkpoint.every=0")) as process:
+        _wait_for(program.output_dir / "interrupted" / "metrics.jsonl")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 4
+
+    assert program.json("status", "interrupted")["state"] == "drained"
+    (checkpoint,) = (program.output_dir / "interrupted" / "checkpoints").glob("step-*")
+    step = int(checkpoint.name.removeprefix("step-"))
+    program("resume", "interrupted", f"steps={step + 1}")
+    assert program.json("status", "interrupted")["step"] == step + 1
+
+
+def _wait_for(path: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear in {seconds:g} s"
+        time.sleep(0.05)
