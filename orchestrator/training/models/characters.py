@@ -4,6 +4,8 @@ Every printable ASCII character and the newline is one token, so any English or 
 representable and decoding is exactly the inverse of encoding: no space is added, dropped or normalised. The
 tags of the answer format are single tokens.
 
+As with every tokenizer of transformers, the literal text `<eos>` stands for that special token.
+
 A character outside the vocabulary is refused by the tokenizer itself (it has no unknown token to fall back
 to), here and in plain transformers; `encode_text` in `prompting.py` turns the refusal into an error that
 names the character.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
@@ -59,7 +60,7 @@ def architecture_config(config: ModelConfig) -> DeepseekV3Config:
     }
     try:
         return DeepseekV3Config(**config.architecture, **derived)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(
             "model.architecture", str(config.architecture), "what DeepseekV3Config accepts", str(error)
         ) from error

@@ -13,15 +13,16 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The token ids that a model reads before it answers `text`.
 
     With a chat template: `text` as the user's message and the header of the assistant's turn. Without: the
-    plain text. Raises ConfigError if `text` has a character that the vocabulary lacks.
+    plain text. Raises ConfigError if `text` has a character that the vocabulary lacks, or gives no token.
     """
-    if tokenizer.chat_template is None:
-        return encode_text(tokenizer, text)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-    )
-    assert isinstance(rendered, str)
-    return encode_text(tokenizer, rendered)
+    rendered = text
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": text}]
+        rendered = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    ids = encode_text(tokenizer, rendered)
+    if not ids:
+        raise ConfigError("prompt", repr(text), "at least one token", "a model has nothing to continue from")
+    return ids
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -32,9 +33,8 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    except (
-        Exception
-    ) as error:  # the tokenizers library raises bare Exception for a token outside the vocabulary
+    except Exception as error:
+        # The tokenizers library raises bare Exception for a token outside the vocabulary.
         raise _unknown(tokenizer, text) from error
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise _unknown(tokenizer, text)

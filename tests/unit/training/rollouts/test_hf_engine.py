@@ -1,0 +1,225 @@
+"""The sampler against plain forwards of the same weights: log-probs, order of rows, weights, limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from orchestrator.errors import ConfigError
+from orchestrator.training.models import folder
+from orchestrator.training.models.build import build_model
+from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.engine import GenerateRequest
+from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines.hf import HFEngine
+
+CONTEXT = 128
+TOKENIZER = character_tokenizer(CONTEXT)
+CPU = torch.device("cpu")
+TEXTS = ("7", "1+2=", "what is 3 - 3, please?", "12,7,5 -> 24:")
+PROMPTS = tuple(Prompt(f"t/{index}", text, {}) for index, text in enumerate(TEXTS))
+SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=40, seed=11)
+
+
+def deepseek(seed: int = 0) -> PreTrainedModel:
+    """Large initial weights make a distribution in which a wrong position or mask shows."""
+    config = ModelConfig(
+        name="small",
+        family="deepseek_v3_from_scratch",
+        path=None,
+        package=None,
+        architecture={
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "first_k_dense_replace": 1,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "q_lora_rank": None,
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "initializer_range": 0.2,
+        },
+        dtype="float32",
+        context=CONTEXT,
+    )
+    return build_model(config, seed)
+
+
+def llama(seed: int = 0) -> PreTrainedModel:
+    """Grouped key-value heads and tied embeddings."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(TOKENIZER),
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                tie_word_embeddings=True,
+                initializer_range=0.2,
+                eos_token_id=2,
+                max_position_embeddings=CONTEXT,
+            )
+        ).eval()
+
+
+MODELS = {"deepseek": deepseek, "llama": llama}
+
+
+def run(
+    model: PreTrainedModel, sampling: SamplingParams = SAMPLING, rows: int = 32, group_size: int = 4
+) -> RolloutBlock:
+    engine = HFEngine(model, TOKENIZER, CONTEXT, rows, CPU)
+    return engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, group_size, sampling))
+
+
+@torch.no_grad()
+def recomputed(model: PreTrainedModel, block: RolloutBlock, temperature: float) -> np.ndarray:
+    """The log-probs of all tokens, one plain forward without a cache for each rollout."""
+    found: list[torch.Tensor] = []
+    for row in range(len(block)):
+        group = row // block.group_size
+        prompt = block.prompt_tokens[block.prompt_offsets[group] : block.prompt_offsets[group + 1]]
+        answer = torch.from_numpy(block.tokens[block.offsets[row] : block.offsets[row + 1]]).long()
+        ids = torch.cat([torch.from_numpy(prompt).long(), answer])
+        logits = model(ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        found.append(torch.log_softmax(logits, -1).gather(1, answer[:, None])[:, 0])
+    return torch.cat(found).numpy()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 6, 32])
+@pytest.mark.parametrize("model", MODELS)
+def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
+    block = run(MODELS[model](), rows=rows)
+    assert len(set(block.lengths.tolist())) > 3  # rows did come and go
+    np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tokens_do_not_depend_on_how_many_rows_fit(model: str):
+    blocks = [run(MODELS[model](), rows=rows) for rows in (1, 5, 32)]
+    for block in blocks[1:]:
+        assert block.texts == blocks[0].texts and block.finish.tolist() == blocks[0].finish.tolist()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_greedy_is_what_generate_gives(model: str):
+    block = run(MODELS[model](), dataclasses.replace(SAMPLING, temperature=0.0), group_size=1)
+    plain = MODELS[model]()
+    for index, text in enumerate(TEXTS):
+        ids = torch.tensor([TOKENIZER.encode(text)])
+        expected = plain.generate(  # pyright: ignore[reportCallIssue]  (a mixin that types don't show)
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=2,
+            pad_token_id=0,
+        )[0, ids.shape[1] :]
+        assert block.tokens[block.offsets[index] : block.offsets[index + 1]].tolist() == expected.tolist()
+
+
+def test_a_rollout_ends_where_the_context_is_full():
+    prompt = Prompt("t/long", "1" * (CONTEXT - 3), {})
+    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 8, CPU)
+    block = engine.generate(GenerateRequest([0], [prompt], 2, dataclasses.replace(SAMPLING, seed=2)))
+    assert block.lengths.tolist() == [3, 3] and block.finish.tolist() == [Finish.LENGTH] * 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_loaded_weights_replace_parameters_and_router_bias(model: str):
+    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU)
+    other = MODELS[model](seed=1)
+    for name, tensor in other.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            tensor.copy_(torch.tensor([5.0, 0.0, 0.0, -5.0]))
+    engine.load_weights(4, iter(other.state_dict().items()))
+    request = GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
+    block = engine.generate(request)
+    assert set(block.versions.tolist()) == {4}
+    np.testing.assert_allclose(block.logprobs, recomputed(other, block, 0.8), atol=1e-4)
+
+
+@pytest.mark.parametrize("left_out", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_a_tied_weight_may_come_under_either_name(left_out: str):
+    engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU)
+    other = llama(seed=1)
+    state = other.state_dict()
+    engine.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != left_out])
+    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 2, SAMPLING))
+    np.testing.assert_allclose(block.logprobs, recomputed(other, block, 0.8), atol=1e-4)
+
+
+def test_incomplete_or_foreign_weights_are_refused():
+    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 32, CPU)
+    state = deepseek(seed=1).state_dict()
+    with pytest.raises(ValueError, match=r"no weight 'model.unknown' of shape \(2,\)"):
+        engine.load_weights(1, [("model.unknown", torch.zeros(2))])
+    with pytest.raises(ValueError, match=r"no weight 'lm_head.weight' of shape \(3, 3\)"):
+        engine.load_weights(1, [("lm_head.weight", torch.zeros(3, 3))])
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    with pytest.raises(ValueError, match=f"version 1 lacks 1 weights, among them '{bias}'"):
+        engine.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != bias])
+
+
+def test_a_model_with_sliding_windows_is_refused():
+    config = Qwen2Config(
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+    )
+    with pytest.raises(ConfigError, match="Qwen2ForCausalLM has layers without full attention"):
+        HFEngine(Qwen2ForCausalLM(config), TOKENIZER, CONTEXT, 8, CPU)
+
+
+def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
+    folder.save(llama(), TOKENIZER, tmp_path)
+    model = ModelConfig(
+        name="x",
+        family="pretrained",
+        path=str(tmp_path),
+        package=None,
+        architecture={},
+        dtype="float32",
+        context=CONTEXT,
+    )
+    rollout = RolloutConfig(
+        engine="hf",
+        workers=1,
+        group_size=4,
+        prompts_per_step=1,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=8,
+        max_batch_rows=32,
+        threads=1,
+        max_restarts=0,
+    )
+    assert {"hf", "worked_solutions"} <= set(ENGINES.names())
+    engine = ENGINES.get("hf")(model, rollout, CPU, 0)
+    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
+    assert block.texts == run(llama()).texts

@@ -1,0 +1,77 @@
+"""A draw picks the token it should, with the log-prob it should."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from orchestrator.training.records import SamplingParams
+from orchestrator.training.rollouts.sampling import sample, uniform_draws
+
+LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.0, 0.2]]))
+
+
+def choose(
+    draw: float, temperature: float = 1.0, top_p: float = 1.0, logits: torch.Tensor = LOGITS
+) -> tuple[int, float]:
+    tokens, logprobs = sample(logits, torch.tensor([draw]), SamplingParams(temperature, top_p, 8, 0))
+    return int(tokens), float(logprobs)
+
+
+@pytest.mark.parametrize(
+    ("draw", "token"), [(0.0, 0), (0.49, 0), (0.51, 1), (0.79, 1), (0.81, 3), (1 - 2**-24, 3)]
+)
+def test_a_draw_falls_into_the_cumulative_distribution(draw: float, token: int):
+    assert choose(draw) == (token, pytest.approx(math.log([0.5, 0.3, 0.0, 0.2][token])))
+
+
+def test_a_token_of_probability_zero_is_never_chosen():
+    logits = torch.log(torch.tensor([[0.0, 0.4, 0.0, 0.6, 0.0]]))
+    assert {choose(draw, logits=logits)[0] for draw in (0.0, 0.4, 0.5, 1 - 2**-24)} == {1, 3}
+
+
+def test_temperature_scales_the_logits_before_the_log_prob():
+    # sqrt(p) renormalised: temperature 2 of (0.5, 0.3, 0, 0.2)
+    roots = [math.sqrt(p) for p in (0.5, 0.3, 0.0, 0.2)]
+    assert choose(0.999, temperature=2.0) == (3, pytest.approx(math.log(roots[3] / sum(roots))))
+
+
+def test_temperature_zero_takes_the_best_and_reports_the_plain_log_prob():
+    assert choose(0.999, temperature=0.0) == (0, pytest.approx(math.log(0.5)))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "tokens"), [(0.4, {0}), (0.49, {0}), (0.51, {0, 1}), (0.8, {0, 1}), (0.9, {0, 1, 3})]
+)
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, tokens: set[int]):
+    draws = (torch.arange(50) / 50).tolist()
+    assert {choose(draw, top_p=top_p)[0] for draw in draws} == tokens
+
+
+def test_log_probs_are_those_before_top_p():
+    assert choose(0.1, top_p=0.4) == (0, pytest.approx(math.log(0.5)))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_frequencies_follow_the_distribution(top_p: float):
+    rows = 20_000
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 1.5
+    draws = uniform_draws(seed=3, rows=rows, tokens=1)[:, 0]
+    tokens, _ = sample(logits.expand(rows, -1), draws, SamplingParams(1.0, top_p, 8, 0))
+    expected = torch.softmax(logits[0], -1)
+    if top_p < 1:
+        ordered, order = expected.sort(descending=True)
+        expected[order[ordered.cumsum(0) - ordered >= top_p]] = 0
+        expected /= expected.sum()
+    observed = torch.bincount(tokens, minlength=12) / rows
+    # Four standard deviations of a binomial share.
+    assert ((observed - expected).abs() <= 4 * (expected * (1 - expected) / rows).sqrt()).all()
+
+
+def test_draws_belong_to_a_place_and_a_seed():
+    draws = uniform_draws(seed=1, rows=4, tokens=6)
+    assert draws.dtype == torch.float32 and draws.min() >= 0 and draws.max() < 1
+    assert torch.equal(draws, uniform_draws(seed=1, rows=4, tokens=6))
+    assert not torch.equal(draws, uniform_draws(seed=2, rows=4, tokens=6))
