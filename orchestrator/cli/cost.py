@@ -2,163 +2,231 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.cost_options import (
+    RUNS,
+    AsOf,
+    Json,
+    LedgerUrl,
+    OutputDir,
+    PriceBookName,
+    days,
+    load_price_book,
+    moment,
+    open_ledger,
+    refusing,
+    resolve_run,
+)
+from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
     from orchestrator.ledger.run_report import RunReport
 
-app = typer.Typer(help="Accelerator-hours and money.", no_args_is_help=True)
-
-LedgerUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--ledger",
-        envvar="ORCHESTRATOR_LEDGER_URL",
-        help="sqlite:///PATH or postgresql://... (default: ledger.db under the output directory)",
-    ),
-]
-OutputDir = Annotated[
-    Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="where runs live")
-]
-PriceBookOption = Annotated[
-    str | None,
-    typer.Option(
-        "--price-book",
-        help="a yaml file, or a name under conf/price_book (default: the run's own, else laptop)",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
-
-DEFAULT_OUTPUT_DIR = Path("runs")
-
-
-@contextmanager
-def refusing() -> Generator[None]:
-    """Turn what the ledger refuses into the project's own error: exit code 2, or JSON."""
-    from orchestrator.ledger.errors import LedgerError
-
-    try:
-        yield
-    except LedgerError as error:
-        raise ConfigError(error.key, error.value, error.allowed, error.hint) from error
+app = typer.Typer(
+    help="Accelerator-hours and money.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+prices_app = typer.Typer(help="What an accelerator-hour costs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(prices_app, name="prices")
 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="a run id or a pipeline id")],
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="a run or a pipeline; none: the whole ledger")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="DIM[,DIM]", help="team, project, role, activity, month, ..."),
+    ] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="DAY|MONTH", help="the first day (included)")
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", metavar="DAY|MONTH", help="the last day (included)")
+    ] = None,
+    as_of: AsOf = None,
+    places: Annotated[int, typer.Option("--places", min=0, max=12, help="decimals of amounts")] = 6,
     ledger: LedgerUrl = None,
-    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
-    price_book: PriceBookOption = None,
+    output_dir: OutputDir = RUNS,
+    price_book: PriceBookName = None,
     as_json: Json = False,
 ) -> None:
-    """What a run or a pipeline used and cost, by role and activity."""
+    """What a run or a pipeline used and cost, or what a period cost by any dimensions (--by)."""
+    if by is None and run is None:
+        raise ConfigError(
+            "cost report", "neither RUN nor --by", "cost report RUN, or cost report --by team,role"
+        )
+    if by is None and (first or last):
+        raise ConfigError("--from, --to", "no --by", "a report by dimensions", "a run is reported as a whole")
+    start, end = days(first, last)
     with refusing():
-        book = open_ledger(ledger, output_dir, price_book, run)
-        ship_spools(book, output_dir)
-        result = book.report(run)
+        book = open_ledger(ledger, output_dir, price_book)
+        name = None if run is None else resolve_run(book, output_dir, run)
+        if by is None and name is not None:
+            print_run_report(book.report(name, moment(as_of), places), as_json)
+            return
+        dimensions = [part.strip() for part in (by or "").split(",")]
+        result = book.report_by(dimensions, start, end, moment(as_of), places, name)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
-    else:
-        _print_run_report(result)
+        print_json(result.to_dict())
+        return
+    rows = [(*map(str, row.values), f"{row.accelerator_hours:f}", _money(row.amount)) for row in result.rows]
+    total = ("total", *[""] * (len(result.by) - 1), f"{result.accelerator_hours:f}", f"{result.amount:f}")
+    _print_lines((*result.by, "accelerator-hours", result.currency), rows, total, result.unpriced)
 
 
-@app.command("ship")
-def ship_command(
+@app.command()
+def ship(
     directory: Annotated[Path, typer.Argument(help="a folder of *.jsonl usage events")],
     ledger: LedgerUrl = None,
-    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+    output_dir: OutputDir = RUNS,
     as_json: Json = False,
 ) -> None:
     """Take the usage events of a folder into the ledger; what it already has is passed over."""
+    if not directory.is_dir():
+        raise ConfigError("DIRECTORY", str(directory), "a folder of *.jsonl usage events")
     with refusing():
-        new = open_ledger(ledger, output_dir, None).ship(directory)
-    typer.echo(json.dumps({"new_events": new}) if as_json else f"{new} new events")
+        new = open_ledger(ledger, output_dir).ship(directory)
+    if as_json:
+        print_json({"new_events": new})
+    else:
+        typer.echo(f"{new} new events")
 
 
 @app.command()
 def quarantine(
-    run: Annotated[str | None, typer.Argument(help="a run id or a pipeline id")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="also the events of this run")] = None,
     ledger: LedgerUrl = None,
-    output_dir: OutputDir = DEFAULT_OUTPUT_DIR,
+    output_dir: OutputDir = RUNS,
     as_json: Json = False,
 ) -> None:
     """What does not count, and why: lines that are no event; a run's events that contradict others."""
     with refusing():
-        book = open_ledger(ledger, output_dir, None)
-        ship_spools(book, output_dir)
+        book = open_ledger(ledger, output_dir)
         rows = [{"row": line.source, "reason": line.reason} for line in book.bad_lines()]
         if run is not None:
-            rows += [
-                {"row": f"event {found.event_id}", "reason": found.reason} for found in book.rejections(run)
-            ]
+            rejected = book.rejections(resolve_run(book, output_dir, run))
+            rows += [{"row": f"event {found.event_id}", "reason": found.reason} for found in rejected]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
+    else:
+        print_table(
+            ("row", "reason"), [(row["row"], row["reason"]) for row in rows], "nothing is quarantined"
+        )
+
+
+@app.command()
+def close(
+    month: Annotated[str, typer.Argument(metavar="YYYY-MM")],
+    ledger: LedgerUrl = None,
+    output_dir: OutputDir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Close a month: post its lines with their prices. What becomes known later counts in the next month."""
+    with refusing():
+        done = open_ledger(ledger, output_dir).close(month)
+    if as_json:
+        print_json({"month": done.period, "postings": done.postings, "head": done.head})
+    else:
+        typer.echo(f"{done.period} is closed: {done.postings} postings, hash {done.head}")
+
+
+@app.command()
+def verify(ledger: LedgerUrl = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> None:
+    """Check the hash chain over the postings of all closed months."""
+    with refusing():
+        book = open_ledger(ledger, output_dir)
+        postings = book.verify()
+        closes = book.closes()
+    if as_json:
+        closed = [{"month": one.period, "postings": one.postings, "head": one.head} for one in closes]
+        print_json({"postings": postings, "closed": closed})
+    else:
+        rows = [(one.period, str(one.postings), one.head[:16]) for one in closes]
+        print_table(("month", "postings", "hash"), rows, "no month is closed")
+        typer.echo(f"the chain of {postings} postings holds")
+
+
+@prices_app.command("list")
+def list_prices(
+    ledger: LedgerUrl = None,
+    output_dir: OutputDir = RUNS,
+    price_book: PriceBookName = None,
+    as_json: Json = False,
+) -> None:
+    """The prices that reports use, newest book first."""
+    with refusing():
+        rows = open_ledger(ledger, output_dir, price_book).price_rows()
+    if as_json:
+        print_json(rows)
         return
-    for row in rows:
-        typer.echo(f"{row['row']}: {row['reason']}")
+    columns = ("book", "sku", "region", "commitment", "per_hour", "currency", "from", "to")
+    print_table(columns, [[str(row[name] or "") for name in columns] for row in rows], "no prices")
+    typer.echo("--json gives each price's source")
 
 
-def open_ledger(url: str | None, output_dir: Path, price_book: str | None, run: str = "") -> Ledger:
-    """The ledger that a command was pointed to. Raises LedgerError."""
-    from orchestrator.ledger.ledger import Ledger
-
-    return Ledger.open(
-        url or f"sqlite:///{output_dir / 'ledger.db'}", find_price_book(price_book, output_dir, run)
-    )
-
-
-def find_price_book(name: str | None, output_dir: Path, run: str) -> Path | dict[str, object]:
-    """A price book by path, by name, or from the config of a run; `laptop` if nothing says otherwise."""
-    from orchestrator.ledger.errors import PriceBookError
-
-    resolved = output_dir / run / "config.yaml"
-    if name is None and run and resolved.is_file():
-        import yaml
-
-        config = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and isinstance(config.get("price_book"), dict):
-            return config["price_book"]
-    name = name or "laptop"
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        return Path(name)
-    package = Path(__file__).resolve().parents[1]
-    folders = [folder / "price_book" for folder in (package / "conf", package.parent / "conf")]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    names = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
-    raise PriceBookError("price_book", name, ", ".join(names), "or the path of a yaml file")
+@prices_app.command("adopt")
+def adopt_prices(
+    book: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="a yaml file, or a name under conf/price_book")
+    ],
+    ledger: LedgerUrl = None,
+    output_dir: OutputDir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Make a price book the newest. Closed months keep the prices that they were closed with."""
+    with refusing():
+        read = load_price_book(book)
+        adopted = open_ledger(ledger, output_dir).adopt(read)
+    if as_json:
+        print_json({"name": read.name, "adopted": adopted})
+    else:
+        typer.echo(f"{read.name}: {'adopted' if adopted else 'is the newest of its name already'}")
 
 
-def ship_spools(ledger: Ledger, output_dir: Path) -> None:
-    """Take what runs under `output_dir` have spooled and not shipped, a crashed run included."""
-    for directory in sorted(output_dir.glob("*/ledger")):
-        if directory.is_dir():
-            ledger.ship(directory)
+def print_run_report(result: RunReport, as_json: bool) -> None:
+    """A run's report, as a table or as JSON."""
+    if as_json:
+        print_json(result.to_dict())
+        return
+    rows = [
+        (row.role, row.activity, row.resource, f"{row.accelerator_hours:f}", _money(row.amount))
+        for row in result.rows
+    ]
+    total = ("total", "", "", f"{result.accelerator_hours:f}", f"{result.amount:f}")
+    columns = ("role", "activity", "resource", "accelerator-hours", result.currency)
+    _print_lines(columns, rows, total, result.unpriced)
 
 
-def _print_run_report(result: RunReport) -> None:
+def _money(amount: Decimal | None) -> str:
+    return "no price" if amount is None else f"{amount:f}"
+
+
+def _print_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str], unpriced: Sequence[str]
+) -> None:
+    """A table whose last two columns are numbers, with its total below."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("role", "activity", "resource", title=f"{result.run_id}")
-    table.add_column("accelerator-hours", justify="right")
-    table.add_column(result.currency, justify="right")
-    for row in result.rows:
-        amount = "no price" if row.amount is None else f"{row.amount:f}"
-        table.add_row(row.role, row.activity, row.resource, f"{row.accelerator_hours:f}", amount)
+    table = Table(*columns[:-2], box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns[-2:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
     table.add_section()
-    table.add_row("total", "", "", f"{result.accelerator_hours:f}", f"{result.amount:f}")
+    table.add_row(*total)
     Console().print(table)
-    for reason in result.unpriced:
+    for reason in unpriced:
         typer.echo(f"no price: {reason}", err=True)

@@ -67,3 +67,16 @@ def parse_period(text: str) -> tuple[int, int]:
         return month_bounds(text)
     day = day_number(date.fromisoformat(text))
     return day, day + 1
+
+
+def parse_moment(text: str) -> int:
+    """Nanoseconds of the last moment of a date `YYYY-MM-DD`, or of an ISO 8601 time (UTC unless it says
+    otherwise).
+
+    Raises ValueError.
+    """
+    if len(text) == len("YYYY-MM-DD"):
+        return (day_number(date.fromisoformat(text)) + 1) * DAY_NS - 1
+    at = datetime.fromisoformat(text)
+    since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since // timedelta(microseconds=1)) * 1000

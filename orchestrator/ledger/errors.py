@@ -42,6 +42,13 @@ class UnknownRunError(LedgerError):
     """The journal holds no run and no pipeline of that id."""
 
 
+class LedgerUnavailableError(LedgerError):
+    """The store can't be reached, or refused what it was told.
+
+    Nothing was lost: spools stay where they are.
+    """
+
+
 class LedgerStateError(LedgerError):
     """The store is not in the state that the operation needs (a closed month, a newer schema, a broken hash
     chain).

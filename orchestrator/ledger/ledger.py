@@ -46,10 +46,12 @@ class Ledger:
         archive: Archive,
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
+        only_book: PriceBook | None = None,
     ) -> None:
         self._journal, self._archive, self._policy, self._now_ns = journal, archive, policy, now_ns
         self._accounts = Accounts(journal, archive, policy)
         self._meters: dict[str, tuple[RunMeter, int]] = {}
+        self._only_book = only_book
         self._pricer_now: Pricer | None = None
 
     @classmethod
@@ -88,6 +90,18 @@ class Ledger:
         ledger = cls(MemoryJournal(now_ns), MemoryArchive(now_ns), policy, now_ns)
         ledger.offer(_price_book(price_book))
         return ledger
+
+    def priced_with(self, price_book: PriceBook) -> Ledger:
+        """The same ledger, read with one price book instead of those it adopted; closed months keep theirs."""
+        return Ledger(self._journal, self._archive, self._policy, self._now_ns, price_book)
+
+    def price_books(self) -> list[PriceBook]:
+        """The adopted price books, the newest first."""
+        return [adopted.book for adopted in self._archive.price_books()]
+
+    def price_rows(self) -> list[dict[str, str | None]]:
+        """Every price that reports use, as plain JSON: by book (newest first), SKU and time."""
+        return [row for book in self._table(None).books for row in book.rows()]
 
     def offer(self, price_book: PriceBook) -> bool:
         """Adopt a price book unless this very content was adopted before, however long ago. Returns whether
@@ -133,17 +147,20 @@ class Ledger:
         end_day: int | None = None,
         as_of_ns: int | None = None,
         places: int = AMOUNT_PLACES,
+        name: str | None = None,
     ) -> Report:
-        """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as known at `as_of_ns`
-        (now).
+        """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as known at
+        `as_of_ns`.
 
-        The same question about a moment in the past gives the same answer for ever. Raises LedgerError for an
-        unknown dimension or a moment in the future.
+        The same question about a moment in the past gives the same answer for ever. `name` keeps only the
+        lines of a run, or of a pipeline's runs. Raises LedgerError for an unknown dimension or a moment in
+        the future.
         """
-        as_of = self._moment(as_of_ns)
-        return report_by(
-            self._accounts.counted(as_of), by, self._pricer(as_of_ns), first_day, end_day, places
-        )
+        counted = self._accounts.counted(self._moment(as_of_ns))
+        if name is not None:
+            runs = set(self._runs(name))
+            counted = (line for line in counted if line.key.run_id in runs)
+        return report_by(counted, by, self._pricer(as_of_ns), first_day, end_day, places)
 
     def close(self, month: str) -> Close:
         """Close a month. Raises LedgerStateError, UnknownPriceError, PriceBookError: `Accounts.close`."""
@@ -178,6 +195,10 @@ class Ledger:
         self._meters[run_id] = (meter, seq)
         cost = self._full_cost(run_id, as_of, pricer) if meter.corrected else meter.cost(as_of, pricer)
         return rounded(cost, AMOUNT_PLACES)
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a run or a pipeline of that id."""
+        return bool(self._journal.runs_of(name))
 
     def rejections(self, name: str) -> list[Rejection]:
         """The events of a run or pipeline that do not count, and why. Raises UnknownRunError."""
@@ -216,11 +237,15 @@ class Ledger:
 
     def _pricer(self, as_of_ns: int | None) -> Pricer:
         if as_of_ns is not None:
-            books = self._archive.price_books(as_of_ns)
-            return Pricer(PriceTable([adopted.book for adopted in books]))
+            return Pricer(self._table(as_of_ns))
         if self._pricer_now is None:
-            self._pricer_now = Pricer(PriceTable([adopted.book for adopted in self._archive.price_books()]))
+            self._pricer_now = Pricer(self._table(None))
         return self._pricer_now
+
+    def _table(self, as_of_ns: int | None) -> PriceTable:
+        if self._only_book is not None:
+            return PriceTable([self._only_book])
+        return PriceTable([adopted.book for adopted in self._archive.price_books(as_of_ns)])
 
 
 def _price_book(source: AnyPriceBook) -> PriceBook:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from orchestrator.ledger.calendar import date_of, day_number
 from orchestrator.ledger.errors import PriceBookError, UnknownPriceError
+from orchestrator.ledger.money import rounded
 
 HOURS_PER_YEAR = Decimal(8766)
 """365.25 days."""
@@ -210,11 +211,24 @@ class PriceBook:
         """The SKUs it has prices for."""
         return sorted({sku for sku, _, _ in self._series})
 
-    def boundaries(self) -> list[int]:
-        """The day numbers on which some price begins or ends."""
-        days = {price.starts for series in self._series.values() for price in series}
-        days |= {price.ends for series in self._series.values() for price in series if price.ends is not None}
-        return sorted(day_number(day) for day in days)
+    def rows(self) -> list[dict[str, str | None]]:
+        """Its prices for people, by SKU and time; `per_hour` is rounded to 6 decimals."""
+        return [
+            {
+                "book": self.name,
+                "sku": price.sku,
+                "region": price.region,
+                "commitment": price.commitment,
+                "per_hour": f"{rounded(price.per_hour(), 6):f}",
+                "currency": price.currency,
+                "from": str(price.starts),
+                "to": None if price.ends is None else str(price.ends),
+                "source": price.source,
+                "retrieved": str(price.retrieved),
+            }
+            for _, series in sorted(self._series.items())
+            for price in series
+        ]
 
     def price(self, sku: str, day: int, region: str = "", commitment: str = "") -> UnitPrice:
         """What an accelerator-hour of `sku` costs on a day number. Raises UnknownPriceError."""

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.errors import LedgerError, LedgerUnavailableError
 
 BUSY_TIMEOUT_MS = 60_000
 
@@ -73,18 +73,32 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
+def _translating(engine: Engine) -> Generator[None]:
+    """Turn what the driver raises into an error of the ledger's own: callers need not know the driver."""
+    try:
+        yield
+    except DBAPIError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise LedgerUnavailableError(
+            "ledger.url", where, "a database that answers", str(error.orig)
+        ) from error
+
+
+@contextmanager
 def writing(engine: Engine) -> Generator[Connection]:
     """A transaction that no other writer runs beside; committed at the end, rolled back on an error."""
-    with engine.connect().execution_options(**{_WRITE: True}) as connection, connection.begin():
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-        yield connection
+    with _translating(engine), engine.connect() as connection:
+        connection = connection.execution_options(**{_WRITE: True})
+        with connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+            yield connection
 
 
 @contextmanager
 def reading(engine: Engine) -> Generator[Connection]:
     """A transaction that sees one state of the store."""
-    with engine.connect() as connection:
+    with _translating(engine), engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         with connection.begin():

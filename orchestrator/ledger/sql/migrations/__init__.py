@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, inspect, text
-from sqlalchemy.exc import DBAPIError
 
-from orchestrator.ledger.errors import LedgerError, LedgerStateError
+from orchestrator.ledger.errors import LedgerStateError
 from orchestrator.ledger.sql.engine import reading, writing
 
 if TYPE_CHECKING:
@@ -22,15 +21,11 @@ HEAD = "0003"
 
 
 def version_of(engine: Engine) -> str | None:
-    """The version of a store; None if it has no tables yet. Raises LedgerError if it can't be reached."""
-    try:
-        with reading(engine) as connection:
-            if not inspect(connection).has_table("alembic_version"):
-                return None
-            return connection.scalar(text("SELECT version_num FROM alembic_version"))
-    except DBAPIError as error:
-        where = engine.url.render_as_string(hide_password=True)
-        raise LedgerError("ledger.url", where, "a database that can be reached", str(error.orig)) from error
+    """The version of a store; None if it has no tables yet. Raises LedgerUnavailableError."""
+    with reading(engine) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.scalar(text("SELECT version_num FROM alembic_version"))
 
 
 def upgrade(engine: Engine, revision: str = HEAD) -> None:
