@@ -60,14 +60,18 @@ CHANGEABLE_ON_RESUME = (
     "rollout.max_batch_rows",
     "rollout.threads",
     "rollout.max_restarts",
+    "learner.max_restarts",
     "reward.workers",
     "reward.timeout_seconds",
     "reward.retries",
     "reward.failure_budget",
+    "reward.memory_bytes",
+    "reward.max_restarts",
     "cluster",
     "tracking",
     "checkpoint",
     "evaluation.every",
+    "ledger.url",
     "budget",
 )
 """What may differ when a run goes on: its length, its shape and what watches it; never the maths that its

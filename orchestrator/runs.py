@@ -28,7 +28,9 @@ HISTORY = (
 
 
 def find_run(output_dir: Path, reference: str) -> RunDirectory:
-    """The run that `reference` names: an id, its unique beginning, a path, or `latest`, which is no stage.
+    """The run that `reference` names: an id, its unique beginning, a path, or `latest`.
+
+    A stage is named in full: a beginning that it shares with its pipeline, and `latest`, mean the pipeline.
 
     Raises RunNotFoundError if there is none, or more than one.
     """
@@ -41,6 +43,8 @@ def find_run(output_dir: Path, reference: str) -> RunDirectory:
         runs = [run for run in runs if not run.pipeline][:1]
     else:
         runs = [run for run in runs if run.run_id.startswith(reference)]
+        pipelines = {run.run_id for run in runs}
+        runs = [run for run in runs if run.pipeline not in pipelines]
     if len(runs) == 1:
         return RunDirectory(output_dir / runs[0].run_id)
     if runs:

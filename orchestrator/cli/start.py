@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from orchestrator import config
 from orchestrator.cli.output import print_json
 from orchestrator.errors import ConfigError
 from orchestrator.run_config import RunConfig, json_schema
+from orchestrator.runs import LATEST, find_run
+
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""It names a folder, and is typed on command lines."""
 
 
 def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, address: str | None) -> list[str]:
@@ -23,6 +29,10 @@ def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, addr
 
 def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -> int:
     """Compose, then run; the exit code."""
+    if run_id is not None and (run_id == LATEST or not RUN_ID.fullmatch(run_id)):
+        raise ConfigError(
+            "--run-id", run_id, "letters, digits, . _ and -, beginning with one of the first two"
+        )
     composed = config.compose(job, overrides)
     from orchestrator.cli import wiring
 
@@ -31,8 +41,6 @@ def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -
 
 def resume(reference: str, overrides: Sequence[str], output_dir: Path, as_json: bool) -> int:
     """Find the run and go on with it; the exit code."""
-    from orchestrator.runs import find_run
-
     found = find_run(output_dir, reference)
     from orchestrator.cli import wiring
 

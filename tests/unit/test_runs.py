@@ -97,6 +97,14 @@ def test_latest_is_what_a_person_started_not_one_of_its_stages(tmp_path: Path) -
     assert runs.find_run(tmp_path, "latest").path == pipeline.path
 
 
+def test_a_beginning_shared_with_its_stages_means_the_pipeline(tmp_path: Path) -> None:
+    pipeline = make_run(tmp_path, "20261124-065708-r1_demo-0001")
+    stage = make_run(tmp_path, f"{pipeline.run_id}-grpo", pipeline=pipeline.run_id, stage="grpo")
+    assert runs.find_run(tmp_path, "20261124").path == pipeline.path
+    assert runs.find_run(tmp_path, stage.run_id).path == stage.path
+    assert runs.find_run(tmp_path, f"{pipeline.run_id}-g").path == stage.path
+
+
 @pytest.mark.parametrize(
     ("reference", "told"),
     [

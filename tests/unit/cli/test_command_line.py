@@ -181,6 +181,8 @@ BAD_INPUT = [
     (["run", "grpo", "rollout.group_size=1"], "rollout.group_size", "1"),
     (["run", "grpo", "seed=many"], "seed", "many"),
     (["run", "no_such_job"], "job", "no_such_job"),
+    (["run", "grpo", "--run-id", "../elsewhere"], "--run-id", "../elsewhere"),
+    (["run", "grpo", "--run-id", "latest"], "--run-id", "latest"),
     (["run", "grpo", "~seed"], "seed", "nothing"),
     (["config", "grpo", "model=no_such"], "model", "no_such"),
     (["resume", "no_such_run"], "run", "no_such_run"),
