@@ -177,7 +177,8 @@ class DeepSpeedLearner:
         for index, (batch, old) in enumerate(zip(micro_batches, proximal, strict=True)):
             columns, terms, entropies = self._forward(batch, old)
             loss = torch.dot(terms.loss, batch.weights)
-            counts = torch.tensor([batch.tokens, batch.input_ids.numel(), loss.detach()], dtype=torch.float64)
+            value = torch.dot(terms.loss.detach().double(), batch.weights.double())
+            counts = torch.tensor([batch.tokens, batch.input_ids.numel(), value], dtype=torch.float64)
             sums += torch.cat([token_sums(columns, terms, entropies), counts.to(self._device)])
             if index == last:
                 dist.all_reduce(sums)
