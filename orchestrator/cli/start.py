@@ -12,7 +12,6 @@ from orchestrator.errors import ConfigError
 from orchestrator.run_config import RunConfig, json_schema
 from orchestrator.runs import LATEST, find_run
 
-
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """It names a folder, and is typed on command lines."""
 
