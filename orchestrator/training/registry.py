@@ -62,7 +62,7 @@ class Registry(Generic[T]):
         return sorted(found | set(self._parts))
 
     def _import(self, name: str) -> None:
-        if importlib.util.find_spec(f"{self._package}.{name}") is not None:
+        if name.isidentifier() and importlib.util.find_spec(f"{self._package}.{name}") is not None:
             importlib.import_module(f"{self._package}.{name}")
         for point in entry_points(group=f"orchestrator.{self._kind}", name=name):
             self._parts.setdefault(name, point.load())

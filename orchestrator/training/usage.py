@@ -15,6 +15,7 @@ docs/reference/usage-events.md lists the fields.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import uuid
@@ -177,11 +178,16 @@ class SpoolSink:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def emit(self, event: UsageEvent) -> None:
-        """Accept `event`; raises OSError if the disk refuses the line."""
-        os.write(self._fd, (event_to_json(event) + "\n").encode())
+        """Accept `event`; raises OSError if the disk refuses the line, and leaves nothing of it in the file."""
+        line = (event_to_json(event) + "\n").encode()
+        written = os.write(self._fd, line)
+        if written != len(line):
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise OSError(errno.ENOSPC, "the spool took half a line", str(self._path))
 
     def close(self) -> None:
         """Close the file; `emit` must not be called again."""

@@ -1,0 +1,277 @@
+"""The pool in virtual time: who gets a task, what a loss does, and what a cancellation must not lose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from orchestrator.errors import DataLostError, FailureBudgetExceededError, WorkerLostError
+from orchestrator.training.simulation.virtual_time import DeadlockError, run_in_virtual_time
+from orchestrator.training.supervision.pool import WorkerPool
+
+NO_TIME = 1e-9
+
+
+@dataclass(eq=False)
+class Worker:
+    name: str
+    life: int = 0
+
+
+@dataclass
+class Shop:
+    """A pool, what it reported, and when its restarts end."""
+
+    count: int = 2
+    max_restarts: int = 10
+    restart_seconds: float = 5.0
+    restart_errors: list[Exception] = field(default_factory=list[Exception])
+    lost: list[str] = field(default_factory=list[str])
+
+    def open(self) -> WorkerPool[Worker]:
+        workers = [Worker(f"w-{index}") for index in range(self.count)]
+        return WorkerPool(
+            workers, self._replace, self.max_restarts, lambda lost: self.lost.append(lost.worker)
+        )
+
+    async def _replace(self, worker: Worker) -> Worker:
+        await asyncio.sleep(self.restart_seconds)
+        if self.restart_errors:
+            raise self.restart_errors.pop(0)
+        return Worker(worker.name, worker.life + 1)
+
+
+def sleeps(seconds: float) -> Callable[[Worker], Awaitable[str]]:
+    async def task(worker: Worker) -> str:
+        await asyncio.sleep(seconds)
+        return f"{worker.name}/{worker.life}"
+
+    return task
+
+
+def dies_on(*names: str, error: Exception | None = None) -> Callable[[Worker], Awaitable[str]]:
+    """Dies on the first lives of these workers."""
+
+    async def task(worker: Worker) -> str:
+        await asyncio.sleep(1.0)
+        if worker.name in names and worker.life == 0:
+            raise error or WorkerLostError(worker.name, "died")
+        return f"{worker.name}/{worker.life}"
+
+    return task
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_tasks_go_to_the_worker_that_is_free_for_longest() -> None:
+    async def main() -> None:
+        pool = Shop(count=3).open()
+        assert pool.width == 3
+        first = await asyncio.gather(*(pool.call(sleeps(seconds)) for seconds in (3.0, 1.0, 2.0)))
+        assert first == ["w-0/0", "w-1/0", "w-2/0"]
+        second = await asyncio.gather(*(pool.call(sleeps(1.0)) for _ in range(3)))
+        assert second == ["w-1/0", "w-2/0", "w-0/0"]
+
+    run_in_virtual_time(main())
+
+
+def test_more_tasks_than_workers_wait_their_turn() -> None:
+    async def main() -> None:
+        pool = Shop(count=2).open()
+        answers = await asyncio.gather(*(pool.call(sleeps(1.0)) for _ in range(5)))
+        assert answers == ["w-0/0", "w-1/0", "w-0/0", "w-1/0", "w-0/0"]
+        assert now() == 3.0
+
+    run_in_virtual_time(main())
+
+
+def test_a_lost_workers_task_goes_to_another_at_once() -> None:
+    async def main() -> None:
+        shop = Shop(count=2)
+        pool = shop.open()
+        assert await pool.call(dies_on("w-0")) == "w-1/0"
+        assert now() == 2.0
+        assert shop.lost == ["w-0"]
+        assert pool.restarts == 1
+        await pool.close()
+
+    run_in_virtual_time(main())
+
+
+def test_a_lost_worker_is_replaced() -> None:
+    async def main() -> None:
+        pool = Shop(count=1, restart_seconds=5.0).open()
+        assert await pool.call(dies_on("w-0")) == "w-0/1"
+        assert now() == 1.0 + 5.0 + 1.0
+
+    run_in_virtual_time(main())
+
+
+def test_a_replacement_that_is_lost_is_replaced_too() -> None:
+    async def main() -> None:
+        shop = Shop(count=1, restart_errors=[WorkerLostError("w-0", "died while starting")])
+        pool = shop.open()
+        assert await pool.call(dies_on("w-0")) == "w-0/1"
+        assert now() == 1.0 + 5.0 + 5.0 + 1.0
+        assert pool.restarts == 2
+        assert shop.lost == ["w-0", "w-0"]
+
+    run_in_virtual_time(main())
+
+
+def test_the_budget_is_for_the_life_of_the_pool() -> None:
+    async def main() -> None:
+        shop = Shop(count=3, max_restarts=2)
+        pool = shop.open()
+        with pytest.raises(FailureBudgetExceededError) as caught:
+            await pool.call(dies_on("w-0", "w-1", "w-2"))
+        assert (caught.value.count, caught.value.budget) == (3, 2)
+        assert caught.value.last == "w-2 was lost: died"
+        assert isinstance(caught.value.__cause__, WorkerLostError)
+        assert shop.lost == ["w-0", "w-1", "w-2"]
+        await pool.close()
+
+    run_in_virtual_time(main())
+
+
+def test_whoever_waits_for_a_worker_hears_that_there_will_be_none() -> None:
+    async def main() -> None:
+        pool = Shop(count=1, max_restarts=0).open()
+        dying = asyncio.ensure_future(pool.call(dies_on("w-0")))
+        await asyncio.sleep(NO_TIME)
+        waiting = [asyncio.ensure_future(pool.call(sleeps(1.0))) for _ in range(3)]
+        for task in (dying, *waiting):
+            with pytest.raises(FailureBudgetExceededError):
+                await task
+        with pytest.raises(FailureBudgetExceededError):
+            await pool.call(sleeps(1.0))
+
+    run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize(
+    "error", [WorkerLostError("w-0", "died while starting"), ValueError("no such image")], ids=repr
+)
+def test_what_stops_a_replacement_reaches_whoever_waits(error: Exception) -> None:
+    async def main() -> None:
+        pool = Shop(count=1, max_restarts=1, restart_errors=[error]).open()
+        with pytest.raises((FailureBudgetExceededError, ValueError)):
+            await pool.call(dies_on("w-0"))
+        assert now() == 6.0
+
+    run_in_virtual_time(main())
+
+
+def test_a_failed_replacement_that_nobody_waits_for() -> None:
+    async def main() -> None:
+        pool = Shop(count=2, restart_errors=[ValueError("no such image")]).open()
+        assert await pool.call(dies_on("w-0")) == "w-1/0"
+        await asyncio.sleep(100)
+        with pytest.raises(ValueError, match="no such image"):
+            await pool.call(sleeps(1.0))
+
+    run_in_virtual_time(main())
+
+
+def test_an_error_of_the_task_is_the_callers_and_the_worker_stays() -> None:
+    async def main() -> None:
+        shop = Shop(count=1)
+        pool = shop.open()
+        with pytest.raises(ValueError, match="a bug"):
+            await pool.call(dies_on("w-0", error=ValueError("a bug")))
+        assert await pool.call(sleeps(1.0)) == "w-0/0"
+        assert shop.lost == []
+
+    run_in_virtual_time(main())
+
+
+def test_lost_data_does_not_cost_the_worker_that_missed_it() -> None:
+    async def main() -> None:
+        shop = Shop(count=1, max_restarts=0)
+        pool = shop.open()
+        with pytest.raises(DataLostError):
+            await pool.call(dies_on("w-0", error=DataLostError("w-0", "the block is gone")))
+        assert await pool.call(sleeps(1.0)) == "w-0/0"
+        assert shop.lost == []
+
+    run_in_virtual_time(main())
+
+
+def test_a_cancelled_task_gives_its_worker_back() -> None:
+    async def main() -> None:
+        pool = Shop(count=1).open()
+        task = asyncio.ensure_future(pool.call(sleeps(100.0)))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        assert await pool.call(sleeps(1.0)) == "w-0/0"
+        assert now() == 2.0
+
+    run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_caller_that_is_cancelled_while_it_waits_loses_no_worker(steps: int) -> None:
+    """At every point between a worker coming free and the waiting caller taking it."""
+
+    async def main() -> None:
+        pool = Shop(count=1).open()
+        holding = asyncio.Event()
+
+        async def hold(_: Worker) -> None:
+            await holding.wait()
+
+        first = asyncio.ensure_future(pool.call(hold))
+        await asyncio.sleep(1.0)
+        waiting = asyncio.ensure_future(pool.call(sleeps(0.0)))
+        await asyncio.sleep(1.0)
+        holding.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(first, waiting, return_exceptions=True)
+        assert await pool.call(sleeps(0.0)) == "w-0/0"
+
+    run_in_virtual_time(main())
+
+
+def test_hundreds_of_callers_cancelled_at_random_lose_no_worker() -> None:
+    async def main() -> None:
+        pool = Shop(count=3, max_restarts=10_000, restart_seconds=0.7).open()
+        calls = [
+            asyncio.ensure_future(pool.call(dies_on("w-1") if index % 7 == 0 else sleeps(index % 5 * 0.3)))
+            for index in range(300)
+        ]
+        for index, call in enumerate(calls):
+            asyncio.get_running_loop().call_later(index * 37 % 101 * 0.05, call.cancel)
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(10.0)
+        start = now()
+        names = await asyncio.gather(*(pool.call(sleeps(1.0)) for _ in range(3)))
+        assert {name.partition("/")[0] for name in names} == {"w-0", "w-1", "w-2"}
+        assert now() == start + 1.0
+
+    run_in_virtual_time(main())
+
+
+def test_a_closed_pool_restarts_nobody() -> None:
+    async def main() -> None:
+        pool = Shop(count=2, restart_seconds=50.0).open()
+        await pool.call(dies_on("w-0"))
+        await pool.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert now() == 2.0
+
+    run_in_virtual_time(main())
+
+
+def test_a_pool_without_workers_never_answers() -> None:
+    async def main() -> None:
+        await Shop(count=0).open().call(sleeps(1.0))
+
+    with pytest.raises(DeadlockError):
+        run_in_virtual_time(main())

@@ -1,0 +1,318 @@
+"""The buffer by example, and as a state machine under every order of events that the loop can produce."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orchestrator.training.buffer import Buffer, Requested
+from orchestrator.training.records import Batch, GroupTicket, Prompt
+from orchestrator.training.simulation.virtual_time import DeadlockError, run_in_virtual_time
+
+
+def requested(group_id: int, version: int = 0) -> Requested:
+    return Requested(group_id, Prompt(f"p/{group_id}", "?", {}), version)
+
+
+def ticket(group_id: int, version: int = 0) -> GroupTicket:
+    return GroupTicket(group_id, f"p/{group_id}", version, version, 10, 0.5, True, 0, None, None)
+
+
+def ids(batch: Batch) -> list[int]:
+    return [ticket.group_id for ticket in batch.tickets]
+
+
+def full(groups_per_batch: int, max_staleness: int) -> Buffer:
+    """A buffer with as many groups of version 0 in flight as it lets in."""
+    buffer = Buffer(groups_per_batch, max_staleness)
+    buffer.request([requested(group_id) for group_id in range(buffer.room)])
+    return buffer
+
+
+@pytest.mark.parametrize(("groups_per_batch", "max_staleness"), [(0, 0), (1, -1)])
+def test_impossible_sizes(groups_per_batch: int, max_staleness: int) -> None:
+    with pytest.raises(ValueError, match=f"got {groups_per_batch}, {max_staleness}"):
+        Buffer(groups_per_batch, max_staleness)
+
+
+def test_room_is_one_batch_more_than_the_staleness_bound() -> None:
+    assert Buffer(4, 0).room == 4
+    assert Buffer(4, 2).room == 12
+
+
+def test_more_groups_than_there_is_room_for() -> None:
+    with pytest.raises(ValueError, match="asked for 3 groups, there is room for 2"):
+        Buffer(2, 0).request([requested(0), requested(1), requested(2)])
+
+
+def test_a_group_that_is_active_already() -> None:
+    buffer = Buffer(2, 0)
+    buffer.request([requested(7)])
+    with pytest.raises(ValueError, match="group 7 is active already"):
+        buffer.request([requested(7)])
+
+
+def test_a_group_that_nobody_asked_for_is_refused() -> None:
+    buffer = full(2, 0)
+    assert not buffer.admit(ticket(99))
+    assert buffer.refused == 1
+
+
+def test_a_group_is_admitted_once() -> None:
+    buffer = full(2, 0)
+    assert buffer.admit(ticket(0))
+    assert not buffer.admit(ticket(0))
+    assert not buffer.discard(0)
+    assert buffer.refused == 2
+
+
+def test_synchronous_training_has_room_only_after_release() -> None:
+    buffer = full(2, 0)
+    buffer.admit(ticket(1))
+    assert not buffer.ready(0)
+    with pytest.raises(ValueError, match="version 0 is not ready"):
+        buffer.claim(0)
+    buffer.admit(ticket(0))
+    batch = buffer.claim(0)
+    assert ids(batch) == [0, 1]
+    assert buffer.room == 0
+    buffer.release(batch)
+    assert buffer.room == 2
+    assert buffer.outstanding() == []
+
+
+def test_a_batch_is_released_once() -> None:
+    buffer = full(1, 0)
+    buffer.admit(ticket(0))
+    batch = buffer.claim(0)
+    buffer.release(batch)
+    with pytest.raises(KeyError):
+        buffer.release(batch)
+
+
+def test_the_oldest_groups_go_first() -> None:
+    buffer = Buffer(2, 1)
+    buffer.request([requested(5, 1), requested(6, 0), requested(7, 0), requested(8, 1)])
+    for group_id in (8, 5, 7, 6):
+        buffer.admit(ticket(group_id))
+    assert ids(buffer.claim(1)) == [6, 7]
+
+
+def test_a_late_group_is_waited_for_when_no_later_batch_may_take_it() -> None:
+    """P = 1, S = 1, groups 0 and 1 asked for at version 0: version 0 may leave one of them to version 1, and
+    version 1 may leave none.
+    """
+    buffer = full(1, 1)
+    buffer.admit(ticket(1))
+    batch = buffer.claim(0)
+    assert ids(batch) == [1]
+    buffer.release(batch)
+    buffer.request([requested(2, 1)])
+    buffer.admit(ticket(2, 1))
+    assert not buffer.ready(1)
+    buffer.admit(ticket(0))
+    assert ids(buffer.claim(1)) == [0]
+
+
+def test_what_a_checkpoint_keeps() -> None:
+    buffer = full(2, 1)
+    for group_id in (0, 1, 2):
+        buffer.admit(ticket(group_id))
+    buffer.claim(0)
+    assert [group.group_id for group in buffer.outstanding()] == [0, 1, 2, 3]
+
+
+def test_a_restore_forgets_what_was_under_way() -> None:
+    buffer = full(2, 1)
+    for group_id in (0, 1, 2):
+        buffer.admit(ticket(group_id))
+    buffer.claim(0)
+    buffer.clear()
+    assert buffer.outstanding() == []
+    assert buffer.room == 4
+    assert not buffer.admit(ticket(3))
+
+
+def test_waits_end_when_there_is_something_to_do() -> None:
+    async def main() -> list[str]:
+        buffer, seen = full(1, 0), list[str]()
+
+        async def producer() -> None:
+            seen.append(f"room {await buffer.wait_for_room()}")
+
+        async def trainer() -> None:
+            while not buffer.ready(0):
+                await buffer.wait_for_change()
+            batch = buffer.claim(0)
+            seen.append("batch")
+            await asyncio.sleep(1)
+            buffer.release(batch)
+
+        async def worker() -> None:
+            await asyncio.sleep(1)
+            buffer.admit(ticket(0))
+
+        await asyncio.gather(producer(), trainer(), worker())
+        return seen
+
+    assert run_in_virtual_time(main()) == ["batch", "room 1"]
+
+
+def test_a_discarded_group_makes_room_for_whoever_waits() -> None:
+    async def main() -> int:
+        buffer = full(2, 0)
+        waiting = asyncio.ensure_future(buffer.wait_for_room())
+        await asyncio.sleep(1)
+        buffer.discard(1)
+        return await waiting
+
+    assert run_in_virtual_time(main()) == 1
+
+
+def test_nobody_is_woken_without_a_change() -> None:
+    async def main() -> None:
+        await full(2, 0).wait_for_room()
+
+    with pytest.raises(DeadlockError):
+        run_in_virtual_time(main())
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """Does what the loop may do, in any order: requests at the learner's version, answers out of order, twice
+    or never asked for, discards, claims, releases (the version rises), restores.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version, self.next_group = 0, 0
+        self.versions: dict[int, int] = {}
+        self.in_flight: list[int] = []
+        self.admitted: set[int] = set()
+        self.claimed: Batch | None = None
+        self.trained: Counter[int] = Counter()
+        self.discarded: set[int] = set()
+        self.refused = 0
+
+    @initialize(groups_per_batch=st.integers(1, 5), max_staleness=st.integers(0, 3))
+    def size(self, groups_per_batch: int, max_staleness: int) -> None:
+        self.groups_per_batch, self.max_staleness = groups_per_batch, max_staleness
+        self.buffer = Buffer(groups_per_batch, max_staleness)
+
+    @property
+    def active(self) -> int:
+        claimed = len(self.claimed.tickets) if self.claimed else 0
+        return len(self.in_flight) + len(self.admitted) + claimed
+
+    @precondition(lambda self: self.buffer.room > 0)
+    @rule(data=st.data())
+    def request(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, self.buffer.room))
+        groups = [requested(self.next_group + index, self.version) for index in range(count)]
+        self.buffer.request(groups)
+        for group in groups:
+            self.versions[group.group_id] = self.version
+            self.in_flight.append(group.group_id)
+        self.next_group += count
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def admit(self, data: st.DataObject) -> None:
+        group_id = data.draw(st.sampled_from(self.in_flight))
+        self.in_flight.remove(group_id)
+        self.admitted.add(group_id)
+        # Its tokens may come from any version since it was asked for.
+        oldest = data.draw(st.integers(self.versions[group_id], self.version))
+        assert self.buffer.admit(ticket(group_id, oldest))
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        group_id = data.draw(st.sampled_from(self.in_flight))
+        self.in_flight.remove(group_id)
+        self.discarded.add(group_id)
+        assert self.buffer.discard(group_id)
+
+    @rule(group_id=st.integers(0, 60), discarded=st.booleans())
+    def an_answer_that_is_not_awaited(self, group_id: int, discarded: bool) -> None:
+        if group_id not in self.in_flight:
+            answer = self.buffer.discard(group_id) if discarded else self.buffer.admit(ticket(group_id))
+            assert not answer
+            self.refused += 1
+
+    @precondition(lambda self: self.claimed is None and self.buffer.ready(self.version))
+    @rule()
+    def claim(self) -> None:
+        batch = self.buffer.claim(self.version)
+        assert batch.step == self.version
+        assert len(batch.tickets) == self.groups_per_batch
+        assert self.version - batch.oldest_version <= self.max_staleness
+        assert min(self.versions[group_id] for group_id in ids(batch)) >= self.version - self.max_staleness
+        self.admitted -= set(ids(batch))
+        self.claimed = batch
+
+    @precondition(lambda self: self.claimed is not None)
+    @rule()
+    def release(self) -> None:
+        assert self.claimed is not None
+        self.trained.update(ids(self.claimed))
+        self.version += 1
+        self.buffer.release(self.claimed)
+        self.claimed = None
+
+    @rule(sure=st.integers(0, 9))
+    def restore(self, sure: int) -> None:
+        """The learner was lost: what was under way is forgotten, and asked for again under its old ids."""
+        if sure == 0:
+            again = [group.group_id for group in self.buffer.outstanding()]
+            self.buffer.clear()
+            self.claimed, self.in_flight, self.admitted = None, [], set()
+            count = min(len(again), self.buffer.room)
+            self.buffer.request([requested(group_id, self.version) for group_id in again[:count]])
+            self.in_flight = again[:count]
+            self.versions.update(dict.fromkeys(again, self.version))
+
+    @precondition(lambda self: self.claimed is None)
+    @rule()
+    def everything_in_flight_arrives(self) -> None:
+        """Never a deadlock: then a batch can be claimed, if the producer asks for what there is room for."""
+        if self.buffer.room:
+            groups = [requested(self.next_group + index, self.version) for index in range(self.buffer.room)]
+            self.buffer.request(groups)
+            self.next_group += len(groups)
+            for group in groups:
+                self.versions[group.group_id] = self.version
+                self.in_flight.append(group.group_id)
+        while self.in_flight:
+            group_id = self.in_flight.pop()
+            self.admitted.add(group_id)
+            assert self.buffer.admit(ticket(group_id, self.versions[group_id]))
+        assert self.buffer.ready(self.version)
+
+    @invariant()
+    def bounds(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        window = (self.max_staleness + 1) * self.groups_per_batch
+        assert self.active <= window
+        assert self.buffer.room == window - self.active
+        assert self.buffer.refused == self.refused
+
+    @invariant()
+    def every_group_is_accounted_for(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        assert all(count == 1 for count in self.trained.values())
+        assert not set(self.trained) & self.discarded
+        claimed = set(ids(self.claimed)) if self.claimed else set[int]()
+        outstanding = {group.group_id for group in self.buffer.outstanding()}
+        assert outstanding == set(self.in_flight) | self.admitted | claimed
+        assert outstanding | set(self.trained) | self.discarded == set(range(self.next_group))
+
+
+TestBufferMachine = BufferMachine.TestCase
+TestBufferMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

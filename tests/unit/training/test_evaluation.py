@@ -1,0 +1,97 @@
+"""The evaluation beside fake stages that remember what they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.training.evaluation import Evaluator
+from orchestrator.training.records import GroupTicket, Prompt
+from orchestrator.training.simulation.stages import CountingSummary
+from orchestrator.training.simulation.virtual_time import run_in_virtual_time
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span
+from orchestrator.training.usage import Activity
+
+
+class Rollouts:
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.requests: list[RolloutRequest] = []
+        self.ended = 0
+
+    def use(self, weights: PublishedWeights) -> None: ...
+
+    async def generate(self, request: RolloutRequest) -> Generated:
+        self.requests.append(request)
+        try:
+            await asyncio.sleep(float(len(self.requests)))
+        finally:
+            self.ended += 1
+        return Generated(request, "block", 10, (Span(Activity.EVALUATE, 0, 1),))
+
+
+class Rewards:
+    def __init__(self, fail: bool = False) -> None:
+        self.recorded: list[tuple[int, list[int], Path, int]] = []
+        self._fail = fail
+
+    async def score(self, generated: Generated) -> Scored:
+        if self._fail:
+            raise ValueError("a bug")
+        tickets = tuple(
+            GroupTicket(group_id, prompt.prompt_id, 3, 3, 5, 0.5, False, row, "block", "scores")
+            for row, (group_id, prompt) in enumerate(generated.request.groups)
+        )
+        count = len(tickets)
+        return Scored(tickets, CountingSummary(count, 5 * count), (Span(Activity.SCORE, 1, 2),))
+
+    async def record(
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+    ) -> list[dict[str, Any]]:
+        self.recorded.append((step, sorted(ticket.group_id for ticket in tickets), directory, sample))
+        return []
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"task/heldout/{index}", "?", {}) for index in range(count)]
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 4), (3, 4), (4, 4), (10, 4), (10, 1)])
+def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: Path) -> None:
+    rollouts, rewards = Rollouts(width), Rewards()
+    evaluator = Evaluator(prompts(count), 32, rollouts, rewards, tmp_path)
+    evaluated = run_in_virtual_time(evaluator.evaluate(3))
+    asked = [prompt.prompt_id for request in rollouts.requests for _, prompt in request.groups]
+    assert asked == [f"task/heldout/{index}" for index in range(count)]
+    sizes = [len(request.groups) for request in rollouts.requests]
+    assert len(sizes) == min(count, width)
+    assert max(sizes) - min(sizes) <= 1
+    for request in rollouts.requests:
+        assert (request.version, request.group_size, request.activity) == (3, 1, Activity.EVALUATE)
+        assert (request.sampling.temperature, request.sampling.max_new_tokens) == (0.0, 32)
+    assert rewards.recorded == [(3, list(range(count)), tmp_path, 0)]
+    assert evaluated.metrics["heldout/length_mean"] == 5.0
+    assert evaluated.metrics["accuracy/heldout"] == 0.5
+    assert len(evaluated.spans) == 2 * min(count, width)
+
+
+def test_no_prompts_no_metrics(tmp_path: Path) -> None:
+    rollouts, rewards = Rollouts(2), Rewards()
+    evaluated = run_in_virtual_time(Evaluator([], 32, rollouts, rewards, tmp_path).evaluate(0))
+    assert (evaluated.metrics, evaluated.spans) == ({}, ())
+    assert rollouts.requests == rewards.recorded == []
+
+
+def test_an_error_ends_what_is_still_under_way(tmp_path: Path) -> None:
+    async def main() -> None:
+        rollouts = Rollouts(4)
+        with pytest.raises(ValueError, match="a bug"):
+            await Evaluator(prompts(8), 32, rollouts, Rewards(fail=True), tmp_path).evaluate(0)
+        assert rollouts.ended == 4
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_in_virtual_time(main())

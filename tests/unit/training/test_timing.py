@@ -1,0 +1,48 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.training.stages import Span
+from orchestrator.training.timing import STAGE_ACTIVITIES, covered_ns, step_timing
+from orchestrator.training.usage import Activity
+
+SPANS = st.lists(
+    st.builds(
+        lambda activity, start, length: Span(activity, start, start + length),
+        st.sampled_from(list(Activity)),
+        st.integers(-10, 40),
+        st.integers(0, 20),
+    ),
+    max_size=8,
+)
+
+
+def covered_one_by_one(spans: list[Span], start_ns: int, end_ns: int) -> int:
+    return sum(any(span.start_ns <= ns < span.end_ns for span in spans) for ns in range(start_ns, end_ns))
+
+
+@given(SPANS, st.integers(0, 10), st.integers(0, 30))
+def test_covered_time_is_the_union(spans: list[Span], start_ns: int, length: int) -> None:
+    end_ns = start_ns + length
+    assert covered_ns(spans, start_ns, end_ns) == covered_one_by_one(spans, start_ns, end_ns)
+
+
+@given(SPANS, st.integers(1, 30))
+def test_the_parts_of_a_step(spans: list[Span], length: int) -> None:
+    timing = step_timing(spans, 0, length)
+    assert timing["time/step"] == length / 1e9
+    for stage, activities in STAGE_ACTIVITIES.items():
+        own = [span for span in spans if span.activity in activities]
+        assert timing[f"time/{stage}"] == covered_one_by_one(own, 0, length) / 1e9
+    uncovered = length - covered_one_by_one(spans, 0, length)
+    assert timing["time/orchestration"] == uncovered / 1e9
+    assert timing["time/orchestration_fraction"] == pytest.approx(uncovered / length)
+
+
+def test_a_step_of_no_length() -> None:
+    assert step_timing([], 5, 5)["time/orchestration_fraction"] == 0.0
+
+
+def test_every_stage_of_the_flow_is_timed() -> None:
+    timed = {activity for activities in STAGE_ACTIVITIES.values() for activity in activities}
+    assert set(Activity) - timed == {Activity.LOAD, Activity.WAIT}
