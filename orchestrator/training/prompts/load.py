@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from orchestrator.training.prompts.config import TaskConfig
 from orchestrator.training.prompts.questions import Question, QuestionStream
 from orchestrator.training.prompts.solutions import SOLUTIONS
-from orchestrator.training.prompts.source import EpochPrompts
+from orchestrator.training.prompts.source import EpochPrompts, WriteSolution
 from orchestrator.training.prompts.split import split_questions
 from orchestrator.training.records import Prompt
 
@@ -19,9 +20,10 @@ def load_prompts(config: TaskConfig, seed: int) -> EpochPrompts:
     solutions can't be used or where there are too few distinct questions.
     """
     split = split_questions(_stream(config), config.train_size, config.heldout_size)
-    train = [_prompt(config, "train", index, question) for index, question in enumerate(split.train)]
-    heldout = [_prompt(config, "heldout", index, question) for index, question in enumerate(split.heldout)]
-    return EpochPrompts(train, heldout, seed)
+    train = {f"{config.name}/train/{index}": question for index, question in enumerate(split.train)}
+    heldout = {f"{config.name}/heldout/{index}": question for index, question in enumerate(split.heldout)}
+    write = None if config.solutions is None else _writer(config.solutions, config.seed, train)
+    return EpochPrompts(_prompts(train), _prompts(heldout), seed, write)
 
 
 def _stream(config: TaskConfig) -> QuestionStream:
@@ -35,10 +37,19 @@ def _stream(config: TaskConfig) -> QuestionStream:
     return file_questions(config)
 
 
-def _prompt(config: TaskConfig, split: str, index: int, question: Question) -> Prompt:
-    prompt_id = f"{config.name}/{split}/{index}"
-    solution = question.solution
-    if config.solutions is not None:
-        rng = random.Random(f"solutions/{config.seed}/{prompt_id}")
-        solution = SOLUTIONS.get(config.solutions)(question.fields, rng)
-    return Prompt(prompt_id, question.text, question.reference, solution)
+def _prompts(questions: Mapping[str, Question]) -> list[Prompt]:
+    return [
+        Prompt(prompt_id, question.text, question.reference, question.solution)
+        for prompt_id, question in questions.items()
+    ]
+
+
+def _writer(name: str, seed: int, questions: Mapping[str, Question]) -> WriteSolution:
+    """New chance for each prompt and epoch, the same in every run."""
+    solution_of = SOLUTIONS.get(name)
+
+    def write(prompt_id: str, epoch: int) -> str:
+        rng = random.Random(f"solutions/{seed}/{prompt_id}/{epoch}")
+        return solution_of(questions[prompt_id].fields, rng)
+
+    return write

@@ -6,23 +6,41 @@ import functools
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.training.records import Prompt
+
+
+class WriteSolution(Protocol):
+    """Writes a training prompt's worked solution anew for each epoch, a pure function of both."""
+
+    def __call__(self, prompt_id: str, epoch: int) -> str: ...  # noqa: D102
 
 
 class EpochPrompts:
     """Hands out every training prompt once an epoch; the order of an epoch is a pure function of (seed,
     epoch).
 
+    With `write`, each epoch's prompts carry new worked solutions: a cold start of many epochs on one
+    solution a prompt would learn those by heart, the chance in them included.
+
     It is also the fake of the port: give it prompts that a test made up.
     """
 
-    def __init__(self, train: Sequence[Prompt], heldout: Sequence[Prompt], seed: int) -> None:
+    def __init__(
+        self,
+        train: Sequence[Prompt],
+        heldout: Sequence[Prompt],
+        seed: int,
+        write: WriteSolution | None = None,
+    ) -> None:
         if not train:
             raise ValueError("no training prompts")
+        self._write = write
         self._train, self._heldout, self._seed = tuple(train), tuple(heldout), seed
+        self._rows = {prompt.prompt_id: row for row, prompt in enumerate(self._train)}
         self._by_id = {prompt.prompt_id: prompt for prompt in (*self._train, *self._heldout)}
         if len(self._by_id) != len(self._train) + len(self._heldout):
             raise ValueError("two prompts share an id")
@@ -45,7 +63,8 @@ class EpochPrompts:
             if self._position == len(self._train):
                 self._move_to(self._epoch + 1, 0)
             until = min(self._position + count - len(taken), len(self._train))
-            taken.extend(self._train[index] for index in self._order[self._position : until])
+            rows = self._order[self._position : until]
+            taken.extend(self._worked(self._train[row], self._epoch) for row in rows)
             self._position = until
         return taken
 
@@ -61,13 +80,23 @@ class EpochPrompts:
         return list(self._heldout[:count])
 
     def get(self, prompt_id: str) -> Prompt:
-        """The prompt of that id, training or held-out. Raises CheckpointError if the task has none of that
-        id."""
+        """The prompt of that id, training or held-out; a training prompt as it was last handed out. Raises
+        CheckpointError if the task has none of that id.
+        """
         if prompt_id not in self._by_id:
             raise CheckpointError(
                 f"no prompt {prompt_id!r}: the task's data is not what the run started with"
             )
-        return self._by_id[prompt_id]
+        prompt = self._by_id[prompt_id]
+        if self._write is None or prompt_id not in self._rows:
+            return prompt
+        handed_out = self._rows[prompt_id] in self._order[: self._position]
+        return self._worked(prompt, self._epoch if handed_out else max(self._epoch - 1, 0))
+
+    def _worked(self, prompt: Prompt, epoch: int) -> Prompt:
+        if self._write is None:
+            return prompt
+        return replace(prompt, solution=self._write(prompt.prompt_id, epoch))
 
     @functools.cached_property
     def digest(self) -> str:

@@ -1,7 +1,7 @@
 """Worked solutions for a cold start: one file a writer, chosen by `task.solutions`.
 
-    @SOLUTIONS.register("countdown")
-    def countdown(row: Mapping[str, Any], rng: random.Random) -> str: ...
+    @SOLUTIONS.register("guess_and_check")
+    def guess_and_check(row: Mapping[str, Any], rng: random.Random) -> str: ...
 
 `row` is the question as its source has it, flat: the fields of a file's row, or of a reasoning_gym entry
 `question`, `answer` and everything in its `metadata` (`numbers`, `target`, `expression`, ...).
@@ -21,7 +21,7 @@ class SolutionWriter(Protocol):
 
     def __call__(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """The solution of the question in `row`. All chance comes from `rng`, which is seeded by the prompt's
-        id: the same prompt has the same solution in every run.
+        id and the epoch: the same in every run, new in every epoch.
         """
         ...
 

@@ -49,3 +49,29 @@ def test_ids_are_unique() -> None:
 def test_no_prompts_at_all() -> None:
     with pytest.raises(ValueError, match="no training prompts"):
         EpochPrompts([], [], seed=0)
+
+
+def test_each_epoch_has_new_solutions_the_same_in_every_run() -> None:
+    def source() -> EpochPrompts:
+        return EpochPrompts(prompts("train", 5), [], 0, write=lambda prompt_id, epoch: f"{prompt_id} {epoch}")
+
+    first, again = source(), source()
+    taken = first.take(15)
+    assert taken == again.take(7) + again.take(8)
+    for epoch in range(3):
+        of_epoch = taken[5 * epoch : 5 * epoch + 5]
+        assert all(prompt.solution == f"{prompt.prompt_id} {epoch}" for prompt in of_epoch)
+
+
+def test_a_prompt_is_got_as_it_was_last_handed_out() -> None:
+    source = EpochPrompts(
+        prompts("train", 5), prompts("heldout", 1), 0, write=lambda prompt_id, epoch: f"{prompt_id} {epoch}"
+    )
+    taken = source.take(7)
+    restored = EpochPrompts(
+        prompts("train", 5), prompts("heldout", 1), 0, write=lambda prompt_id, epoch: f"{prompt_id} {epoch}"
+    )
+    restored.load_state_dict(source.state_dict())
+    latest = {prompt.prompt_id: prompt for prompt in taken}
+    assert all(restored.get(prompt_id) == prompt for prompt_id, prompt in latest.items())
+    assert restored.get("t/heldout/0").solution == ""

@@ -142,3 +142,6 @@ def test_worked_solutions_are_a_function_of_the_prompt(monkeypatch: pytest.Monke
     again = load_prompts(task(solutions="test", train_size=40), seed=5)
     assert first.get("t/train/3").solution == again.get("t/train/3").solution
     assert first.get("t/train/3").solution.split()[-1] != first.get("t/train/4").solution.split()[-1]
+    size = len(first)
+    epochs = [{prompt.prompt_id: prompt.solution for prompt in first.take(size)} for _ in range(2)]
+    assert epochs[0]["t/train/3"] != epochs[1]["t/train/3"]
