@@ -182,7 +182,7 @@ class SpoolSink:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def emit(self, event: UsageEvent) -> None:
-        """Accept `event`; raises OSError if the disk refuses the line, and leaves nothing of it in the file."""
+        """Accept `event`; raises OSError if the disk refuses it: then no part of it is left in the file."""
         line = (event_to_json(event) + "\n").encode()
         written = os.write(self._fd, line)
         if written != len(line):

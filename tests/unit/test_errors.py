@@ -16,8 +16,9 @@ from orchestrator.errors import (
     WorkerLostError,
 )
 
-KINDS: list[type[OrchestratorError]] = sorted(
-    (kind for _, kind in inspect.getmembers(errors, inspect.isclass)), key=lambda kind: kind.__name__
+KINDS = sorted(
+    (kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, OrchestratorError)),
+    key=lambda kind: kind.__name__,
 )
 ARGUMENTS: dict[type[OrchestratorError], tuple[Any, ...]] = {
     ConfigError: ("max_staleness", "-1", "0 or more", "0 is synchronous training"),
@@ -49,8 +50,7 @@ def test_an_error_survives_a_process_boundary(kind: type[OrchestratorError]) -> 
 
 
 def test_all_errors_have_one_base() -> None:
-    assert all(issubclass(kind, OrchestratorError) for kind in KINDS)
-    assert len(KINDS) > 8
+    assert [kind for kind in vars(errors).values() if inspect.isclass(kind) and kind not in KINDS] == []
 
 
 @pytest.mark.parametrize(
