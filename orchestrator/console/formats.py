@@ -17,11 +17,13 @@ def money(amount: Decimal) -> str:
 
 
 def short(value: float) -> str:
-    """A metric's value in at most about six characters.
+    """A metric's value in about six characters.
 
-    >>> short(0.25), short(0.000125), short(1234.5)
-    ('0.25', '0.000125', '1.23e+03')
+    >>> short(0.25), short(0.000125), short(31.25), short(12345.6)
+    ('0.25', '0.000125', '31.2', '12,346')
     """
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 10 or 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 

@@ -172,7 +172,7 @@ def _facts(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[tupl
         (
             "learner",
             _phrase(
-                "{world_size} ranks, ZeRO {zero_stage}, expert parallel {expert_parallel_size}, "
+                "world size {world_size}, ZeRO {zero_stage}, expert parallel {expert_parallel_size}, "
                 "learning rate {learning_rate}",
                 learner,
             ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.clock import Clock
 from orchestrator.training.telemetry.background import BackgroundTracker
 from orchestrator.training.telemetry.config import TrackingConfig
+from orchestrator.training.telemetry.mlflow_database import ensure_database
 from orchestrator.training.telemetry.tracker import NullTracker, Tracker
 
 
@@ -31,8 +32,7 @@ def connect_mlflow(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tr
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from orchestrator.training.telemetry.mlflow_tracker import MLflowTracker
 
-    if config.uri is not None:
-        return MLflowTracker(config.uri, config.experiment, clock)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    database = f"sqlite:///{(output_dir / 'mlflow.db').resolve()}"
-    return MLflowTracker(database, config.experiment, clock, artifact_root=output_dir / "mlartifacts")
+    uri = config.uri or f"sqlite:///{(output_dir / 'mlflow.db').resolve()}"
+    ensure_database(uri)
+    artifacts = output_dir / "mlartifacts" if config.uri is None else None
+    return MLflowTracker(uri, config.experiment, clock, artifact_root=artifacts)
