@@ -1,17 +1,13 @@
-"""Puts a run together: the only module that knows every context.
-
-`run` and `resume` are what the commands call.
-"""
+"""Starts and resumes runs: what `orchestrator run` and `orchestrator resume` call."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,28 +16,26 @@ from orchestrator import config as configs
 from orchestrator.cli import run_report
 from orchestrator.cli.assembly import check, placement_of
 from orchestrator.cli.output import print_json
-from orchestrator.cli.tracking import tracked
-from orchestrator.cli.train import Attempt, StopSwitch, train
+from orchestrator.cli.train import StopSwitch
+from orchestrator.cli.wired_job import Desk, Plan, WiredJob, stage_directory
 from orchestrator.clock import SystemClock
-from orchestrator.errors import BudgetStopError, ConfigError, DrainedError, OrchestratorError
-from orchestrator.run_config import RunConfig, StageConfig
+from orchestrator.errors import ConfigError, DrainedError
+from orchestrator.run_config import RunConfig
 from orchestrator.runs import find_run, status_document
 from orchestrator.training.cluster.session import ray_session
-from orchestrator.training.manifest import build_manifest
-from orchestrator.training.pipeline import Job, TrainedModel, find_job
-from orchestrator.training.prompts.source import EpochPrompts
-from orchestrator.training.run_directory import RunDirectory, RunState, new_run_id, write_atomically
+from orchestrator.training.run_directory import RunDirectory, RunState, new_run_id
 
 logger = logging.getLogger(__name__)
-CLOCK = SystemClock()
 
 
 def run(config: RunConfig, *, run_id: str | None, json_output: bool) -> int:
     """Carry out a job from its start; the exit code. Raises ConfigError, and then nothing was started."""
-    prompts = _check_all(config)
-    directory = RunDirectory(config.output_dir / (run_id or new_run_id(config.job, CLOCK.now_ns())))
+    clock = SystemClock()
+    directory = RunDirectory(config.output_dir / (run_id or new_run_id(config.job, clock.now_ns())))
+    stages = {stage.name: configs.compose_stage(stage) for stage in config.stages}
+    plan = _plan(stages or {"": config})
     directory.create()
-    return _carry_out(config, directory, prompts, resumed=False, json_output=json_output)
+    return _carry_out(config, directory, plan, json_output)
 
 
 def resume(run_id: str, overrides: Sequence[str], output_dir: Path, json_output: bool) -> int:
@@ -52,32 +46,34 @@ def resume(run_id: str, overrides: Sequence[str], output_dir: Path, json_output:
         raise ConfigError(
             "run", run_id, f"its pipeline, {record.pipeline}", "a stage is resumed by its pipeline"
         )
-    config = configs.with_resume_overrides(configs.load(directory.config), overrides)
-    if record.state is RunState.DONE and not overrides:
+    before = configs.load(directory.config)
+    config = configs.with_resume_overrides(before, overrides)
+    if record.state is RunState.DONE and config == before:
         raise ConfigError("run", run_id, "a run that did not finish", "give it more steps: steps=N")
-    return _carry_out(config, directory, _check_all(config), resumed=True, json_output=json_output)
+    stages = {stage.name: _stage_to_resume(directory, before, config, stage.name) for stage in config.stages}
+    return _carry_out(config, directory, _plan(stages or {"": config}), json_output)
 
 
-def _check_all(config: RunConfig) -> dict[str, EpochPrompts]:
-    """Every stage's prompts by the stage's name ("" for a run that trains itself); what can be wrong is wrong
-    now.
+def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConfig, name: str) -> RunConfig:
+    """A stage that was begun keeps the config it was begun with, whatever `conf/` says today, but for the new
+    overrides.
     """
-    if not config.stages:
-        return {"": check(config)}
-    return {stage.name: check(configs.compose_stage(stage)) for stage in config.stages}
+    (stage,) = (stage for stage in config.stages if stage.name == name)
+    begun = stage_directory(directory, name)
+    if begun is None:
+        return configs.compose_stage(stage)
+    (old,) = (stage for stage in before.stages if stage.name == name)
+    return configs.with_resume_overrides(configs.load(begun.config), stage.overrides[len(old.overrides) :])
 
 
-def _carry_out(
-    config: RunConfig,
-    directory: RunDirectory,
-    prompts: dict[str, EpochPrompts],
-    *,
-    resumed: bool,
-    json_output: bool,
-) -> int:
-    console = Console(stderr=True)
+def _plan(stages: dict[str, RunConfig]) -> Plan:
+    """Check every stage: what can be wrong is wrong now. Raises ConfigError."""
+    return Plan(stages, {name: check(config) for name, config in stages.items()})
+
+
+def _carry_out(config: RunConfig, directory: RunDirectory, plan: Plan, json_output: bool) -> int:
     with _run_log(directory):
-        code = asyncio.run(_run_job(config, directory, prompts, resumed, console))
+        code = asyncio.run(_run_job(config, directory, plan))
     if json_output:
         print_json(status_document(directory))
     else:
@@ -85,166 +81,12 @@ def _carry_out(
     return code
 
 
-async def _run_job(
-    config: RunConfig,
-    directory: RunDirectory,
-    prompts: dict[str, EpochPrompts],
-    resumed: bool,
-    console: Console,
-) -> int:
-    switch = StopSwitch()
-    slots = max(len(placement_of(stage).slots) for stage in _training_configs(config))
-    with _signals(switch):
-        wired = _WiredJob(config, directory, prompts, resumed, console, switch)
-        return await wired.carry_out(lambda: ray_session(config.cluster, slots))
-
-
-def _training_configs(config: RunConfig) -> list[RunConfig]:
-    return [configs.compose_stage(stage) for stage in config.stages] or [config]
-
-
-class _WiredJob(Job):
-    """One run: a job's file drives it, or a pipeline's does, as a stage."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        directory: RunDirectory,
-        prompts: dict[str, EpochPrompts],
-        resumed: bool,
-        console: Console,
-        switch: StopSwitch,
-        pipeline: str = "",
-        stage: str = "",
-    ) -> None:
-        self._config, self._directory, self._prompts = config, directory, prompts
-        self._resumed, self._console, self._switch = resumed, console, switch
-        self._pipeline, self._stage = pipeline, stage
-
-    async def carry_out(
-        self, surroundings: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    ) -> int:
-        """Run the job's file and write down how it ended; the exit code."""
-        directory, config = self._directory, self._config
-        write_atomically(directory.config, config.to_yaml())
-        record = directory.begin(
-            job=config.job,
-            purpose=config.purpose,
-            steps=config.steps,
-            at_ns=CLOCK.now_ns(),
-            pipeline=self._pipeline,
-            stage=self._stage,
-            stages=[stage.name for stage in config.stages],
-        )
-        self._attempt = record.attempt
-        self._write_manifest()
-        with tracked(config, directory, self._pipeline, CLOCK) as self._tracker:
-            code = await self._run_file(surroundings)
-            for path in run_report.write(directory, config):
-                self._tracker.log_artifact(path)
-        return code
-
-    async def _run_file(self, surroundings: Callable[[], contextlib.AbstractContextManager[None]]) -> int:
-        """Run the job's file; its end is in state.json when this returns."""
-        state, why, code = RunState.DONE, "", 0
-        try:
-            with surroundings():
-                await find_job(self._config.job)(self)
-        except OrchestratorError as error:
-            state, why, code = _ended(error)
-            logger.error("the run ended: %s", error)
-        except (Exception, asyncio.CancelledError) as error:
-            logger.exception("the run ended with an error that nobody foresaw")
-            state, why, code = RunState.FAILED, f"{type(error).__name__}: {error}", 1
-        self._directory.write_state(state, why, CLOCK.now_ns())
-        return code
-
-    async def train(self) -> TrainedModel:
-        """Run the training loop with this run's own config."""
-        attempt = Attempt(
-            config=self._config,
-            directory=self._directory,
-            prompts=self._prompts[""],
-            number=self._attempt,
-            resumed=self._resumed,
-            pipeline=self._pipeline,
-            stage=self._stage,
-        )
-        await train(attempt, self._tracker, self._switch, self._console, CLOCK)
-        return TrainedModel(self._directory.model.resolve(), self._directory.run_id)
-
-    async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:
-        """Carry out a stage as a run of its own, go on with it, or take what it made before.
-
-        Raises how it ended.
-        """
-        directory, state = self._stage_directory(name)
-        model = TrainedModel(directory.model.resolve(), directory.run_id)
-        if state is RunState.DONE:
-            return model
-        config = _stage_config(self._config, name, start_from)
-        self._directory.add_stage(name, directory.run_id)
-        stage = _WiredJob(
-            config,
-            directory,
-            {"": self._prompts[name]},
-            state is not None,
-            self._console,
-            self._switch,
-            pipeline=self._directory.run_id,
-            stage=name,
-        )
-        await stage.carry_out()
-        _raise_unless_done(name, directory)
-        return model
-
-    def _stage_directory(self, name: str) -> tuple[RunDirectory, RunState | None]:
-        """The stage's run directory and how its run stands; None for a stage that was not begun."""
-        for known in self._directory.record().stages:
-            if known.name == name and known.run_id is not None:
-                found = RunDirectory(self._config.output_dir / known.run_id)
-                return found, found.record().state
-        directory = RunDirectory(self._config.output_dir / f"{self._directory.run_id}-{name}")
-        directory.create()
-        return directory, None
-
-    def _write_manifest(self) -> None:
-        model = self._config.model.path
-        manifest = build_manifest(
-            run_id=self._directory.run_id,
-            seed=self._config.seed,
-            data_sha256={name or self._config.job: prompts.digest for name, prompts in self._prompts.items()},
-            model=Path(model) if model else None,
-        )
-        write_atomically(self._directory.manifest, json.dumps(manifest, indent=2) + "\n")
-
-
-def _stage_config(pipeline: RunConfig, name: str, start_from: TrainedModel | None) -> RunConfig:
-    stage: StageConfig = next(stage for stage in pipeline.stages if stage.name == name)
-    overrides = list(stage.overrides)
-    if start_from is not None:
-        overrides.append(f"model.path='{start_from.path}'")
-    return configs.compose_stage(stage.model_copy(update={"overrides": tuple(overrides)}))
-
-
-def _ended(error: OrchestratorError) -> tuple[RunState, str, int]:
-    """How a run that was started ends by this error: a config that turns out wrong on the way is a failure,
-    not exit 2.
-    """
-    if isinstance(error, BudgetStopError):
-        return RunState.BUDGET, str(error), error.exit_code
-    if isinstance(error, DrainedError):
-        return RunState.DRAINED, str(error), error.exit_code
-    return RunState.FAILED, str(error), 1
-
-
-def _raise_unless_done(stage: str, directory: RunDirectory) -> None:
-    record = directory.record()
-    if record.state is RunState.DONE:
-        return
-    message = f"stage {stage} ({directory.run_id}) {record.state.value}: {record.why}"
-    errors = {RunState.BUDGET: BudgetStopError, RunState.DRAINED: DrainedError}
-    raise errors.get(record.state, OrchestratorError)(message)
+async def _run_job(config: RunConfig, directory: RunDirectory, plan: Plan) -> int:
+    desk = Desk(Console(stderr=True), StopSwitch(), SystemClock())
+    slots = max(len(placement_of(stage).slots) for stage in plan.configs.values())
+    with _signals(desk.switch):
+        job = WiredJob(config, directory, plan, desk)
+        return await job.carry_out(lambda: ray_session(config.cluster, slots))
 
 
 @contextlib.contextmanager
@@ -259,7 +101,7 @@ def _signals(switch: StopSwitch) -> Generator[None]:
             if task is not None:
                 task.cancel()
             return
-        switch.ask(DrainedError(f"{name}: stopped after a checkpoint; orchestrator resume continues"))
+        switch.ask(DrainedError(f"{name}: stopped after a checkpoint; orchestrator resume goes on"))
 
     caught = (signal.SIGINT, signal.SIGTERM)
     for number in caught:

@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integration.conftest import Program
+from tests.conftest import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

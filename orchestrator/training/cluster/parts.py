@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +62,4 @@ def log_to_run_directory(parts: Parts, post: Post) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
+    logging.getLogger(__name__).info("%s, life %d, is process %d", post.name, post.life, os.getpid())
