@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from orchestrator.training.settings import Settings
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearnerConfig(Settings):
@@ -30,7 +33,7 @@ class LearnerConfig(Settings):
     """What follows the warm-up, down to `final_learning_rate` at the last step."""
     final_learning_rate: float = Field(ge=0)
     """Where `schedule` ends; not used if it is constant."""
-    adam_betas: tuple[float, float]
+    adam_betas: tuple[Decay, Decay]
     """Decay of AdamW's averages of the gradient and of its square."""
     adam_epsilon: float = Field(gt=0)
     """AdamW's guard against a division by zero."""
@@ -41,7 +44,7 @@ class LearnerConfig(Settings):
     router_bias_update_speed: float = Field(ge=0)
     """DeepSeek-V3's auxiliary-loss-free balancing: how far a step moves each expert's selection bias (gamma);
     0 leaves the bias alone."""
-    bucket_bytes: int = Field(ge=1)
+    bucket_bytes: int = Field(ge=64)
     """Size of the buckets in which weights are published."""
     threads: int = Field(ge=0)
     """CPU threads a rank computes with; 0 leaves the choice to torch."""
@@ -49,3 +52,18 @@ class LearnerConfig(Settings):
     """How often the ranks may be rebuilt from the last checkpoint over the run, after a rank was lost."""
     backend: Literal["auto", "gloo", "nccl"]
     """`auto`: nccl on GPUs, gloo on CPUs."""
+
+    @model_validator(mode="after")
+    def _schedule_falls(self) -> Self:
+        if self.final_learning_rate > self.learning_rate:
+            raise PydanticCustomError(
+                "refused",
+                "{key}: got {value}, allowed: {allowed} ({hint})",
+                {
+                    "key": "final_learning_rate",
+                    "value": str(self.final_learning_rate),
+                    "allowed": f"at most {self.learning_rate}",
+                    "hint": "the schedule falls from learning_rate",
+                },
+            )
+        return self

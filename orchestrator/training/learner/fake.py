@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from orchestrator.errors import CheckpointError, NonFiniteError
 from orchestrator.training.buckets import Bucket, flatten
@@ -22,7 +23,7 @@ class FakeLearner:
     """One rank of one. Its only weight, `updates` [1] int64, counts the updates; its metrics follow from the
     batch alone.
 
-    A reward that is not finite stands for a loss that is not.
+    A log-prob that is not finite stands for a loss that is not.
     """
 
     def __init__(self, bucket_bytes: int = 1024) -> None:
@@ -33,11 +34,11 @@ class FakeLearner:
         """See `Learner.update`."""
         if not any(part.groups for part in parts):
             raise ValueError("batch: got 0 groups, allowed: 1 or more of one size")
-        rewards = np.concatenate([part.scores.rewards for part in parts])
-        loss = -float(rewards.mean())
+        logprobs = np.concatenate([part.rollouts.logprobs for part in parts])
+        loss = -float(logprobs.mean())
         if not np.isfinite(loss):
             raise NonFiniteError("policy/loss", loss, step)
-        oldest = np.array([int(part.rollouts.versions.min(initial=step)) for part in parts])
+        ages = np.concatenate([_ages(step, part) for part in parts])
         self._updates += 1
         return StepReport(
             step + 1,
@@ -45,8 +46,8 @@ class FakeLearner:
                 "policy/loss": loss,
                 "policy/grad_norm": 1.0,
                 "policy/lr": 1e-3,
-                "offpolicy/staleness_mean": float((step - oldest).mean()),
-                "offpolicy/staleness_max": float((step - oldest).max()),
+                "offpolicy/staleness_mean": float(ages.mean()),
+                "offpolicy/staleness_max": float(ages.max()),
                 "learner/tokens": float(sum(len(part.rollouts.tokens) for part in parts)),
                 "learner/padding_fraction": 0.0,
             },
@@ -77,3 +78,10 @@ class FakeLearner:
 
     def close(self) -> None:
         """See `Learner.close`."""
+
+
+def _ages(step: int, part: BatchPart) -> NDArray[np.int64]:
+    """Staleness of each rollout of the part's block that has tokens."""
+    block = part.rollouts
+    starts = block.offsets[:-1][block.lengths > 0]
+    return step - np.minimum.reduceat(block.versions, starts).astype(np.int64)

@@ -1,0 +1,112 @@
+"""What every learner does, one rank of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.errors import CheckpointError, NonFiniteError
+from orchestrator.training.buckets import unflatten
+from orchestrator.training.learner.port import Learner
+from orchestrator.training.records import BatchPart
+from tests.fakes.rollout_batches import random_part
+
+METRICS = {
+    "policy/loss",
+    "policy/grad_norm",
+    "policy/lr",
+    "offpolicy/staleness_mean",
+    "offpolicy/staleness_max",
+    "learner/tokens",
+    "learner/padding_fraction",
+}
+
+
+def batch(seed: int, version: int = 0) -> list[BatchPart]:
+    """Two blocks; rewards differ inside a group, so there is a gradient."""
+    parts = [random_part(2 * seed + index, 3, 4, vocabulary=48, version=version) for index in range(2)]
+    return [
+        dataclasses.replace(part, scores=dataclasses.replace(part.scores, rewards=np.tile([1.0, 0, 0, 1], 3)))
+        for part in parts
+    ]
+
+
+def published(learner: Learner) -> dict[str, Tensor]:
+    """A copy of what the learner publishes."""
+    return {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class LearnerContract:
+    """Subclass it with a fixture `learner`: a fresh learner each time, all equal."""
+
+    def test_a_step_turns_version_s_into_s_plus_1_and_moves_the_weights(self, learner: Learner) -> None:
+        before = published(learner)
+        report = learner.update(0, batch(0))
+        assert report.step == 1
+        assert report.metrics.keys() >= METRICS
+        assert all(np.isfinite(value) for value in report.metrics.values())
+        assert not same_weights(before, published(learner))
+
+    def test_staleness_is_the_step_minus_the_oldest_version(self, learner: Learner) -> None:
+        metrics = learner.update(3, [*batch(0, version=3), *batch(1, version=1)]).metrics
+        assert metrics["offpolicy/staleness_mean"] == 1
+        assert metrics["offpolicy/staleness_max"] == 2
+
+    def test_a_loss_that_is_not_finite_is_refused_and_changes_nothing(self, learner: Learner) -> None:
+        before = published(learner)
+        with pytest.raises(NonFiniteError) as caught:
+            learner.update(2, spoilt(batch(0)))
+        assert caught.value.step == 2
+        assert same_weights(before, published(learner))
+
+    def test_an_empty_batch_is_refused(self, learner: Learner) -> None:
+        with pytest.raises(ValueError, match="got 0 groups"):
+            learner.update(0, [])
+
+    def test_a_loaded_learner_goes_on_as_if_it_had_never_stopped(
+        self, learner: Learner, tmp_path: Path
+    ) -> None:
+        learner.update(0, batch(0))
+        learner.save(tmp_path)
+        unbroken = learner.update(1, batch(1))
+        weights = published(learner)
+        learner.update(2, batch(2))
+
+        learner.load(tmp_path)
+        resumed = learner.update(1, batch(1))
+        assert resumed == unbroken
+        assert same_weights(weights, published(learner))
+
+    def test_a_checkpoint_that_is_not_there_is_refused(self, learner: Learner, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError):
+            learner.load(tmp_path)
+
+    def test_a_directory_that_cannot_be_written_is_a_checkpoint_error(
+        self, learner: Learner, tmp_path: Path
+    ) -> None:
+        with pytest.raises(CheckpointError, match="nowhere"):
+            learner.save(tmp_path / "nowhere")
+
+    def test_an_export_is_a_hugging_face_folder(self, learner: Learner, tmp_path: Path) -> None:
+        learner.export(tmp_path / "model")
+        assert (tmp_path / "model" / "config.json").is_file()
+
+
+def spoilt(parts: list[BatchPart]) -> list[BatchPart]:
+    """A batch whose loss is not finite: rewards for the fake, log-probs for those that compute."""
+    found: list[BatchPart] = []
+    for part in parts:
+        logprobs = np.full_like(part.rollouts.logprobs, -np.inf)
+        rollouts = dataclasses.replace(part.rollouts, logprobs=logprobs)
+        found.append(dataclasses.replace(part, rollouts=rollouts))
+    return found

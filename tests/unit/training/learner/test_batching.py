@@ -1,0 +1,49 @@
+"""Rows to ranks and micro-batches."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.training.learner.batching import Layout, balance, plan
+
+_LENGTHS = st.lists(st.integers(1, 40), max_size=40)
+
+
+@given(_LENGTHS, st.integers(1, 4), st.integers(1, 90), st.sampled_from(["padded", "packed"]))
+def test_every_row_is_planned_once_within_the_budget_on_equally_many_micro_batches(
+    lengths: list[int], world_size: int, budget: int, layout: Layout
+) -> None:
+    planned = plan(lengths, world_size, budget, layout)
+
+    assert len(planned) == world_size
+    assert len({len(micro_batches) for micro_batches in planned}) == 1
+    assert len(planned[0]) >= 1
+    micro_batches = list(itertools.chain(*planned))
+    assert sorted(itertools.chain(*micro_batches)) == list(range(len(lengths)))
+    for rows in micro_batches:
+        sizes = [lengths[row] for row in rows]
+        cost = sum(sizes) if layout == "packed" else len(sizes) * max(sizes, default=0)
+        assert cost <= budget or len(rows) == 1
+
+
+@given(_LENGTHS, st.integers(1, 4))
+def test_ranks_differ_by_one_row_at_most(lengths: list[int], world_size: int) -> None:
+    loads = [sum(lengths[row] for row in rows) for rows in balance(lengths, world_size)]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [("padded", [[1], [2, 4], [0, 3]]), ("packed", [[1], [2, 4, 0], [3]])],
+)
+def test_long_rows_come_first_and_padding_counts(layout: Layout, expected: list[list[int]]) -> None:
+    assert plan([2, 9, 4, 1, 4], 1, 10, layout) == [expected]
+
+
+def test_a_rank_without_work_keeps_pace_with_empty_micro_batches() -> None:
+    assert plan([8, 8, 8], 2, 8, "padded") == [[[0], [2]], [[1], []]]
+    assert plan([], 2, 8, "padded") == [[[]], [[]]]

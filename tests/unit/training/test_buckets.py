@@ -1,0 +1,75 @@
+"""Weights as byte buckets."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.training.buckets import ALIGNMENT, flatten, unflatten
+
+
+def _tensors() -> list[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        ("embedding", torch.randn(7, 5, generator=generator)),
+        ("bias", torch.randn(3, generator=generator, dtype=torch.float64)),
+        ("half", torch.randn(5, 3, generator=generator).to(torch.bfloat16)),
+        ("mask", torch.tensor([True, False, True])),
+        ("scalar", torch.tensor(4.5)),
+        ("empty", torch.zeros(0, 4)),
+        ("transposed", torch.randn(6, 50, generator=generator).T),
+        ("after", torch.arange(9)),
+    ]
+
+
+@pytest.mark.parametrize("bucket_bytes", [64, 100, 256, 1 << 20])
+def test_every_bit_shape_dtype_and_the_order_survive(bucket_bytes: int) -> None:
+    for (name, tensor), (got_name, got) in zip(
+        _tensors(), unflatten(flatten(_tensors(), bucket_bytes)), strict=True
+    ):
+        assert got_name == name
+        assert got.dtype == tensor.dtype
+        assert torch.equal(got, tensor)
+
+
+@pytest.mark.parametrize("bucket_bytes", [64, 100, 256, 1 << 20])
+def test_no_bucket_is_larger_than_asked_and_pieces_are_aligned(bucket_bytes: int) -> None:
+    for bucket in flatten(_tensors(), bucket_bytes):
+        assert 0 <= bucket.data.nbytes <= bucket_bytes
+        assert all(piece.offset % ALIGNMENT == 0 for piece in bucket.pieces)
+
+
+def test_a_tensor_is_cut_only_if_it_fits_no_bucket() -> None:
+    buckets = list(flatten([("a", torch.zeros(20)), ("b", torch.zeros(20)), ("c", torch.zeros(100))], 256))
+    pieces = [[(piece.name, piece.start, piece.count) for piece in bucket.pieces] for bucket in buckets]
+    assert pieces == [[("a", 0, 20), ("b", 0, 20)], [("c", 0, 64)], [("c", 64, 36)]]
+
+
+def test_a_whole_tensor_is_a_view_of_its_bucket() -> None:
+    (bucket,) = flatten([("a", torch.arange(4, dtype=torch.float32))], 256)
+    ((_, view),) = unflatten([bucket])
+    bucket.data[:4] = 0x7F
+    assert view[0] != 0
+
+
+def test_buckets_that_an_object_store_maps_read_only_are_read() -> None:
+    bucket = pickle.loads(pickle.dumps(next(flatten([("a", torch.arange(4))], 256))))
+    bucket.data.flags.writeable = False
+    ((_, tensor),) = unflatten([bucket])
+    assert tensor.tolist() == [0, 1, 2, 3]
+
+
+def test_missing_and_reordered_pieces_are_refused() -> None:
+    first, second = flatten([("a", torch.arange(12, dtype=torch.int64))], 64)
+    with pytest.raises(ValueError, match="a ends after 8 of 12 elements"):
+        list(unflatten([first]))
+    with pytest.raises(ValueError, match="got a from element 8, expected a from 0"):
+        list(unflatten([second]))
+
+
+def test_a_bucket_must_hold_one_aligned_element() -> None:
+    with pytest.raises(ValueError, match="bucket_bytes: got 63, allowed: 64 or more"):
+        list(flatten([], 63))
