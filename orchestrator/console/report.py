@@ -91,6 +91,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         segments=lambda text: list(segments(text, data.reflection_pattern)),
         tiles=tiles(data),
+        checks_shown=_checks_shown(data),
         summary=summary(data),
         # The charts are built by an XML writer from numbers and escaped names.
         wide_curve=Markup(learning_curve(measured, WIDE)) if measured else "",
@@ -189,6 +190,11 @@ def compact(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
+
+
+def _checks_shown(data: ReportData) -> bool:
+    pairs = data.samples.pairs if data.samples else ()
+    return any(sample.reflected for pair in pairs for sample in (pair.before, pair.after))
 
 
 def _points(change: float) -> str:

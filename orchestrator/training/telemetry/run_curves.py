@@ -74,6 +74,6 @@ def plays_back(config: Mapping[str, Any]) -> bool:
 
 
 def title(config: Mapping[str, Any]) -> str:
-    """`tiny_moe learns countdown`."""
+    """`tiny_moe on countdown`."""
     model, task = config.get("model", {}).get("name"), config.get("task", {}).get("name")
-    return f"{model} learns {task}" if model and task else "Learning curve"
+    return f"{model} on {task}" if model and task else "Learning curve"

@@ -52,7 +52,7 @@ def stage(name: str = "grpo", **changes: Any) -> StageData:
 
 
 def sample(right: bool | None, response: str = "<think>7, wait, 8</think>") -> Sample:
-    return Sample("countdown/heldout/3", "3,6,2=7", response, right, 1.0, True, "")
+    return Sample("countdown/heldout/3", "3,6,2=7", response, right, 1.0, "wait" in response, "")
 
 
 def cost() -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_a_person_finds_the_numbers() -> None:
         "1,234.50 EUR",
         "1.000000 accelerator-hours",
         "20 went from wrong to right and 1 from right to wrong",
-        "1:00:00 were leased in all: 45:00 did work, 15:00 (25%) stood idle",
+        "1:00:00 of accelerator time was leased: 45:00 did work, 15:00 (25%) stood idle",
         "idle: 0 ns",
         "no price",
         "runs/r1-1/model",
@@ -222,6 +222,10 @@ def test_everything_from_a_run_is_escaped() -> None:
 def test_self_checks_are_marked() -> None:
     html = render_report(data())
     assert html.count("<mark>wait</mark>") == 1
+    assert "where a rollout checks itself" in html
+    plain = sample(True, "no doubt")
+    without = Samples("before", "after", (SamplePair(plain, plain),), None)
+    assert "where a rollout checks itself" not in render_report(data(samples=without))
 
 
 def test_a_pattern_that_is_no_regular_expression_marks_nothing() -> None:

@@ -69,7 +69,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_a_run_that_has_just_begun(run: RunDirectory) -> None:
     data = read_report(run, None)
     assert (data.title, data.state, data.samples, data.cost, data.weights) == (
-        "tiny_moe learns countdown", "running", None, None, None,
+        "tiny_moe on countdown", "running", None, None, None,
     )  # fmt: skip
     assert data.stages[0].steps == 20
     assert data.stages[0].step == 0
