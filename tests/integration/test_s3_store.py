@@ -1,0 +1,151 @@
+"""The contract of the checkpoint stores on a real S3 server (SeaweedFS) that checks keys and signatures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+from orchestrator.errors import CheckpointError
+from orchestrator.training.checkpoint_store import S3Store
+from tests.contracts.checkpoint_store_contract import (
+    CheckpointStoreContract,
+    StoreUnderTest,
+    make_checkpoint,
+)
+from tests.contracts.test_checkpoint_store import BUCKET, S3UnderTest
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+pytestmark = pytest.mark.slow
+
+WEED = Path(sys.executable).with_name("weed")
+IDENTITIES = {
+    "identities": [
+        {
+            "name": "run",
+            "credentials": [{"accessKey": "run", "secretKey": "secret"}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+    ]
+}
+READY_SECONDS = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Below 50,000: the server's gRPC ports lie 10,000 above."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        for port in range(18_000 + time.time_ns() % 20_000, 50_000):
+            if len(found) == count:
+                break
+            pair = (held.enter_context(socket.socket()), held.enter_context(socket.socket()))
+            with contextlib.suppress(OSError):
+                pair[0].bind(("127.0.0.1", port))
+                pair[1].bind(("127.0.0.1", port + 10_000))
+                found.append(port)
+    return found
+
+
+def client_of(endpoint: str, secret: str = "secret") -> S3Client:
+    session = boto3.Session("run", secret, region_name="us-east-1")
+    return session.client("s3", endpoint_url=endpoint)
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("seaweed")
+    (folder / "identities.json").write_text(json.dumps(IDENTITIES))
+    master, volume, filer, s3 = free_ports(4)
+    command = [
+        str(WEED),
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        "-master.volumeSizeLimitMB=64",
+        f"-volume.port={volume}",
+        "-volume.max=0",
+        f"-filer.port={filer}",
+        "-s3",
+        f"-s3.port={s3}",
+        f"-s3.config={folder / 'identities.json'}",
+    ]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        url = f"http://127.0.0.1:{s3}"
+        wait_until_ready(url, server, folder / "log")
+        yield url
+    finally:
+        server.kill()  # it would take half a minute to say goodbye to itself
+        server.wait(30)
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[Any], log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    with contextlib.closing(client_of(url)) as client:
+        while True:
+            try:
+                client.create_bucket(Bucket=BUCKET)
+            except (BotoCoreError, ClientError) as error:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"no S3 server: {error}\n{log.read_text()[-2000:]}") from error
+                time.sleep(0.2)
+            else:
+                return
+
+
+@pytest.fixture(scope="module")
+def session() -> boto3.Session:
+    return boto3.Session("run", "secret", region_name="us-east-1")
+
+
+@pytest.fixture
+def s3(session: boto3.Session, endpoint: str, tmp_path: Path) -> Iterator[S3UnderTest]:
+    with contextlib.closing(session.client("s3", endpoint_url=endpoint)) as client:
+        yield S3UnderTest(client, tmp_path.name)
+
+
+class TestS3Server(CheckpointStoreContract):
+    @pytest.fixture
+    def under_test(self, s3: S3UnderTest) -> StoreUnderTest:
+        return s3
+
+
+def test_a_file_of_several_parts(s3: S3UnderTest, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "here", 10, b"0123456789" * 2000)
+    assert (checkpoint / "ranks" / "rank-0-of-1.bin").stat().st_size > 2 * 8 * 1024**2
+    s3.open().put(checkpoint)
+    fetched = s3.open().fetch("step-000010", tmp_path / "there")
+    assert (fetched / "ranks" / "rank-0-of-1.bin").read_bytes() == b"0123456789" * 2_000_000
+
+
+def test_keys_that_the_server_does_not_know(endpoint: str, tmp_path: Path) -> None:
+    with contextlib.closing(client_of(endpoint, secret="wrong")) as client:
+        store = S3Store(client, BUCKET, "run", keep=1)
+        with pytest.raises(CheckpointError, match=r"403|SignatureDoesNotMatch|Forbidden"):
+            store.newest()
+        with pytest.raises(CheckpointError, match=r"403|SignatureDoesNotMatch|Forbidden"):
+            store.put(make_checkpoint(tmp_path, 10))
+
+
+def test_a_server_that_is_gone() -> None:
+    (port,) = free_ports(1)
+    with (
+        contextlib.closing(client_of(f"http://127.0.0.1:{port}")) as client,
+        pytest.raises(CheckpointError, match="could not be read"),
+    ):
+        S3Store(client, BUCKET, "run", keep=1).newest()
