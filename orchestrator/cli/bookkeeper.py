@@ -9,8 +9,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.ledger.errors import LedgerError
-
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
 
@@ -56,7 +54,7 @@ class Bookkeeper:
                 ledger.ship(self._spool)
                 self._cost = ledger.cost_so_far(self._run_id)
                 self._shipped, warned = True, False
-            except (LedgerError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - no error of a database may end the run or this thread
                 self._shipped = False
                 if not warned:
                     logger.warning("the ledger can't be reached, events stay in %s: %s", self._spool, error)

@@ -75,6 +75,7 @@ class RunObserver:
         self._cost, self._clock = cost, clock
         self._budget = Budget(budget)
         self._tokens = 0.0
+        self._first_accuracy: float | None = None
         self.stop_reason: BudgetStopError | None = None
         """Set once the budget asks the run to stop; the wiring hands it to the loop."""
         self.on_stop: Callable[[BudgetStopError], None] = lambda _: None
@@ -83,7 +84,7 @@ class RunObserver:
         """Write, track, show; and stop if the money is spent."""
         cost = self._cost()
         self._tokens += report.metrics.get("rollout/tokens", 0.0)
-        metrics = {**report.metrics, **self._cost_metrics(cost)}
+        metrics = {**report.metrics, **self._cost_metrics(report, cost)}
         self._directory.append_metrics(report.step, metrics, self._clock.now_ns())
         self._tracker.log_metrics(report.step, metrics)
         self._view.update(StepReport(report.step, metrics), cost)
@@ -108,11 +109,23 @@ class RunObserver:
         """A table in the tracker."""
         self._tracker.log_rollouts(step, rows)
 
-    def _cost_metrics(self, cost: Decimal | None) -> dict[str, float]:
+    def _heldout_gain(self, report: StepReport) -> float:
+        """How much held-out accuracy rose since the run's first evaluation; 0 at a step without one."""
+        accuracy = report.metrics.get("accuracy/heldout")
+        if accuracy is None:
+            return 0.0
+        if self._first_accuracy is None:
+            self._first_accuracy = accuracy
+        return accuracy - self._first_accuracy
+
+    def _cost_metrics(self, report: StepReport, cost: Decimal | None) -> dict[str, float]:
         if cost is None:
             return {}
         # Metrics are floats by the trackers' nature; the money itself stays Decimal in the ledger.
         metrics = {"cost/usd": float(cost)}
+        gain = self._heldout_gain(report)
+        if gain > 0:
+            metrics["cost/usd_per_heldout_point"] = float(cost) / (100 * gain)
         if self._tokens:
             metrics["cost/usd_per_million_tokens"] = float(cost) / self._tokens * 1e6
         return metrics
