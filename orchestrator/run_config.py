@@ -36,7 +36,13 @@ class CheckpointConfig(Settings):
     keep: int = Field(ge=1)
     """How many of the newest checkpoints are kept."""
     store: str | None
-    """null: the run directory; otherwise a directory or `s3://bucket/prefix`."""
+    """Where checkpoints are copied to, so that another machine can go on: a directory or `s3://bucket/prefix`;
+    null: they stay in the run directory.
+    """
+    store_failures: int = Field(ge=0)
+    """How many copies in a row may fail before the run does."""
+    store_retry_seconds: float = Field(ge=0)
+    """The pause between two attempts to copy the last checkpoint, when the run only waits for that."""
 
 
 class EvaluationConfig(Settings):

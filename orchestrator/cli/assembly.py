@@ -10,6 +10,8 @@ from orchestrator.errors import ConfigError, PromptTooLongError
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.run_config import RunConfig
+from orchestrator.training.checkpoint_mirror import CheckpointMirror
+from orchestrator.training.checkpoint_store import open_store
 from orchestrator.training.cluster.parts import Parts
 from orchestrator.training.cluster.placement import Placement, plan_placement
 from orchestrator.training.loop import LoopSettings
@@ -26,7 +28,8 @@ def check(config: RunConfig) -> EpochPrompts:
     """The run's prompts; everything that would fail later for the same reason fails here.
 
     Raises ConfigError: a price book that can't be used, actors that don't fit their slot, a missing model
-    folder, a dataset that can't be read, a prompt longer than the context.
+    folder, a checkpoint store of an unknown kind, a dataset that can't be read, a prompt longer than the
+    context.
     """
     try:
         PriceBook.parse(config.price_book)
@@ -34,6 +37,7 @@ def check(config: RunConfig) -> EpochPrompts:
         raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
     placement_of(config)
     check_model(config.model)
+    mirror_of(config, "check")
     prompts = load_prompts(config.task, config.seed)
     check_lengths(config.model, prompts)
     return prompts
@@ -106,6 +110,15 @@ def loop_settings(config: RunConfig) -> LoopSettings:
         grading_failure_budget=config.reward.failure_budget,
         max_learner_rebuilds=config.learner.max_restarts,
     )
+
+
+def mirror_of(config: RunConfig, run_id: str) -> CheckpointMirror | None:
+    """What copies the run's checkpoints away from here, if the config asks for it. Raises ConfigError."""
+    settings = config.checkpoint
+    if settings.store is None:
+        return None
+    store = open_store(settings.store, run_id, settings.keep)
+    return CheckpointMirror(store, settings.store_failures, settings.store_retry_seconds)
 
 
 def heldout_prompts(config: RunConfig, prompts: EpochPrompts) -> list[Prompt]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from orchestrator.cli.assembly import heldout_prompts, loop_settings, parts_of, placement_of
+from orchestrator.cli.assembly import heldout_prompts, loop_settings, mirror_of, parts_of, placement_of
 from orchestrator.cli.bookkeeper import Bookkeeper
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.run_observer import RunObserver
@@ -102,7 +102,8 @@ async def train(
         ) as stages:
             loop = _loop(attempt, stages, observer, clock)
             with switch.connected(loop):
-                await loop.run(resume=attempt.resumed)
+                # With a store the first attempt on this machine may be a later one of the run.
+                await loop.run(resume=attempt.resumed or config.checkpoint.store is not None)
 
 
 def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock: Clock) -> TrainingLoop:
@@ -120,7 +121,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
         rewards=stages.rewards,
         learner=stages.learner,
         evaluator=evaluator,
-        checkpoints=Checkpointer(path / "checkpoints", config.checkpoint.keep),
+        checkpoints=Checkpointer(path / "checkpoints", config.checkpoint.keep, mirror_of(config, path.name)),
         observer=observer,
     )
     buffer = Buffer(config.rollout.prompts_per_step, config.max_staleness)

@@ -70,7 +70,8 @@ class CheckpointStore(Protocol):
 
 def open_store(location: str, run_id: str, keep: int) -> CheckpointStore:
     """The store of a run: `location` is a directory, or `s3://bucket/prefix` with credentials, region and
-    endpoint (`AWS_ENDPOINT_URL`) from wherever boto3 looks for them. Raises ConfigError for any other URL.
+    endpoint (`AWS_ENDPOINT_URL`) from wherever boto3 looks for them. Raises ConfigError for any other URL,
+    and if boto3 finds settings that it can't use. Asks nothing of the network yet.
     """
     if "://" not in location:
         return DirectoryStore(Path(location) / run_id, keep)
@@ -78,8 +79,13 @@ def open_store(location: str, run_id: str, keep: int) -> CheckpointStore:
     if parts.scheme != "s3" or not parts.netloc:
         raise ConfigError("checkpoint.store", location, "a directory, or s3://bucket/prefix")
     import boto3
+    from botocore.exceptions import BotoCoreError
 
-    return S3Store(boto3.client("s3"), parts.netloc, f"{parts.path.strip('/')}/{run_id}".strip("/"), keep)
+    try:
+        client = boto3.client("s3")
+    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+        raise ConfigError("checkpoint.store", location, "settings that boto3 accepts", str(error)) from error
+    return S3Store(client, parts.netloc, f"{parts.path.strip('/')}/{run_id}".strip("/"), keep)
 
 
 class DirectoryStore:

@@ -134,7 +134,7 @@ def test_a_new_machine_goes_on_from_the_store(max_staleness: int, tmp_path: Path
     store = tmp_path / "store"
     with pytest.raises(DrainedError):
         simulate(
-            settings, tmp_path / "old", stop=Stop(20.0, DRAINED), mirror=mirror_to(DirectoryStore(store, 2))
+            settings, tmp_path / "old", stop=Stop(45.0, DRAINED), mirror=mirror_to(DirectoryStore(store, 2))
         )
     resumed = simulate(settings, tmp_path / "new", resume=True, mirror=mirror_to(DirectoryStore(store, 2)))
     assert_complete(resumed, settings, tmp_path / "new")
