@@ -92,13 +92,17 @@ class Simulation:
 
 
 def assemble(
-    settings: SimulationSettings, directory: Path, clock: Clock, mirror: CheckpointMirror | None = None
+    settings: SimulationSettings,
+    directory: Path,
+    clock: Clock,
+    mirror: CheckpointMirror | None = None,
+    observer: Trace | None = None,
 ) -> Simulation:
     """Wire the real loop to fake stages. Checkpoints are written under `directory`. Call it on a running
     event loop.
     """
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
-    trace = Trace(clock)
+    trace = observer or Trace(clock)
     rollout_workers: list[RolloutWorker] = [
         SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock)
         for i in range(settings.rollout_workers)

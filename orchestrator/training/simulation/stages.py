@@ -56,6 +56,7 @@ class Timing:
     update: float = 0.8
     publish: float = 0.05
     restart: float = 5.0
+    tokens_per_rollout: int = 10
 
 
 class Draws:
@@ -108,7 +109,7 @@ class SimulatedRolloutWorker:
         self._draws, self._timing, self._faults, self._clock = draws, timing, faults, clock
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sleep; every group gets 10 tokens a rollout, of version `weights.version`."""
+        """Sleep; every rollout gets as many tokens as `Timing` says, of version `weights.version`."""
         start_ns = self._clock.now_ns()
         seconds = self._timing.generate * (0.5 + 2.5 * self._draws.uniform("generate") ** 3)
         if self._draws.uniform("weights_lost") < self._faults.weights_lost:
@@ -118,7 +119,7 @@ class SimulatedRolloutWorker:
             raise WorkerLostError(self.name, "died while sampling")
         await asyncio.sleep(seconds)
         span = Span(request.activity, start_ns, self._clock.now_ns())
-        tokens = 10 * request.group_size * len(request.groups)
+        tokens = self._timing.tokens_per_rollout * request.group_size * len(request.groups)
         return Generated(request, block=weights.version, tokens=tokens, spans=(span,))
 
 
@@ -156,7 +157,7 @@ class SimulatedRewardWorker:
                 prompt_id=prompt.prompt_id,
                 requested_version=request.version,
                 oldest_version=generated.block,
-                tokens=10 * request.group_size,
+                tokens=self._timing.tokens_per_rollout * request.group_size,
                 reward_mean=0.5,
                 informative=group_id % 8 != 0,
                 row=row,
