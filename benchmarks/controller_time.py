@@ -2,11 +2,11 @@
 
     python benchmarks/controller_time.py [--json]
 
-The real loop, buffer and pools run between fake stages that take no time (`orchestrator.training.simulation`)
-on an asyncio loop whose clock jumps, so all CPU time of the process is the controller's and that of the fakes:
-an upper bound. One factor at a time is raised 1x, 4x and 16x: tokens a rollout, rollouts a prompt (group size),
-prompts a step. CPU seconds (`time.process_time`), not wall time: other processes on the machine matter little.
-The settings alternate, and the smallest of the repetitions counts.
+The real loop, buffer and pools run between fake stages that take no time (`training/simulation`), on an
+asyncio loop whose clock jumps. So all CPU time of the process is the controller's and that of the fakes: an
+upper bound, but without what calls to Ray cost. One factor at a time is raised 1x, 4x and 16x: tokens a
+rollout, rollouts a prompt (group size), prompts a step. It is CPU time (`time.process_time`), not wall time:
+other processes on the machine matter little. The settings alternate, the smallest of the repetitions counts.
 
 The controller handles groups, not rollouts and not tokens. So the first two must be flat, and the third grows
 with the number of groups.
@@ -130,9 +130,10 @@ def print_table(rows: list[dict[str, str | int | float]]) -> None:
             f" | {row['tokens_per_rollout']:,} | {row['cpu_ms_per_step']:.2f} | {row['times_base']:.2f}"
             f" | {row['cpu_us_per_group']:.1f} |"
         )
-    print(
-        "\nFlat in tokens and in group size; with the number of groups it grows, a few microseconds a group."
-    )
+    print()
+    for row in rows:
+        if row["factor"] == FACTORS[-1]:
+            print(f"{row['factor']}x {row['varied']}: {row['times_base']:.2f} times the CPU time")
 
 
 def main() -> None:
