@@ -24,7 +24,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,6 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -50,6 +49,7 @@ from orchestrator.training.learner.losses import LOSSES, ClipRange
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.rows import TrainingRow, UpdateRule, minibatch_rows
 from orchestrator.training.learner.zero import OptimizerFactory, adamw
+from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
 
@@ -269,19 +269,24 @@ def _state(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+def build_rank(case: Case, rank: int, port: int, optimizer_name: OptimizerName = "adamw") -> DeepSpeedLearner:
+    """One rank of the learner over gloo on this machine; blocks until the others have come."""
+    config = learner_config(case, optimizer_name)
+    return DeepSpeedLearner(
+        DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu"),
+        config,
+        update_rule(),
+        Trainee(build(case.model), character_tokenizer(64)),
+        STEPS,
+        optimizer_factory(optimizer_name, config),
+    )
+
+
 def train_with_learner(
     case: Case, rank: int, port: int, optimizer_name: OptimizerName, steps: int = STEPS
 ) -> Training:
     """One rank of the learner; parameters are what it publishes, on rank 0."""
-    config = learner_config(case, optimizer_name)
-    learner = DeepSpeedLearner(
-        DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu"),
-        config,
-        update_rule(),
-        Trainee(build(case.model), PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)),
-        steps,
-        optimizer_factory(optimizer_name, config),
-    )
+    learner = build_rank(case, rank, port, optimizer_name)
     reports = [learner.update(step, batch(step)) for step in range(steps)]
     published = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
     learner.close()
@@ -307,15 +312,22 @@ def rank_main(rank: int, cases: Sequence[Case], port: int, directory: str) -> No
 
 def run_ranks(cases: Sequence[Case]) -> list[dict[OptimizerName, Training]]:
     """Train every case with the learner; all cases have the same number of ranks."""
-    world_size = cases[0].world_size
     with tempfile.TemporaryDirectory() as directory:
-        mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in torch's documentation
-            rank_main,
-            args=(cases, free_port("127.0.0.1"), directory),
-            nprocs=world_size,
-            start_method="spawn",
-        )
-        loaded = [torch.load(Path(directory) / f"{index}.pt") for index in range(len(cases))]
+        start_ranks(cases[0].world_size, rank_main, cases, directory)
+        return read_results(len(cases), directory)
+
+
+def start_ranks(world_size: int, main: Callable[..., None], cases: Sequence[Case], directory: str) -> None:
+    """Run `main(rank, cases, port, directory)` in one process a rank, to the end. Raises what a rank raised."""
+    arguments = (cases, free_port("127.0.0.1"), directory)
+    mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in the documentation
+        main, args=arguments, nprocs=world_size, start_method="spawn"
+    )
+
+
+def read_results(cases: int, directory: str) -> list[dict[OptimizerName, Training]]:
+    """What `rank_main` left in `directory`."""
+    loaded = [torch.load(Path(directory) / f"{index}.pt") for index in range(cases)]
     return [{key: Training(**value) for key, value in results.items()} for results in loaded]
 
 

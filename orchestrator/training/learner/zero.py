@@ -165,7 +165,9 @@ def _quiet_deepspeed() -> ModuleType:
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if (
+            type(handler) is logging.StreamHandler
+        ):  # DeepSpeed's own, to stdout; not one that somebody listens with
             handler.setStream(sys.stderr)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

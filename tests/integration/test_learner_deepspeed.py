@@ -1,0 +1,163 @@
+"""The learner on DeepSpeed itself, one rank in this process: the contract, and what only the real one has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.learner_exactness import Case, batch, build, learner_config, update_rule
+from orchestrator.errors import CheckpointError
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
+from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.port import Learner
+from orchestrator.training.learner.rows import UpdateRule
+from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.records import BatchPart
+from tests.contracts.learner_contract import LearnerContract, published, same_weights
+
+pytestmark = pytest.mark.slow
+
+
+def _build(
+    zero_stage: int = 1,
+    model: str = "tiny_moe",
+    rule: UpdateRule | None = None,
+    reference: bool = False,
+    **changes: Any,
+) -> DeepSpeedLearner:
+    config = learner_config(Case(model, 1, 1, zero_stage), "adamw").model_copy(update=changes)
+    trainee = Trainee(build(model), character_tokenizer(64), build(model) if reference else None)
+    init = DistributedInit(0, 1, "127.0.0.1", 0, "auto", "cpu")
+    return DeepSpeedLearner(init, config, rule or update_rule(), trainee, steps=10)
+
+
+class TestDeepSpeedLearner(LearnerContract):
+    @pytest.fixture(params=[0, 1, 2, 3], ids="zero{}".format)
+    def learner(self, request: pytest.FixtureRequest) -> Iterator[Learner]:
+        learner = _build(zero_stage=request.param)
+        yield learner
+        learner.close()
+
+
+def _updated(parts: list[BatchPart], **changes: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    learner = _build(**changes)
+    metrics = dict(learner.update(0, parts).metrics)
+    weights = published(learner)
+    learner.close()
+    return metrics, weights
+
+
+def _close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    far = [name for name in one if not torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-6)]
+    assert far == []
+
+
+def test_packing_and_micro_batches_do_not_change_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, weights = _updated(batch(0), micro_batch_tokens=10_000)
+    split_metrics, split_weights = _updated(batch(0), micro_batch_tokens=25)
+    monkeypatch.setattr("orchestrator.training.learner.deepspeed_learner.layout_for", lambda model: "packed")
+    packed_metrics, packed_weights = _updated(batch(0), micro_batch_tokens=40)
+
+    _close(weights, split_weights)
+    _close(weights, packed_weights)
+    assert packed_metrics["learner/padding_fraction"] == 0 < metrics["learner/padding_fraction"]
+    ours = {name for name in metrics if name != "learner/padding_fraction"}
+    for other in (split_metrics, packed_metrics):
+        assert {name: other[name] for name in ours} == pytest.approx(
+            {name: metrics[name] for name in ours}, rel=1e-4
+        )
+
+
+def test_what_is_uninformative_costs_nothing_and_changes_nothing() -> None:
+    kept = dataclasses.replace(update_rule(), drop_uninformative=False)
+    metrics, weights = _updated(batch(0), router_bias_update_speed=0.0)
+    kept_metrics, kept_weights = _updated(batch(0), rule=kept, router_bias_update_speed=0.0)
+    assert metrics["learner/tokens"] < kept_metrics["learner/tokens"]
+    assert metrics["policy/loss"] == pytest.approx(kept_metrics["policy/loss"], rel=1e-5)
+    _close(weights, kept_weights)
+
+
+def test_minibatches_take_one_optimizer_step_each_and_correct_against_the_first() -> None:
+    corrected = dataclasses.replace(
+        update_rule(), objective=dataclasses.replace(update_rule().objective, truncation=2.0)
+    )
+    metrics, weights = _updated(batch(0), rule=corrected, minibatches=3)
+    _, whole = _updated(batch(0), rule=corrected, minibatches=1)
+    assert not same_weights(weights, whole)
+    # Against the learner at the beginning of the step, whatever the minibatches did since.
+    single, _ = _updated(batch(0), rule=corrected, minibatches=1)
+    gap = "offpolicy/logprob_gap_mean"
+    assert metrics[gap] == pytest.approx(single[gap], rel=1e-5)
+
+
+def test_a_kl_penalty_is_against_the_model_of_the_start() -> None:
+    penalised = dataclasses.replace(
+        update_rule(), objective=dataclasses.replace(update_rule().objective, kl_coefficient=1.0)
+    )
+    learner = _build(rule=penalised, reference=True, learning_rate=1e-2, warmup_steps=0)
+    assert learner.update(0, batch(0)).metrics["policy/kl"] == pytest.approx(0, abs=1e-6)
+    assert learner.update(1, batch(1)).metrics["policy/kl"] > 1e-6
+    learner.close()
+
+
+def test_an_export_loads_in_plain_transformers_with_the_same_logits(tmp_path: Path) -> None:
+    learner = _build(zero_stage=3)
+    learner.update(0, batch(0))
+    learner.export(tmp_path)
+    trained = build("tiny_moe")
+    trained.load_state_dict(published(learner))
+    learner.close()
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(loaded(tokens).logits, trained.eval()(tokens).logits)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == len(character_tokenizer(64))
+
+
+def test_a_checkpoint_of_one_zero_stage_is_read_at_every_other(tmp_path: Path) -> None:
+    learner = _build(zero_stage=3)
+    learner.update(0, batch(0))
+    learner.save(tmp_path)
+    weights = published(learner)
+    expected = learner.update(1, batch(1)).metrics["policy/grad_norm"]
+    learner.close()
+    for stage in (0, 1, 2):
+        other = _build(zero_stage=stage)
+        other.load(tmp_path)
+        assert same_weights(weights, published(other))
+        assert other.update(1, batch(1)).metrics["policy/grad_norm"] == pytest.approx(expected, rel=1e-6)
+        other.close()
+
+
+def test_a_checkpoint_of_another_model_or_with_a_shard_missing_is_refused(tmp_path: Path) -> None:
+    learner = _build()
+    learner.save(tmp_path)
+    other = _build(model="qwen3_moe")
+    with pytest.raises(CheckpointError, match="the checkpoint has shape"):
+        other.load(tmp_path)
+    other.close()
+    (tmp_path / "rank-0-of-1.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError):
+        learner.load(tmp_path)
+    learner.close()
+
+
+def test_parameters_keep_their_names_in_a_shard(tmp_path: Path) -> None:
+    learner = _build(zero_stage=2)
+    learner.update(0, batch(0))
+    learner.save(tmp_path)
+    shard = load_file(tmp_path / "rank-0-of-1.safetensors")
+    router = "model.layers.1.mlp.gate"
+    assert torch.equal(shard[f"{router}.weight@0/master"].view(8, 32), published(learner)[f"{router}.weight"])
+    assert shard[f"{router}.weight@0/exp_avg"].shape == (256,)
+    assert shard[f"buffer/{router}.e_score_correction_bias"].abs().max() == pytest.approx(0.001)
+    learner.close()
