@@ -72,12 +72,12 @@ def tiny_moe() -> Workload:
 
 
 def smollm2_135m() -> Workload:
-    """A pretrained chat model on sums: 12 prompts x 8 through 32 rows at once."""
+    """A pretrained chat model on sums: 8 prompts x 8 through 32 rows at once."""
     config = _config("smollm2_135m")
-    dataset = create_dataset("chain_sum", size=12, seed=0, min_terms=2, max_terms=4)
-    texts = [f"{dataset[index]['question']} Think step by step." for index in range(12)]
+    dataset = create_dataset("chain_sum", size=8, seed=0, min_terms=2, max_terms=4)
+    texts = [f"{dataset[index]['question']} Think step by step." for index in range(8)]
     model, tokenizer = build_model(config, seed=0), build_tokenizer(config)
-    return Workload(model, tokenizer, config.context, _prompts(texts), 8, 192, 32)
+    return Workload(model, tokenizer, config.context, _prompts(texts), 8, 256, 32)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {"tiny_moe": tiny_moe, "smollm2_135m": smollm2_135m}

@@ -100,7 +100,7 @@ def recomputed(model: PreTrainedModel, block: RolloutBlock, temperature: float) 
         prompt = block.prompt_tokens[block.prompt_offsets[group] : block.prompt_offsets[group + 1]]
         answer = torch.from_numpy(block.tokens[block.offsets[row] : block.offsets[row + 1]]).long()
         ids = torch.cat([torch.from_numpy(prompt).long(), answer])
-        logits = model(ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        logits = model(ids[None]).logits[0, len(prompt) - 1 : -1].float() / temperature
         found.append(torch.log_softmax(logits, -1).gather(1, answer[:, None])[:, 0])
     return torch.cat(found).numpy()
 
@@ -111,6 +111,21 @@ def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
     block = run(MODELS[model](), rows=rows)
     assert len(set(block.lengths.tolist())) > 3  # rows did come and go
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", MODELS)
+def test_log_probs_on_a_gpu_are_those_of_a_plain_forward(model: str):
+    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 6, torch.device("cuda"))
+    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
+    np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bfloat16_stays_near_its_own_plain_forward(model: str):
+    block = run(MODELS[model]().bfloat16(), rows=6)
+    gap = np.abs(block.logprobs - recomputed(MODELS[model]().bfloat16(), block, 0.8))
+    assert gap.mean() < 0.05
 
 
 @pytest.mark.parametrize("model", MODELS)
