@@ -11,19 +11,18 @@ known about it later counts in the first open month, as an adjustment, and is po
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from orchestrator.ledger.archive import GENESIS, Archive, Close, chain
-from orchestrator.ledger.booking import BookingPolicy, book, effective
+from orchestrator.ledger.booking import BookingPolicy
 from orchestrator.ledger.calendar import DAY_NS, date_of, following_month, month_bounds
-from orchestrator.ledger.entries import lease_entries, stated_entries
+from orchestrator.ledger.derive import derive
 from orchestrator.ledger.errors import LedgerError, LedgerStateError, UnknownPriceError
-from orchestrator.ledger.events import Event, UsageStated
 from orchestrator.ledger.journal import Journal
-from orchestrator.ledger.labels import labels_of
-from orchestrator.ledger.lines import LineKey, Lines, subtract, to_lines
+from orchestrator.ledger.lines import LineKey, Lines, add, coarse, left_out, subtract
+from orchestrator.ledger.mart import Mart
 from orchestrator.ledger.prices import PriceTable
 from orchestrator.ledger.pricing import Pricer
 
@@ -50,33 +49,48 @@ class CountedLine(NamedTuple):
         return "usage" if self.key.month == self.posted else "adjustment"
 
 
-def derive(events: Iterable[Event], as_of_ns: int, policy: BookingPolicy) -> Lines:
-    """All lines of `events` as they stand at `as_of_ns`."""
-    counted, _ = effective(events)
-    booked, _ = book(counted, as_of_ns, policy)
-    stated = [event for event in counted if isinstance(event, UsageStated)]
-    return to_lines([*lease_entries(booked), *stated_entries(stated)], labels_of(counted))
-
-
 class Accounts:
-    """The journal and the archive, read together."""
+    """The journal and the archive, read together; through the mart, where there is one."""
 
-    def __init__(self, journal: Journal, archive: Archive, policy: BookingPolicy) -> None:
-        self._journal, self._archive, self._policy = journal, archive, policy
+    def __init__(
+        self, journal: Journal, archive: Archive, policy: BookingPolicy, mart: Mart | None = None
+    ) -> None:
+        self._journal, self._archive, self._policy, self._mart = journal, archive, policy, mart
 
-    def counted(self, as_of_ns: int) -> Iterator[CountedLine]:
-        """All lines that count, as known at `as_of_ns`. Asked again later, it gives the same."""
-        closes = self._archive.closes(as_of_ns)
+    def counted(self, as_of_ns: int, keep: Collection[str] = LineKey._fields) -> Iterator[CountedLine]:
+        """All lines that count, as known at `as_of_ns`, from the journal alone: asked again later, it gives
+        the same.
+
+        Fields outside `keep` are left empty, and the lines added up.
+        """
         events = (recorded.event for recorded in self._journal.events(known_by_ns=as_of_ns))
-        lines = derive(events, as_of_ns, self._policy)
+        lines = coarse(derive(events, as_of_ns, self._policy), keep)
+        return self._counted(lines, self._archive.closes(as_of_ns), keep)
+
+    def counted_now(self, now_ns: int, keep: Collection[str] = LineKey._fields) -> Iterator[CountedLine]:
+        """All lines that count now."""
+        return self._counted(self._lines_now(now_ns, keep)[1], self._archive.closes(), keep)
+
+    def _lines_now(self, now_ns: int, keep: Collection[str]) -> tuple[int, Lines]:
+        """All lines, and the last event that they know."""
+        found = None if self._mart is None else self._mart.lines(now_ns, keep)
+        if found is not None:
+            return found
+        through = self._journal.head()
+        events = (recorded.event for recorded in self._journal.events(through_seq=through))
+        return through, coarse(derive(events, now_ns, self._policy), keep)
+
+    def _counted(self, lines: Lines, closes: Sequence[Close], keep: Collection[str]) -> Iterator[CountedLine]:
         if not closes:
             for key, ns in lines.items():
                 yield CountedLine(key.month, key, ns)
             return
+        blanks = left_out(keep)
         posted: Lines = {}
         for posting in self._archive.postings(closes[-1].last_posting):
-            posted[posting.key] = posted.get(posting.key, 0) + posting.ns
-            yield CountedLine(posting.period, posting.key, posting.ns)
+            key = posting.key._replace(**blanks)
+            posted[key] = posted.get(key, 0) + posting.ns
+            yield CountedLine(posting.period, key, posting.ns)
         first_open = following_month(closes[-1].period)
         first_open_day = month_bounds(first_open)[0]
         about_closed: Lines = {}
@@ -128,20 +142,16 @@ class Accounts:
         return close
 
     def _due(self, month: str, closes: list[Close], now_ns: int, pricer: Pricer) -> tuple[int, Lines]:
-        """The last event known, and what is to be posted: all lines until the end of the month, less what was
+        """The last event known, and what is to be posted: all lines until the month's end, less what was
         posted.
         """
         end_day = month_bounds(month)[1]
-        through = 0
-        events: list[Event] = []
-        for recorded in self._journal.events(known_by_ns=now_ns):
-            through = recorded.seq
-            events.append(recorded.event)
-        lines = {key: ns for key, ns in derive(events, now_ns, self._policy).items() if key.day < end_day}
+        through, known = self._lines_now(now_ns, LineKey._fields)
+        lines = {key: ns for key, ns in known.items() if key.day < end_day}
         posted: Lines = {}
         if closes:
-            for posting in self._archive.postings(closes[-1].last_posting):
-                posted[posting.key] = posted.get(posting.key, 0) + posting.ns
+            postings = self._archive.postings(closes[-1].last_posting)
+            add(posted, ((posting.key, posting.ns) for posting in postings))
         frozen = dict(self.frozen_prices(closes))
         for key in lines:
             frozen.setdefault(key.month, pricer)

@@ -20,23 +20,22 @@ lease
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
 from orchestrator.ledger.calendar import DAY_NS, cut_at_midnight
+from orchestrator.ledger.corrections import Rejection, effective
 from orchestrator.ledger.events import (
     IDLE,
     LOST,
     NO_ROLE,
-    Correction,
     Event,
     Heartbeat,
     LeaseClosed,
     LeaseOpened,
     SpanRecorded,
-    event_from_json,
 )
 from orchestrator.ledger.money import split_evenly
 
@@ -69,7 +68,8 @@ class Ending(StrEnum):
 class Slice(NamedTuple):
     """`ns` of a lease's time within [start_ns, end_ns) of one day.
 
-    `run_id` is the run that it was for; `event_id` the span, empty for idle and lost.
+    `run_id` is the run that it was for. `actor`, `step` and `tokens` are the span's; the tokens of a span
+    that is cut at midnight are with its first slice. `idle` and `lost` have none.
     """
 
     start_ns: int
@@ -78,8 +78,9 @@ class Slice(NamedTuple):
     role: str
     activity: str
     run_id: str
-    event_id: str
-    actor: str
+    actor: str = ""
+    step: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +99,6 @@ class BookedLease:
         return self.end_ns - self.start_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """An event that does not count, and why: a row of the quarantine."""
-
-    event_id: str
-    reason: str
-
-
 @dataclass(slots=True)
 class LeaseEvents:
     """What is known of one lease, in any order."""
@@ -114,37 +107,6 @@ class LeaseEvents:
     closings: list[LeaseClosed] = field(default_factory=list[LeaseClosed])
     spans: list[SpanRecorded] = field(default_factory=list[SpanRecorded])
     last_heartbeat_ns: int | None = None
-
-
-def effective(events: Iterable[Event]) -> tuple[list[Event], list[Rejection]]:
-    """The events that count: duplicates by `event_id` once, corrected ones replaced or left out.
-
-    Corrections are taken from the latest to the earliest (by `at_ns`, then `event_id`). Of several
-    corrections of one event the latest counts. A correction that is itself corrected does not count, so that
-    the event it was about counts again. A replacement is known by its correction's id.
-    """
-    by_id: dict[str, Event] = {}
-    for event in events:
-        by_id.setdefault(event.event_id, event)
-    corrections = [event for event in by_id.values() if isinstance(event, Correction)]
-    corrected: set[str] = set()
-    counted: list[Event] = []
-    rejected: list[Rejection] = []
-    for correction in sorted(corrections, key=lambda event: (event.at_ns, event.event_id), reverse=True):
-        if correction.corrects not in by_id:
-            rejected.append(
-                Rejection(correction.event_id, f"corrects {correction.corrects}, which is not known")
-            )
-        elif correction.event_id not in corrected and correction.corrects not in corrected:
-            corrected.add(correction.corrects)
-            if correction.replacement:
-                counted.append(replace(event_from_json(correction.replacement), event_id=correction.event_id))
-    counted.extend(
-        event
-        for event in by_id.values()
-        if not isinstance(event, Correction) and event.event_id not in corrected
-    )
-    return counted, rejected
 
 
 def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:
@@ -185,6 +147,30 @@ def book_lease(
     lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy, rejected: list[Rejection]
 ) -> BookedLease | None:
     """One lease at `as_of_ns`; None if not yet opened then. What does not count is added to `rejected`."""
+    facts = settle(lease, policy, rejected)
+    if facts is None or facts.opened.at_ns >= as_of_ns:
+        return None
+    end, lost_from, ending = _extent(facts, as_of_ns, policy.grace_ns)
+    lost_from = min(lost_from, end)
+    slices = _slices(facts.spans, facts.opened, lost_from)
+    slices.extend(unattributed(lost_from, end, LOST, facts.opened.run_id))
+    return BookedLease(facts.opened, facts.opened.at_ns, end, ending, tuple(slices))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFacts:
+    """What a lease's events come to: the opening and the close that count, the spans inside, the last sign of
+    life.
+    """
+
+    opened: LeaseOpened
+    closed: LeaseClosed | None
+    spans: list[SpanRecorded]
+    last_sign_ns: int
+
+
+def settle(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection]) -> LeaseFacts | None:
+    """The facts of a lease; None if it was never opened. What does not count is added to `rejected`."""
     if not lease.openings:
         orphans = (*lease.closings, *lease.spans)
         rejected.extend(
@@ -195,16 +181,19 @@ def book_lease(
     rejected.extend(Rejection(event.event_id, f"lease {event.lease_id} was opened before") for event in more)
     closed = _closing(lease, opened, rejected)
     spans = _inside(lease.spans, opened, closed, policy.skew_ns, rejected)
-    if opened.at_ns >= as_of_ns:
-        return None
-    last_sign = max([opened.at_ns, *(span.end_ns for span in spans)])
+    signs = [opened.at_ns, *(span.end_ns for span in spans)]
     if lease.last_heartbeat_ns is not None:
-        last_sign = max(last_sign, lease.last_heartbeat_ns)
-    end, lost_from, ending = _extent(closed, last_sign, as_of_ns, policy.grace_ns)
-    lost_from = min(lost_from, end)
-    slices = _slices(spans, opened, lost_from)
-    slices.extend(_unattributed(lost_from, end, LOST, opened.run_id))
-    return BookedLease(opened, opened.at_ns, end, ending, tuple(slices))
+        signs.append(lease.last_heartbeat_ns)
+    return LeaseFacts(opened, closed, spans, max(signs))
+
+
+def tail(run_id: str, last_sign_ns: int, as_of_ns: int, policy: BookingPolicy) -> list[Slice]:
+    """The slices of a lease that nobody closed, from its last sign of life to `as_of_ns`, which is not before
+    it.
+    """
+    end = min(as_of_ns, last_sign_ns + policy.grace_ns)
+    activity = LOST if as_of_ns > end else IDLE
+    return unattributed(last_sign_ns, end, activity, run_id)
 
 
 def _closing(lease: LeaseEvents, opened: LeaseOpened, rejected: list[Rejection]) -> LeaseClosed | None:
@@ -219,12 +208,9 @@ def _closing(lease: LeaseEvents, opened: LeaseOpened, rejected: list[Rejection])
     return closed
 
 
-def _extent(
-    closed: LeaseClosed | None, last_sign: int, as_of_ns: int, grace_ns: int
-) -> tuple[int, int, Ending]:
-    """End of a lease at `as_of_ns`, where its `lost` time starts (the end, if there is none), and how it
-    ended.
-    """
+def _extent(facts: LeaseFacts, as_of_ns: int, grace_ns: int) -> tuple[int, int, Ending]:
+    """End of a lease at `as_of_ns`, where its `lost` time starts (the end, if none), and how it ended."""
+    closed, last_sign = facts.closed, facts.last_sign_ns
     if closed is not None and closed.at_ns <= as_of_ns:
         if closed.reason == "lost":
             return closed.at_ns, last_sign, Ending.LOST
@@ -270,42 +256,45 @@ def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list
             index += 1
         if cluster_end <= start:
             continue
-        slices.extend(_unattributed(cursor, start, IDLE, run_id))
+        slices.extend(unattributed(cursor, start, IDLE, run_id))
         if index == first + 1:
             slices.extend(_alone(spans[first], start, cluster_end, run_id))
         else:
             slices.extend(_shared(spans[first:index], start, cluster_end, run_id))
         cursor = cluster_end
-    slices.extend(_unattributed(cursor, end_ns, IDLE, run_id))
+    slices.extend(unattributed(cursor, end_ns, IDLE, run_id))
     return slices
 
 
-def _unattributed(start_ns: int, end_ns: int, activity: str, run_id: str) -> list[Slice]:
+def unattributed(start_ns: int, end_ns: int, activity: str, run_id: str) -> list[Slice]:
+    """Time of a lease that no span covers, by day."""
     return [
-        Slice(start, end, end - start, NO_ROLE, activity, run_id, "", "")
+        Slice(start, end, end - start, NO_ROLE, activity, run_id)
         for start, end in cut_at_midnight(start_ns, end_ns)
     ]
 
 
 def _alone(span: SpanRecorded, start_ns: int, end_ns: int, holder: str) -> list[Slice]:
-    run_id = span.run_id or holder
     if start_ns // DAY_NS == (end_ns - 1) // DAY_NS:
-        return [
-            Slice(
-                start_ns,
-                end_ns,
-                end_ns - start_ns,
-                span.role,
-                span.activity,
-                run_id,
-                span.event_id,
-                span.actor,
-            )
-        ]
+        return [_slice(span, start_ns, end_ns, end_ns - start_ns, holder, True)]
     return [
-        Slice(start, end, end - start, span.role, span.activity, run_id, span.event_id, span.actor)
+        _slice(span, start, end, end - start, holder, start == start_ns)
         for start, end in cut_at_midnight(start_ns, end_ns)
     ]
+
+
+def _slice(span: SpanRecorded, start_ns: int, end_ns: int, ns: int, holder: str, first: bool) -> Slice:
+    return Slice(
+        start_ns,
+        end_ns,
+        ns,
+        span.role,
+        span.activity,
+        span.run_id or holder,
+        span.actor,
+        span.step,
+        span.tokens if first else 0,
+    )
 
 
 def _shared(spans: Sequence[SpanRecorded], start_ns: int, end_ns: int, holder: str) -> list[Slice]:
@@ -330,17 +319,17 @@ def _shared(spans: Sequence[SpanRecorded], start_ns: int, end_ns: int, holder: s
         for event_id, ns in _split(active, end - start):
             key = (start // DAY_NS, event_id)
             shares[key] = shares.get(key, 0) + ns
-    slices: list[Slice] = []
+    pieces: list[tuple[Slice, str]] = []
+    begun: set[str] = set()
     for (day, event_id), ns in shares.items():
-        span = by_id[event_id]
-        first = max(span.start_ns, start_ns, day * DAY_NS)
-        last = min(span.end_ns, end_ns, (day + 1) * DAY_NS)
         if ns:
-            slices.append(
-                Slice(first, last, ns, span.role, span.activity, span.run_id or holder, event_id, span.actor)
-            )
-    slices.sort(key=lambda piece: (piece.start_ns, piece.end_ns, piece.actor, piece.event_id))
-    return slices
+            span = by_id[event_id]
+            first = max(span.start_ns, start_ns, day * DAY_NS)
+            last = min(span.end_ns, end_ns, (day + 1) * DAY_NS)
+            pieces.append((_slice(span, first, last, ns, holder, event_id not in begun), event_id))
+            begun.add(event_id)
+    pieces.sort(key=lambda piece: (piece[0].start_ns, piece[0].end_ns, piece[0].actor, piece[1]))
+    return [piece for piece, _ in pieces]
 
 
 def _split(active: Mapping[str, SpanRecorded], ns: int) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from orchestrator.ledger.errors import MalformedEventError
@@ -22,6 +23,8 @@ _DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 IDLE, LOST = "idle", "lost"
 """Activities that only the ledger books: time of a lease that no span covers."""
+
+_RESERVED = frozenset({IDLE, LOST})
 
 NO_ROLE = "none"
 """The role of `idle` and `lost` time."""
@@ -213,8 +216,41 @@ def _specification(kind: type[Any]) -> tuple[tuple[str, bool, bool, bool], ...]:
 _FIELDS = {name: _specification(kind) for name, kind in EVENT_TYPES.items()}
 
 
+_SPAN = itemgetter(
+    "event_id", "lease_id", "actor", "role", "activity", "start_ns", "end_ns", "step", "tokens"
+)
+_LIMIT = 1 << 63
+
+
 def parse_event(fields: Mapping[str, Any]) -> Event:
     """The event that a JSON object states. Raises MalformedEventError, which names the field."""
+    return _parse_span(fields) or _parse(fields)
+
+
+def _parse_span(fields: Mapping[str, Any]) -> SpanRecorded | None:
+    """A span, in a third of the general parser's time, for nearly all events are spans.
+
+    None: let that one judge.
+    """
+    if fields.get("type") != "span_recorded" or fields.get("schema") != SCHEMA_VERSION:
+        return None
+    try:
+        event_id, lease_id, actor, role, activity, start_ns, end_ns, step, tokens = _SPAN(fields)
+    except KeyError:
+        return None
+    run_id = fields.get("run_id", "")
+    if (
+        type(event_id) is type(lease_id) is type(actor) is type(role) is type(activity) is type(run_id) is str
+        and type(start_ns) is type(end_ns) is type(step) is type(tokens) is int
+        and (event_id and lease_id and role and activity)
+        and (0 <= start_ns <= end_ns < _LIMIT and 0 <= tokens < _LIMIT and 0 <= step < _LIMIT)
+        and activity not in _RESERVED
+    ):
+        return SpanRecorded(event_id, lease_id, actor, role, activity, start_ns, end_ns, step, tokens, run_id)
+    return None
+
+
+def _parse(fields: Mapping[str, Any]) -> Event:
     schema = fields.get("schema")
     if schema != SCHEMA_VERSION:
         raise MalformedEventError(
@@ -227,7 +263,7 @@ def parse_event(fields: Mapping[str, Any]) -> Event:
     for name, integer, optional, empty in _FIELDS[kind]:
         value = fields.get(name)
         if integer:
-            if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+            if type(value) is not int or not -_LIMIT <= value < _LIMIT:
                 raise MalformedEventError(name, repr(value), "an integer of 64 bits")
         elif value is None and optional and name not in fields:
             value = EVENT_TYPES[kind].__dataclass_fields__[name].default
@@ -247,7 +283,7 @@ def _check(event: Event) -> None:
             raise MalformedEventError(
                 "end_ns", str(event.end_ns), f"{event.start_ns} or later", "a negative duration"
             )
-        if event.activity in (IDLE, LOST):
+        if event.activity in _RESERVED:
             raise MalformedEventError(
                 "activity", event.activity, "what an actor did", "the ledger itself books idle and lost time"
             )
@@ -282,16 +318,18 @@ def _check(event: Event) -> None:
             )
 
 
-def event_from_json(line: str | bytes) -> Event:
+_decode = json.JSONDecoder().raw_decode
+
+
+def event_from_json(line: str) -> Event:
     """The event that a line states. Raises MalformedEventError."""
     try:
-        fields = json.loads(line)
+        fields, end = _decode(line)  # `json.loads` without its two searches for white space
     except (ValueError, RecursionError) as error:
         raise MalformedEventError("line", repr(line[:120]), "one JSON object", str(error)) from error
-    if not isinstance(fields, dict):
+    if not isinstance(fields, dict) or (end != len(line) and not line[end:].isspace()):
         raise MalformedEventError("line", repr(line[:120]), "one JSON object")
-    escaped = b"\\u" in line if isinstance(line, bytes) else "\\u" in line
-    if escaped:
+    if "\\u" in line:
         _require_storable(fields)
     return parse_event(fields)
 

@@ -14,10 +14,9 @@ from typing import NamedTuple, Protocol
 from orchestrator.ledger.events import (
     Correction,
     Event,
-    Heartbeat,
-    LeaseClosed,
     LeaseOpened,
     SpanRecorded,
+    event_from_json,
     event_to_json,
 )
 
@@ -54,11 +53,15 @@ class Journal(Protocol):
     """Where events are kept."""
 
     def append(
-        self, events: Sequence[Event], bad_lines: Sequence[BadLine] = (), cursor: Cursor | None = None
+        self,
+        events: Sequence[Event],
+        bad_lines: Sequence[BadLine] = (),
+        cursor: Cursor | None = None,
+        texts: Sequence[str] | None = None,
     ) -> int:
         """Take the events that are new, the lines that are none, and the place in the spool, all or nothing.
 
-        Returns how many were new.
+        `texts` are the events' JSON as it arrived, if it did as text. Returns how many were new.
         """
         ...
 
@@ -67,6 +70,7 @@ class Journal(Protocol):
         runs: Collection[str] | None = None,
         after_seq: int = 0,
         known_by_ns: int | None = None,
+        through_seq: int | None = None,
     ) -> Iterator[Recorded]:
         """Events in the order of arrival: all, or those of some runs (declarations, leases held, and leases
         with spans for them, whole; corrections of any run are among them). `after_seq` leaves out what came
@@ -76,6 +80,28 @@ class Journal(Protocol):
 
     def runs_of(self, name: str) -> list[str]:
         """The run of that id and the runs of the pipeline of that id, in order; empty if there is neither."""
+        ...
+
+    def head(self) -> int:
+        """The place of the last event; 0 if there is none."""
+        ...
+
+    def find(self, ids: Collection[str]) -> list[Event]:
+        """The events of those ids that there are."""
+        ...
+
+    def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
+        """The events about no lease (runs, purposes, corrections, stated usage) with after < seq <= through,
+        in order.
+        """
+        ...
+
+    def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
+        """The leases with events after < seq <= through, each with the number of all its events."""
+        ...
+
+    def of_leases(self, leases: Collection[str], through_seq: int) -> Iterator[Event]:
+        """The events of some leases up to `through_seq`, in any order."""
         ...
 
     def cursor(self, path: str) -> Cursor:
@@ -89,31 +115,43 @@ class Journal(Protocol):
 
 def lease_of(event: Event) -> str:
     """The lease that an event is about; empty if none."""
-    return event.lease_id if isinstance(event, LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded) else ""
+    return getattr(event, "lease_id", "")
 
 
 def run_of(event: Event) -> str:
     """The run that an event names; empty if none (a lease's run is named by its opening)."""
-    return "" if isinstance(event, LeaseClosed | Heartbeat | Correction) else event.run_id
+    return getattr(event, "run_id", "")
 
 
-def sort_out(
-    events: Sequence[Event], known: Mapping[str, str], sources: Mapping[str, str] | None = None
-) -> tuple[dict[str, tuple[Event, str]], list[BadLine]]:
-    """The events that are new, by id, with their JSON, and a bad line for each whose id is `known` (id to
-    JSON) with other content.
-    """
-    new: dict[str, tuple[Event, str]] = {}
+Arrivals = dict[str, tuple[Event, str]]
+"""Events with their JSON, by id."""
+
+
+def distinct(events: Sequence[Event], texts: Sequence[str] | None) -> tuple[Arrivals, list[BadLine]]:
+    """The events by id, and a bad line for each whose id stood for another event before."""
+    arrivals: Arrivals = {}
     conflicts: list[BadLine] = []
-    for event in events:
-        text = event_to_json(event)
-        seen = new[event.event_id][1] if event.event_id in new else known.get(event.event_id)
-        if seen is None:
-            new[event.event_id] = (event, text)
-        elif seen != text:
-            source = (sources or {}).get(event.event_id, f"event {event.event_id}")
-            conflicts.append(BadLine(source, "event_id was used before, with other content", text))
+    for event, text in zip(events, texts or map(event_to_json, events), strict=True):
+        seen = arrivals.setdefault(event.event_id, (event, text))
+        if seen[1] is not text and seen[0] != event:
+            conflicts.append(conflict(event, text))
+    return arrivals, conflicts
+
+
+def without(arrivals: Arrivals, known: Mapping[str, str]) -> tuple[Arrivals, list[BadLine]]:
+    """The events that are not `known` (id to JSON), and a bad line for each that is, with other content."""
+    new = {event_id: arrival for event_id, arrival in arrivals.items() if event_id not in known}
+    conflicts = [
+        conflict(*arrivals[event_id])
+        for event_id, text in known.items()
+        if text != arrivals[event_id][1] and event_from_json(text) != arrivals[event_id][0]
+    ]
     return new, conflicts
+
+
+def conflict(event: Event, text: str) -> BadLine:
+    """The bad line of an event whose id stands for another one."""
+    return BadLine(f"event {event.event_id}", "event_id was used before, with other content", text)
 
 
 class MemoryJournal:
@@ -127,19 +165,25 @@ class MemoryJournal:
         self._bad: dict[tuple[str, str], BadLine] = {}
 
     def append(
-        self, events: Sequence[Event], bad_lines: Sequence[BadLine] = (), cursor: Cursor | None = None
+        self,
+        events: Sequence[Event],
+        bad_lines: Sequence[BadLine] = (),
+        cursor: Cursor | None = None,
+        texts: Sequence[str] | None = None,
     ) -> int:
         """Take the events that are new, the lines that are none, and the place in the spool.
 
         Returns how many were new.
         """
-        new, conflicts = sort_out(events, self._texts)
+        arrivals, doubled = distinct(events, texts)
+        known = {event_id: self._texts[event_id] for event_id in arrivals if event_id in self._texts}
+        new, conflicts = without(arrivals, known)
         last_ns = self._recorded[-1].recorded_ns if self._recorded else 0
         recorded_ns = max(self._now_ns(), last_ns)
         for event_id, (event, text) in new.items():
             self._texts[event_id] = text
             self._recorded.append(Recorded(len(self._recorded) + 1, recorded_ns, event))
-        for line in (*bad_lines, *conflicts):
+        for line in (*bad_lines, *doubled, *conflicts):
             self._bad.setdefault((line.source, line.text), line)
         if cursor is not None:
             self._cursors[cursor.path] = cursor
@@ -150,10 +194,11 @@ class MemoryJournal:
         runs: Collection[str] | None = None,
         after_seq: int = 0,
         known_by_ns: int | None = None,
+        through_seq: int | None = None,
     ) -> Iterator[Recorded]:
         """Events in the order of arrival."""
         leases = self._leases_of(runs) if runs is not None else set[str]()
-        for recorded in self._recorded[after_seq:]:
+        for recorded in self._recorded[after_seq:through_seq]:
             if known_by_ns is not None and recorded.recorded_ns > known_by_ns:
                 return
             event = recorded.event
@@ -182,6 +227,31 @@ class MemoryJournal:
             if run_id and (run_id == name or getattr(event, "pipeline", "") == name):
                 runs[run_id] = None
         return list(runs)
+
+    def head(self) -> int:
+        """The place of the last event."""
+        return len(self._recorded)
+
+    def find(self, ids: Collection[str]) -> list[Event]:
+        """The events of those ids that there are."""
+        return [recorded.event for recorded in self._recorded if recorded.event.event_id in ids]
+
+    def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
+        """The events about no lease with after < seq <= through."""
+        return [row.event for row in self._recorded[after_seq:through_seq] if not lease_of(row.event)]
+
+    def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
+        """The leases with events after < seq <= through, each with the number of all its events."""
+        fresh = {lease_of(row.event) for row in self._recorded[after_seq:through_seq]} - {""}
+        counts = dict.fromkeys(fresh, 0)
+        for row in self._recorded:
+            if lease_of(row.event) in fresh:
+                counts[lease_of(row.event)] += 1
+        return counts
+
+    def of_leases(self, leases: Collection[str], through_seq: int) -> Iterator[Event]:
+        """The events of some leases up to `through_seq`."""
+        return (row.event for row in self._recorded[:through_seq] if lease_of(row.event) in leases)
 
     def cursor(self, path: str) -> Cursor:
         """How far a spool file was read."""

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger.accounts import Accounts
+from orchestrator.ledger.accounts import Accounts, CountedLine
 from orchestrator.ledger.archive import Archive, Close, MemoryArchive, digest_of, verify
-from orchestrator.ledger.booking import (
-    STANDARD_POLICY,
-    BookedLease,
-    BookingPolicy,
-    Rejection,
-    book,
-    effective,
-)
+from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPolicy, book
+from orchestrator.ledger.corrections import Rejection, effective
 from orchestrator.ledger.entries import Entry, lease_entries, stated_entries
 from orchestrator.ledger.errors import LedgerError, UnknownRunError
 from orchestrator.ledger.events import Event, UsageStated, parse_event
 from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
+from orchestrator.ledger.mart import Mart, default_folder
 from orchestrator.ledger.meter import RunMeter
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer
-from orchestrator.ledger.report_by import Report, report_by
+from orchestrator.ledger.report_by import Report, field_of, report_by, require_dimensions
 from orchestrator.ledger.run_report import RunReport, run_report
 from orchestrator.ledger.spool import ship
 
@@ -47,9 +42,11 @@ class Ledger:
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
         only_book: PriceBook | None = None,
+        mart: Mart | None = None,
     ) -> None:
         self._journal, self._archive, self._policy, self._now_ns = journal, archive, policy, now_ns
-        self._accounts = Accounts(journal, archive, policy)
+        self._mart = mart
+        self._accounts = Accounts(journal, archive, policy, mart)
         self._meters: dict[str, tuple[RunMeter, int]] = {}
         self._only_book = only_book
         self._pricer_now: Pricer | None = None
@@ -61,10 +58,12 @@ class Ledger:
         price_book: AnyPriceBook | None = None,
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
+        mart_folder: Path | None = None,
     ) -> Ledger:
         """The ledger at `url` (`sqlite:///path`, `postgresql://...`); its tables are made if it is new.
 
-        A price book that it was never given before is adopted. Raises LedgerError.
+        A price book that it was never given before is adopted. `mart_folder`: where the mart of a large
+        ledger is kept (default: beside a SQLite file, else under the user's cache). Raises LedgerError.
         """
         from orchestrator.ledger.sql.archive import SqlArchive
         from orchestrator.ledger.sql.engine import open_engine
@@ -74,7 +73,9 @@ class Ledger:
         read = None if price_book is None else _price_book(price_book)
         engine = open_engine(url)
         require_head(engine)
-        ledger = cls(SqlJournal(engine, now_ns), SqlArchive(engine, now_ns), policy, now_ns)
+        journal = SqlJournal(engine, now_ns)
+        mart = Mart(mart_folder or default_folder(url), journal, policy)
+        ledger = cls(journal, SqlArchive(engine, now_ns), policy, now_ns, mart=mart)
         if read is not None:
             ledger.offer(read)
         return ledger
@@ -92,8 +93,8 @@ class Ledger:
         return ledger
 
     def priced_with(self, price_book: PriceBook) -> Ledger:
-        """The same ledger, read with one price book instead of those it adopted; closed months keep theirs."""
-        return Ledger(self._journal, self._archive, self._policy, self._now_ns, price_book)
+        """The same ledger, read with one price book instead of those adopted; closed months keep theirs."""
+        return Ledger(self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart)
 
     def price_books(self) -> list[PriceBook]:
         """The adopted price books, the newest first."""
@@ -156,7 +157,12 @@ class Ledger:
         lines of a run, or of a pipeline's runs. Raises LedgerError for an unknown dimension or a moment in
         the future.
         """
-        counted = self._accounts.counted(self._moment(as_of_ns))
+        require_dimensions(by)
+        keep = {field_of(dimension) for dimension in by} | ({"run_id"} if name else set())
+        if as_of_ns is None:
+            counted = self._accounts.counted_now(self._now_ns(), keep)
+        else:
+            counted = self._accounts.counted(self._moment(as_of_ns), keep)
         if name is not None:
             runs = set(self._runs(name))
             counted = (line for line in counted if line.key.run_id in runs)
@@ -204,6 +210,25 @@ class Ledger:
         """The events of a run or pipeline that do not count, and why. Raises UnknownRunError."""
         return self._booked(self._runs(name), None)[2]
 
+    def runs_of(self, name: str) -> list[str]:
+        """The run, or the runs of the pipeline, `name`. Raises UnknownRunError."""
+        return self._runs(name)
+
+    def events(self, runs: Collection[str] | None = None, as_of_ns: int | None = None) -> list[Event]:
+        """The events that count, after corrections: all, or those about some runs."""
+        known = self._journal.events(runs, known_by_ns=as_of_ns)
+        return effective(recorded.event for recorded in known)[0]
+
+    def counted(self, as_of_ns: int | None = None) -> Iterator[CountedLine]:
+        """Every line that counts, as known at `as_of_ns`: what all reports add up."""
+        if as_of_ns is None:
+            return self._accounts.counted_now(self._now_ns())
+        return self._accounts.counted(self._moment(as_of_ns))
+
+    def pricer(self, as_of_ns: int | None = None) -> Pricer:
+        """The prices that reports use, as known at `as_of_ns`."""
+        return self._pricer(as_of_ns)
+
     def bad_lines(self) -> list[BadLine]:
         """The lines that were no event, with file and line."""
         return self._journal.bad_lines()
@@ -229,11 +254,11 @@ class Ledger:
         stated = [event for event in effective(events)[0] if isinstance(event, UsageStated)]
         return booked, stated, rejected
 
-    def _moment(self, as_of_ns: int | None) -> int:
+    def _moment(self, as_of_ns: int) -> int:
         now = self._now_ns()
-        if as_of_ns is not None and as_of_ns > now:
+        if as_of_ns > now:
             raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is not known")
-        return now if as_of_ns is None else as_of_ns
+        return as_of_ns
 
     def _pricer(self, as_of_ns: int | None) -> Pricer:
         if as_of_ns is not None:

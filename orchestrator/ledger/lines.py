@@ -5,8 +5,8 @@ What is priced, reported and, when a month closes, posted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from orchestrator.ledger.calendar import month_of
 from orchestrator.ledger.entries import Entry
@@ -105,6 +105,37 @@ def to_lines(entries: Iterable[Entry], labels: Mapping[str, Labels]) -> Lines:
         )
         lines[key] = lines.get(key, 0) + entry.ns
     return lines
+
+
+PRICED_BY = frozenset({"day", "resource", "sku", "region", "commitment", "unit_price", "currency"})
+"""Fields of a line that its price depends on: never left out."""
+
+
+def left_out(keep: Collection[str]) -> dict[str, Any]:
+    """The empty values of the fields that are neither in `keep` nor in PRICED_BY."""
+    return {
+        name: 0 if name == "attempt" else ""
+        for name in LineKey._fields
+        if name not in keep and name not in PRICED_BY
+    }
+
+
+def coarse(lines: Lines, keep: Collection[str]) -> Lines:
+    """Lines with the fields outside `keep` left empty, added up."""
+    blanks = left_out(keep)
+    if not blanks:
+        return lines
+    added: Lines = {}
+    for key, ns in lines.items():
+        coarser = key._replace(**blanks)
+        added[coarser] = added.get(coarser, 0) + ns
+    return added
+
+
+def add(lines: Lines, more: Iterable[tuple[LineKey, int]]) -> None:
+    """Add lines to others, in place."""
+    for key, ns in more:
+        lines[key] = lines.get(key, 0) + ns
 
 
 def subtract(lines: Lines, posted: Lines) -> Lines:

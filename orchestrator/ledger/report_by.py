@@ -85,6 +85,11 @@ def value_of(line: CountedLine, dimension: str) -> Value:
             return getattr(line.key, dimension)
 
 
+def field_of(dimension: str) -> str:
+    """The field of a line that a dimension is read from."""
+    return {"run": "run_id", "lease": "lease_id"}.get(dimension, dimension)
+
+
 def report_by(
     counted: Iterable[CountedLine],
     by: Sequence[str],
@@ -99,7 +104,7 @@ def report_by(
     """
     require_dimensions(by)
     quantities: dict[tuple[Value, ...], int] = {}
-    amounts: dict[tuple[Value, ...], Fraction] = {}
+    by_price: dict[tuple[tuple[Value, ...], Fraction], int] = {}
     unpriced: dict[str, None] = {}
     incomplete: set[tuple[Value, ...]] = set()
     for line in counted:
@@ -108,10 +113,15 @@ def report_by(
         group = tuple(value_of(line, dimension) for dimension in by)
         quantities[group] = quantities.get(group, 0) + line.ns
         try:
-            amounts[group] = amounts.get(group, Fraction(0)) + hours(line.ns) * pricer.unit_price(line.key)
+            priced = (group, pricer.unit_price(line.key))
         except LedgerError as error:
             incomplete.add(group)
             unpriced[str(error)] = None
+        else:
+            by_price[priced] = by_price.get(priced, 0) + line.ns
+    amounts: dict[tuple[Value, ...], Fraction] = {}
+    for (group, unit_price), ns in by_price.items():
+        amounts[group] = amounts.get(group, Fraction(0)) + hours(ns) * unit_price
     return assemble(
         by, quantities, amounts, incomplete, tuple(sorted(unpriced)), pricer.table.currency, places
     )

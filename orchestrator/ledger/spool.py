@@ -40,18 +40,23 @@ def ship_file(path: Path, journal: Journal) -> int:
                 lines.pop()  # a line that is still being written
             if not lines:
                 return new
-            events, bad_lines = _parse(lines, path, cursor.lines)
+            events, texts, bad_lines = _parse(lines, path, cursor.lines)
             cursor = Cursor(name, cursor.offset + sum(map(len, lines)), cursor.lines + len(lines))
-            new += journal.append(events, bad_lines, cursor)
+            new += journal.append(events, bad_lines, cursor, texts)
 
 
-def _parse(lines: list[bytes], path: Path, before: int) -> tuple[list[Event], list[BadLine]]:
+def _parse(lines: list[bytes], path: Path, before: int) -> tuple[list[Event], list[str], list[BadLine]]:
     events: list[Event] = []
+    texts: list[str] = []
     bad_lines: list[BadLine] = []
     for number, line in enumerate(lines, before + 1):
         try:
-            events.append(event_from_json(line))
-        except MalformedEventError as error:
-            text = line.decode("utf-8", errors="replace").rstrip("\n")
-            bad_lines.append(BadLine(f"{path}:{number}", str(error), text))
-    return events, bad_lines
+            text = line[:-1].decode()
+            event = event_from_json(text)
+        except (UnicodeDecodeError, MalformedEventError) as error:
+            shown = line[:-1].decode("utf-8", errors="replace").replace("\0", "\ufffd")
+            bad_lines.append(BadLine(f"{path}:{number}", str(error), shown))
+        else:
+            events.append(event)
+            texts.append(text)
+    return events, texts, bad_lines

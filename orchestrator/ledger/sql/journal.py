@@ -5,11 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from sqlalchemy import Connection, Engine, Select, func, or_, select
+from sqlalchemy import Connection, Engine, Select, and_, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.ledger.events import Event, RunDeclared, event_from_json
-from orchestrator.ledger.journal import BadLine, Cursor, Recorded, lease_of, run_of, sort_out
+from orchestrator.ledger.journal import (
+    Arrivals,
+    BadLine,
+    Cursor,
+    Recorded,
+    distinct,
+    lease_of,
+    run_of,
+    without,
+)
 from orchestrator.ledger.sql.engine import CHUNK, FETCH, reading, writing
 from orchestrator.ledger.sql.schema import CURSORS, EVENTS, QUARANTINE, RUNS
 
@@ -21,57 +31,31 @@ class SqlJournal:
         self._engine, self._now_ns = engine, now_ns
 
     def append(
-        self, events: Sequence[Event], bad_lines: Sequence[BadLine] = (), cursor: Cursor | None = None
+        self,
+        events: Sequence[Event],
+        bad_lines: Sequence[BadLine] = (),
+        cursor: Cursor | None = None,
+        texts: Sequence[str] | None = None,
     ) -> int:
         """Take the events that are new, the lines that are none, and the place in the spool, all or nothing.
 
-        Returns how many were new.
+        `texts` are the events' JSON as it arrived, if it did as text. Returns how many were new.
         """
+        arrivals, conflicts = distinct(events, texts)
         with writing(self._engine) as connection:
-            new, conflicts = sort_out(events, self._known(connection, events))
-            seq, recorded_ns = self._head(connection)
+            seq, recorded_ns = _head(connection)
             recorded_ns = max(recorded_ns, self._now_ns())
-            rows = [
-                {
-                    "seq": seq + place,
-                    "event_id": event_id,
-                    "recorded_ns": recorded_ns,
-                    "type": event.type,
-                    "run_id": run_of(event) or None,
-                    "lease_id": lease_of(event) or None,
-                    "payload": payload,
-                }
-                for place, (event_id, (event, payload)) in enumerate(new.items(), 1)
-            ]
-            if rows:
-                connection.execute(EVENTS.insert(), rows)
-            declared = [
-                {"seq": seq + place, "run_id": event.run_id, "pipeline": event.pipeline}
-                for place, (event, _) in enumerate(new.values(), 1)
-                if isinstance(event, RunDeclared)
-            ]
-            if declared:
-                connection.execute(RUNS.insert(), declared)
+            try:
+                with connection.begin_nested():
+                    _insert_events(connection, arrivals, seq, recorded_ns)
+            except IntegrityError:  # some are known: rare, so only then is it worth asking which
+                arrivals, known_otherwise = without(arrivals, _known(connection, list(arrivals)))
+                conflicts += known_otherwise
+                _insert_events(connection, arrivals, seq, recorded_ns)
             self._quarantine(connection, (*bad_lines, *conflicts), recorded_ns)
             if cursor is not None:
                 self._remember(connection, cursor)
-            return len(rows)
-
-    def _known(self, connection: Connection, events: Sequence[Event]) -> dict[str, str]:
-        ids = [event.event_id for event in events]
-        known: dict[str, str] = {}
-        for start in range(0, len(ids), CHUNK):
-            query = select(EVENTS.c.event_id, EVENTS.c.payload).where(
-                EVENTS.c.event_id.in_(ids[start : start + CHUNK])
-            )
-            known.update((row.event_id, row.payload) for row in connection.execute(query))
-        return known
-
-    def _head(self, connection: Connection) -> tuple[int, int]:
-        row = connection.execute(
-            select(EVENTS.c.seq, EVENTS.c.recorded_ns).order_by(EVENTS.c.seq.desc()).limit(1)
-        ).first()
-        return (row.seq, row.recorded_ns) if row else (0, 0)
+        return len(arrivals)
 
     def _quarantine(self, connection: Connection, lines: Sequence[BadLine], recorded_ns: int) -> None:
         rows = [
@@ -101,6 +85,7 @@ class SqlJournal:
         runs: Collection[str] | None = None,
         after_seq: int = 0,
         known_by_ns: int | None = None,
+        through_seq: int | None = None,
     ) -> Iterator[Recorded]:
         """Events in the order of arrival."""
         if known_by_ns is not None:
@@ -112,15 +97,17 @@ class SqlJournal:
                 or_(
                     EVENTS.c.run_id.in_(list(runs)),
                     EVENTS.c.lease_id.in_(_leases_of(runs)),
-                    EVENTS.c.type == "correction",
+                    and_(EVENTS.c.lease_id.is_(None), EVENTS.c.type == "correction"),
                 )
             )
+        if through_seq is not None:
+            query = query.where(EVENTS.c.seq <= through_seq)
         if known_by_ns is not None:
             query = query.where(EVENTS.c.recorded_ns <= known_by_ns)
         with reading(self._engine) as connection:
             rows = connection.execution_options(yield_per=FETCH).execute(query.order_by(EVENTS.c.seq))
-            for row in rows:
-                yield Recorded(row.seq, row.recorded_ns, event_from_json(row.payload))
+            for seq, recorded_ns, payload in rows:
+                yield Recorded(seq, recorded_ns, event_from_json(payload))
 
     def runs_of(self, name: str) -> list[str]:
         """The run of that id and the runs of the pipeline of that id."""
@@ -130,6 +117,44 @@ class SqlJournal:
             if not runs and connection.scalar(select(func.count()).where(EVENTS.c.run_id == name)):
                 runs = {name: None}
         return list(runs)
+
+    def head(self) -> int:
+        """The place of the last event."""
+        with reading(self._engine) as connection:
+            return _head(connection)[0]
+
+    def find(self, ids: Collection[str]) -> list[Event]:
+        """The events of those ids that there are."""
+        with reading(self._engine) as connection:
+            return [event_from_json(text) for text in _known(connection, sorted(ids)).values()]
+
+    def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
+        """The events about no lease with after < seq <= through."""
+        query = select(EVENTS.c.payload).where(EVENTS.c.lease_id.is_(None))
+        query = query.where(EVENTS.c.seq > after_seq, EVENTS.c.seq <= through_seq).order_by(EVENTS.c.seq)
+        with reading(self._engine) as connection:
+            return [event_from_json(text) for text in connection.scalars(query)]
+
+    def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
+        """The leases with events after < seq <= through, each with the number of all its events."""
+        counts = select(EVENTS.c.lease_id, func.count().label("events")).where(EVENTS.c.lease_id.is_not(None))
+        if after_seq:
+            fresh = select(EVENTS.c.lease_id).where(EVENTS.c.seq > after_seq, EVENTS.c.seq <= through_seq)
+            counts = counts.where(EVENTS.c.lease_id.in_(fresh.where(EVENTS.c.lease_id.is_not(None))))
+        with reading(self._engine) as connection:
+            rows = connection.execute(counts.group_by(EVENTS.c.lease_id))
+            return {row.lease_id: row.events for row in rows}
+
+    def of_leases(self, leases: Collection[str], through_seq: int) -> Iterator[Event]:
+        """The events of some leases up to `through_seq`."""
+        names = sorted(leases)
+        with reading(self._engine) as connection:
+            for start in range(0, len(names), CHUNK):
+                query = select(EVENTS.c.payload).where(EVENTS.c.lease_id.in_(names[start : start + CHUNK]))
+                query = query.where(EVENTS.c.seq <= through_seq)
+                rows = connection.execution_options(yield_per=FETCH).execute(query)
+                for partition in rows.scalars().partitions():
+                    yield from map(event_from_json, partition)
 
     def cursor(self, path: str) -> Cursor:
         """How far a spool file was read."""
@@ -142,6 +167,42 @@ class SqlJournal:
         with reading(self._engine) as connection:
             rows = connection.execute(select(QUARANTINE).order_by(QUARANTINE.c.id)).all()
         return [BadLine(row.source, row.reason, row.text) for row in rows]
+
+
+def _head(connection: Connection) -> tuple[int, int]:
+    """Place and moment of the last event."""
+    query = select(EVENTS.c.seq, EVENTS.c.recorded_ns).order_by(EVENTS.c.seq.desc()).limit(1)
+    row = connection.execute(query).first()
+    return (row.seq, row.recorded_ns) if row else (0, 0)
+
+
+def _insert_events(connection: Connection, arrivals: Arrivals, seq: int, recorded_ns: int) -> None:
+    """Insert events with the numbers after `seq`. Raises IntegrityError if one is known."""
+    if not arrivals:
+        return
+    rows = [
+        (number, event_id, recorded_ns, event.type, run_of(event) or None, lease_of(event) or None, text)
+        for number, (event_id, (event, text)) in enumerate(arrivals.items(), seq + 1)
+    ]
+    # Past SQLAlchemy's handling of parameters, which takes as long as the database itself.
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    connection.exec_driver_sql(f"INSERT INTO events VALUES ({', '.join([mark] * len(rows[0]))})", rows)
+    declared = [
+        {"seq": number, "run_id": event.run_id, "pipeline": event.pipeline}
+        for number, (event, _) in enumerate(arrivals.values(), seq + 1)
+        if isinstance(event, RunDeclared)
+    ]
+    if declared:
+        connection.execute(RUNS.insert(), declared)
+
+
+def _known(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        query = select(EVENTS.c.event_id, EVENTS.c.payload).where(EVENTS.c.event_id.in_(chunk))
+        known.update((row.event_id, row.payload) for row in connection.execute(query))
+    return known
 
 
 def _leases_of(runs: Collection[str]) -> Select[tuple[str]]:

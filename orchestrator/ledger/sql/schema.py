@@ -38,10 +38,11 @@ Index(
     postgresql_where=EVENTS.c.lease_id.is_not(None),
 )
 Index(
-    "events_corrections",
+    "events_of_no_lease",
+    EVENTS.c.type,
     EVENTS.c.seq,
-    sqlite_where=EVENTS.c.type == "correction",
-    postgresql_where=EVENTS.c.type == "correction",
+    sqlite_where=EVENTS.c.lease_id.is_(None),
+    postgresql_where=EVENTS.c.lease_id.is_(None),
 )
 
 RUNS = Table(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from orchestrator.ledger.booking import BookedLease, BookingPolicy, Ending, Rejection, book
+from orchestrator.ledger.booking import BookedLease, BookingPolicy, Ending, book
 from orchestrator.ledger.calendar import DAY_NS
+from orchestrator.ledger.corrections import Rejection
 from orchestrator.ledger.events import (
     Correction,
     Event,

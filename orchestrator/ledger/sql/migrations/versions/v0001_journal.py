@@ -30,11 +30,11 @@ def upgrade() -> None:
         sa.UniqueConstraint("event_id"),
     )
     op.create_index(
-        "events_corrections",
+        "events_of_no_lease",
         "events",
-        ["seq"],
-        sqlite_where=sa.text("type = 'correction'"),
-        postgresql_where=sa.text("type = 'correction'"),
+        ["type", "seq"],
+        sqlite_where=sa.text("lease_id IS NULL"),
+        postgresql_where=sa.text("lease_id IS NULL"),
     )
     op.create_index(
         "events_of_lease",

@@ -1,0 +1,22 @@
+"""From events to lines, in plain Python: the definition of what the ledger says, and slow for millions of
+spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.ledger.booking import BookingPolicy, book
+from orchestrator.ledger.corrections import effective
+from orchestrator.ledger.entries import lease_entries, stated_entries
+from orchestrator.ledger.events import Event, UsageStated
+from orchestrator.ledger.labels import labels_of
+from orchestrator.ledger.lines import Lines, to_lines
+
+
+def derive(events: Iterable[Event], as_of_ns: int, policy: BookingPolicy) -> Lines:
+    """All lines of `events` as they stand at `as_of_ns`."""
+    counted, _ = effective(events)
+    booked, _ = book(counted, as_of_ns, policy)
+    stated = [event for event in counted if isinstance(event, UsageStated)]
+    return to_lines([*lease_entries(booked), *stated_entries(stated)], labels_of(counted))

@@ -1,0 +1,378 @@
+"""The mart: the slices of all leases as Parquet files, for reports over millions of spans with DuckDB.
+
+A cache of the journal. It can be deleted, and is then made again; it is also made again if the journal or the
+booking policy is not the one it was made from. What it answers equals `accounts.derive` to the nanosecond.
+
+    N.parquet          slices: lease, part, day, run, role, activity, start_ns, end_ns, ns, step, tokens
+    leases-N.parquet   each lease: its facts, and the part that its current slices are in
+    index.json         the event that the mart has read to, its parts, its runs by number
+
+Leases and runs are numbered, so that the large table holds small integers. A lease with news is booked again,
+as a whole, into a new part; its older slices are passed over, and dropped when there are too many of them. A
+lease that nobody closed is kept up to its last sign of life; what the time since then is depends on when one
+asks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.ledger.booking import BookingPolicy, LeaseEvents, book_lease, group_by_lease, settle, tail
+from orchestrator.ledger.calendar import day_of
+from orchestrator.ledger.corrections import Corrections, resolve
+from orchestrator.ledger.entries import stated_entries
+from orchestrator.ledger.events import Correction, Event, UsageStated, event_from_json
+from orchestrator.ledger.journal import Journal, lease_of
+from orchestrator.ledger.labels import UNLABELLED, Labels, labels_of
+from orchestrator.ledger.lines import LineKey, Lines, add, coarse, left_out, to_lines
+from orchestrator.ledger.mart_files import LeaseRow, PartWriter, read_leases, write_leases
+
+if TYPE_CHECKING:
+    import duckdb
+
+FORMAT = 1
+BATCH_EVENTS = 250_000
+"""Leases are booked together until they have so many events: some 300 MB."""
+WORTHWHILE_EVENTS = 20_000
+"""With fewer events than this the journal itself answers as quickly."""
+MAX_PARTS = 64
+MAX_STALE_SHARE = 0.5
+
+
+@dataclass
+class Index:
+    """What `index.json` holds. `made_from` is what the mart depends on: if that changes it is made again."""
+
+    made_from: dict[str, Any]
+    seq: int = 0
+    latest_ns: int = 0
+    parts: list[int] = field(default_factory=list[int])
+    next_part: int = 1
+    next_lease: int = 1
+    rows: int = 0
+    stale_rows: int = 0
+    leases: str = ""
+    runs: list[str] = field(default_factory=list[str])
+
+
+class Mart:
+    """The mart of a journal, in a folder of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        policy: BookingPolicy,
+        worthwhile_events: int = WORTHWHILE_EVENTS,
+    ) -> None:
+        self._folder, self._journal, self._policy = folder, journal, policy
+        self._worthwhile_events = worthwhile_events
+
+    def lines(self, as_of_ns: int, keep: Collection[str]) -> tuple[int, Lines] | None:
+        """All lines as they stand at `as_of_ns`, as `derive` has them, with the fields outside `keep` left
+        empty.
+
+        Brings the mart up to date first, and says with which event. None if the journal is too small to be
+        worth it, or if an event lies after `as_of_ns`: the mart knows no earlier moment.
+        """
+        if self._journal.head() < self._worthwhile_events:
+            return None
+        with self._locked():
+            index = self._refresh()
+            if index.latest_ns > as_of_ns:
+                return None
+            unleased = self._journal.unleased(0, index.seq)
+            found = self._resolve(event for event in unleased if isinstance(event, Correction))
+            counted = [event for event in unleased if event.event_id not in found.corrected]
+            counted += [event for event in found.replacements if not lease_of(event)]
+            labels = labels_of(counted)
+            lines = self._leased(index, labels, keep)
+            add(lines, coarse(self._tails(index, labels, as_of_ns), keep).items())
+        stated = stated_entries(event for event in counted if isinstance(event, UsageStated))
+        add(lines, coarse(to_lines(stated, labels), keep).items())
+        return index.seq, lines
+
+    def parts(self) -> list[Path]:
+        """The files with slices (stale ones among them); brings the mart up to date first."""
+        with self._locked():
+            return self._part_files(self._refresh())
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """One process at a time."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _refresh(self) -> Index:
+        index = self._read_index()
+        head = self._journal.head()
+        if index.seq == head:
+            return index
+        news = self._with_corrected(self._journal.news(index.seq, head), index.seq, head)
+        found = self._resolve(
+            event for event in self._journal.unleased(0, head) if isinstance(event, Correction)
+        )
+        leases = read_leases(self._folder / index.leases) if index.leases else {}
+        runs = {run_id: number for number, run_id in enumerate(index.runs)}
+        for batch in _batches(news):
+            self._book(batch, head, found, index, leases, runs)
+        index.seq, index.runs = head, list(runs)
+        self._save(index, leases)
+        if len(index.parts) > MAX_PARTS or index.stale_rows > MAX_STALE_SHARE * index.rows:
+            self._compact(index, leases)
+        return index
+
+    def _book(
+        self,
+        batch: Collection[str],
+        head: int,
+        found: Corrections,
+        index: Index,
+        leases: dict[str, LeaseRow],
+        runs: dict[str, int],
+    ) -> None:
+        """Book some leases into a part of their own."""
+        events = [event for event in found.replacements if lease_of(event) in batch]
+        events += (
+            event for event in self._journal.of_leases(batch, head) if event.event_id not in found.corrected
+        )
+        writer = PartWriter(index.next_part)
+        for lease_id, lease in group_by_lease(events).items():
+            before = leases.pop(lease_id, None)
+            index.stale_rows += before.rows if before else 0
+            if before is None:
+                index.next_lease += 1
+            number = before.lease if before else index.next_lease
+            row = self._book_one(number, lease, writer, runs, index)
+            if row is not None:
+                leases[lease_id] = row
+        if len(writer):
+            writer.write(self._folder / f"{writer.part}.parquet")
+            index.parts.append(writer.part)
+            index.next_part += 1
+            index.rows += len(writer)
+
+    def _book_one(
+        self, number: int, lease: LeaseEvents, writer: PartWriter, runs: dict[str, int], index: Index
+    ) -> LeaseRow | None:
+        facts = settle(lease, self._policy, [])
+        if facts is None:
+            return None
+        opened, closed = facts.opened, facts.closed
+        until = facts.last_sign_ns if closed is None else closed.at_ns
+        index.latest_ns = max(index.latest_ns, until, facts.last_sign_ns)
+        booked = book_lease(lease, until, self._policy, [])
+        rows = writer.add(number, booked.slices if booked else (), runs)
+        return LeaseRow(
+            lease=number,
+            part=writer.part,
+            lease_id=opened.lease_id,
+            run_id=opened.run_id,
+            attempt=opened.attempt,
+            node=opened.node,
+            resource=opened.resource,
+            sku=opened.sku,
+            region=opened.region,
+            commitment=opened.commitment,
+            is_open=closed is None,
+            last_sign_ns=facts.last_sign_ns,
+            rows=rows,
+        )
+
+    def _with_corrected(self, news: dict[str, int], after_seq: int, head: int) -> dict[str, int]:
+        """Leases with news, and those that a correction moves an event from or to."""
+        fresh = {event.event_id for event in self._journal.unleased(after_seq, head)}
+        corrections = [event for event in self._journal.unleased(0, head) if isinstance(event, Correction)]
+        by_id = {event.event_id: event for event in self._journal.find({one.corrects for one in corrections})}
+        touched: set[str] = set()
+        for correction in corrections:
+            moved = _leases_of(correction, by_id)
+            if correction.event_id in fresh or not moved.isdisjoint(news):
+                touched |= moved
+        return {**dict.fromkeys(touched, 1), **news}
+
+    def _resolve(self, corrections: Iterable[Correction]) -> Corrections:
+        listed = list(corrections)
+        known = {event.event_id for event in self._journal.find({event.corrects for event in listed})}
+        return resolve(listed, known)
+
+    def _leased(self, index: Index, labels: Mapping[str, Labels], keep: Collection[str]) -> Lines:
+        """The lines of what is in the parts."""
+        if not index.rows:
+            return {}
+        blanks = left_out(keep)
+        groups: dict[LineKey, int] = {}
+        group_of: list[int] = []
+        for run_id in index.runs:
+            owned = _EMPTY._replace(run_id=run_id, **labels.get(run_id, UNLABELLED)._asdict())
+            group_of.append(groups.setdefault(owned._replace(**blanks), len(groups)))
+        owners = list(groups)
+        of_lease = [name for name in _OF_LEASE if name not in blanks]
+        lines: Lines = {}
+        for group, day, role, activity, *facts, ns in self._sum(index, group_of, of_lease):
+            used = {"day": day, "role": role, "activity": activity} | dict(zip(of_lease, facts, strict=True))
+            key = owners[group]._replace(**used | blanks)
+            lines[key] = lines.get(key, 0) + int(ns)
+        return lines
+
+    def _sum(self, index: Index, group_of: list[int], of_lease: list[str]) -> list[tuple[Any, ...]]:
+        """(group, day, role, activity, *of_lease, ns) of all current slices. DuckDB adds up in 128 bits."""
+        import pyarrow as pa
+
+        run_groups = pa.table({"run": range(len(group_of)), "label": pa.array(group_of, pa.int32())})
+        files = ", ".join(_quoted(path) for path in self._part_files(index))
+        leases = _quoted(self._folder / index.leases)
+        facts = "".join(f", {name}" for name in of_lease)
+        current = "SEMI JOIN leases USING (lease, part)" if index.stale_rows else ""
+        query = f"""
+            WITH leases AS (SELECT * FROM read_parquet({leases})),
+            slices AS (
+                SELECT lease, run, day, role, activity, sum(ns) AS ns
+                FROM read_parquet([{files}]) {current} GROUP BY ALL
+            )
+            SELECT label, day, role, activity{facts}, sum(ns)
+            FROM slices JOIN leases USING (lease) JOIN run_groups USING (run) GROUP BY ALL
+        """
+        with self._duckdb() as connection:
+            connection.register("run_groups", run_groups)
+            return connection.execute(query).fetchall()
+
+    def _tails(self, index: Index, labels: Mapping[str, Labels], as_of_ns: int) -> Lines:
+        """The lines of the leases that nobody closed, from their last sign of life on."""
+        if not index.leases:
+            return {}
+        query = f"SELECT * FROM read_parquet({_quoted(self._folder / index.leases)}) WHERE is_open"
+        with self._duckdb() as connection:
+            rows = connection.execute(query).fetchall()
+        lines: Lines = {}
+        for row in rows:
+            lease = LeaseRow(*row)
+            facts = {name: getattr(lease, name) for name in _OF_LEASE}
+            owner = labels.get(lease.run_id, UNLABELLED)
+            held = _EMPTY._replace(run_id=lease.run_id, **facts, **owner._asdict())
+            for piece in tail(lease.run_id, lease.last_sign_ns, as_of_ns, self._policy):
+                day = day_of(piece.start_ns)
+                key = held._replace(day=day, role=piece.role, activity=piece.activity)
+                lines[key] = lines.get(key, 0) + piece.ns
+        return lines
+
+    @contextmanager
+    def _duckdb(self) -> Generator[duckdb.DuckDBPyConnection]:
+        import duckdb
+
+        with duckdb.connect() as connection:
+            connection.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
+            yield connection
+
+    def _compact(self, index: Index, leases: dict[str, LeaseRow]) -> None:
+        """One part with the current slices in place of all."""
+        old = self._part_files(index)
+        number = index.next_part
+        unfinished = self._folder / f"{number}.unfinished"
+        files = ", ".join(_quoted(path) for path in old)
+        query = f"""
+            COPY (
+                SELECT * REPLACE ({number}::INTEGER AS part) FROM read_parquet([{files}])
+                SEMI JOIN read_parquet({_quoted(self._folder / index.leases)}) USING (lease, part)
+            ) TO {_quoted(unfinished)} (FORMAT parquet, COMPRESSION zstd)
+        """
+        with self._duckdb() as connection:
+            connection.execute(query)
+        unfinished.replace(self._folder / f"{number}.parquet")
+        for row in leases.values():
+            row.part = number
+        index.parts, index.next_part = [number], number + 1
+        index.rows, index.stale_rows = index.rows - index.stale_rows, 0
+        self._save(index, leases)
+        for path in old:
+            path.unlink()
+
+    def _part_files(self, index: Index) -> list[Path]:
+        return [self._folder / f"{part}.parquet" for part in index.parts]
+
+    def _read_index(self) -> Index:
+        """The index; a new one, in an emptied folder, if the mart was made from something else."""
+        first = next(self._journal.events(through_seq=1), None)
+        made_from = {
+            "format": FORMAT,
+            "first_event": first.event.event_id if first else "",
+            "policy": asdict(self._policy),
+        }
+        path = self._folder / "index.json"
+        if path.exists():
+            index = Index(**json.loads(path.read_text(encoding="utf-8")))
+            if index.made_from == made_from and index.seq <= self._journal.head():
+                return index
+            path.unlink()
+        for leftover in self._folder.glob("*.parquet"):
+            leftover.unlink()
+        return Index(made_from)
+
+    def _save(self, index: Index, leases: dict[str, LeaseRow]) -> None:
+        before = index.leases
+        index.leases = f"leases-{index.seq}-{index.next_part}.parquet"
+        write_leases(leases.values(), self._folder / index.leases)
+        unfinished = self._folder / "index.unfinished"
+        unfinished.write_text(json.dumps(asdict(index)), encoding="utf-8")
+        unfinished.replace(self._folder / "index.json")
+        if before and before != index.leases:
+            (self._folder / before).unlink()
+
+
+_OF_LEASE = ("attempt", "lease_id", "node", "resource", "sku", "region", "commitment")
+_EMPTY = LineKey(0, "", 0, *[""] * 18)
+
+
+def default_folder(url: str) -> Path:
+    """Beside a SQLite file; else under the user's cache, one folder a database."""
+    if url.startswith("sqlite:///") and not url.endswith(":memory:"):
+        return Path(f"{url.removeprefix('sqlite:///')}.mart")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "orchestrator" / "ledger" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _batches(news: Mapping[str, int]) -> Iterator[list[str]]:
+    """Leases, as many at a time as have BATCH_EVENTS events."""
+    batch: list[str] = []
+    size = 0
+    for lease_id, events in news.items():
+        batch.append(lease_id)
+        size += events
+        if size >= BATCH_EVENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _leases_of(correction: Correction, by_id: Mapping[str, Event]) -> set[str]:
+    """The leases that a correction takes an event from and gives one to."""
+    leases: set[str] = set()
+    seen: set[str] = set()
+    following: Correction | None = correction
+    while following is not None and following.event_id not in seen:
+        seen.add(following.event_id)
+        if following.replacement:
+            leases.add(lease_of(event_from_json(following.replacement)))
+        target = by_id.get(following.corrects)
+        if target is not None:
+            leases.add(lease_of(target))
+        following = target if isinstance(target, Correction) else None
+    return leases - {""}
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
