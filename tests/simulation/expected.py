@@ -38,6 +38,8 @@ def assert_complete(simulation: Simulation, settings: SimulationSettings, direct
     trained = simulation.learner.trained
     assert len(trained) == settings.steps * settings.prompts_per_step
     assert set(trained) == groups_trained(settings)
+    prompts = simulation.learner.prompts
+    assert all(prompt == f"sim/train/{group_id}" for group_id, prompt in prompts.items())
     assert max(simulation.learner.staleness, default=0) <= settings.max_staleness
     assert simulation.buffer.outstanding() == []
     assert simulation.buffer.refused == 0

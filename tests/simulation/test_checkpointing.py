@@ -179,6 +179,15 @@ def test_a_store_may_be_out_of_reach_for_a_while(down: range, tmp_path: Path) ->
     assert complete(tmp_path / "store")[-1].name == "step-000020"
 
 
+def test_a_drained_run_waits_until_the_store_has_its_checkpoint(tmp_path: Path) -> None:
+    store = DownStore(tmp_path / "store", range(2))
+    settings = replace(BASE, checkpoint_every=0)
+    with pytest.raises(DrainedError):
+        simulate(settings, tmp_path / "run", stop=Stop(8.0, DRAINED), mirror=mirror_to(store))
+    assert store.puts == 3
+    assert [path.name for path in complete(tmp_path / "store")] == names(tmp_path / "run" / "checkpoints")
+
+
 def test_a_store_that_stays_out_of_reach_ends_the_run(tmp_path: Path) -> None:
     store = DownStore(tmp_path / "store", range(100))
     with pytest.raises(CheckpointError, match=r"copied 3 times in a row; last: connection refused"):

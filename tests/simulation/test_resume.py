@@ -151,6 +151,18 @@ def test_a_run_may_go_on_with_other_settings(change: Mapping[str, int], tmp_path
     assert_complete(simulate(changed, tmp_path, resume=True), changed, tmp_path)
 
 
+def test_groups_that_do_not_fit_the_smaller_window_yet_survive_another_stop(tmp_path: Path) -> None:
+    settings = replace(BASE, max_staleness=3, checkpoint_every=0)
+    with pytest.raises(DrainedError):
+        simulate(settings, tmp_path, stop=Stop(8.0, DRAINED))
+    settings = replace(settings, max_staleness=0)
+    before = complete(tmp_path / "checkpoints")[-1].name
+    with pytest.raises(DrainedError):
+        simulate(settings, tmp_path, resume=True, stop=Stop(3.0, DRAINED))
+    assert complete(tmp_path / "checkpoints")[-1].name > before
+    assert_complete(simulate(settings, tmp_path, resume=True), settings, tmp_path)
+
+
 def test_fewer_steps_than_there_are_groups_asked_for(tmp_path: Path) -> None:
     settings = replace(BASE, max_staleness=3, checkpoint_every=0)
     with pytest.raises(DrainedError):

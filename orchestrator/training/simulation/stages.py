@@ -189,6 +189,8 @@ class SimulatedLearner:
     trained: list[int] = field(default_factory=list[int])
     staleness: list[int] = field(default_factory=list[int])
     """Of the batches, as they were trained on."""
+    prompts: dict[int, str] = field(default_factory=dict[int, str])
+    """The prompt of each group that was trained on."""
     rebuilt: int = 0
 
     async def update(self, batch: Batch) -> Updated:
@@ -202,6 +204,7 @@ class SimulatedLearner:
             raise NonFiniteError("policy/loss", float("nan"), batch.step)
         self.trained.extend(ticket.group_id for ticket in batch.tickets)
         self.staleness.append(batch.step - batch.oldest_version)
+        self.prompts.update({ticket.group_id: ticket.prompt_id for ticket in batch.tickets})
         report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)})
         return Updated(report, (Span(Activity.UPDATE, start_ns, self.clock.now_ns()),))
 
