@@ -78,7 +78,7 @@ def cli_reference() -> str:
     for command in _commands(app):
         if command.name == "cost":
             parts.append(f"## `orchestrator cost`\n\n{command.help}")
-            parts += [_command(f"orchestrator cost {part.name}", part, "###") for part in _commands(cost_app)]
+            parts += _nested("orchestrator cost", _commands(cost_app))
         else:
             parts.append(_command(f"orchestrator {command.name}", command, "##"))
     return "\n\n".join(parts) + "\n"
@@ -162,6 +162,15 @@ def _commands(program: typer.Typer) -> list[Any]:
     return list(group.commands.values())
 
 
+def _nested(title: str, commands: Sequence[Any]) -> Iterator[str]:
+    """The commands of a group, and those of the groups in it."""
+    for command in commands:
+        if hasattr(command, "commands"):
+            yield from _nested(f"{title} {command.name}", list(command.commands.values()))
+        else:
+            yield _command(f"{title} {command.name}", command, "###")
+
+
 def _command(title: str, command: Any, level: str) -> str:  # noqa: ANN401
     """A command: how it is called, what it does, its options."""
     arguments = [param for param in command.params if param.param_type_name == "argument"]
@@ -172,12 +181,12 @@ def _command(title: str, command: Any, level: str) -> str:  # noqa: ANN401
     rows += [("`, `".join(option.opts), _option_help(option)) for option in options if option.name != "help"]
     if rows:
         lines += ["", "| argument | meaning |", "| --- | --- |"]
-        lines += [f"| `{name}` | {_text(text or '')} |" for name, text in rows]
+        lines += [f"| `{name.replace('|', chr(92) + '|')}` | {_text(text or '')} |" for name, text in rows]
     return "\n".join(lines)
 
 
 def _argument(argument: Any) -> str:  # noqa: ANN401
-    name = (argument.metavar or argument.name).upper().replace("|SCHEMA", "")
+    name = (argument.metavar or argument.name).strip("[]").upper().replace("|SCHEMA", "")
     name = f"{name}..." if argument.nargs == -1 else name
     return name if argument.required else f"[{name}]"
 

@@ -1,0 +1,231 @@
+"""From what an importer read to events of the ledger, once.
+
+A statement is known by an `event_id` that depends on nothing but what was read, so that importing a file
+again, or a longer version of it, adds only what is new.
+
+The ledger attributes by run. Where lines of one run belong to different stages or purposes, they are booked
+as runs of their own: `RUN/STAGE`, or `RUN/STAGE/PURPOSE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from orchestrator.ledger.calendar import HOUR_NS, day_of
+from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.events import SCHEMA_VERSION, Event, RunDeclared, UsageStated, parse_event
+from orchestrator.ledger.labels import Labels, labels_of
+from orchestrator.ledger.ledger import Ledger
+
+PURPOSES = ("final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation")
+"""What a run can be for; empty: nobody said."""
+
+STATED = "stated"
+"""The activity of all imported usage."""
+
+_CHUNK = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One line of somebody's account, wherever it comes from.
+
+    `where` names the line for people (`file:line`). `accelerator_ns` None is a figure that was not
+    published. Without `start_ns` and `end_ns` the usage has no date.
+    """
+
+    where: str
+    event_id: str
+    run: str
+    labels: Labels
+    sku: str
+    accelerator_ns: int | None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    unit_price: str = ""
+    currency: str = ""
+    source: str = ""
+    node: str = ""
+
+    @property
+    def resource(self) -> str:
+        """`cpu` for CPU slots, else `gpu`."""
+        return "cpu" if self.sku == "cpu" or self.sku.startswith("cpu-") else "gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of a file: how many lines were new, known already, and not taken, each with its reason.
+
+    `waiting` are lines that will count when they are over (a job that still runs).
+    """
+
+    new: int
+    known: int
+    refused: tuple[LedgerError, ...] = ()
+    waiting: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Lines:
+    """What an importer read: statements, refusals with their place in the file, and what is not counted."""
+
+    statements: list[Statement] = field(default_factory=list[Statement])
+    refused: list[LedgerError] = field(default_factory=list[LedgerError])
+    waiting: list[str] = field(default_factory=list[str])
+    passed_over: list[str] = field(default_factory=list[str])
+
+
+def identity(*parts: str) -> str:
+    """An event id that depends on `parts` alone."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def take(ledger: Ledger, lines: Lines, undated_ns: int) -> Imported:
+    """Book the statements that are new; usage without a date counts at `undated_ns`.
+
+    A statement that contradicts what the ledger has, or that nothing prices, is refused; the others are not
+    affected by it. Raises LedgerError if the store can't be reached.
+    """
+    refused = list(lines.refused)
+    known = _known_runs(ledger, lines.statements)
+    labels = labels_of(known)
+    stated = {event.event_id: event for event in known if isinstance(event, UsageStated)}
+    split = _runs_of_several_kinds(lines.statements)
+    events: list[Event] = []
+    new = 0
+    for statement in lines.statements:
+        before = stated.get(statement.event_id)
+        try:
+            if before is not None:
+                _require_same(before, statement)
+                continue
+            run_id, declared = _run_for(statement, labels, statement.run in split, undated_ns)
+            usage = _usage(statement, run_id, undated_ns)
+            _require_price(ledger, usage)
+        except LedgerError as error:
+            refused.append(_at(statement.where, error))
+            continue
+        if declared is not None:
+            labels[run_id] = statement.labels
+            events.append(declared)
+        events.append(usage)
+        stated[usage.event_id] = usage
+        new += 1
+    ledger.book(events)
+    known_before = len(lines.statements) - new - (len(refused) - len(lines.refused))
+    return Imported(new, known_before, tuple(refused), tuple(lines.waiting), tuple(lines.passed_over))
+
+
+def _run_names(statement: Statement) -> Iterator[str]:
+    """The run ids that a statement may be booked under, the plainest first."""
+    name = statement.run
+    yield name
+    if statement.labels.stage:
+        name = f"{name}/{statement.labels.stage}"
+        yield name
+    if statement.labels.purpose:
+        name = f"{name}/{statement.labels.purpose}"
+        yield name
+    yield f"{name}/{identity(*statement.labels)[:8]}"
+
+
+def _known_runs(ledger: Ledger, statements: Sequence[Statement]) -> list[Event]:
+    names = list(dict.fromkeys(name for statement in statements for name in _run_names(statement)))
+    known: dict[str, Event] = {}
+    for start in range(0, len(names), _CHUNK):
+        chunk = names[start : start + _CHUNK]
+        known.update((event.event_id, event) for event in ledger.events(chunk))
+    return list(known.values())
+
+
+def _runs_of_several_kinds(statements: Iterable[Statement]) -> set[str]:
+    kinds: dict[str, set[Labels]] = {}
+    for statement in statements:
+        kinds.setdefault(statement.run, set()).add(statement.labels)
+    return {run for run, labels in kinds.items() if len(labels) > 1}
+
+
+def _run_for(
+    statement: Statement, labels: Mapping[str, Labels], several: bool, undated_ns: int
+) -> tuple[str, RunDeclared | None]:
+    """The run that a statement is booked under, and its declaration if it is new."""
+    names = list(_run_names(statement))
+    for name in names[1 if several else 0 :]:
+        found = labels.get(name)
+        if found == statement.labels:
+            return name, None
+        if found is None:
+            return name, _declaration(statement, name, undated_ns)
+    raise LedgerError("run", statement.run, "a name that no run with other labels has")
+
+
+def _declaration(statement: Statement, run_id: str, undated_ns: int) -> RunDeclared:
+    labels = statement.labels
+    return RunDeclared(
+        event_id=identity("run", run_id, *labels),
+        at_ns=undated_ns if statement.start_ns is None else statement.start_ns,
+        run_id=run_id,
+        attempt=0,
+        job=labels.job,
+        purpose=labels.purpose,
+        organisation=labels.organisation,
+        cost_centre=labels.cost_centre,
+        team=labels.team,
+        project=labels.project,
+        pipeline=labels.pipeline,
+        stage=labels.stage,
+    )
+
+
+def _usage(statement: Statement, run_id: str, undated_ns: int) -> UsageStated:
+    quantity = statement.accelerator_ns
+    event = parse_event(
+        {
+            "schema": SCHEMA_VERSION,
+            "type": UsageStated.type,
+            "event_id": statement.event_id,
+            "run_id": run_id,
+            "resource": statement.resource,
+            "sku": statement.sku,
+            "accelerator_ns": "" if quantity is None else str(quantity),
+            "start_ns": undated_ns if statement.start_ns is None else statement.start_ns,
+            "end_ns": undated_ns if statement.end_ns is None else statement.end_ns,
+            "unit_price": statement.unit_price,
+            "currency": statement.currency,
+            "source": statement.source,
+            "activity": STATED,
+            "node": statement.node,
+        }
+    )
+    assert isinstance(event, UsageStated)
+    return event
+
+
+def _require_same(before: UsageStated, statement: Statement) -> None:
+    now = "" if statement.accelerator_ns is None else str(statement.accelerator_ns)
+    if before.accelerator_ns != now:
+        hours = [f"{int(ns or 0) / HOUR_NS:g} accelerator-hours" for ns in (now, before.accelerator_ns)]
+        raise LedgerError("hours", hours[0], f"{hours[1]}, as it was imported before", "correct the event")
+
+
+def _require_price(ledger: Ledger, usage: UsageStated) -> None:
+    """Refuse usage that no report could price: on its first day, for the whole of it."""
+    if not usage.accelerator_ns:
+        return
+    pricer = ledger.pricer()
+    day = day_of(usage.start_ns)
+    if usage.unit_price:
+        pricer.table.convert(Fraction(usage.unit_price), usage.currency, day)
+    else:
+        pricer.per_hour(usage.sku, usage.region, usage.commitment, day)
+
+
+def _at(where: str, error: LedgerError) -> LedgerError:
+    """The error, with the line named."""
+    return LedgerError(f"{where} {error.key}", error.value, error.allowed, error.hint)
