@@ -74,7 +74,7 @@ class Ledger:
         engine = open_engine(url)
         require_head(engine)
         journal = SqlJournal(engine, now_ns)
-        mart = Mart(mart_folder or default_folder(url), journal, policy)
+        mart = Mart(mart_folder or default_folder(url), journal, policy, url)
         ledger = cls(journal, SqlArchive(engine, now_ns), policy, now_ns, mart=mart)
         if read is not None:
             ledger.offer(read)

@@ -3,11 +3,11 @@
 A cache of the journal. It can be deleted, and is then made again; it is also made again if the journal or the
 booking policy is not the one it was made from. What it answers equals `accounts.derive` to the nanosecond.
 
-    N.parquet          slices: lease, part, day, run, role, activity, start_ns, end_ns, ns, step, tokens
+    N.parquet          slices: lease, part, day, role, activity, served, start_ns, end_ns, ns, step, tokens
     leases-N.parquet   each lease: its facts, and the part that its current slices are in
-    index.json         the event that the mart has read to, its parts, its runs by number
+    index.json         the event that the mart has read to, and its parts
 
-Leases and runs are numbered, so that the large table holds small integers. A lease with news is booked again,
+Leases are numbered, so that the large table holds small integers. A lease with news is booked again,
 as a whole, into a new part; its older slices are passed over, and dropped when there are too many of them. A
 lease that nobody closed is kept up to its last sign of life; what the time since then is depends on when one
 asks.
@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger.booking import BookingPolicy, LeaseEvents, book_lease, group_by_lease, settle, tail
+from orchestrator.ledger.booking import BookingPolicy, tail
 from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.corrections import Corrections, resolve
 from orchestrator.ledger.entries import stated_entries
@@ -33,16 +33,19 @@ from orchestrator.ledger.events import Correction, Event, UsageStated, event_fro
 from orchestrator.ledger.journal import Journal, lease_of
 from orchestrator.ledger.labels import UNLABELLED, Labels, labels_of
 from orchestrator.ledger.lines import LineKey, Lines, add, coarse, left_out, to_lines
-from orchestrator.ledger.mart_files import LeaseRow, PartWriter, read_leases, write_leases
+from orchestrator.ledger.mart_parts import LeaseRow, PartJob, book_part, read_leases, write_leases
+from orchestrator.ledger.mart_workers import book_parts
 
 if TYPE_CHECKING:
     import duckdb
 
-FORMAT = 1
+FORMAT = 2
 BATCH_EVENTS = 250_000
 """Leases are booked together until they have so many events: some 300 MB."""
 WORTHWHILE_EVENTS = 20_000
 """With fewer events than this the journal itself answers as quickly."""
+PARALLEL_EVENTS = 500_000
+"""With more events than this to book, it is done by several processes."""
 MAX_PARTS = 64
 MAX_STALE_SHARE = 0.5
 
@@ -60,7 +63,6 @@ class Index:
     rows: int = 0
     stale_rows: int = 0
     leases: str = ""
-    runs: list[str] = field(default_factory=list[str])
 
 
 class Mart:
@@ -71,9 +73,11 @@ class Mart:
         folder: Path,
         journal: Journal,
         policy: BookingPolicy,
+        url: str = "",
         worthwhile_events: int = WORTHWHILE_EVENTS,
     ) -> None:
-        self._folder, self._journal, self._policy = folder, journal, policy
+        """`url` is the journal's, so that processes of their own can read it; empty: book in this one."""
+        self._folder, self._journal, self._policy, self._url = folder, journal, policy, url
         self._worthwhile_events = worthwhile_events
 
     def lines(self, as_of_ns: int, keep: Collection[str]) -> tuple[int, Lines] | None:
@@ -122,75 +126,46 @@ class Mart:
         if index.seq == head:
             return index
         news = self._with_corrected(self._journal.news(index.seq, head), index.seq, head)
-        found = self._resolve(
-            event for event in self._journal.unleased(0, head) if isinstance(event, Correction)
-        )
         leases = read_leases(self._folder / index.leases) if index.leases else {}
-        runs = {run_id: number for number, run_id in enumerate(index.runs)}
-        for batch in _batches(news):
-            self._book(batch, head, found, index, leases, runs)
-        index.seq, index.runs = head, list(runs)
+        jobs = self._jobs(news, head, index, leases)
+        if self._url and sum(news.values()) >= PARALLEL_EVENTS:
+            booked = book_parts(self._url, jobs)
+        else:
+            booked = [book_part(job, self._journal) for job in jobs]
+        for lease_id in news:
+            before = leases.pop(lease_id, None)
+            index.stale_rows += before.rows if before else 0
+        for job, rows in zip(jobs, booked, strict=True):
+            leases.update((row.lease_id, row) for row in rows)
+            index.latest_ns = max([index.latest_ns, *(row.latest_ns for row in rows)])
+            if sum(row.rows for row in rows):
+                index.parts.append(job.part)
+                index.rows += sum(row.rows for row in rows)
+        index.seq = head
         self._save(index, leases)
         if len(index.parts) > MAX_PARTS or index.stale_rows > MAX_STALE_SHARE * index.rows:
             self._compact(index, leases)
         return index
 
-    def _book(
-        self,
-        batch: Collection[str],
-        head: int,
-        found: Corrections,
-        index: Index,
-        leases: dict[str, LeaseRow],
-        runs: dict[str, int],
-    ) -> None:
-        """Book some leases into a part of their own."""
-        events = [event for event in found.replacements if lease_of(event) in batch]
-        events += (
-            event for event in self._journal.of_leases(batch, head) if event.event_id not in found.corrected
-        )
-        writer = PartWriter(index.next_part)
-        for lease_id, lease in group_by_lease(events).items():
-            before = leases.pop(lease_id, None)
-            index.stale_rows += before.rows if before else 0
-            if before is None:
-                index.next_lease += 1
-            number = before.lease if before else index.next_lease
-            row = self._book_one(number, lease, writer, runs, index)
-            if row is not None:
-                leases[lease_id] = row
-        if len(writer):
-            writer.write(self._folder / f"{writer.part}.parquet")
-            index.parts.append(writer.part)
+    def _jobs(
+        self, news: Mapping[str, int], head: int, index: Index, leases: Mapping[str, LeaseRow]
+    ) -> list[PartJob]:
+        """The work of a refresh, one part at a time; numbers new leases and parts."""
+        corrections = (event for event in self._journal.unleased(0, head) if isinstance(event, Correction))
+        found = self._resolve(corrections)
+        jobs: list[PartJob] = []
+        for batch in _batches(news):
+            numbers: dict[str, int] = {}
+            for lease_id in batch:
+                if lease_id in leases:
+                    numbers[lease_id] = leases[lease_id].lease
+                else:
+                    numbers[lease_id] = index.next_lease
+                    index.next_lease += 1
+            path = self._folder / f"{index.next_part}.parquet"
+            jobs.append(PartJob(index.next_part, path, numbers, head, found, self._policy))
             index.next_part += 1
-            index.rows += len(writer)
-
-    def _book_one(
-        self, number: int, lease: LeaseEvents, writer: PartWriter, runs: dict[str, int], index: Index
-    ) -> LeaseRow | None:
-        facts = settle(lease, self._policy, [])
-        if facts is None:
-            return None
-        opened, closed = facts.opened, facts.closed
-        until = facts.last_sign_ns if closed is None else closed.at_ns
-        index.latest_ns = max(index.latest_ns, until, facts.last_sign_ns)
-        booked = book_lease(lease, until, self._policy, [])
-        rows = writer.add(number, booked.slices if booked else (), runs)
-        return LeaseRow(
-            lease=number,
-            part=writer.part,
-            lease_id=opened.lease_id,
-            run_id=opened.run_id,
-            attempt=opened.attempt,
-            node=opened.node,
-            resource=opened.resource,
-            sku=opened.sku,
-            region=opened.region,
-            commitment=opened.commitment,
-            is_open=closed is None,
-            last_sign_ns=facts.last_sign_ns,
-            rows=rows,
-        )
+        return jobs
 
     def _with_corrected(self, news: dict[str, int], after_seq: int, head: int) -> dict[str, int]:
         """Leases with news, and those that a correction moves an event from or to."""
@@ -214,25 +189,17 @@ class Mart:
         if not index.rows:
             return {}
         blanks = left_out(keep)
-        groups: dict[LineKey, int] = {}
-        group_of: list[int] = []
-        for run_id in index.runs:
-            owned = _EMPTY._replace(run_id=run_id, **labels.get(run_id, UNLABELLED)._asdict())
-            group_of.append(groups.setdefault(owned._replace(**blanks), len(groups)))
-        owners = list(groups)
         of_lease = [name for name in _OF_LEASE if name not in blanks]
         lines: Lines = {}
-        for group, day, role, activity, *facts, ns in self._sum(index, group_of, of_lease):
-            used = {"day": day, "role": role, "activity": activity} | dict(zip(of_lease, facts, strict=True))
-            key = owners[group]._replace(**used | blanks)
+        for run_id, day, role, activity, *facts, ns in self._sum(index, of_lease):
+            owned = labels.get(run_id, UNLABELLED)._asdict()
+            used = {"day": day, "run_id": run_id, "role": role, "activity": activity}
+            key = _EMPTY._replace(**owned | used | dict(zip(of_lease, facts, strict=True)) | blanks)
             lines[key] = lines.get(key, 0) + int(ns)
         return lines
 
-    def _sum(self, index: Index, group_of: list[int], of_lease: list[str]) -> list[tuple[Any, ...]]:
-        """(group, day, role, activity, *of_lease, ns) of all current slices. DuckDB adds up in 128 bits."""
-        import pyarrow as pa
-
-        run_groups = pa.table({"run": range(len(group_of)), "label": pa.array(group_of, pa.int32())})
+    def _sum(self, index: Index, of_lease: list[str]) -> list[tuple[Any, ...]]:
+        """(run, day, role, activity, *of_lease, ns) of all current slices. DuckDB adds up in 128 bits."""
         files = ", ".join(_quoted(path) for path in self._part_files(index))
         leases = _quoted(self._folder / index.leases)
         facts = "".join(f", {name}" for name in of_lease)
@@ -240,14 +207,13 @@ class Mart:
         query = f"""
             WITH leases AS (SELECT * FROM read_parquet({leases})),
             slices AS (
-                SELECT lease, run, day, role, activity, sum(ns) AS ns
+                SELECT lease, served, day, role, activity, sum(ns) AS ns
                 FROM read_parquet([{files}]) {current} GROUP BY ALL
             )
-            SELECT label, day, role, activity{facts}, sum(ns)
-            FROM slices JOIN leases USING (lease) JOIN run_groups USING (run) GROUP BY ALL
+            SELECT coalesce(served, run_id) AS run, day, role, activity{facts}, sum(ns)
+            FROM slices JOIN leases USING (lease) GROUP BY ALL
         """
         with self._duckdb() as connection:
-            connection.register("run_groups", run_groups)
             return connection.execute(query).fetchall()
 
     def _tails(self, index: Index, labels: Mapping[str, Labels], as_of_ns: int) -> Lines:

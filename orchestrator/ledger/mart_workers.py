@@ -1,0 +1,56 @@
+"""Booking the parts of a large mart in processes of their own: `python -m orchestrator.ledger.mart_workers
+URL`.
+
+A worker reads pickled jobs from its standard input, books them one after the other, and writes the pickled
+result to its standard output. Processes rather than a pool, because a pool would import the caller's main
+module again.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from orchestrator.ledger.errors import LedgerStateError
+from orchestrator.ledger.mart_parts import LeaseRow, PartJob, book_part
+
+MAX_WORKERS = 8
+
+
+def book_parts(url: str, jobs: Sequence[PartJob]) -> list[list[LeaseRow]]:
+    """The leases of each job, as `book_part` gives them. Raises LedgerStateError if a worker fails."""
+    count = min(len(jobs), os.cpu_count() or 1, MAX_WORKERS)
+    command = [sys.executable, "-m", "orchestrator.ledger.mart_workers", url]
+    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
+    results: list[list[LeaseRow]] = [[] for _ in jobs]
+    for first, worker in enumerate(workers):
+        assert worker.stdin is not None
+        worker.stdin.write(pickle.dumps(jobs[first::count]))
+        worker.stdin.close()
+    for first, worker in enumerate(workers):
+        assert worker.stdout is not None
+        output = worker.stdout.read()
+        worker.stdout.close()
+        if worker.wait() != 0:
+            raise LedgerStateError(
+                "mart", f"a worker ended with {worker.returncode}", "0", "its log is above"
+            )
+        results[first::count] = pickle.loads(output)
+    return results
+
+
+def _work(url: str) -> None:
+    from orchestrator.ledger.sql.engine import open_engine
+    from orchestrator.ledger.sql.journal import SqlJournal
+
+    jobs: list[PartJob] = pickle.loads(sys.stdin.buffer.read())
+    journal = SqlJournal(open_engine(url), time.time_ns)
+    sys.stdout.buffer.write(pickle.dumps([book_part(job, journal) for job in jobs]))
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1])
