@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.cost_headline import headline
 from orchestrator.cli.cost_import import app as import_app
 from orchestrator.cli.cost_options import (
     RUNS,
@@ -39,6 +40,7 @@ app = typer.Typer(
 prices_app = typer.Typer(help="What an accelerator-hour costs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(prices_app, name="prices")
 app.add_typer(import_app, name="import")
+app.command()(headline)
 
 
 @app.command()
