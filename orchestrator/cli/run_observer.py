@@ -55,7 +55,8 @@ class Budget:
         if self._limit is None or cost + 2 * self._dearest < self._limit:
             return None
         return BudgetStopError(
-            f"the run cost {cost} {self._currency} so far; another step would pass its budget of {self._limit}"
+            f"the run cost {cost} {self._currency} so far;"
+            f" another step would pass its budget of {self._limit}"
         )
 
 
@@ -99,7 +100,8 @@ class RunObserver:
         """A line in events.jsonl; what a person should know is shown too."""
         self._directory.append_event(kind, detail, self._clock.now_ns())
         if kind == "restored":
-            self._directory.drop_metrics_after(int(detail["step"]))
+            # At step 0 the evaluation before the first step is made again: its row goes too.
+            self._directory.drop_metrics_after(int(detail["step"]) or -1)
         if kind != "checkpoint":
             self._view.message(
                 f"{kind.replace('_', ' ')}: " + ", ".join(f"{k} {v}" for k, v in detail.items())

@@ -140,7 +140,7 @@ class LearnerStage(Protocol):
         ...
 
     async def save(self, directory: Path) -> tuple[Span, ...]:
-        """Write all ranks' state into `directory`."""
+        """Write all ranks' state into `directory`. Raises CheckpointError or OSError if the disk refuses."""
         ...
 
     async def load(self, directory: Path) -> None:
@@ -181,8 +181,8 @@ class PromptSource(Protocol):
 
 
 class Observer(Protocol):
-    """Who is told what happened: trackers, the progress view, a budget. Must not block; `should_stop` is
-    asked after each step.
+    """Who is told what happened: trackers, the progress view, a budget. Must not block. What it raises ends
+    the run.
     """
 
     def on_step(self, report: StepReport) -> None:
