@@ -318,7 +318,7 @@ def run_ranks(cases: Sequence[Case]) -> list[dict[OptimizerName, Training]]:
 
 
 def start_ranks(world_size: int, main: Callable[..., None], cases: Sequence[Case], directory: str) -> None:
-    """Run `main(rank, cases, port, directory)` in one process a rank, to the end. Raises what a rank raised."""
+    """Run `main(rank, cases, port, directory)`, one process a rank, to the end. Raises what a rank raised."""
     arguments = (cases, free_port("127.0.0.1"), directory)
     mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in the documentation
         main, args=arguments, nprocs=world_size, start_method="spawn"

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.learner_exactness import Case, batch, build, learner_config, update_rule
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, ConfigError, NonFiniteError
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit
 from orchestrator.training.learner.port import Learner
 from orchestrator.training.learner.rows import UpdateRule
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
-from tests.contracts.learner_contract import LearnerContract, published, same_weights
+from tests.contracts.learner_contract import LearnerContract, published, same_weights, spoilt
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +31,14 @@ def _build(
     model: str = "tiny_moe",
     rule: UpdateRule | None = None,
     reference: bool = False,
+    dtype: torch.dtype = torch.float32,
     **changes: Any,
 ) -> DeepSpeedLearner:
     config = learner_config(Case(model, 1, 1, zero_stage), "adamw").model_copy(update=changes)
-    trainee = Trainee(build(model), character_tokenizer(64), build(model) if reference else None)
+    built = build(model)
+    for parameter in built.parameters():
+        parameter.data = parameter.data.to(dtype)
+    trainee = Trainee(built, character_tokenizer(64), build(model) if reference else None)
     init = DistributedInit(0, 1, "127.0.0.1", 0, "auto", "cpu")
     return DeepSpeedLearner(init, config, rule or update_rule(), trainee, steps=10)
 
@@ -161,3 +165,35 @@ def test_parameters_keep_their_names_in_a_shard(tmp_path: Path) -> None:
     assert shard[f"{router}.weight@0/exp_avg"].shape == (256,)
     assert shard[f"buffer/{router}.e_score_correction_bias"].abs().max() == pytest.approx(0.001)
     learner.close()
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_bfloat16_model_has_float32_masters_and_resumes_bit_for_bit(
+    zero_stage: int, tmp_path: Path
+) -> None:
+    learner = _build(zero_stage=zero_stage, dtype=torch.bfloat16)
+    single, _ = _updated(batch(0))
+    assert learner.update(0, batch(0)).metrics["policy/loss"] == pytest.approx(
+        single["policy/loss"], rel=0.05
+    )
+    learner.save(tmp_path)
+    shard = load_file(tmp_path / "rank-0-of-1.safetensors")
+    assert shard["model.norm.weight@0/master"].dtype == torch.float32
+    unbroken = learner.update(1, batch(1))
+    weights = published(learner)
+    assert weights["model.norm.weight"].dtype == torch.bfloat16
+    with pytest.raises(NonFiniteError):
+        learner.update(2, spoilt(batch(2)))
+    assert same_weights(weights, published(learner))
+
+    learner.load(tmp_path)
+    assert learner.update(1, batch(1)) == unbroken
+    assert same_weights(weights, published(learner))
+    learner.close()
+
+
+def test_shapes_that_are_not_exact_are_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage: got 0, allowed: 1, 2 or 3"):
+        _build(zero_stage=0, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"learner\.expert_parallel_size: got 2, allowed: 1"):
+        _build(expert_parallel_size=2)

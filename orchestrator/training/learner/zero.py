@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
+from orchestrator.errors import ConfigError
 from orchestrator.training.learner.config import LearnerConfig
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -58,7 +59,8 @@ class ZeroEngine:
         device: torch.device,
         build_optimizer: OptimizerFactory,
     ) -> None:
-        self._config, self._max_grad_norm = config, config.max_grad_norm
+        _refuse_what_is_not_exact(config, model)
+        self._max_grad_norm = config.max_grad_norm
         self.stage = config.zero_stage
         self._world_size = dist.get_world_size()
         self._deepspeed = _quiet_deepspeed()
@@ -128,6 +130,7 @@ def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.devi
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm if config.zero_stage > 0 else 0.0,
         "bf16": {"enabled": half, "check_grad_overflow": True} if half else {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": device.type == "cuda" and config.zero_stage >= 2,
@@ -142,6 +145,16 @@ def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.devi
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+
+
+def _refuse_what_is_not_exact(config: LearnerConfig, model: nn.Module) -> None:
+    if config.expert_parallel_size > 1:
+        size = str(config.expert_parallel_size)
+        hint = "the learner does not spread experts over ranks"
+        raise ConfigError("learner.expert_parallel_size", size, "1", hint)
+    if config.zero_stage == 0 and next(model.parameters()).dtype == torch.bfloat16:
+        hint = "a bfloat16 model keeps its float32 master weights in ZeRO's optimizer"
+        raise ConfigError("learner.zero_stage", "0", "1, 2 or 3", hint)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
