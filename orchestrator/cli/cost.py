@@ -25,6 +25,7 @@ from orchestrator.cli.cost_options import (
     refusing,
     resolve_run,
 )
+from orchestrator.cli.cost_reconcile import reconcile
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
@@ -41,6 +42,7 @@ prices_app = typer.Typer(help="What an accelerator-hour costs.", no_args_is_help
 app.add_typer(prices_app, name="prices")
 app.add_typer(import_app, name="import")
 app.command()(headline)
+app.command()(reconcile)
 
 
 @app.command()

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 def headline(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="a pipeline, or a single run")],
+    reconciled: Annotated[
+        Path | None,
+        typer.Option("--reconciled", help="what cost reconcile wrote: adds the bill's unexplained share"),
+    ] = None,
     as_of: AsOf = None,
     places: Annotated[int, typer.Option("--places", min=0, max=12, help="decimals of amounts")] = 6,
     ledger: LedgerUrl = None,
@@ -43,7 +47,12 @@ def headline(
     with refusing():
         book = open_ledger(ledger, output_dir, price_book)
         name = resolve_run(book, output_dir, pipeline)
-        account = accounts.headline(book, name, None, moment(as_of), places)
+        unexplained = None
+        if reconciled is not None:
+            from orchestrator.ledger.reconcile import unexplained_of
+
+            unexplained = unexplained_of(book, name, reconciled)
+        account = accounts.headline(book, name, unexplained, moment(as_of), places)
     origins = started_from(output_dir, [share.run for share in account.runs])
     if as_json:
         print_json(account.to_dict(origins))
@@ -98,7 +107,8 @@ def print_headline(account: Headline, origins: dict[str, str]) -> None:
     Console().print(table)
     for line in account.lines:
         if line.state != RECORDED:
-            typer.echo(f"{line.stage or line.purpose}: {line.state.replace('_', ' ')}: {line.reason}")
+            name = line.stage or line.purpose or "the bill"
+            typer.echo(f"{name}: {line.state.replace('_', ' ')}: {line.reason}")
     for run, origin in origins.items():
         typer.echo(f"{run} started from {origin}")
     for reason in account.unpriced:

@@ -211,6 +211,13 @@ class PriceBook:
         """The SKUs it has prices for."""
         return sorted({sku for sku, _, _ in self._series})
 
+    def accelerators(self, sku: str) -> int:
+        """How many accelerators one instance of a SKU has: the most that any of its prices buys.
+
+        0 if there is no price of it.
+        """
+        return max((price.accelerators for price in self._content.prices if price.sku == sku), default=0)
+
     def rows(self) -> list[dict[str, str | None]]:
         """Its prices for people, by SKU and time; `per_hour` is rounded to 6 decimals."""
         return [

@@ -150,4 +150,7 @@ def _instant(row: Mapping[str, str], name: str) -> int:
     except ValueError as error:
         raise LedgerError(name, row[name], "YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS", "UTC") from error
     since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH
-    return (since // timedelta(microseconds=1)) * 1000
+    ns = (since // timedelta(microseconds=1)) * 1000
+    if not 0 <= ns < 1 << 63:
+        raise LedgerError(name, row[name], "a time from 1970 to 2262")
+    return ns

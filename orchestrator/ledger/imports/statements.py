@@ -22,7 +22,10 @@ from orchestrator.ledger.labels import Labels, labels_of
 from orchestrator.ledger.ledger import Ledger
 
 PURPOSES = ("final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation")
-"""What a run can be for; empty: nobody said."""
+"""What a run can be for."""
+
+UNSTATED = "unstated"
+"""The purpose of imported usage where nobody said."""
 
 STATED = "stated"
 """The activity of all imported usage."""
@@ -112,7 +115,7 @@ def take(ledger: Ledger, lines: Lines, undated_ns: int) -> Imported:
             refused.append(_at(statement.where, error))
             continue
         if declared is not None:
-            labels[run_id] = statement.labels
+            labels[run_id] = _stated(statement.labels)
             events.append(declared)
         events.append(usage)
         stated[usage.event_id] = usage
@@ -158,7 +161,7 @@ def _run_for(
     names = list(_run_names(statement))
     for name in names[1 if several else 0 :]:
         found = labels.get(name)
-        if found == statement.labels:
+        if found == _stated(statement.labels):
             return name, None
         if found is None:
             return name, _declaration(statement, name, undated_ns)
@@ -166,21 +169,24 @@ def _run_for(
 
 
 def _declaration(statement: Statement, run_id: str, undated_ns: int) -> RunDeclared:
-    labels = statement.labels
-    return RunDeclared(
-        event_id=identity("run", run_id, *labels),
-        at_ns=undated_ns if statement.start_ns is None else statement.start_ns,
-        run_id=run_id,
-        attempt=0,
-        job=labels.job,
-        purpose=labels.purpose,
-        organisation=labels.organisation,
-        cost_centre=labels.cost_centre,
-        team=labels.team,
-        project=labels.project,
-        pipeline=labels.pipeline,
-        stage=labels.stage,
+    named = _stated(statement.labels)._asdict()
+    event = parse_event(
+        {
+            "schema": SCHEMA_VERSION,
+            "type": RunDeclared.type,
+            "event_id": identity("run", run_id, *named.values()),
+            "at_ns": undated_ns if statement.start_ns is None else statement.start_ns,
+            "run_id": run_id,
+            "attempt": 0,
+            **named,
+        }
     )
+    assert isinstance(event, RunDeclared)
+    return event
+
+
+def _stated(labels: Labels) -> Labels:
+    return labels if labels.purpose else labels._replace(purpose=UNSTATED)
 
 
 def _usage(statement: Statement, run_id: str, undated_ns: int) -> UsageStated:

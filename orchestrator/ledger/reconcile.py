@@ -1,0 +1,376 @@
+"""The bill against the ledger: per day and resource, what was billed beside what was leased.
+
+A resource is a node of a lease under the name that the bill gives it. Both sides are compared in accelerator-
+hours; an instance-hour is worth as many as the price book says that its SKU has accelerators. Leases that
+name no node can't be found on a bill; they are added up as `without_node`.
+
+    billed_not_leased   the bill has the resource on that day, no lease does
+    leased_not_billed   a lease has it, the bill does not
+    hours_differ        both have it, by more than the tolerance
+    price_differs       an accelerator-hour costs something else than the price book says
+    sku_differs         the bill says that it is another instance type
+    duplicate_charge    the bill has the same interval of it more than once
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger.bill import Bill, BilledDay, plain_resource
+from orchestrator.ledger.calendar import date_of
+from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.headline import UNEXPLAINED, WORK, HeadlineLine
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.money import hours, rounded
+from orchestrator.ledger.pricing import Pricer
+
+SCHEMA = 1
+PLACES = 6
+
+
+class Kind(StrEnum):
+    """How bill and ledger can disagree about a resource on a day."""
+
+    BILLED_NOT_LEASED = "billed_not_leased"
+    LEASED_NOT_BILLED = "leased_not_billed"
+    HOURS_DIFFER = "hours_differ"
+    PRICE_DIFFERS = "price_differs"
+    SKU_DIFFERS = "sku_differs"
+    DUPLICATE_CHARGE = "duplicate_charge"
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """`hours` of each accelerator, a day and resource: an instance is billed while it starts and stops.
+
+    `price` as a share.
+    """
+
+    hours: Fraction = Fraction(1, 10)
+    price: Fraction = Fraction(5, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One disagreement. Accelerator-hours, and money in the ledger's currency; `amount` is what is at stake:
+    positive where the bill is higher.
+    """
+
+    kind: Kind
+    day: str
+    resource: str
+    billed_hours: Decimal
+    leased_hours: Decimal
+    billed_amount: Decimal
+    leased_amount: Decimal
+    amount: Decimal
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The resources and days on which both sides agree."""
+
+    resource_days: int
+    accelerator_hours: Decimal
+    billed_amount: Decimal
+    leased_amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """`unexplained` is billed instance time that no lease explains: not leased at all, for longer than
+    leased, or charged twice. `other` is what the bill has beside instance-hours.
+    """
+
+    currency: str
+    first_day: str
+    last_day: str
+    bill_kind: str
+    bill_files: Mapping[str, str]
+    bill_rows: int
+    tolerances: Tolerances
+    matched: Matched
+    findings: tuple[Finding, ...]
+    billed_amount: Decimal
+    leased_amount: Decimal
+    unexplained: Decimal
+    other: Mapping[str, Decimal]
+    without_node_hours: Decimal
+    without_node_amount: Decimal
+
+    @property
+    def clean(self) -> bool:
+        """Whether bill and ledger agree."""
+        return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; hours and amounts are decimal strings."""
+        counts = {kind.value: 0 for kind in Kind}
+        for finding in self.findings:
+            counts[finding.kind] += 1
+        return {"schema": SCHEMA, "clean": self.clean, "counts": counts, **_plain(asdict(self))}
+
+
+@dataclass(slots=True)
+class _Leased:
+    """One SKU on one resource and day: exact."""
+
+    ns: int = 0
+    amount: Fraction = Fraction(0)
+
+
+Place = tuple[int, str]
+"""A day and a resource."""
+
+
+def reconcile(
+    ledger: Ledger,
+    bill: Bill,
+    tolerances: Tolerances,
+    nodes: Mapping[str, str] | None = None,
+    as_of_ns: int | None = None,
+) -> Reconciliation:
+    """Compare them over the days of the bill. `nodes` names the resource of a node where the two differ.
+
+    Raises LedgerError: a bill without instance-hours, a lease without a price, a currency without a rate.
+    """
+    if not bill.days:
+        raise LedgerError("--cur", "no usage counted in hours of an instance type", "a bill with some")
+    first, last = min(line.day for line in bill.days), max(line.day for line in bill.days)
+    pricer = ledger.pricer(as_of_ns)
+    leased, without_node = _leases(ledger, pricer, first, last, nodes or {}, as_of_ns)
+    billed: dict[Place, list[BilledDay]] = {}
+    for line in bill.days:
+        billed.setdefault((line.day, line.resource), []).append(line)
+    comparison = _Comparison(pricer, tolerances)
+    for place in sorted(billed.keys() | leased.keys()):
+        comparison.compare(place, billed.get(place, []), leased.get(place, {}))
+    return Reconciliation(
+        pricer.table.currency,
+        date_of(first).isoformat(),
+        date_of(last).isoformat(),
+        bill.kind,
+        bill.files,
+        bill.rows,
+        tolerances,
+        comparison.matched(),
+        tuple(comparison.findings),
+        rounded(comparison.billed, PLACES),
+        rounded(comparison.leased, PLACES),
+        rounded(comparison.unexplained, PLACES),
+        bill.other,
+        rounded(hours(without_node.ns), PLACES),
+        rounded(without_node.amount, PLACES),
+    )
+
+
+def _leases(
+    ledger: Ledger, pricer: Pricer, first: int, last: int, nodes: Mapping[str, str], as_of_ns: int | None
+) -> tuple[dict[Place, dict[str, _Leased]], _Leased]:
+    leased: dict[Place, dict[str, _Leased]] = {}
+    without_node = _Leased()
+    for line in ledger.counted(as_of_ns):
+        key = line.key
+        if not first <= key.day <= last:
+            continue
+        found = without_node
+        if key.node:
+            place = (key.day, plain_resource(nodes.get(key.node, key.node)))
+            found = leased.setdefault(place, {}).setdefault(key.sku, _Leased())
+        found.ns += line.ns
+        found.amount += hours(line.ns) * pricer.unit_price(key)
+    return leased, without_node
+
+
+class _Comparison:
+    """Adds up what agrees and collects what does not."""
+
+    def __init__(self, pricer: Pricer, tolerances: Tolerances) -> None:
+        self._pricer, self._tolerances = pricer, tolerances
+        self.findings: list[Finding] = []
+        self.billed = self.leased = self.unexplained = Fraction(0)
+        self._agreed: list[tuple[Fraction, Fraction, Fraction]] = []
+
+    def matched(self) -> Matched:
+        """What agreed so far."""
+        held = sum((place[0] for place in self._agreed), Fraction(0))
+        charged = sum((place[1] for place in self._agreed), Fraction(0))
+        owed = sum((place[2] for place in self._agreed), Fraction(0))
+        return Matched(
+            len(self._agreed), rounded(held, PLACES), rounded(charged, PLACES), rounded(owed, PLACES)
+        )
+
+    def compare(self, place: Place, billed: list[BilledDay], leased: Mapping[str, _Leased]) -> None:
+        """Take one resource on one day."""
+        money = [self._convert(line.amount, line) for line in billed]
+        charged = sum(money, Fraction(0))
+        owed = sum((part.amount for part in leased.values()), Fraction(0))
+        held = hours(sum(part.ns for part in leased.values()))
+        self.billed, self.leased = self.billed + charged, self.leased + owed
+        before = len(self.findings)
+        for line in billed:
+            if line.twice_hours:
+                self._twice(place, line)
+        paid = sum((Fraction(line.hours) * self._accelerators(line.sku) for line in billed), Fraction(0))
+        side = _Sides(place, paid, held, charged, owed)
+        if not leased and any(line.hours for line in billed):
+            self.unexplained += charged
+            detail = f"{_skus(billed)}: nobody leased it"
+            self._add(Kind.BILLED_NOT_LEASED, side, charged, detail)
+        elif leased and not billed:
+            self._add(Kind.LEASED_NOT_BILLED, side, -owed, f"{', '.join(sorted(leased))}: not on the bill")
+        elif {line.sku for line in billed} != set(leased):
+            detail = f"billed as {_skus(billed)}, leased as {', '.join(sorted(leased))}"
+            self._add(Kind.SKU_DIFFERS, side, charged - owed, detail)
+        elif leased:
+            self._both(side, billed[0].sku)
+        if len(self.findings) == before:
+            self._agreed.append((held, charged, owed))
+
+    def _both(self, side: _Sides, sku: str) -> None:
+        difference = side.paid - side.held
+        accelerators = self._accelerators(sku)
+        if abs(difference) > self._tolerances.hours * accelerators:
+            per_hour = side.charged / side.paid if side.paid else side.owed / side.held
+            self.unexplained += max(Fraction(0), difference * per_hour)
+            more = "billed for longer than leased" if difference > 0 else "leased for longer than billed"
+            self._add(Kind.HOURS_DIFFER, side, difference * per_hour, f"{sku}: {more}")
+        if side.paid and side.held:
+            billed, booked = side.charged / side.paid, side.owed / side.held
+            if abs(billed - booked) > self._tolerances.price * booked:
+                detail = f"{sku}: {_short(billed)} an accelerator-hour, the price book says {_short(booked)}"
+                self._add(Kind.PRICE_DIFFERS, side, (billed - booked) * side.paid, detail)
+
+    def _twice(self, place: Place, line: BilledDay) -> None:
+        amount = self._convert(line.twice_amount, line)
+        self.billed += amount
+        self.unexplained += amount
+        charged = Fraction(line.twice_hours) * self._accelerators(line.sku)
+        side = _Sides(place, charged, Fraction(0), amount, Fraction(0))
+        detail = f"{line.sku}: {line.twice_hours.normalize():f} instance-hours charged more than once"
+        self._add(Kind.DUPLICATE_CHARGE, side, amount, detail)
+
+    def _add(self, kind: Kind, side: _Sides, amount: Fraction, detail: str) -> None:
+        day, resource = side.place
+        self.findings.append(
+            Finding(
+                kind,
+                date_of(day).isoformat(),
+                resource,
+                billed_hours=rounded(side.paid, PLACES),
+                leased_hours=rounded(side.held, PLACES),
+                billed_amount=rounded(side.charged, PLACES),
+                leased_amount=rounded(side.owed, PLACES),
+                amount=rounded(amount, PLACES),
+                detail=detail,
+            )
+        )
+
+    def _convert(self, amount: Decimal, line: BilledDay) -> Fraction:
+        return self._pricer.table.convert(Fraction(amount), line.currency, line.day)
+
+    def _accelerators(self, sku: str) -> int:
+        """How many an instance has: 1 where no price book knows it."""
+        for book in self._pricer.table.books:
+            if sku in book.skus():
+                return book.accelerators(sku)
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Accelerator-hours and money of both sides at a place."""
+
+    place: Place
+    paid: Fraction
+    held: Fraction
+    charged: Fraction
+    owed: Fraction
+
+
+def sign(result: Mapping[str, Any], by: str, at: str, note: str) -> dict[str, Any]:
+    """The result as a document that says who accepts it, with a digest over all of it."""
+    document = {**result, "signed": {"by": by, "at": at, "note": note}}
+    return {**document, "sha256": _digest(document)}
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """A signed result. Raises LedgerError if it is none, or was changed after it was signed."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        stated = document.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise LedgerError(str(path), str(error), "what cost reconcile --sign-off wrote") from error
+    if stated != _digest(document):
+        raise LedgerError(f"{path} sha256", stated, "the digest of its content", "it was changed since")
+    return document
+
+
+def unexplained_of(ledger: Ledger, pipeline: str, path: Path) -> HeadlineLine:
+    """The pipeline's share of what a signed reconciliation leaves unexplained: in proportion to what it used,
+    of all that was used on those days.
+
+    Raises LedgerError if the result was changed, or is in another currency.
+    """
+    from orchestrator.ledger.calendar import parse_period
+
+    document = read_signed(path)
+    first, last = parse_period(document["first_day"])[0], parse_period(document["last_day"])[1]
+    own = ledger.report_by(["kind"], first, last, name=pipeline)
+    everything = ledger.report_by(["kind"], first, last)
+    if document["currency"] != own.currency:
+        raise LedgerError(f"{path} currency", document["currency"], own.currency)
+    unexplained = Fraction(document["unexplained"])
+    share = Fraction(own.amount) / Fraction(everything.amount) if everything.amount else Fraction(0)
+    reason = (
+        f"{document['unexplained']} {own.currency} billed from {document['first_day']} to"
+        f" {document['last_day']} that no lease explains, shared by use"
+    )
+    return HeadlineLine("", "", WORK, None, rounded(unexplained * share, PLACES), UNEXPLAINED, reason)
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _skus(lines: list[BilledDay]) -> str:
+    return ", ".join(sorted({line.sku for line in lines}))
+
+
+def _short(value: Fraction) -> str:
+    return f"{rounded(value, PLACES):f}"
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, Fraction):
+        return f"{rounded(value, PLACES):f}"
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def read_nodes(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines `node,resource` of a file. Raises LedgerError with the line named."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LedgerError(str(path), str(error), "a file of lines node,resource") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and line.strip() != "node,resource":
+            node, comma, resource = line.partition(",")
+            if not comma or not node.strip() or not resource.strip():
+                raise LedgerError(f"{path}:{number}", line, "node,resource")
+            yield node.strip(), resource.strip()
