@@ -1,0 +1,80 @@
+"""CPU seconds of whole process trees: what a system costs on a machine that others use too."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+
+class CpuMeter:
+    """CPU seconds of a process and all its descendants over time, from /proc (Linux), while its `with` is
+    open. What has ended still counts, up to the last look at it.
+    """
+
+    def __init__(self, root: int, every_seconds: float = 0.25) -> None:
+        self._root, self._every_seconds = root, every_seconds
+        self._seconds: dict[int, float] = {}
+        self._samples: list[tuple[int, float]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def between(self, start_ns: int, end_ns: int) -> float:
+        """CPU seconds from one wall time (`time.time_ns()`) to another."""
+        return interpolated(self._samples, end_ns) - interpolated(self._samples, start_ns)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every_seconds):
+            self._look()
+
+    def _look(self) -> None:
+        self._seconds |= tree_cpu_seconds(self._root)
+        self._samples.append((time.time_ns(), sum(self._seconds.values())))
+
+
+def tree_cpu_seconds(root: int) -> dict[int, float]:
+    """CPU seconds of process `root` and of its living descendants, by process id."""
+    tick = os.sysconf("SC_CLK_TCK")
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:  # it ended while we looked
+            continue
+        fields = stat[stat.rindex(")") + 2 :].split()  # a command's name, in parentheses, may hold anything
+        parents[int(entry.name)] = int(fields[1])
+        seconds[int(entry.name)] = (int(fields[11]) + int(fields[12])) / tick
+    found: set[int] = set()
+    newest = {root}
+    while newest:
+        found |= newest
+        newest = {pid for pid, parent in parents.items() if parent in newest} - found
+    return {pid: seconds[pid] for pid in found if pid in seconds}
+
+
+def interpolated(samples: Sequence[tuple[int, float]], at_ns: int) -> float:
+    """The value at `at_ns` on the line through (time, value) samples in order; the first or the last one's
+    outside of them.
+
+    >>> interpolated([(0, 1.0), (10, 2.0)], 5)
+    1.5
+    """
+    before = next((sample for sample in reversed(samples) if sample[0] <= at_ns), samples[0])
+    after = next((sample for sample in samples if sample[0] >= at_ns), samples[-1])
+    width = after[0] - before[0]
+    return before[1] + ((after[1] - before[1]) * (at_ns - before[0]) / width if width > 0 else 0.0)

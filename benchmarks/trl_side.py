@@ -1,0 +1,191 @@
+"""The TRL side of `vs_trl.py`: one process of a GRPO training by TRL's own trainer, step by step.
+
+    .venv-trl/bin/python benchmarks/trl_side.py REQUEST.json
+
+Runs in TRL's environment, so of this repository it only imports the rewards. With RANK and WORLD_SIZE in the
+environment several processes train data-parallel over gloo, as `accelerate launch` would have them do. Each
+writes `<request.output>.<rank>.jsonl`: one line a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from datasets import Dataset  # pyright: ignore[reportMissingImports] - TRL's environment has it
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+
+from orchestrator.training.records import Finish, Prompt
+from orchestrator.training.rewards.completion import Completion
+from orchestrator.training.rewards.rubric import apply_scorers
+from orchestrator.training.rewards.scorers import load_scorer
+
+
+class StepLog(TrainerCallback):
+    """One line a step, from the end of the step before to the end of this one: data, sampling, rewards,
+    update.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._began_ns = time.time_ns()
+        self._generate_s = 0.0
+        self._tokens = 0
+        self._rewards: list[float] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """The first step begins."""
+        del args, state, control, kwargs
+        self._began_ns = time.time_ns()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Write the step that ended; the next begins."""
+        del args, control, kwargs
+        ended_ns = time.time_ns()
+        line = {
+            "step": state.global_step,
+            "began_ns": self._began_ns,
+            "ended_ns": ended_ns,
+            "generate_s": self._generate_s,
+            "tokens": self._tokens,
+            "rewards": self._rewards,
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._began_ns, self._generate_s, self._tokens, self._rewards = ended_ns, 0.0, 0, []
+
+    def time_generate(self, model: PreTrainedModel) -> None:
+        """Count the time inside `model.generate`."""
+        generate: Callable[..., Any] = getattr(model, "generate")  # noqa: B009  (a mixin that types don't show)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            began = time.perf_counter()
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._generate_s += time.perf_counter() - began
+
+        object.__setattr__(model, "generate", timed)
+
+    def rewarded(self, rewards: Sequence[float], tokens: int) -> None:
+        """Note what the reward function saw."""
+        self._rewards += rewards
+        self._tokens += tokens
+
+
+def reward_function(components: Mapping[str, float], max_new_tokens: int, log: StepLog) -> Callable[..., Any]:
+    """The repository's scorers, weighed as in the config, in the shape that TRL calls."""
+    scorers = {name: load_scorer(name) for name in components}
+
+    def rule_based(
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        prompt_id: Sequence[str],
+        reference: Sequence[str],
+        **kwargs: object,
+    ) -> list[float]:
+        del kwargs
+        rewards: list[float] = []
+        for text, completion, ids, name, answer in zip(
+            prompts, completions, completion_ids, prompt_id, reference, strict=True
+        ):
+            finish = Finish.LENGTH if len(ids) == max_new_tokens else Finish.STOP
+            prompt = Prompt(name, text, json.loads(answer))
+            outcome = apply_scorers(scorers, Completion(prompt, completion, len(ids), finish, max_new_tokens))
+            rewards.append(
+                sum(w * value for w, value in zip(components.values(), outcome.components, strict=True))
+            )
+        log.rewarded(rewards, sum(len(ids) for ids in completion_ids))
+        return rewards
+
+    return rule_based
+
+
+def grpo_config(request: Mapping[str, Any], world_size: int) -> Any:  # noqa: ANN401
+    """The same algorithm, with everything off that costs time and changes nothing."""
+    rows = request["prompts_per_step"] * request["group_size"] // world_size
+    return GRPOConfig(
+        output_dir=f"{request['output']}.scratch",
+        max_steps=request["steps"],
+        per_device_train_batch_size=request["rows_per_forward"],
+        gradient_accumulation_steps=rows // request["rows_per_forward"],
+        num_generations=request["group_size"],
+        max_completion_length=request["max_new_tokens"],
+        temperature=request["temperature"],
+        top_p=1.0,
+        top_k=0,
+        num_iterations=1,
+        beta=0.0,
+        epsilon=request["clip_low"],
+        epsilon_high=request["clip_high"],
+        loss_type="dapo",  # the token-level loss over the whole batch
+        scale_rewards="group",
+        learning_rate=request["learning_rate"],
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        adam_beta1=request["adam_betas"][0],
+        adam_beta2=request["adam_betas"][1],
+        adam_epsilon=request["adam_epsilon"],
+        weight_decay=0.0,
+        max_grad_norm=request["max_grad_norm"],
+        optim="adamw_torch_fused",
+        shuffle_dataset=False,
+        seed=request["seed"],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_vllm=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # experts are rows of one tensor, which always has a gradient
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def main() -> None:
+    """Train and leave the steps' lines behind."""
+    request: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(request["threads"])
+    model = AutoModelForCausalLM.from_pretrained(request["model"], local_files_only=True, dtype=torch.float32)
+    prompts = [json.loads(line) for line in Path(request["prompts"]).read_text().splitlines()]
+    log = StepLog(Path(f"{request['output']}.{rank}.jsonl"))
+    log.time_generate(model)
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=AutoTokenizer.from_pretrained(request["model"], local_files_only=True),
+        reward_funcs=reward_function(request["components"], request["max_new_tokens"], log),
+        args=grpo_config(request, world_size),
+        train_dataset=Dataset.from_list(prompts),
+        callbacks=[log],
+    )
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""This system against TRL's GRPOTrainer, end to end: the same machine, cores, starting model, prompts in the
+same order, group size, token budget, rewards, algorithm and float32, alternating in one run.
+
+    python benchmarks/vs_trl.py [--json] [--model FOLDER] [--steps 10] [--rounds 2] [OVERRIDE ...]
+
+Ours is `orchestrator run grpo` as a user runs it, with Ray, DeepSpeed, ledger and metrics; an OVERRIDE is a
+Hydra override of it. TRL runs in an environment of its own, `.venv-trl`, made if it is missing; `trl_side.py`
+configures it. Both start from the demo's cold start (made once, kept under `.cache/`), so lengths and rewards
+are real.
+
+A step is a whole cycle, from the end of one optimizer step to the end of the next. The first step of each run
+warms up and is left out. Figures are medians over the steps of all rounds:
+
+    tokens_per_s   sampled response tokens / seconds of the whole step
+    generate_s     sampling. TRL: inside `model.generate`. Ours: while any rollout worker samples
+    update_s       the rest of the step: rewards, forward and backward, optimizer, weights, all between
+    cpu_s          CPU seconds of all processes, a step (mean): comparable on a machine that others use too
+    reward         mean over the steps; reward_error is its standard error
+
+Then `engine_vs_generate.py` compares the samplers alone. Exit code 1 if ours trains on fewer than 4 times
+TRL's tokens a second, or its reward is lower by more than two standard errors of the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, pstdev
+from typing import Any
+
+from machine import write_result
+from process_cpu import CpuMeter
+
+from orchestrator.config import compose, quoted
+from orchestrator.run_config import RunConfig
+from orchestrator.training.learner.distributed import free_port
+from orchestrator.training.prompts.load import load_prompts
+from orchestrator.training.run_directory import RunDirectory
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CACHE = ROOT / ".cache" / "vs_trl"
+PROGRAM = Path(sys.executable).parent / "orchestrator"
+TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
+
+LEAST_SPEEDUP = 4.0
+SAME_FOR_BOTH = (
+    "algorithm=grpo_token",
+    "rollout.prompts_per_step=64",
+    "rollout.group_size=8",
+    "rollout.top_p=1.0",
+    "learner.minibatches=1",
+    "learner.warmup_steps=0",
+    "learner.schedule=constant",
+    "learner.weight_decay=0.0",
+    "learner.router_bias_update_speed=0.0",
+    "reward.overlong_buffer=0",
+    "max_staleness=0",
+)
+"""What the demo's stage may have otherwise, or TRL can't do."""
+NOT_TIMED = ("evaluation.every=0", "checkpoint.every=0", "tracking=none", "purpose=debug")
+"""TRL neither evaluates nor saves nor reports to a server here."""
+LAYOUT = ("rollout.workers=2", "rollout.threads=1", "learner.world_size=2", "learner.threads=1")
+"""Ours on two cores: a rollout worker and a learner rank on each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of one system; `ended_ns` is wall time."""
+
+    ended_ns: int
+    step_s: float
+    generate_s: float
+    tokens: int
+    rollouts: int
+    reward: float
+    reward_std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One run of one system: its steps but the first, and their CPU seconds in the mean."""
+
+    steps: tuple[Step, ...]
+    cpu_s: float
+
+
+def warmed_up(steps: Sequence[Step], meter: CpuMeter) -> Round:
+    """Leave out the first step."""
+    cpu = meter.between(steps[0].ended_ns, steps[-1].ended_ns)
+    return Round(tuple(steps[1:]), cpu / (len(steps) - 1))
+
+
+def figures(system: str, rounds: Sequence[Round]) -> dict[str, Any]:
+    """A row of the table."""
+    steps = [step for each in rounds for step in each.steps]
+    rollouts = sum(step.rollouts for step in steps)
+    error = math.sqrt(sum(step.reward_std**2 / step.rollouts for step in steps)) / len(steps)
+    return {
+        "system": system,
+        "tokens_per_s": round(median(step.tokens / step.step_s for step in steps)),
+        "step_s": round(median(step.step_s for step in steps), 3),
+        "generate_s": round(median(step.generate_s for step in steps), 3),
+        "update_s": round(median(step.step_s - step.generate_s for step in steps), 3),
+        "reward": round(fmean(step.reward for step in steps), 4),
+        "reward_error": round(error, 4),
+        "cpu_s": round(fmean(each.cpu_s for each in rounds), 3),
+        "tokens_per_cpu_s": round(
+            sum(step.tokens for step in steps) / sum(len(each.steps) * each.cpu_s for each in rounds)
+        ),
+        "length_mean": round(sum(step.tokens for step in steps) / rollouts, 1),
+        "rounds": len(rounds),
+        "steps": len(steps),
+    }
+
+
+def compared(trl: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours against the target."""
+    speedup = ours["tokens_per_s"] / trl["tokens_per_s"]
+    difference = ours["reward"] - trl["reward"]
+    error = math.hypot(trl["reward_error"], ours["reward_error"])
+    return {
+        "speedup": round(speedup, 2),
+        "cpu_speedup": round(ours["tokens_per_cpu_s"] / trl["tokens_per_cpu_s"], 2),
+        "reward_difference": round(difference, 4),
+        "reached": speedup >= LEAST_SPEEDUP and difference >= -2 * error,
+    }
+
+
+# -- what both start from
+
+
+def stage_overrides(job: str) -> tuple[str, ...]:
+    """What the demo gives to its stage that runs `job`."""
+    return next(tuple(stage.overrides) for stage in compose("r1_demo").stages if stage.job == job)
+
+
+def starting_model() -> Path:
+    """The model of the demo's cold start: made by an ordinary run, unless an earlier benchmark made it."""
+    overrides = (*stage_overrides("sft"), *NOT_TIMED)
+    described = compose("sft", overrides).model_dump_json().encode()
+    folder = CACHE / f"model-{hashlib.sha256(described).hexdigest()[:12]}"
+    if not folder.exists():
+        print(f"cold start: once, then kept in {folder.relative_to(ROOT)}", file=sys.stderr)
+        run, _ = orchestrator_run("sft", overrides)
+        shutil.copytree(run.path / "model", folder)
+    return folder
+
+
+def orchestrator_run(job: str, overrides: Sequence[str]) -> tuple[RunDirectory, CpuMeter]:
+    """Carry out a job to its end."""
+    run_id = f"{job}-{time.time_ns()}"
+    output = f"output_dir={quoted(str(CACHE / 'runs'))}"
+    meter = watched([str(PROGRAM), "run", job, "--run-id", run_id, *overrides, output], [{}])
+    return RunDirectory(CACHE / "runs" / run_id), meter
+
+
+def watched(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> CpuMeter:
+    """Run `command` to its end, once for each of the environments, side by side. Raises RuntimeError, with
+    the end of what it said, if one fails.
+    """
+    log = CACHE / "last.log"
+    with log.open("w") as file, CpuMeter(os.getpid()) as meter:
+        processes = [
+            subprocess.Popen(
+                command, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+            for own in environments
+        ]
+        codes = [process.wait() for process in processes]
+    if any(codes):
+        raise RuntimeError(f"{' '.join(command)}: exit codes {codes}\n{log.read_text()[-3000:]}")
+    return meter
+
+
+# -- ours
+
+
+def our_round(overrides: Sequence[str]) -> Round:
+    """A run of ours."""
+    run, meter = orchestrator_run("grpo", overrides)
+    steps = [our_step(line.time_ns, line.metrics) for line in run.read_metrics() if line.step > 0]
+    return warmed_up(steps, meter)
+
+
+def our_step(ended_ns: int, metrics: Mapping[str, float]) -> Step:
+    """From a line of metrics.jsonl."""
+    return Step(
+        ended_ns=ended_ns,
+        step_s=metrics["time/step"],
+        generate_s=metrics["time/generate"],
+        tokens=round(metrics["rollout/tokens"]),
+        rollouts=round(metrics["rollout/count"]),
+        reward=metrics["reward/mean"],
+        reward_std=metrics["reward/std"],
+    )
+
+
+# -- TRL's
+
+
+def install_trl() -> None:
+    """Make TRL's environment if it is not complete."""
+    requirements = HERE / "trl-requirements.txt"
+    done = TRL_PYTHON.parent.parent / ".installed"
+    if done.exists() and done.read_text() == requirements.read_text():
+        return
+    print(f"installing TRL into {TRL_PYTHON.parent.parent.name}", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", str(TRL_PYTHON.parent.parent)], check=True)
+    pip = [str(TRL_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, *constraints, "--requirement", str(requirements)], check=True, stdout=sys.stderr)
+    done.write_text(requirements.read_text())
+
+
+def trl_request(config: RunConfig, processes: int) -> dict[str, Any]:
+    """What `trl_side.py` is to do: the same as `config`."""
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "model": config.model.path,
+        "prompts": str(CACHE / "prompts.jsonl"),
+        "output": str(CACHE / "trl-steps"),
+        "steps": config.steps,
+        "prompts_per_step": config.rollout.prompts_per_step,
+        "group_size": config.rollout.group_size,
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "temperature": config.rollout.temperature,
+        "components": config.reward.components,
+        "clip_low": config.algorithm.clip_low,
+        "clip_high": config.algorithm.clip_high,
+        "learning_rate": config.learner.learning_rate,
+        "adam_betas": config.learner.adam_betas,
+        "adam_epsilon": config.learner.adam_epsilon,
+        "max_grad_norm": config.learner.max_grad_norm,
+        "seed": config.seed,
+        "threads": max(1, cores // processes),
+        "rows_per_forward": config.rollout.prompts_per_step * config.rollout.group_size // processes,
+    }
+
+
+def write_prompts(config: RunConfig, path: Path) -> None:
+    """Every prompt that the run will take, in its order, as TRL reads them."""
+    prompts = load_prompts(config.task, config.seed).take(config.steps * config.rollout.prompts_per_step)
+    rows = (
+        {"prompt": prompt.text, "prompt_id": prompt.prompt_id, "reference": json.dumps(prompt.reference)}
+        for prompt in prompts
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def trl_round(request: Mapping[str, Any], processes: int) -> Round:
+    """A run of TRL's, data-parallel over `processes`."""
+    outputs = [Path(f"{request['output']}.{rank}.jsonl") for rank in range(processes)]
+    for output in outputs:
+        output.unlink(missing_ok=True)
+    file = CACHE / "trl-request.json"
+    file.write_text(json.dumps(request))
+    port = str(free_port("127.0.0.1"))
+    quiet = {
+        "OMP_NUM_THREADS": str(request["threads"]),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [
+        quiet | (group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+        for rank in range(processes)
+    ]
+    meter = watched([str(TRL_PYTHON), str(HERE / "trl_side.py"), str(file)], environments)
+    lines = [[json.loads(line) for line in output.read_text().splitlines()] for output in outputs]
+    return warmed_up([trl_step(ranks) for ranks in zip(*lines, strict=True)], meter)
+
+
+def trl_step(ranks: Sequence[Mapping[str, Any]]) -> Step:
+    """From the lines that the processes wrote of one step."""
+    rewards = [reward for rank in ranks for reward in rank["rewards"]]
+    return Step(
+        ended_ns=max(rank["ended_ns"] for rank in ranks),
+        step_s=(ranks[0]["ended_ns"] - ranks[0]["began_ns"]) / 1e9,
+        generate_s=max(rank["generate_s"] for rank in ranks),
+        tokens=sum(rank["tokens"] for rank in ranks),
+        rollouts=len(rewards),
+        reward=fmean(rewards),
+        reward_std=pstdev(rewards),
+    )
+
+
+# -- both
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows `trl` and `ours`, from rounds in turn."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    install_trl()
+    model = arguments.model or starting_model()
+    fixed = (f"model.path={quoted(str(model))}", f"steps={arguments.steps}", *SAME_FOR_BOTH, *NOT_TIMED)
+    overrides = (*stage_overrides("grpo"), *fixed, *LAYOUT, *arguments.overrides)
+    config = compose("grpo", overrides)
+    request = trl_request(config, arguments.trl_processes)
+    write_prompts(config, Path(request["prompts"]))
+    rounds: dict[str, list[Round]] = {"trl": [], "ours": []}
+    for _ in range(arguments.rounds):
+        rounds["trl"].append(trl_round(request, arguments.trl_processes))
+        rounds["ours"].append(our_round(overrides))
+    return [figures(system, taken) for system, taken in rounds.items()]
+
+
+def engines() -> list[dict[str, Any]]:
+    """The samplers alone."""
+    command = [sys.executable, str(HERE / "engine_vs_generate.py"), "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["rows"]
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Columns under their names."""
+    for line in ({column: column for column in columns}, *rows):
+        print("  ".join(f"{line[column]!s:>{max(12, len(column))}}" for column in columns))
+
+
+def main() -> int:
+    """Measure, print, write benchmarks/results/vs_trl.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="the rows trl and ours as one JSON document")
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder to start from")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--trl-processes", type=int, default=2, help="data-parallel; the cores are shared out"
+    )
+    parser.add_argument("--no-engines", action="store_true", help="leave out the comparison of samplers")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    arguments = parser.parse_args()
+    trl, ours = rows = measure(arguments)
+    ours |= compared(trl, ours)
+    samplers = [] if arguments.no_engines else engines()
+    ours["engine_speedup"] = {row["model"]: row["speedup"] for row in samplers if row["system"] == "engine"}
+    write_result("vs_trl", rows)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        columns = ["system", "tokens_per_s", "step_s", "generate_s", "update_s", "reward", "reward_error"]
+        print_table(rows, [*columns, "cpu_s", "tokens_per_cpu_s", "length_mean"])
+        print(
+            f"ours / trl: {ours['speedup']} x tokens a second, {ours['cpu_speedup']} x tokens a CPU second,"
+        )
+        print(f"reward {ours['reward_difference']:+}; target {'reached' if ours['reached'] else 'MISSED'}")
+        if samplers:
+            print_table(
+                samplers, ["model", "system", "length_mean", "tokens_per_s", "tokens_per_cpu_s", "speedup"]
+            )
+    return 0 if ours["reached"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
