@@ -63,7 +63,7 @@ def ray_session(config: ClusterConfig, slots: int) -> Generator[None]:
             namespace="orchestrator",
             **({} if config.address else local),
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises a bare Exception if its own processes do not come up in time
         raise ClusterError(f"Ray is not to be had at {config.address or 'this machine'}: {error}") from error
     try:
         yield
@@ -140,7 +140,9 @@ def _open_leases(
     nodes: dict[int, str] = table["bundles_to_node_id"]
     leases: list[tuple[str, ...]] = []
     for index, slot in enumerate(placement.slots):
-        ids = tuple(f"{run_id}/{attempt}/{index}.{unit}" for unit in range(slot.accelerators))
+        # The group's id, because a run that goes on from a store on a new machine counts its attempts from 1 again.
+        stem = f"{run_id}/{attempt}-{group.id.hex()[:12]}/{index}"
+        ids = tuple(f"{stem}.{unit}" for unit in range(slot.accelerators))
         leases.append(ids)
         for lease_id in ids:
             sink.emit(
