@@ -204,22 +204,24 @@ def test_a_file_of_another_kind_is_refused_whole(tmp_path: Path, content: bytes)
         csv.read(file)
 
 
-SACCT = """\
-JobID|JobName|Cluster|Account|User|WCKey|State|Start|End|AllocTRES|NodeList
-101|pretrain|alps|nlp|ada|*|COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|billing=64,cpu=64,gres/gpu:h100=8,gres/gpu=8,node=2|n[01-02]
-101.batch|batch|alps|nlp|||COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|cpu=32,gres/gpu:h100=4,gres/gpu=4|n01
-101.0|python|alps|nlp|||COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|cpu=64,gres/gpu:h100=8,gres/gpu=8|n[01-02]
-102_7|sweep|alps|nlp|ada|r1|NODE_FAIL|2026-11-01T00:00:00|2026-11-01T01:00:00|cpu=8,gres/gpu=2|n03
-103|prep|alps|data|bob||CANCELLED by 1001|2026-11-01T00:00:00|2026-11-01T00:30:00|cpu=4,mem=16G|n04
-104|next|alps|nlp|ada||RUNNING|2026-11-01T00:00:00|Unknown|cpu=8,gres/gpu:h100=1|n05
-105|never|alps|nlp|ada||CANCELLED|None|2026-11-01T00:00:00||None assigned
-106|broken|alps|nlp|ada||COMPLETED|2026-11-02T00:00:00|2026-11-01T00:00:00|cpu=8|n06 107|short|alps|nlp
-"""
+ALLOCATED = "cpu=64,gres/gpu:h100=8,gres/gpu=8"
+SACCT = [
+    "JobID|JobName|Cluster|Account|WCKey|State|Start|End|AllocTRES|NodeList",
+    f"101|pre|alps|nlp|*|COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|{ALLOCATED},node=2|n[01-02]",
+    f"101.batch|b|alps|nlp||COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|{ALLOCATED}|n01",
+    f"101.0|python|alps|nlp||COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|{ALLOCATED}|n[01-02]",
+    "102_7|sweep|alps|nlp|r1|NODE_FAIL|2026-11-01T00:00:00|2026-11-01T01:00:00|cpu=8,gres/gpu=2|n03",
+    "103|prep|alps|data||CANCELLED by 1001|2026-11-01T00:00:00|2026-11-01T00:30:00|cpu=4,mem=16G|n04",
+    "104|next|alps|nlp||RUNNING|2026-11-01T00:00:00|Unknown|cpu=8,gres/gpu:h100=1|n05",
+    "105|never|alps|nlp||CANCELLED|None|2026-11-01T00:00:00||None assigned",
+    "106|broken|alps|nlp||COMPLETED|2026-11-02T00:00:00|2026-11-01T00:00:00|cpu=8|n06",
+    "107|short|alps|nlp",
+]
 
 
 def test_slurm_jobs_hold_their_gpus_or_else_their_cpus(ledger: Ledger, tmp_path: Path) -> None:
     file = tmp_path / "sacct.txt"
-    file.write_text(SACCT)
+    file.write_text("\n".join(SACCT) + "\n")
     names = slurm.SlurmNames(Labels(organisation="lab", project="other"))
     done = take(ledger, slurm.read(file, names), DAY)
     assert amounts(ledger, "run", "team", "project", "purpose", "sku", "node") == {
