@@ -79,7 +79,10 @@ class Slots:
     leases: tuple[tuple[str, ...], ...]
 
     def options(self, seat: Seat) -> dict[str, Any]:
-        """Ray options that put an actor on its seat. A crashed actor is replaced by its pool, never by Ray."""
+        """Ray options that put an actor on its seat.
+
+        A crashed actor is replaced by its pool, never by Ray.
+        """
         return {
             "num_cpus": seat.share.cpus,
             "num_gpus": seat.share.gpus,
@@ -140,7 +143,8 @@ def _open_leases(
     nodes: dict[int, str] = table["bundles_to_node_id"]
     leases: list[tuple[str, ...]] = []
     for index, slot in enumerate(placement.slots):
-        # The group's id, because a run that goes on from a store on a new machine counts its attempts from 1 again.
+        # The group's id, because a run that goes on from a store on a new machine counts its attempts from 1
+        # again.
         stem = f"{run_id}/{attempt}-{group.id.hex()[:12]}/{index}"
         ids = tuple(f"{stem}.{unit}" for unit in range(slot.accelerators))
         leases.append(ids)
