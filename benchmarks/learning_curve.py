@@ -1,9 +1,10 @@
-"""Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy over the steps.
+"""Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy over
+the steps.
 
     python benchmarks/learning_curve.py [--seeds 0 1 2] [--json] [OVERRIDE ...]
 
-Writes benchmarks/results/learning_curve.json and .png. Everything goes through `orchestrator run r1_demo`: Ray, DeepSpeed, MLflow and
-the ledger are part of what is timed.
+Writes benchmarks/results/learning_curve.json and .png. Everything goes through `orchestrator run r1_demo`:
+Ray, DeepSpeed, MLflow and the ledger are part of what is timed.
 """
 
 from __future__ import annotations

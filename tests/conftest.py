@@ -53,7 +53,7 @@ class Program:
         assert process.returncode == code, f"{words} ended with {process.returncode}:\n{out}\n{err}"
         return out
 
-    def json(self, *words: str, code: int = 0) -> Any:  # noqa: ANN401
+    def json(self, *words: str, code: int = 0) -> Any:
         """The JSON document that a command prints."""
         return json.loads(self(*words, "--json", code=code))
 

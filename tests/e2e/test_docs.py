@@ -1,8 +1,9 @@
 """Every command in README.md and docs/ runs, and every link leads somewhere.
 
-A fenced block marked `bash` is a promise: it is carried out here, from the repository's root, in the order of the page, with runs
-under a folder of its own, in which one small finished pipeline is `latest`. What takes longer than a test may is listed in
-NOT_HERE, with who runs it instead. Output is shown in blocks marked `text`.
+A fenced block marked `bash` is a promise: it is carried out here, from the repository's root, in the order of
+the page, with runs under a folder of its own, in which one small finished pipeline is `latest`. What takes
+longer than a test may is listed in NOT_HERE, with who runs it instead. Output is shown in blocks marked
+`text`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Whole runs on a real Ray with real DeepSpeed ranks: what they leave behind, and that they can be interrupted."""
+"""Whole runs on a real Ray with real DeepSpeed ranks: what they leave behind, and their interruption."""
+interrupted.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,11 @@ def test_the_ledger_accounts_for_every_nanosecond(program: Program, asynchronous
 
 def test_mlflow_has_the_run_with_its_files(program: Program, asynchronous_run: str) -> None:
     client = MlflowClient(f"sqlite:///{program.output_dir / 'mlflow.db'}")
-    runs = [run for experiment in client.search_experiments() for run in client.search_runs([experiment.experiment_id])]
+    runs = [
+        run
+        for experiment in client.search_experiments()
+        for run in client.search_runs([experiment.experiment_id])
+    ]
     (run,) = [run for run in runs if asynchronous_run in run.data.tags.values()]
 
     assert run.info.status == "FINISHED"

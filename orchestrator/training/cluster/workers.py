@@ -1,4 +1,4 @@
-"""Rollout and reward workers as the pools see them: one object a seat, over whichever actor sits there now."""
+"""Rollout and reward workers as the pools see them: one object a seat, over whichever actor sits there."""
 
 from __future__ import annotations
 
