@@ -1,6 +1,4 @@
 """Whole runs on a real Ray with real DeepSpeed ranks: what they leave behind, and their interruption."""
-interrupted.
-"""
 
 from __future__ import annotations
 
