@@ -108,6 +108,11 @@ class LeaseEvents:
     spans: list[SpanRecorded] = field(default_factory=list[SpanRecorded])
     last_heartbeat_ns: int | None = None
 
+    def alive_at(self, at_ns: int) -> None:
+        """Take a sign of life."""
+        if self.last_heartbeat_ns is None or at_ns > self.last_heartbeat_ns:
+            self.last_heartbeat_ns = at_ns
+
 
 def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:
     """The lease events, by lease; events of other kinds are passed over."""
@@ -121,8 +126,7 @@ def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:
         if isinstance(event, SpanRecorded):
             lease.spans.append(event)
         elif isinstance(event, Heartbeat):
-            if lease.last_heartbeat_ns is None or event.at_ns > lease.last_heartbeat_ns:
-                lease.last_heartbeat_ns = event.at_ns
+            lease.alive_at(event.at_ns)
         elif isinstance(event, LeaseOpened):
             lease.openings.append(event)
         else:

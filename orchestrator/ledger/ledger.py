@@ -136,7 +136,7 @@ class Ledger:
     def report(self, name: str, as_of_ns: int | None = None, places: int = AMOUNT_PLACES) -> RunReport:
         """The report of the run, or of the runs of the pipeline, `name`. Raises UnknownRunError."""
         runs = self._runs(name)
-        booked, stated, _ = self._booked(runs, as_of_ns)
+        booked, stated, _ = self._booked(runs, as_of_ns, self._now_ns() if as_of_ns is None else as_of_ns)
         entries = [*lease_entries(booked), *stated_entries(stated)]
         extent = sum(lease.ns for lease in booked) + sum(int(line.accelerator_ns or 0) for line in stated)
         return run_report(name, runs, entries, extent, self._pricer(as_of_ns), places)
@@ -208,7 +208,7 @@ class Ledger:
 
     def rejections(self, name: str) -> list[Rejection]:
         """The events of a run or pipeline that do not count, and why. Raises UnknownRunError."""
-        return self._booked(self._runs(name), None)[2]
+        return self._booked(self._runs(name), None, self._now_ns())[2]
 
     def runs_of(self, name: str) -> list[str]:
         """The run, or the runs of the pipeline, `name`. Raises UnknownRunError."""
@@ -234,7 +234,7 @@ class Ledger:
         return self._journal.bad_lines()
 
     def _full_cost(self, run_id: str, as_of_ns: int, pricer: Pricer) -> Fraction:
-        booked, stated, _ = self._booked([run_id], as_of_ns)
+        booked, stated, _ = self._booked([run_id], None, as_of_ns)
         entries: list[Entry] = [*lease_entries(lease for lease in booked if lease.opened.run_id == run_id)]
         entries += stated_entries(stated)
         return sum((pricer.amount(entry) for entry in entries), Fraction(0))
@@ -246,11 +246,10 @@ class Ledger:
         return runs
 
     def _booked(
-        self, runs: Sequence[str], as_of_ns: int | None
+        self, runs: Sequence[str], known_by_ns: int | None, as_of_ns: int
     ) -> tuple[list[BookedLease], list[UsageStated], list[Rejection]]:
-        events = [recorded.event for recorded in self._journal.events(runs, known_by_ns=as_of_ns)]
-        as_of = self._now_ns() if as_of_ns is None else as_of_ns
-        booked, rejected = book(events, as_of, self._policy)
+        events = [recorded.event for recorded in self._journal.events(runs, known_by_ns=known_by_ns)]
+        booked, rejected = book(events, as_of_ns, self._policy)
         stated = [event for event in effective(events)[0] if isinstance(event, UsageStated)]
         return booked, stated, rejected
 

@@ -251,8 +251,11 @@ class Mart:
         files = ", ".join(_quoted(path) for path in old)
         query = f"""
             COPY (
-                SELECT * REPLACE ({number}::INTEGER AS part) FROM read_parquet([{files}])
-                SEMI JOIN read_parquet({_quoted(self._folder / index.leases)}) USING (lease, part)
+                SELECT * REPLACE ({number}::INTEGER AS part) FROM (
+                    FROM read_parquet([{files}]) AS slices
+                    SEMI JOIN read_parquet({_quoted(self._folder / index.leases)}) AS leases
+                    ON slices.lease = leases.lease AND slices.part = leases.part
+                )
             ) TO {_quoted(unfinished)} (FORMAT parquet, COMPRESSION zstd)
         """
         with self._duckdb() as connection:

@@ -34,6 +34,7 @@ class RunMeter:
     def __init__(self, run_id: str, policy: BookingPolicy) -> None:
         self._run_id, self._policy = run_id, policy
         self._leases: dict[str, LeaseEvents] = {}
+        self._outside: dict[str, list[SpanRecorded]] = {}
         self._ended: dict[str, Fraction] = {}
         self._stated = Fraction(0)
         self.corrected = False
@@ -53,14 +54,24 @@ class RunMeter:
 
     def _take(self, event: LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded) -> None:
         lease = self._leases.setdefault(event.lease_id, LeaseEvents())
+        self._ended.pop(event.lease_id, None)
         if isinstance(event, LeaseOpened):
             lease.openings.append(event)
+            for span in self._outside.pop(event.lease_id, []):
+                self._take_span(span, lease)
         elif isinstance(event, LeaseClosed):
             lease.closings.append(event)
+        elif isinstance(event, Heartbeat):
+            lease.alive_at(event.at_ns)
         else:
-            sign = event.end_ns if isinstance(event, SpanRecorded) else event.at_ns
-            lease.last_heartbeat_ns = max(sign, lease.last_heartbeat_ns or sign)
-        self._ended.pop(event.lease_id, None)
+            self._take_span(event, lease)
+
+    def _take_span(self, span: SpanRecorded, lease: LeaseEvents) -> None:
+        """A span is a sign of life, unless it starts before its lease, as far as the opening is known."""
+        if any(span.start_ns >= opened.at_ns - self._policy.skew_ns for opened in lease.openings):
+            lease.alive_at(span.end_ns)
+        else:
+            self._outside.setdefault(span.lease_id, []).append(span)
 
     def cost(self, as_of_ns: int, pricer: Pricer) -> Fraction:
         """Money until `as_of_ns`. Raises UnknownPriceError."""
