@@ -1,16 +1,18 @@
 """Countdown by guessing, checking, and guessing again: the traces that a cold start imitates.
 
-    3,6,2=7    <think>3+6+2=11? wait, 3+6-2=7!</think><answer>3+6-2</answer>
+    3,6,2=7    <think>3+6+2=11/7? wait, 3+6-2=7/7!</think><answer>3+6-2</answer>
 
-The numbers stay in their order and get signs; each guess is worked out in full, and a mark says whether it
-hits the target (`!`) or not (`?`). After a miss a trace says "wait, " and takes the next choice of signs, in
-a fixed order from a random start, so that no guess comes twice. What reinforcement learning is to find out is
-left open on purpose: most traces whose first guess misses give up and answer it all the same, and some answer
-without checking. The rewards then say that checking, and going on, pays.
+The numbers stay in their order and get signs; each guess is worked out in full, the target is written beside
+what it came to, and a mark says whether they are equal (`!`) or not (`?`). After a miss a trace says "wait, "
+and takes the next choice of signs, in a fixed order from a random start, so that no guess comes twice. What
+reinforcement learning is to find out is left open on purpose: most traces whose first guess misses give up
+and answer it all the same, and some answer without checking. The rewards then say that checking, and going
+on, pays.
 
-The mark is one token, and it decides whether a cold start is any good: without it nothing but the choice
-between "wait" and the end of the thought says that a guess was compared with the target, that choice is left
-to chance after a first miss, and some models had learnt to add but not to compare.
+The comparison decides whether a cold start is any good. Without the mark nothing but the choice between
+"wait" and the end of the thought says that a guess was compared with the target, and that choice is left to
+chance after a first miss. With the mark, but the target only at the beginning of the prompt, some seeds had
+learnt to add and not to compare. Copied beside the result it is a matter of neighbouring characters.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def guess_and_check(row: Mapping[str, Any], rng: random.Random) -> str:
     for signs in choices[start:] + choices[:start]:
         guess = expression(numbers, signs)
         hit = value(numbers, signs) == target
-        checked.append(f"{guess}={value(numbers, signs)}{'!' if hit else '?'}")
+        checked.append(f"{guess}={value(numbers, signs)}/{target}{'!' if hit else '?'}")
         if hit or gives_up:
             return _trace(checked, guess)
     raise ConfigError(
