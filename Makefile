@@ -30,7 +30,7 @@ test: $(STAMP) ## lint, types, import contracts and every test that needs no GPU
 	$(BIN)/pytest -m 'not gpu'
 
 check: $(STAMP) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network; under 60 s
-	$(BIN)/pytest -q -m 'not gpu and not ray and not slow' tests/unit tests/contracts tests/simulation tests/golden
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not gpu and not ray and not slow'
 
 lint: $(STAMP) ## ruff, pyright (strict) and the import contracts
 	$(BIN)/ruff check .
