@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check lint bench docs clean
+.PHONY: help install demo test check lint bench docs focus-validate clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install: $(STAMP) ## create .venv with the package and its development tools
 $(STAMP): pyproject.toml constraints.txt
@@ -43,6 +43,9 @@ bench: $(STAMP) ## every benchmark; each prints a table and writes benchmarks/re
 
 docs: $(STAMP) ## run every command in the docs and check every link
 	$(BIN)/pytest -q tests/e2e/test_docs.py
+
+focus-validate: $(STAMP) ## the FinOps Foundation's validator over a FOCUS export (needs Python 3.12, gets .venv-focus)
+	$(BIN)/python tests/focus/validate.py
 
 clean: ## remove what the other targets made, except .venv
 	rm -rf runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.cost_export import app as export_app
 from orchestrator.cli.cost_headline import headline
 from orchestrator.cli.cost_import import app as import_app
 from orchestrator.cli.cost_options import (
@@ -41,6 +42,7 @@ app = typer.Typer(
 prices_app = typer.Typer(help="What an accelerator-hour costs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(prices_app, name="prices")
 app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
 app.command()(headline)
 app.command()(reconcile)
 
