@@ -206,9 +206,11 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    rows = [row for name in arguments.model or WORKLOADS for row in measure(name, arguments.rounds)]
-    if arguments.model is None:
-        write_result("engine_vs_generate", rows)
+    rows: list[dict[str, Any]] = []
+    for name in arguments.model or WORKLOADS:
+        rows += measure(name, arguments.rounds)
+        if arguments.model is None:
+            write_result("engine_vs_generate", rows)
     if arguments.json:
         json.dump({"machine": describe(), "rows": rows}, sys.stdout, indent=2)
         return
