@@ -27,6 +27,7 @@ from orchestrator.cli.cost_options import (
     resolve_run,
 )
 from orchestrator.cli.cost_reconcile import reconcile
+from orchestrator.cli.cost_wrap import wrap
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
@@ -45,6 +46,7 @@ app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 app.command()(headline)
 app.command()(reconcile)
+app.command(context_settings={"allow_interspersed_args": False})(wrap)
 
 
 @app.command()
