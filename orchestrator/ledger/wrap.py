@@ -130,6 +130,7 @@ def run(
                 spool.emit(PurposeSet(_new_id(), now_ns(), run_id, "failed"))
     except BaseException:
         process.kill()  # what can't be accounted for must not run
+        process.wait()
         raise
     return code if code >= 0 else 128 - code
 
