@@ -30,7 +30,10 @@ PACKAGE = config_of("smollm2_135m")
 def test_tiny_moe_is_the_architecture_and_size_that_its_config_says():
     model = build_model(TINY, seed=0)
     assert isinstance(model, DeepseekV3ForCausalLM)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 318_880
+    assert sum(parameter.numel() for parameter in model.parameters()) == 317_344
+    assert {key: getattr(model.config, key) for key in TINY.architecture if key != "rope_parameters"} == {
+        key: value for key, value in TINY.architecture.items() if key != "rope_parameters"
+    }
     assert model.config.max_position_embeddings == TINY.context and model.config.vocab_size == 103
     assert model.config.eos_token_id == build_tokenizer(TINY).eos_token_id
     assert not model.training
