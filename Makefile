@@ -27,7 +27,8 @@ demo: $(STAMP) ## cold start, then GRPO, on two CPU cores: watch a small MoE lea
 
 test: $(STAMP) ## lint, types, import contracts and every test that needs no GPU
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -m 'not gpu'
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest -m '(ray or slow) and not gpu'
 
 check: $(STAMP) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network; under 60 s
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not gpu and not ray and not slow'
