@@ -185,8 +185,8 @@ IMPOSSIBLE = [
         "learner.schedule=cosine learner.final_learning_rate=1",
         "learner.final_learning_rate",
         "1.0",
-        "or less",
-        "goes down",
+        "at most",
+        "falls",
     ),
     ("sft", "task.solutions=null", "rollout.engine", "worked_solutions", "task.solutions", "imitate"),
 ]
