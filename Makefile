@@ -6,6 +6,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCHMARKS := $(filter-out machine process_cpu trl_side,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .PHONY: help install demo test check lint bench docs focus-validate clean
 
@@ -40,7 +41,7 @@ lint: $(STAMP) ## ruff, pyright (strict) and the import contracts
 	$(BIN)/pyright
 
 bench: $(STAMP) ## every benchmark; each prints a table and writes benchmarks/results/*.json
-	for f in benchmarks/*.py; do $(BIN)/python $$f; done
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
 docs: $(STAMP) ## run every command in the docs and check every link
 	$(BIN)/pytest -q tests/e2e/test_docs.py
