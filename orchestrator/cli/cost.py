@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.cost_budget import app as budget_app
 from orchestrator.cli.cost_export import app as export_app
 from orchestrator.cli.cost_headline import headline
 from orchestrator.cli.cost_import import app as import_app
+from orchestrator.cli.cost_insight import forecast, trend, units, waste
 from orchestrator.cli.cost_options import (
     RUNS,
     AsOf,
@@ -27,6 +29,7 @@ from orchestrator.cli.cost_options import (
     resolve_run,
 )
 from orchestrator.cli.cost_reconcile import reconcile
+from orchestrator.cli.cost_watch import watch
 from orchestrator.cli.cost_wrap import wrap
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
@@ -42,10 +45,14 @@ app = typer.Typer(
 )
 prices_app = typer.Typer(help="What an accelerator-hour costs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(prices_app, name="prices")
+app.add_typer(budget_app, name="budget")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 app.command()(headline)
+for command in (waste, units, forecast, trend):
+    app.command()(command)
 app.command()(reconcile)
+app.command()(watch)
 app.command(context_settings={"allow_interspersed_args": False})(wrap)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 from orchestrator.ledger.accounts import Accounts, CountedLine
 from orchestrator.ledger.archive import Archive, Close, MemoryArchive, digest_of, verify
 from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPolicy, book
+from orchestrator.ledger.budgets import Budgets, BudgetStore, MemoryBudgets
+from orchestrator.ledger.completion import Completion, completion
 from orchestrator.ledger.corrections import Rejection, effective
 from orchestrator.ledger.entries import Entry, lease_entries, stated_entries
 from orchestrator.ledger.errors import LedgerError, UnknownRunError
 from orchestrator.ledger.events import Event, UsageStated, parse_event
 from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
+from orchestrator.ledger.labels import Labels, labels_of
 from orchestrator.ledger.mart import Mart, default_folder
 from orchestrator.ledger.meter import RunMeter
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
@@ -25,6 +29,9 @@ from orchestrator.ledger.pricing import Pricer
 from orchestrator.ledger.report_by import Report, field_of, report_by, require_dimensions
 from orchestrator.ledger.run_report import RunReport, run_report
 from orchestrator.ledger.spool import ship
+from orchestrator.ledger.units import UnitCost, token_units, unit_costs
+from orchestrator.ledger.variance import SCOPE_FIELDS, Variance, variance
+from orchestrator.ledger.waste import WasteReport, waste_report
 
 AnyPriceBook = PriceBook | Mapping[str, Any] | Path
 
@@ -43,9 +50,11 @@ class Ledger:
         now_ns: Callable[[], int] = time.time_ns,
         only_book: PriceBook | None = None,
         mart: Mart | None = None,
+        budgets: BudgetStore | None = None,
     ) -> None:
         self._journal, self._archive, self._policy, self._now_ns = journal, archive, policy, now_ns
         self._mart = mart
+        self._budgets = MemoryBudgets() if budgets is None else budgets
         self._accounts = Accounts(journal, archive, policy, mart)
         self._meters: dict[str, tuple[RunMeter, int]] = {}
         self._only_book = only_book
@@ -66,6 +75,7 @@ class Ledger:
         ledger is kept (default: beside a SQLite file, else under the user's cache). Raises LedgerError.
         """
         from orchestrator.ledger.sql.archive import SqlArchive
+        from orchestrator.ledger.sql.budgets import SqlBudgets
         from orchestrator.ledger.sql.engine import open_engine
         from orchestrator.ledger.sql.journal import SqlJournal
         from orchestrator.ledger.sql.migrations import require_head
@@ -75,7 +85,9 @@ class Ledger:
         require_head(engine)
         journal = SqlJournal(engine, now_ns)
         mart = Mart(mart_folder or default_folder(url), journal, policy, url)
-        ledger = cls(journal, SqlArchive(engine, now_ns), policy, now_ns, mart=mart)
+        ledger = cls(
+            journal, SqlArchive(engine, now_ns), policy, now_ns, None, mart, SqlBudgets(engine, now_ns)
+        )
         if read is not None:
             ledger.offer(read)
         return ledger
@@ -94,7 +106,9 @@ class Ledger:
 
     def priced_with(self, price_book: PriceBook) -> Ledger:
         """The same ledger, read with one price book instead of those adopted; closed months keep theirs."""
-        return Ledger(self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart)
+        return Ledger(
+            self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart, self._budgets
+        )
 
     def price_books(self) -> list[PriceBook]:
         """The adopted price books, the newest first."""
@@ -228,6 +242,60 @@ class Ledger:
     def pricer(self, as_of_ns: int | None = None) -> Pricer:
         """The prices that reports use, as known at `as_of_ns`."""
         return self._pricer(as_of_ns)
+
+    def waste(self, name: str, places: int = AMOUNT_PLACES) -> WasteReport:
+        """What a run, or a pipeline's runs, paid for without a result.
+
+        Raises UnknownRunError, UnknownPriceError.
+        """
+        booked, labels = self._booked_with_labels(name)
+        return waste_report(booked, labels, self._pricer(None), places)
+
+    def unit_costs(
+        self, name: str, counts: Mapping[str, Fraction], places: int = AMOUNT_PLACES
+    ) -> tuple[UnitCost, ...]:
+        """The cost of a run, or a pipeline's runs, over each of its tokens and of `counts` (a unit's name to
+        how many).
+
+        Raises UnknownRunError, UnknownPriceError.
+        """
+        booked, _ = self._booked_with_labels(name)
+        amount = self._amount(booked)
+        return unit_costs(amount, token_units(booked) | dict(counts), places)
+
+    def completion(self, run_id: str, steps: int) -> Completion:
+        """What a run will have cost after `steps` steps.
+
+        Raises UnknownRunError, LedgerError before its second step.
+        """
+        booked, _ = self._booked_with_labels(run_id)
+        return completion(run_id, booked, self._amount(booked), steps, self._pricer(None))
+
+    def variances(self, places: int = 2) -> list[Variance]:
+        """Each budget against what counts in its scope. Raises LedgerError for one in another currency."""
+        budgets = [status.budget for status in self.budgets.statuses()]
+        lines = list(self._accounts.counted_now(self._now_ns(), SCOPE_FIELDS)) if budgets else []
+        return [variance(budget, lines, self._pricer(None), self._now_ns(), places) for budget in budgets]
+
+    def _booked_with_labels(self, name: str) -> tuple[list[BookedLease], dict[str, Labels]]:
+        """The leases with time for the runs of `name`, cut to that time, and those runs' labels."""
+        runs = self._runs(name)
+        events = self.events(runs)
+        booked, _ = book(events, self._now_ns(), self._policy)
+        kept = [
+            replace(lease, slices=tuple(piece for piece in lease.slices if piece.run_id in runs))
+            for lease in booked
+        ]
+        return [lease for lease in kept if lease.slices], labels_of(events)
+
+    def _amount(self, booked: Sequence[BookedLease]) -> Fraction:
+        pricer = self._pricer(None)
+        return sum((pricer.amount(entry) for entry in lease_entries(booked)), Fraction(0))
+
+    @property
+    def budgets(self) -> Budgets:
+        """The budgets: reserve, settle, void, expire."""
+        return Budgets(self._budgets, self._now_ns)
 
     def bad_lines(self) -> list[BadLine]:
         """The lines that were no event, with file and line."""

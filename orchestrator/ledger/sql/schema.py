@@ -167,7 +167,7 @@ TRANSFERS = Table(
     Column("at_ns", BigInteger, nullable=False),
     Column("pending_after", BigInteger, nullable=False),
     Column("settled_after", BigInteger, nullable=False),
-    UniqueConstraint("reservation", "kind"),
+    UniqueConstraint("reservation", "budget", "kind"),
 )
 Index("transfers_of_budget", TRANSFERS.c.budget, TRANSFERS.c.id)
 """Two-phase transfers: `reserve`, then one of `settle`, `void`, `expire`.

@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column("pending_after", sa.BigInteger(), nullable=False),
         sa.Column("settled_after", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("reservation", "kind"),
+        sa.UniqueConstraint("reservation", "budget", "kind"),
     )
     op.create_index("transfers_of_budget", "transfers", ["budget", "id"])
     for statement in statements(op.get_bind().dialect.name, ("budgets", "transfers")):

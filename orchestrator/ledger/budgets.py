@@ -1,0 +1,361 @@
+"""Budgets: money is reserved before it is spent, then settled, voided or left to expire.
+
+    reserve   available = limit - settled - pending must cover it; then pending grows
+    settle    pending shrinks by what was reserved, settled grows by what was spent (never more than was
+    reserved) void      pending shrinks; the money is available again expire    a void by time: the run that
+    reserved died
+
+So settled can't pass the limit, however many runs share a budget, and a run that can't reserve what its work
+in flight will still cost knows before it is too late. The two phases are TigerBeetle's
+(docs/coding/two-phase-transfers.md there). Amounts are whole millionths of the budget's currency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+from enum import StrEnum
+from typing import Protocol
+
+from orchestrator.ledger.calendar import date_of, day_of
+from orchestrator.ledger.errors import LedgerError, LedgerStateError
+
+MICRO = Decimal("0.000001")
+
+
+class Kind(StrEnum):
+    """What a transfer does. WARN moves nothing: a threshold was crossed, and that was said."""
+
+    RESERVE = "reserve"
+    SETTLE = "settle"
+    VOID = "void"
+    EXPIRE = "expire"
+    WARN = "warn"
+
+
+ENDINGS = (Kind.SETTLE, Kind.VOID, Kind.EXPIRE)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """`limit` may be spent on the days [first_day, end_day) by whatever has all labels of `scope` (`{"team":
+    "blue"}`).
+
+    `warn_at` are shares of the limit, ascending.
+    """
+
+    name: str
+    scope: Mapping[str, str]
+    first_day: int
+    end_day: int
+    limit: Decimal
+    currency: str
+    warn_at: tuple[Decimal, ...]
+
+    def covers(self, labels: Mapping[str, str], day: int) -> bool:
+        """Whether usage with these labels on that day is its business."""
+        in_scope = all(labels.get(name) == value for name, value in self.scope.items())
+        return in_scope and self.first_day <= day < self.end_day
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One line of a budget's account, with the balance after it, in millionths."""
+
+    budget: str
+    kind: Kind
+    reservation: str
+    run_id: str
+    micros: int
+    expires_ns: int
+    at_ns: int
+    pending_after: int
+    settled_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatus:
+    """How a budget stands. `available` = limit - settled - pending.
+
+    `crossed`: the thresholds reached by settled + pending.
+    """
+
+    budget: Budget
+    settled: Decimal
+    pending: Decimal
+    available: Decimal
+    crossed: tuple[Decimal, ...]
+
+    @property
+    def used(self) -> Decimal:
+        """Settled and pending, as a share of the limit; 1 where the limit is 0."""
+        return (self.settled + self.pending) / self.budget.limit if self.budget.limit else Decimal(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reservation that was not made: `status` of the first budget that could not cover it, and why."""
+
+    status: BudgetStatus
+    reason: str
+
+
+class BudgetBook(Protocol):
+    """The budgets' accounts within one transaction that no other runs beside."""
+
+    def budget(self, name: str) -> Budget | None:
+        """The budget of that name, as defined last."""
+        ...
+
+    def last(self, name: str) -> Transfer | None:
+        """The last transfer of a budget: its balance."""
+        ...
+
+    def of_reservation(self, reservation: str) -> list[Transfer]:
+        """All transfers of a reservation, in order, whatever the budget."""
+        ...
+
+    def overdue(self, name: str, now_ns: int) -> list[Transfer]:
+        """The reservations of a budget that have not ended and whose time is up."""
+        ...
+
+    def append(self, transfer: Transfer) -> None:
+        """Add a transfer."""
+        ...
+
+
+class BudgetStore(Protocol):
+    """Where budgets are kept."""
+
+    def define(self, budget: Budget) -> None:
+        """Add a budget, or change it from now on."""
+        ...
+
+    def budgets(self) -> list[Budget]:
+        """All budgets as defined last, by name."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[BudgetBook]:
+        """One transaction: all of it happens, alone, or nothing."""
+        ...
+
+
+class Budgets:
+    """The operations on budgets. Safe to use from many processes at once."""
+
+    def __init__(self, store: BudgetStore, now_ns: Callable[[], int]) -> None:
+        self._store, self._now_ns = store, now_ns
+
+    def define(self, budget: Budget) -> None:
+        """Add a budget, or change its limit from now on. Raises LedgerError for one that can't be."""
+        if budget.limit < 0 or budget.end_day <= budget.first_day or not budget.name:
+            got = f"{budget.limit} for {date_of(budget.first_day)}..{date_of(budget.end_day)}"
+            raise LedgerError(
+                f"budget {budget.name}", got, "a name, a limit of 0 or more, and at least one day"
+            )
+        if list(budget.warn_at) != sorted(set(budget.warn_at)) or any(share <= 0 for share in budget.warn_at):
+            shares = ", ".join(map(str, budget.warn_at))
+            raise LedgerError(f"budget {budget.name}: warn_at", shares, "ascending shares above 0")
+        limit = from_micros(to_micros(budget.limit, ROUND_HALF_EVEN))
+        self._store.define(replace(budget, limit=limit))
+
+    def covering(self, labels: Mapping[str, str], day: int | None = None) -> list[str]:
+        """The names of the budgets that usage with these labels is charged to, on a day or today."""
+        on = day_of(self._now_ns()) if day is None else day
+        return [budget.name for budget in self._store.budgets() if budget.covers(labels, on)]
+
+    def reserve(
+        self, names: Sequence[str], reservation: str, run_id: str, amount: Decimal, lifetime_ns: int
+    ) -> Refusal | None:
+        """Set `amount` aside in every one of the budgets, or in none: then says which could not cover it.
+
+        What is not settled within `lifetime_ns` expires. The same reservation again changes nothing. Raises
+        LedgerError for an unknown budget, LedgerStateError for a reservation that has ended.
+        """
+        micros = to_micros(amount, ROUND_CEILING)
+        with self._store.transaction() as book:
+            now = self._now_ns()
+            known = book.of_reservation(reservation)
+            if known:
+                if any(transfer.kind in ENDINGS for transfer in known):
+                    raise LedgerStateError("reservation", reservation, "one that is new", "it has ended")
+                return None
+            for name in names:
+                self._expire(book, name, now)
+                refusal = self._refusal(book, name, micros, now)
+                if refusal is not None:
+                    return refusal
+            for name in names:
+                line = Transfer(name, Kind.RESERVE, reservation, run_id, micros, now + lifetime_ns, now, 0, 0)
+                _post(book, line, pending=micros)
+        return None
+
+    def settle(self, reservation: str, amount: Decimal) -> None:
+        """Spend `amount` of what was reserved; the rest is available again.
+
+        Raises LedgerError if it is more than was reserved, LedgerStateError if the reservation is unknown or
+        ended. The same settlement again changes nothing.
+        """
+        self._end(reservation, Kind.SETTLE, to_micros(amount, ROUND_HALF_EVEN))
+
+    def void(self, reservation: str) -> None:
+        """Give all that was reserved back. Raises LedgerStateError as `settle` does."""
+        self._end(reservation, Kind.VOID, 0)
+
+    def expire(self) -> list[str]:
+        """End the reservations whose time is up; which those were."""
+        with self._store.transaction() as book:
+            now = self._now_ns()
+            return sorted(
+                {name for budget in self._store.budgets() for name in self._expire(book, budget.name, now)}
+            )
+
+    def status(self, name: str) -> BudgetStatus:
+        """How a budget stands now. Raises LedgerError if there is none of that name."""
+        with self._store.transaction() as book:
+            self._expire(book, name, self._now_ns())
+            return _status(book, name)
+
+    def statuses(self) -> list[BudgetStatus]:
+        """How all budgets stand now."""
+        return [self.status(budget.name) for budget in self._store.budgets()]
+
+    def warn_once(self, name: str) -> list[Decimal]:
+        """The thresholds that a budget has crossed and that this was not said of before."""
+        with self._store.transaction() as book:
+            now = self._now_ns()
+            status = _status(book, name)
+            fresh: list[Decimal] = []
+            for share in status.crossed:
+                said = f"{name}@{status.budget.limit}x{share}"
+                if not book.of_reservation(said):
+                    _post(book, Transfer(name, Kind.WARN, said, "", 0, 0, now, 0, 0))
+                    fresh.append(share)
+            return fresh
+
+    def _end(self, reservation: str, kind: Kind, spent: int) -> None:
+        with self._store.transaction() as book:
+            known = book.of_reservation(reservation)
+            if not known:
+                raise LedgerStateError("reservation", reservation, "one that was made")
+            reserved = [transfer for transfer in known if transfer.kind is Kind.RESERVE]
+            ended = [transfer for transfer in known if transfer.kind in ENDINGS]
+            if ended:
+                if all((one.kind, one.micros) == (kind, spent) for one in ended):
+                    return
+                raise LedgerStateError(
+                    "reservation", reservation, "one that is open", f"{ended[0].kind} before"
+                )
+            if not 0 <= spent <= reserved[0].micros:
+                allowed = f"0 to {from_micros(reserved[0].micros)}, what was reserved"
+                raise LedgerError(f"settlement of {reservation}", str(from_micros(spent)), allowed)
+            for one in reserved:
+                line = replace(one, kind=kind, micros=spent, at_ns=self._now_ns())
+                _post(book, line, pending=-one.micros, settled=spent)
+
+    def _expire(self, book: BudgetBook, name: str, now_ns: int) -> list[str]:
+        """End the reservations of a budget whose time is up, in all budgets that they were made in."""
+        ended: list[str] = []
+        for overdue in book.overdue(name, now_ns):
+            for one in book.of_reservation(overdue.reservation):
+                _post(book, replace(one, kind=Kind.EXPIRE, micros=0, at_ns=now_ns), pending=-one.micros)
+            ended.append(overdue.reservation)
+        return ended
+
+    def _refusal(self, book: BudgetBook, name: str, micros: int, now_ns: int) -> Refusal | None:
+        status = _status(book, name)
+        budget = status.budget
+        if not budget.first_day <= day_of(now_ns) < budget.end_day:
+            days = f"{date_of(budget.first_day)} to {date_of(budget.end_day - 1)}"
+            return Refusal(status, f"budget {name} is for {days}")
+        if micros > to_micros(status.available, ROUND_HALF_EVEN):
+            asked, currency = from_micros(micros), budget.currency
+            reason = (
+                f"budget {name}: {asked} {currency} asked for, {status.available} of {budget.limit} available"
+            )
+            return Refusal(status, reason)
+        return None
+
+
+def _status(book: BudgetBook, name: str) -> BudgetStatus:
+    budget = book.budget(name)
+    if budget is None:
+        raise LedgerError("budget", name, "a budget that was defined", "orchestrator cost budget list")
+    last = book.last(name)
+    pending = from_micros(last.pending_after if last else 0)
+    settled = from_micros(last.settled_after if last else 0)
+    crossed = tuple(share for share in budget.warn_at if settled + pending >= share * budget.limit)
+    return BudgetStatus(budget, settled, pending, budget.limit - settled - pending, crossed)
+
+
+def _post(book: BudgetBook, line: Transfer, pending: int = 0, settled: int = 0) -> None:
+    """Append a transfer that changes its budget's balance by so much."""
+    last = book.last(line.budget)
+    before = (last.pending_after, last.settled_after) if last else (0, 0)
+    book.append(replace(line, pending_after=before[0] + pending, settled_after=before[1] + settled))
+
+
+def to_micros(amount: Decimal, rounding: str) -> int:
+    """Whole millionths of an amount."""
+    return int((amount / MICRO).to_integral_value(rounding))
+
+
+def from_micros(micros: int) -> Decimal:
+    """The amount of so many millionths."""
+    return Decimal(micros).scaleb(-6)
+
+
+class MemoryBudgets:
+    """A budget store in lists: the fake of the port, for simulations and tests. For one thread."""
+
+    def __init__(self) -> None:
+        self._budgets: dict[str, Budget] = {}
+        self.transfers: list[Transfer] = []
+
+    def define(self, budget: Budget) -> None:
+        """Add a budget, or change it from now on."""
+        self._budgets[budget.name] = budget
+
+    def budgets(self) -> list[Budget]:
+        """All budgets, by name."""
+        return [self._budgets[name] for name in sorted(self._budgets)]
+
+    @contextmanager
+    def transaction(self) -> Generator[MemoryBudgets]:
+        """All of it happens, or nothing."""
+        before = list(self.transfers)
+        try:
+            yield self
+        except BaseException:
+            self.transfers = before
+            raise
+
+    def budget(self, name: str) -> Budget | None:
+        """The budget of that name."""
+        return self._budgets.get(name)
+
+    def last(self, name: str) -> Transfer | None:
+        """The last transfer of a budget."""
+        return next((transfer for transfer in reversed(self.transfers) if transfer.budget == name), None)
+
+    def of_reservation(self, reservation: str) -> list[Transfer]:
+        """All transfers of a reservation, in order."""
+        return [transfer for transfer in self.transfers if transfer.reservation == reservation]
+
+    def overdue(self, name: str, now_ns: int) -> list[Transfer]:
+        """The reservations of a budget that have not ended and whose time is up."""
+        ended = {transfer.reservation for transfer in self.transfers if transfer.kind in ENDINGS}
+        return [
+            transfer
+            for transfer in self.transfers
+            if transfer.budget == name
+            and transfer.kind is Kind.RESERVE
+            and transfer.expires_ns <= now_ns
+            and transfer.reservation not in ended
+        ]
+
+    def append(self, transfer: Transfer) -> None:
+        """Add a transfer."""
+        self.transfers.append(transfer)
