@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +34,7 @@ from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.ledger.run_report import RunReport
+    from orchestrator.ledger.exports.sheet import Sheet
 
 app = typer.Typer(
     help="Accelerator-hours and money.",
@@ -72,6 +71,10 @@ def report(
         str | None, typer.Option("--to", metavar="DAY|MONTH", help="the last day (included)")
     ] = None,
     as_of: AsOf = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="also write it: .csv, .xlsx, .parquet or .html"),
+    ] = None,
     places: Annotated[int, typer.Option("--places", min=0, max=12, help="decimals of amounts")] = 6,
     ledger: LedgerUrl = None,
     output_dir: OutputDir = RUNS,
@@ -87,19 +90,25 @@ def report(
         raise ConfigError("--from, --to", "no --by", "a report by dimensions", "a run is reported as a whole")
     start, end = days(first, last)
     with refusing():
+        from orchestrator.ledger.exports.sheet import report_sheet, run_sheet, write_sheet
+
         book = open_ledger(ledger, output_dir, price_book)
         name = None if run is None else resolve_run(book, output_dir, run)
         if by is None and name is not None:
-            print_run_report(book.report(name, moment(as_of), places), as_json)
-            return
-        dimensions = [part.strip() for part in (by or "").split(",")]
-        result = book.report_by(dimensions, start, end, moment(as_of), places, name)
+            of_run = book.report(name, moment(as_of), places)
+            sheet, document = run_sheet(of_run), of_run.to_dict()
+        else:
+            dimensions = [part.strip() for part in (by or "").split(",")]
+            result = book.report_by(dimensions, start, end, moment(as_of), places, name)
+            period = " ".join(f"{word} {text}" for word, text in (("from", first), ("to", last)) if text)
+            sheet = report_sheet(result, f"Costs of {name or 'all runs'} by {', '.join(dimensions)}", period)
+            document = result.to_dict()
+        if output is not None:
+            write_sheet(sheet, output)
     if as_json:
-        print_json(result.to_dict())
-        return
-    rows = [(*map(str, row.values), f"{row.accelerator_hours:f}", _money(row.amount)) for row in result.rows]
-    total = ("total", *[""] * (len(result.by) - 1), f"{result.accelerator_hours:f}", f"{result.amount:f}")
-    _print_lines((*result.by, "accelerator-hours", result.currency), rows, total, result.unpriced)
+        print_json(document)
+    else:
+        print_sheet(sheet)
 
 
 @app.command()
@@ -211,39 +220,27 @@ def adopt_prices(
         typer.echo(f"{read.name}: {'adopted' if adopted else 'is the newest of its name already'}")
 
 
-def print_run_report(result: RunReport, as_json: bool) -> None:
-    """A run's report, as a table or as JSON."""
-    if as_json:
-        print_json(result.to_dict())
-        return
-    rows = [
-        (row.role, row.activity, row.resource, f"{row.accelerator_hours:f}", _money(row.amount))
-        for row in result.rows
-    ]
-    total = ("total", "", "", f"{result.accelerator_hours:f}", f"{result.amount:f}")
-    columns = ("role", "activity", "resource", "accelerator-hours", result.currency)
-    _print_lines(columns, rows, total, result.unpriced)
-
-
-def _money(amount: Decimal | None) -> str:
-    return "no price" if amount is None else f"{amount:f}"
-
-
-def _print_lines(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str], unpriced: Sequence[str]
-) -> None:
-    """A table whose last two columns are numbers, with its total below."""
+def print_sheet(sheet: Sheet) -> None:
+    """A report as a table, with its total below."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns[:-2], box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns[-2:]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*total)
+    shown = [place for place, column in enumerate(sheet.columns) if column.kind != "ns"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place in shown:
+        column = sheet.columns[place]
+        table.add_column(column.label, justify="left" if column.kind == "text" else "right")
+    for row in (*sheet.rows, sheet.total):
+        if row is sheet.total:
+            table.add_section()
+        table.add_row(*(_cell(row[place]) for place in shown))
     Console().print(table)
-    for reason in unpriced:
+    for reason in sheet.notes:
         typer.echo(f"no price: {reason}", err=True)
+
+
+def _cell(cell: str | int | Decimal | None) -> str:
+    if cell is None:
+        return "no price"
+    return f"{cell:f}" if isinstance(cell, Decimal) else str(cell)

@@ -1,0 +1,61 @@
+"""HTML: one self-contained page with a bar chart, for screens and for A4 paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+
+MAX_BARS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of the chart: its label, its amount as text, and its length as a percentage of the longest."""
+
+    label: str
+    amount: str
+    width: str
+
+
+def write_html(sheet: Sheet, path: Path) -> None:
+    """Write the page."""
+    folder = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=select_autoescape(["html", "j2"]))
+    shown = [place for place, column in enumerate(sheet.columns) if column.kind is not Kind.NS]
+    page = environment.get_template("sheet.html.j2").render(
+        sheet=sheet,
+        columns=[sheet.columns[place] for place in shown],
+        rows=[[_text(row[place]) for place in shown] for row in sheet.rows],
+        total=[_text(sheet.total[place]) for place in shown],
+        bars=bars(sheet),
+        hidden=max(len(sheet.rows) - MAX_BARS, 0),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def bars(sheet: Sheet) -> list[Bar]:
+    """The MAX_BARS largest rows, the largest first."""
+    names = [place for place, column in enumerate(sheet.columns) if column.kind is Kind.TEXT]
+    rows = [(row, amount) for row in sheet.rows if isinstance(amount := row[-1], Decimal)]
+    rows.sort(key=lambda pair: -abs(pair[1]))
+    longest = abs(rows[0][1]) if rows else Decimal(0)
+    return [
+        Bar(
+            " / ".join(str(row[place]) or "-" for place in names) or "all",
+            _text(amount),
+            f"{abs(amount) / longest * 100 if longest else 0:.2f}",
+        )
+        for row, amount in rows[:MAX_BARS]
+    ]
+
+
+def _text(cell: Cell) -> str:
+    """Digits in groups of three, as a person reads them."""
+    if cell is None:
+        return "no price"
+    return f"{cell:,f}" if isinstance(cell, Decimal) else str(cell)

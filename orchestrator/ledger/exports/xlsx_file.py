@@ -1,0 +1,80 @@
+"""XLSX: a sheet with title, total, number formats and a bar chart.
+
+Excel computes in binary floating point: the CSV is exact.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+from openpyxl import Workbook
+from openpyxl.chart import BarChart, Reference
+from openpyxl.styles import Font
+from openpyxl.utils import get_column_letter
+from openpyxl.worksheet.worksheet import Worksheet
+
+from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+
+HEADER_ROW = 4
+EXACT = 2**53
+"""Beyond this a floating-point cell is no longer exact: written as text."""
+
+
+def write_xlsx(sheet: Sheet, path: Path) -> None:
+    """Write a workbook of one worksheet."""
+    book = Workbook()
+    page = book.active
+    assert isinstance(page, Worksheet)
+    page.title = "costs"
+    page["A1"], page["A2"] = sheet.title, sheet.period
+    page["A1"].font = Font(bold=True, size=14)
+    lines: list[tuple[Cell, ...]] = [
+        tuple(column.label for column in sheet.columns),
+        *sheet.rows,
+        sheet.total,
+    ]
+    for row, line in enumerate(lines, HEADER_ROW):
+        for place, cell in enumerate(line, 1):
+            _write(page, row, place, cell)
+    last = HEADER_ROW + len(lines) - 1
+    for place in range(1, len(sheet.columns) + 1):
+        page.cell(HEADER_ROW, place).font = page.cell(last, place).font = Font(bold=True)
+        page.column_dimensions[get_column_letter(place)].width = 22
+    for note, text in enumerate(sheet.notes):
+        _write(page, last + 2 + note, 1, f"no price: {text}")
+    page.freeze_panes = f"A{HEADER_ROW + 1}"
+    _format_numbers(page, sheet, last)
+    if sheet.rows:
+        _chart(page, sheet, last)
+    book.save(path)
+
+
+def _write(page: Worksheet, row: int, place: int, cell: Cell) -> None:
+    if isinstance(cell, int) and abs(cell) >= EXACT:
+        cell = str(cell)
+    target = page.cell(
+        row, place, "no price" if cell is None else float(cell) if isinstance(cell, Decimal) else cell
+    )
+    if isinstance(cell, str):
+        target.data_type = "s"  # a name that begins with = is a name, not a formula
+
+
+def _format_numbers(page: Worksheet, sheet: Sheet, last: int) -> None:
+    for place, column in enumerate(sheet.columns, 1):
+        if column.kind is not Kind.TEXT:
+            total = sheet.total[place - 1]
+            places = -int(total.as_tuple().exponent) if isinstance(total, Decimal) else 0
+            pattern = "#,##0" + ("." + "0" * places if places else "")
+            for row in range(HEADER_ROW + 1, last + 1):
+                page.cell(row, place).number_format = pattern
+
+
+def _chart(page: Worksheet, sheet: Sheet, last: int) -> None:
+    chart = BarChart()
+    chart.type, chart.legend = "bar", None
+    chart.title = f"{sheet.title}, {sheet.currency}"
+    amounts = Reference(page, min_col=len(sheet.columns), min_row=HEADER_ROW + 1, max_row=last - 1)
+    chart.add_data(amounts)
+    chart.set_categories(Reference(page, min_col=1, min_row=HEADER_ROW + 1, max_row=last - 1))
+    page.add_chart(chart, f"{get_column_letter(len(sheet.columns) + 2)}{HEADER_ROW}")
