@@ -102,15 +102,16 @@ def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[s
     from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
 
     kind = "heldout" if heldout else "step"
-    steps = recorded_steps(run.rollouts, kind)
+    directory = run.evaluations if heldout else run.rollouts
+    steps = recorded_steps(directory, kind)
     if not steps:
-        hint = f"nothing in {run.rollouts}; tracking.record_every says how often a step is recorded"
+        hint = f"nothing in {directory}; tracking.record_every says how often a step is recorded"
         raise ConfigError("run", run.run_id, "a run with recorded rollouts", hint)
     if step is None:
         step = steps[-1]
     if step not in steps:
         raise ConfigError("--step", str(step), _ranges(steps), "these steps were recorded")
-    return read_recorded(run.rollouts, step, kind)
+    return read_recorded(directory, step, kind)
 
 
 def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int) -> None:

@@ -113,7 +113,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
         config.rollout.max_new_tokens,
         stages.rollouts,
         stages.rewards,
-        path / "evaluations",
+        attempt.directory.evaluations.resolve(),
     )
     wired = Stages(
         prompts=attempt.prompts,

@@ -14,8 +14,6 @@ from orchestrator.training.run_directory import RunDirectory, RunRecord, write_a
 from orchestrator.training.telemetry.recorder import RecordKind, read_recorded, recorded_steps
 from orchestrator.training.telemetry.run_curves import plays_back, read_config, read_history, run_name, title
 
-EVALUATIONS = "evaluations"
-"""Where a run keeps what it answered to the held-out prompts."""
 SHOWN = ((False, True, 3), (True, True, 1), (False, False, 1), (True, False, 1))
 """How many pairs are shown of those that were (right before, right after): what was learned, and what was
 not.
@@ -85,7 +83,7 @@ def _samples(run: RunDirectory, config: Mapping[str, Any], earlier: Sequence[str
     """Held-out answers of the first and the last evaluation; without evaluations, rollouts of the first and
     the last recorded step.
     """
-    directory: Path = run.path / EVALUATIONS
+    directory = run.evaluations
     kind: RecordKind = "heldout"
     if len(recorded_steps(directory, kind)) < 2 and not plays_back(config):
         directory, kind = run.rollouts, "step"

@@ -174,6 +174,7 @@ class RunDirectory:
         self.events = path / "events.jsonl"
         self.log = path / "run.log"
         self.rollouts = path / "rollouts"
+        self.evaluations = path / "evaluations"
         self.checkpoints = path / "checkpoints"
         self.ledger = path / "ledger"
         self.model = path / "model"

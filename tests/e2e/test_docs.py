@@ -73,17 +73,16 @@ def reader(program: Program) -> dict[str, str]:
 @pytest.mark.ray
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page: Path, reader: dict[str, str]) -> None:
-    for block in blocks(page):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=ROOT,
-            env=reader,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{page.name}:\n{block}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", "\n".join(blocks(page))],
+        cwd=ROOT,
+        env=reader,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{page.name}:\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
