@@ -1,0 +1,298 @@
+"""From looks at a Ray cluster to events: who holds which accelerator, from when to when.
+
+- A placement group holds its bundles from its creation to its removal. Ray does not say when it was removed,
+  so that is known to within one look. What its actors do not use of it is idle.
+- An actor outside a group holds its own GPUs from its start to its end, or its whole CPUs if it has none.
+  Actors that ask for parts of a GPU share one, first fit, and its time is split between them.
+- An actor that asks for nothing holds nothing; tasks are not seen.
+
+Start times, and ends of actors, come from Ray; they are the same at each look. So the same event is emitted
+again after a restart of the watcher, and counts once. Nothing is emitted for jobs of this project's trainer,
+which account for themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from orchestrator.ledger.events import Event, Heartbeat, LeaseClosed, LeaseOpened, RunDeclared, SpanRecorded
+from orchestrator.ledger.imports.statements import UNSTATED, identity
+from orchestrator.ledger.labels import Labels
+from orchestrator.ledger.ray_state import RayActor, RayGroup, RayJob, RaySnapshot
+
+ROLE, ACTIVITY = "actor", "run"
+
+SEEN_NS = 5 * 60 * 1_000_000_000
+"""How long after it was last seen a group that is gone still counts as given back rather than lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchNames:
+    """SKUs of GPUs and of CPU slots, and the labels of jobs whose metadata does not say otherwise (keys
+    `team`, `project`, ...).
+    """
+
+    gpu_sku: str
+    cpu_sku: str
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """An accelerator that is held, and the actors that work in it."""
+
+    lease_id: str
+    job_id: str
+    resource: str
+    node: str
+    group: str
+    slot: int
+    start_ns: int
+    end_ns: int | None
+    users: tuple[RayActor, ...]
+
+
+class Watch:
+    """What is known of one cluster between looks. `earlier` are the events that a watcher before this one
+    emitted.
+    """
+
+    def __init__(self, names: WatchNames, earlier: Iterable[Event] = ()) -> None:
+        self._names = names
+        self._declared: set[str] = set()
+        self._open: dict[str, int] = {}
+        self._closed: set[str] = set()
+        for event in earlier:
+            if isinstance(event, RunDeclared):
+                self._declared.add(event.run_id)
+            elif isinstance(event, LeaseOpened):
+                self._open.setdefault(event.lease_id, event.at_ns)
+            elif isinstance(event, Heartbeat | SpanRecorded) and event.lease_id in self._open:
+                seen = event.at_ns if isinstance(event, Heartbeat) else event.end_ns
+                self._open[event.lease_id] = max(self._open[event.lease_id], seen)
+            elif isinstance(event, LeaseClosed):
+                self._open.pop(event.lease_id, None)
+                self._closed.add(event.lease_id)
+
+    @property
+    def held(self) -> int:
+        """How many leases are open."""
+        return len(self._open)
+
+    def observe(self, snapshot: RaySnapshot, now_ns: int) -> list[Event]:
+        """The events of one look."""
+        events: list[Event] = []
+        seen: set[str] = set()
+        for lease in leases_of(snapshot):
+            seen.add(lease.lease_id)
+            if lease.lease_id not in self._closed and lease.start_ns <= now_ns:
+                events += self._one(snapshot, lease, now_ns)
+        again = {f"{snapshot.cluster}/{actor.actor_id}": actor.start_ns for actor in snapshot.actors}
+        for lease_id in sorted(self._open.keys() - seen):
+            restarted_ns = again.get(lease_id.rpartition("/")[0], now_ns)
+            # What is gone was given back since it was last seen; after a long time, nobody knows when.
+            reason = "released" if now_ns - self._open[lease_id] <= SEEN_NS else "lost"
+            events.append(self._close(lease_id, min(now_ns, restarted_ns), reason))
+        return events
+
+    def _one(self, snapshot: RaySnapshot, lease: _Lease, now_ns: int) -> Iterator[Event]:
+        """A lease's opening if it is new, what was done in it since the last look, its close if it ended."""
+        run_id, declarations = self._run(snapshot, lease.job_id, lease.start_ns)
+        yield from declarations
+        for actor in lease.users:
+            yield from self._run(snapshot, actor.job_id, actor.start_ns)[1]
+        if lease.lease_id not in self._open:
+            self._open[lease.lease_id] = lease.start_ns
+            sku = self._names.gpu_sku if lease.resource == "gpu" else self._names.cpu_sku
+            yield LeaseOpened(
+                identity("ray", lease.lease_id, "open"),
+                lease.start_ns,
+                lease.lease_id,
+                run_id,
+                1,
+                lease.resource,
+                sku,
+                lease.node,
+                lease.group,
+                lease.slot,
+            )
+        since = self._open[lease.lease_id]
+        until = now_ns if lease.end_ns is None else min(lease.end_ns, now_ns)
+        spans = list(_spans(snapshot, lease, since, until))
+        yield from spans
+        self._open[lease.lease_id] = max(since, until)
+        if lease.end_ns is not None:
+            yield self._close(lease.lease_id, lease.end_ns, "released")
+        elif not spans:
+            yield Heartbeat(uuid.uuid4().hex, now_ns, lease.lease_id)
+
+    def _close(self, lease_id: str, at_ns: int, reason: str) -> LeaseClosed:
+        del self._open[lease_id]
+        self._closed.add(lease_id)
+        return LeaseClosed(identity("ray", lease_id, "close"), at_ns, lease_id, reason)
+
+    def _run(self, snapshot: RaySnapshot, job_id: str, at_ns: int) -> tuple[str, list[RunDeclared]]:
+        """The run of a job, and its declaration if it is new."""
+        run_id = _run_id(snapshot, job_id)
+        if run_id in self._declared:
+            return run_id, []
+        self._declared.add(run_id)
+        job = snapshot.jobs.get(job_id) or RayJob(job_id, "", "", {})
+        named = {name: job.metadata.get(name) or text for name, text in self._names.labels._asdict().items()}
+        labels = Labels(**named)
+        declaration = RunDeclared(
+            identity("ray", run_id, *labels),
+            at_ns,
+            run_id,
+            1,
+            labels.job or job.entrypoint,
+            labels.purpose or UNSTATED,
+            labels.organisation,
+            labels.cost_centre,
+            labels.team,
+            labels.project,
+            labels.pipeline,
+            labels.stage,
+        )
+        return run_id, [declaration]
+
+
+def _run_id(snapshot: RaySnapshot, job_id: str) -> str:
+    job = snapshot.jobs.get(job_id)
+    return f"ray-{snapshot.cluster}/{job.submission_id if job and job.submission_id else job_id}"
+
+
+def leases_of(snapshot: RaySnapshot) -> list[_Lease]:
+    """Every lease that a snapshot shows, without those of this project's own jobs."""
+    ours = {job.job_id for job in snapshot.jobs.values() if job.ours}
+    actors = [actor for actor in snapshot.actors if actor.job_id not in ours]
+    alone = [actor for actor in actors if not actor.group]
+    found: list[_Lease] = []
+    for group in snapshot.groups:
+        if group.held and group.job_id not in ours:
+            members = [actor for actor in actors if actor.group == group.group_id]
+            found += _of_group(snapshot.cluster, group, members)
+    found += [lease for actor in alone for lease in _of_actor(snapshot.cluster, actor)]
+    nodes = sorted({actor.node for actor in alone if actor.gpus % 1})
+    for node in nodes:
+        sharing = [actor for actor in alone if actor.node == node and actor.gpus % 1]
+        found += _shared(snapshot.cluster, sharing)
+    return found
+
+
+def _of_group(cluster: str, group: RayGroup, members: Iterable[RayActor]) -> Iterator[_Lease]:
+    """One lease a GPU of each bundle (a CPU, where it has no GPU); actors are put into them first fit."""
+    units = [
+        (bundle, "gpu" if bundle.gpus else "cpu", unit)
+        for bundle in group.bundles
+        for unit in range(math.ceil(bundle.gpus or bundle.cpus))
+    ]
+    free = dict.fromkeys(range(len(units)), 1.0)
+    users: dict[int, list[RayActor]] = {}
+    for actor in sorted(members, key=lambda actor: (actor.start_ns, actor.actor_id)):
+        needed = actor.gpus or actor.cpus
+        kind = "gpu" if actor.gpus else "cpu"
+        for place, (bundle, resource, _) in enumerate(units):
+            take = min(needed, free[place])
+            if needed < 1 and free[place] < needed:
+                continue
+            if actor.end_ns is None and resource == kind and bundle.node == actor.node and take > 0:
+                free[place] -= take
+                needed -= take
+                users.setdefault(place, []).append(actor)
+    for place, (bundle, resource, unit) in enumerate(units):
+        yield _Lease(
+            f"{cluster}/{group.group_id}/{bundle.index}.{unit}",
+            group.job_id,
+            resource,
+            bundle.node,
+            group.group_id,
+            bundle.index,
+            group.start_ns,
+            None,
+            tuple(users.get(place, ())),
+        )
+
+
+def _of_actor(cluster: str, actor: RayActor) -> Iterator[_Lease]:
+    """The whole GPUs of an actor outside any group, or its whole CPUs."""
+    whole = int(actor.gpus) if actor.gpus else int(actor.cpus)
+    for unit in range(whole):
+        yield _Lease(
+            f"{cluster}/{actor.actor_id}/{actor.restarts}.{unit}",
+            actor.job_id,
+            "gpu" if actor.gpus else "cpu",
+            actor.node,
+            "",
+            unit,
+            actor.start_ns,
+            actor.end_ns,
+            (actor,),
+        )
+
+
+@dataclass(slots=True)
+class _SharedGpu:
+    """A GPU that actors with parts of one share: from its first one until nobody is left."""
+
+    first: RayActor
+    free: float
+    present: set[str]
+    users: list[RayActor]
+    end_ns: int | None = None
+
+
+def _shared(cluster: str, actors: Iterable[RayActor]) -> Iterator[_Lease]:
+    """The shared GPUs of one node, from the starts and ends of its actors in order of time: the same whenever
+    it is asked, for what was decided does not depend on what comes later.
+    """
+    changes: list[tuple[int, int, str, RayActor]] = []
+    for actor in actors:
+        changes.append((actor.start_ns, 1, actor.actor_id, actor))
+        if actor.end_ns is not None:
+            changes.append((actor.end_ns, 0, actor.actor_id, actor))
+    gpus: list[_SharedGpu] = []
+    for at_ns, starts, _, actor in sorted(changes, key=lambda change: change[:3]):
+        part = actor.gpus % 1
+        if starts:
+            fitting = (gpu for gpu in gpus if gpu.end_ns is None and gpu.free + 1e-9 >= part)
+            gpu = next(fitting, None)
+            if gpu is None:
+                gpu = _SharedGpu(actor, 1.0, set(), [])
+                gpus.append(gpu)
+            gpu.free -= part
+            gpu.present.add(actor.actor_id)
+            gpu.users.append(actor)
+        else:
+            gpu = next(gpu for gpu in gpus if actor.actor_id in gpu.present)
+            gpu.free += part
+            gpu.present.remove(actor.actor_id)
+            if not gpu.present:
+                gpu.end_ns = at_ns
+    for gpu in gpus:
+        yield _Lease(
+            f"{cluster}/{gpu.first.actor_id}/{gpu.first.restarts}.shared",
+            gpu.first.job_id,
+            "gpu",
+            gpu.first.node,
+            "",
+            0,
+            gpu.first.start_ns,
+            gpu.end_ns,
+            tuple(gpu.users),
+        )
+
+
+def _spans(snapshot: RaySnapshot, lease: _Lease, since_ns: int, until_ns: int) -> Iterator[SpanRecorded]:
+    """What each user did of [since, until); for its own job's run, if another job holds the lease."""
+    for actor in lease.users:
+        start = max(since_ns, actor.start_ns)
+        end = until_ns if actor.end_ns is None else min(actor.end_ns, until_ns)
+        if start < end:
+            name = f"{actor.name}-{actor.actor_id[:8]}"
+            event_id = identity("ray", lease.lease_id, actor.actor_id, str(start), str(end))
+            run = "" if actor.job_id == lease.job_id else _run_id(snapshot, actor.job_id)
+            yield SpanRecorded(event_id, lease.lease_id, name, ROLE, ACTIVITY, start, end, 0, 0, run)
