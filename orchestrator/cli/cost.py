@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.cost_budget import app as budget_app
+from orchestrator.cli.cost_carbon import carbon
 from orchestrator.cli.cost_export import app as export_app
 from orchestrator.cli.cost_headline import headline
 from orchestrator.cli.cost_import import app as import_app
@@ -48,6 +49,7 @@ app.add_typer(budget_app, name="budget")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 app.command()(headline)
+app.command()(carbon)
 for command in (waste, units, forecast, trend):
     app.command()(command)
 app.command()(reconcile)

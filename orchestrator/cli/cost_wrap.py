@@ -46,6 +46,7 @@ def wrap(
     from orchestrator.ledger import wrap as wrapping
     from orchestrator.ledger.imports.statements import PURPOSES, UNSTATED
     from orchestrator.ledger.labels import Labels
+    from orchestrator.ledger.power import NvmlMeter
 
     if purpose not in (*PURPOSES, UNSTATED):
         raise ConfigError("--purpose", purpose, ", ".join((*PURPOSES, UNSTATED)))
@@ -59,7 +60,9 @@ def wrap(
     labels = Labels(organisation, cost_centre, team, project, pipeline, program, stage, purpose)
     with refusing():
         held = wrapping.held_by(os.environ, gpus, cpus, sku, node or platform.node())
-        code = wrapping.run(command, name, labels, held, folder / "wrap.jsonl", every, time.time_ns)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        meter = NvmlMeter.of(visible, held.count) if held.resource == "gpu" else None
+        code = wrapping.run(command, name, labels, held, folder / "wrap.jsonl", every, time.time_ns, meter)
     _settle(ledger, output_dir, name)
     return code
 

@@ -32,6 +32,7 @@ from orchestrator.ledger.events import (
     event_to_json,
 )
 from orchestrator.ledger.labels import Labels
+from orchestrator.ledger.power import FILE, PowerLog, PowerMeter
 
 ROLE, ACTIVITY = "job", "run"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -111,10 +112,12 @@ def run(
     spool_file: Path,
     every_seconds: float,
     now_ns: Callable[[], int],
+    meter: PowerMeter | None = None,
 ) -> int:
     """Carry `command` out; its exit code, 128 + n if signal n ended it. SIGINT, SIGTERM and SIGHUP go to it.
 
-    A run that ends with a code other than 0, without having been told to stop, is `failed`. Raises
+    `meter` measures what each lease draws, into `power.jsonl` beside the folder of the spool. A run that ends
+    with a code other than 0, without having been told to stop, is `failed`. Raises
     LedgerError if the command can't be started; then nothing was leased.
     """
     parent = os.getpid()
@@ -125,7 +128,12 @@ def run(
         raise LedgerError("COMMAND", command[0], "a program that can be started", str(error)) from error
     try:
         with _signals_forwarded(process) as stopped, Spool(spool_file) as spool:
-            code = _account(process, run_id, labels, held, spool, every_seconds, now_ns)
+            started = now_ns()
+            leases = [f"{run_id}/1/{slot}" for slot in range(held.count)]
+            spool.emit(declare(run_id, labels, started), *_open(leases, run_id, held, started))
+            power_file = spool_file.parent.parent / FILE
+            power = None if meter is None else PowerLog(meter, leases, power_file, started)
+            code = _beat(process, leases, started, spool, power, every_seconds, now_ns)
             if code != 0 and not stopped:
                 spool.emit(PurposeSet(_new_id(), now_ns(), run_id, "failed"))
     except BaseException:
@@ -135,19 +143,16 @@ def run(
     return code if code >= 0 else 128 - code
 
 
-def _account(
+def _beat(
     process: subprocess.Popen[bytes],
-    run_id: str,
-    labels: Labels,
-    held: Held,
+    leases: Sequence[str],
+    started: int,
     spool: Spool,
+    power: PowerLog | None,
     every_seconds: float,
     now_ns: Callable[[], int],
 ) -> int:
     """From the leases' opening to their close; the code that the process ended with."""
-    started = now_ns()
-    leases = [f"{run_id}/1/{slot}" for slot in range(held.count)]
-    spool.emit(declare(run_id, labels, started), *_open(leases, run_id, held, started))
     beat = started
     code: int | None = None
     while code is None:
@@ -155,6 +160,8 @@ def _account(
             code = process.wait(every_seconds)
         now = max(now_ns(), beat)
         spool.emit(*(_span(lease, beat, now) for lease in leases))
+        if power is not None:
+            power.beat(now)
         beat = now
     spool.emit(*(LeaseClosed(_new_id(), beat, lease, "released") for lease in leases))
     return code
