@@ -70,8 +70,15 @@ SAME_FOR_BOTH = (
 """What the demo's stage may have otherwise, or TRL can't do."""
 NOT_TIMED = ("evaluation.every=0", "checkpoint.every=0", "tracking=none", "purpose=debug")
 """TRL neither evaluates nor saves nor reports to a server here."""
-LAYOUT = ("rollout.workers=2", "rollout.threads=1", "learner.world_size=2", "learner.threads=1")
-"""Ours on two cores: a rollout worker and a learner rank on each."""
+LAYOUT = (
+    "rollout.workers=2",
+    "rollout.threads=1",
+    "learner.world_size=2",
+    "learner.threads=1",
+    "learner.micro_batch_tokens=2048",
+)
+"""Ours on two cores: a rollout worker and a learner rank on each, micro-batches that fit into their caches.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ class BudgetGuard:
     last reservation.
 
     A worked example, limit 10: `advance(0, 4)` reserves 4. `advance(3, 4)` reserves 4 more, then settles 3 of
-    the first 4. `advance(6, 4)` needs 3 + 4 + 4 = 11: refused. The run stops; `close(7)` settles the last 4: 7 of 10.
+    the first 4. `advance(6, 4)` needs 3 + 4 + 4 = 11: refused. The run stops; `close(7)` settles the last 4:
+    7 of 10.
     """
 
     def __init__(

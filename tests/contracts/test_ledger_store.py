@@ -66,10 +66,7 @@ def open_stores(request: pytest.FixtureRequest, clock: FakeClock, tmp_path: Path
     if request.param == "memory":
         yield memory_stores(clock.now_ns)
         return
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/ledger.db"
-    else:
-        url = fresh_database()
+    url = f"sqlite:///{tmp_path}/ledger.db" if request.param == "sqlite" else fresh_database()
     made = sql_stores(url, clock.now_ns)
     yield made
     assert made.engine is not None

@@ -17,8 +17,16 @@ from orchestrator.ledger.variance import forecast, parse_scope
 FIRST, END = month_bounds("2026-03")
 START = FIRST * DAY_NS
 PRICE = {
-    "sku": "h100", "resource": "gpu", "region": "x", "commitment": "on_demand", "amount": "2",
-    "currency": "USD", "from": "2020-01-01", "to": None, "source": "a test", "retrieved": "2026-01-01",
+    "sku": "h100",
+    "resource": "gpu",
+    "region": "x",
+    "commitment": "on_demand",
+    "amount": "2",
+    "currency": "USD",
+    "from": "2020-01-01",
+    "to": None,
+    "source": "a test",
+    "retrieved": "2026-01-01",
 }
 BOOK = {"name": "t", "currency": "USD", "region": "x", "commitment": "on_demand", "prices": [PRICE]}
 
