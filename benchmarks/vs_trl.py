@@ -77,8 +77,7 @@ LAYOUT = (
     "learner.threads=1",
     "learner.micro_batch_tokens=2048",
 )
-"""Ours on two cores: a rollout worker and a learner rank on each, micro-batches that fit into their caches.
-"""
+"""Ours on two cores: a rollout worker and a learner rank on each, micro-batches that fit their caches."""
 
 
 @dataclass(frozen=True, slots=True)

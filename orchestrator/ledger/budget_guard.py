@@ -23,7 +23,7 @@ class BudgetGuard:
     def __init__(
         self, budgets: Budgets, names: Sequence[str], run_id: str, attempt: int, lifetime_ns: int
     ) -> None:
-        """`lifetime_ns`: after this long without a word the run counts as dead, and its reservation expires."""
+        """`lifetime_ns`: after this long without a word the run is dead and its reservation expires."""
         self._budgets, self._names, self._run_id = budgets, tuple(names), run_id
         self._prefix, self._lifetime_ns = f"{run_id}/{attempt}", lifetime_ns
         self._count = 0
