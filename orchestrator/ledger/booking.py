@@ -272,6 +272,8 @@ def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list
 
 def unattributed(start_ns: int, end_ns: int, activity: str, run_id: str) -> list[Slice]:
     """Time of a lease that no span covers, by day."""
+    if start_ns < end_ns and start_ns // DAY_NS == (end_ns - 1) // DAY_NS:
+        return [Slice(start_ns, end_ns, end_ns - start_ns, NO_ROLE, activity, run_id)]
     return [
         Slice(start, end, end - start, NO_ROLE, activity, run_id)
         for start, end in cut_at_midnight(start_ns, end_ns)
@@ -338,6 +340,8 @@ def _shared(spans: Sequence[SpanRecorded], start_ns: int, end_ns: int, holder: s
 
 def _split(active: Mapping[str, SpanRecorded], ns: int) -> list[tuple[str, int]]:
     """A stretch's share for each active span: equal among actors, then among one actor's spans."""
+    if len(active) == 1:
+        return [(event_id, ns) for event_id in active]
     actors: dict[str, list[str]] = {}
     for span in active.values():
         actors.setdefault(span.actor, []).append(span.event_id)

@@ -21,6 +21,7 @@ from orchestrator.ledger.errors import LedgerError, UnknownRunError
 from orchestrator.ledger.events import Event, UsageStated, parse_event
 from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
 from orchestrator.ledger.labels import Labels, labels_of
+from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.mart import Mart, default_folder
 from orchestrator.ledger.meter import RunMeter
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
@@ -28,6 +29,7 @@ from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer
 from orchestrator.ledger.report_by import Report, field_of, report_by, require_dimensions
 from orchestrator.ledger.run_report import RunReport, run_report
+from orchestrator.ledger.sharing import share_idle
 from orchestrator.ledger.spool import ship
 from orchestrator.ledger.units import UnitCost, token_units, unit_costs
 from orchestrator.ledger.variance import SCOPE_FIELDS, Variance, variance
@@ -163,24 +165,33 @@ class Ledger:
         as_of_ns: int | None = None,
         places: int = AMOUNT_PLACES,
         name: str | None = None,
+        idle: str = "keep",
     ) -> Report:
         """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as known at
         `as_of_ns`.
 
+        `idle`: who pays for idle and lost time (`sharing.METHODS`).
         The same question about a moment in the past gives the same answer for ever. `name` keeps only the
         lines of a run, or of a pipeline's runs. Raises LedgerError for an unknown dimension or a moment in
         the future.
         """
         require_dimensions(by)
         keep = {field_of(dimension) for dimension in by} | ({"run_id"} if name else set())
+        if idle != "keep":
+            keep = set(LineKey._fields)
         if as_of_ns is None:
             counted = self._accounts.counted_now(self._now_ns(), keep)
         else:
             counted = self._accounts.counted(self._moment(as_of_ns), keep)
+        counted = share_idle(counted, idle)
         if name is not None:
             runs = set(self._runs(name))
-            counted = (line for line in counted if line.key.run_id in runs)
+            counted = [line for line in counted if line.key.run_id in runs]
         return report_by(counted, by, self._pricer(as_of_ns), first_day, end_day, places)
+
+    def mart_parts(self) -> list[Path]:
+        """Bring the mart up to date; its Parquet files, none for a ledger in memory."""
+        return [] if self._mart is None else self._mart.parts()
 
     def close(self, month: str) -> Close:
         """Close a month. Raises LedgerStateError, UnknownPriceError, PriceBookError: `Accounts.close`."""

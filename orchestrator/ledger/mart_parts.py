@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from orchestrator.ledger.booking import (
     settle,
 )
 from orchestrator.ledger.calendar import DAY_NS
+from orchestrator.ledger.collector import paused
 from orchestrator.ledger.corrections import Corrections
 from orchestrator.ledger.journal import Journal, lease_of
 
@@ -65,6 +66,11 @@ def book_part(job: PartJob, journal: Journal) -> list[LeaseRow]:
 
     Gives the leases that were opened.
     """
+    with paused():
+        return _book_part(job, journal)
+
+
+def _book_part(job: PartJob, journal: Journal) -> list[LeaseRow]:
     found = job.corrections
     events = [event for event in found.replacements if lease_of(event) in job.leases]
     events += (
@@ -125,29 +131,26 @@ class _PartWriter:
         self._small = {name: array("i") for name in ("lease", "part", "day", "step")}
         self._large = {name: array("q") for name in ("start_ns", "end_ns", "ns", "tokens")}
         self._codes = {name: array("i") for name in ("role", "activity", "served")}
-        self._names: dict[str, dict[str, int]] = {name: {} for name in self._codes}
+        self._names = {name: _Numbering() for name in self._codes}
 
-    def add(self, lease: int, holder: str, slices: Iterable[Slice]) -> int:
+    def add(self, lease: int, holder: str, slices: Sequence[Slice]) -> int:
         """Take the slices of lease number `lease`, held by run `holder`. Returns how many there were."""
-        small, large, codes = self._small, self._large, self._codes
-        leases, parts, days, steps = small["lease"], small["part"], small["day"], small["step"]
-        starts, ends, lengths, tokens = large["start_ns"], large["end_ns"], large["ns"], large["tokens"]
-        roles, activities, served = codes["role"], codes["activity"], codes["served"]
-        role_codes, activity_codes, run_codes = self._names.values()
-        before, part = len(lengths), self.part
-        for start_ns, end_ns, ns, role, activity, run_id, _, step, count in slices:
-            leases.append(lease)
-            parts.append(part)
-            days.append(start_ns // DAY_NS)
-            roles.append(role_codes.setdefault(role, len(role_codes)))
-            activities.append(activity_codes.setdefault(activity, len(activity_codes)))
-            served.append(-1 if run_id == holder else run_codes.setdefault(run_id, len(run_codes)))
-            starts.append(start_ns)
-            ends.append(end_ns)
-            lengths.append(ns)
-            steps.append(min(step, _STEP_LIMIT))
-            tokens.append(count)
-        return len(lengths) - before
+        if not slices:
+            return 0
+        starts, ends, lengths, roles, activities, runs, _, steps, tokens = zip(*slices, strict=True)
+        columns = {"start_ns": starts, "end_ns": ends, "ns": lengths, "tokens": tokens}
+        for name, values in columns.items():
+            self._large[name].extend(values)
+        count, small = len(starts), self._small
+        small["lease"].extend([lease] * count)
+        small["part"].extend([self.part] * count)
+        small["day"].extend([start_ns // DAY_NS for start_ns in starts])
+        small["step"].extend([min(step, _STEP_LIMIT) for step in steps])
+        self._codes["role"].extend(map(self._names["role"].__getitem__, roles))
+        self._codes["activity"].extend(map(self._names["activity"].__getitem__, activities))
+        served = self._names["served"]
+        self._codes["served"].extend([-1 if run_id == holder else served[run_id] for run_id in runs])
+        return count
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all; nothing if there is no slice."""
@@ -161,6 +164,14 @@ class _PartWriter:
             names = pa.array(list(self._names[name]), pa.string())
             columns[name] = pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), names)
         write_table(pa.table(columns), path)
+
+
+class _Numbering(dict[str, int]):
+    """Numbers names as it is asked for them: 0, 1, 2, ..."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = number = len(self)
+        return number
 
 
 _STEP_LIMIT = (1 << 31) - 1

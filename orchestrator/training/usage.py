@@ -18,7 +18,7 @@ import dataclasses
 import errno
 import json
 import os
-import uuid
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -60,8 +60,11 @@ class CloseReason(StrEnum):
 
 
 def new_event_id() -> str:
-    """A fresh id; two events never share one, however many actors emit."""
-    return uuid.uuid4().hex
+    """A fresh id; two events never share one, however many actors emit.
+
+    It begins with the time, so that the ids of one time lie side by side in a database's index.
+    """
+    return f"{time.time_ns():016x}{os.urandom(8).hex()}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

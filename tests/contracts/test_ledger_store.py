@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import date
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,10 @@ from orchestrator.ledger.events import (
     PurposeSet,
     RunDeclared,
     SpanRecorded,
+    UsageStated,
 )
 from orchestrator.ledger.journal import BadLine, Cursor, Recorded
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.ledger.sql.engine import open_engine
@@ -254,6 +258,36 @@ def test_a_month_closes_and_late_events_become_adjustments(stores: Stores, clock
 
 def changes_as_posted(changes: list[CountedLine]) -> list[CountedLine]:
     return [line._replace(key=line.key._replace(unit_price="2", currency="USD")) for line in changes]
+
+
+def test_forty_million_accelerator_hours_in_one_account_are_exact_to_the_nanosecond_and_the_cent(
+    stores: Stores, clock: HostClock
+):
+    """1.44e20 ns, sixteen times what 64 bits hold, in two thousand lines with odd ends; open, closed and
+    adjusted.
+    """
+    lines = 2000
+    quantity = 40_000_000 * HOUR_NS // lines + 1
+    stated = [
+        UsageStated(f"s{number}", "r", "gpu", "h100", str(quantity), JANUARY, JANUARY, "", "", "a table")
+        for number in range(lines)
+    ]
+    ledger = Ledger(stores.journal, stores.archive, POLICY, clock.now_ns)
+    ledger.adopt(price_book("2.01"))
+    ledger.book([declared(), *stated])
+    total = lines * quantity
+    assert total > 15 * 2**63
+    exact = Fraction(total, HOUR_NS) * Fraction("2.01")
+    for closing in (False, True):
+        if closing:
+            clock.advance(32 * DAY_NS)
+            assert ledger.close("2026-01").postings == lines
+        report = ledger.report_by(["team", "posted"], places=2)
+        assert (report.ns, report.rows[0].ns) == (total, total)
+        assert abs(Fraction(report.amount) - exact) <= Fraction(1, 200)
+        assert str(report.amount) == "80400000.00"
+    ledger.book([replace(stated[0], event_id="late", accelerator_ns=str(2**70))])
+    assert ledger.report_by(["team"], places=2).ns == total + 2**70
 
 
 def test_the_database_itself_refuses_to_change_or_delete(sql: Stores):
