@@ -73,6 +73,12 @@ def report(
         str | None, typer.Option("--to", metavar="DAY|MONTH", help="the last day (included)")
     ] = None,
     as_of: AsOf = None,
+    idle: Annotated[
+        str,
+        typer.Option(
+            "--idle", help="with --by: keep idle and lost time apart, or share it: proportional, uniform"
+        ),
+    ] = "keep",
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="also write it: .csv, .xlsx, .parquet or .html"),
@@ -101,7 +107,7 @@ def report(
             sheet, document = run_sheet(of_run), of_run.to_dict()
         else:
             dimensions = [part.strip() for part in (by or "").split(",")]
-            result = book.report_by(dimensions, start, end, moment(as_of), places, name)
+            result = book.report_by(dimensions, start, end, moment(as_of), places, name, idle)
             period = " ".join(f"{word} {text}" for word, text in (("from", first), ("to", last)) if text)
             sheet = report_sheet(result, f"Costs of {name or 'all runs'} by {', '.join(dimensions)}", period)
             document = result.to_dict()
@@ -220,6 +226,38 @@ def adopt_prices(
         print_json({"name": read.name, "adopted": adopted})
     else:
         typer.echo(f"{read.name}: {'adopted' if adopted else 'is the newest of its name already'}")
+
+
+@prices_app.command("import-aws")
+def import_aws_prices(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the price book to write (.yaml)")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="JSON of `aws pricing get-products`; none: ask AWS"),
+    ] = None,
+    instance_types: Annotated[
+        str, typer.Option("--instance-types", metavar="TYPE[,TYPE]", help="what to ask AWS for")
+    ] = "p5.48xlarge,p4d.24xlarge",
+    region: Annotated[str, typer.Option("--region", help="where, when AWS is asked")] = "us-east-1",
+    as_json: Json = False,
+) -> None:
+    """Write a price book with AWS list prices. `cost prices adopt FILE` then makes it the newest."""
+    from datetime import UTC, datetime
+
+    import yaml
+
+    from orchestrator.ledger.aws_prices import fetch_products, price_book_of, read_products
+    from orchestrator.ledger.prices import PriceBook
+
+    with refusing():
+        products = fetch_products(region, instance_types.split(",")) if file is None else read_products(file)
+        content = price_book_of(products, out.stem, datetime.now(UTC).date())
+        rows = PriceBook.parse(content).rows()
+    out.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if as_json:
+        print_json(rows)
+    else:
+        typer.echo(f"{out}: {len(rows)} prices")
 
 
 def print_sheet(sheet: Sheet) -> None:

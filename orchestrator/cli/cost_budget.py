@@ -91,15 +91,14 @@ def check(
     ledger: LedgerUrl = None,
     output_dir: OutputDir = RUNS,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Warn of thresholds crossed, each once; exit 3 if nothing is left."""
     with refusing():
         book = open_ledger(ledger, output_dir)
         status = book.budgets.status(name)
         warn(book, name, webhook)
         _show([status], as_json)
-    if status.available <= 0:
-        raise BudgetStopError(f"budget {name}: nothing of {status.budget.limit} is left")
+    return BudgetStopError.exit_code if status.available <= 0 else 0
 
 
 def warn(ledger: Ledger, name: str, webhook: str | None) -> None:
