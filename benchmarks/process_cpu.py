@@ -18,7 +18,8 @@ class CpuMeter:
     def __init__(self, root: int, every_seconds: float = 0.25) -> None:
         self._root, self._every_seconds = root, every_seconds
         self._seconds: dict[int, float] = {}
-        self._samples: list[tuple[int, float]] = []
+        self._names: dict[int, str] = {}
+        self._samples: list[tuple[int, dict[int, float]]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -33,15 +34,26 @@ class CpuMeter:
 
     def between(self, start_ns: int, end_ns: int) -> float:
         """CPU seconds from one wall time (`time.time_ns()`) to another."""
-        return interpolated(self._samples, end_ns) - interpolated(self._samples, start_ns)
+        return sum(self.by_process(start_ns, end_ns).values())
+
+    def by_process(self, start_ns: int, end_ns: int) -> dict[str, float]:
+        """The same by the name of the process; processes of one name are added up."""
+        found: dict[str, float] = {}
+        for pid, name in self._names.items():
+            line = [(at_ns, seconds.get(pid, 0.0)) for at_ns, seconds in self._samples]
+            used = interpolated(line, end_ns) - interpolated(line, start_ns)
+            found[name] = found.get(name, 0.0) + used
+        return found
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every_seconds):
             self._look()
 
     def _look(self) -> None:
-        self._seconds |= tree_cpu_seconds(self._root)
-        self._samples.append((time.time_ns(), sum(self._seconds.values())))
+        alive = tree_cpu_seconds(self._root)
+        self._seconds |= alive
+        self._samples.append((time.time_ns(), dict(self._seconds)))
+        self._names |= {pid: process_name(pid) or self._names.get(pid, "?") for pid in alive}
 
 
 def tree_cpu_seconds(root: int) -> dict[int, float]:
@@ -65,6 +77,19 @@ def tree_cpu_seconds(root: int) -> dict[int, float]:
         found |= newest
         newest = {pid for pid, parent in parents.items() if parent in newest} - found
     return {pid: seconds[pid] for pid in found if pid in seconds}
+
+
+def process_name(pid: int) -> str:
+    """What runs in a process: `ray::LearnerActor`, `vs_trl.py`, `raylet`, ...; empty if it has ended."""
+    try:
+        words = (Path("/proc") / str(pid) / "cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return ""
+    if words[0].startswith("ray::"):
+        return words[0].split(".")[0].strip()
+    program = Path(words[0]).name
+    arguments = [word for word in words[1:] if word and not word.startswith("-")]
+    return Path(arguments[0]).name if program.startswith("python") and arguments else program
 
 
 def interpolated(samples: Sequence[tuple[int, float]], at_ns: int) -> float:

@@ -38,8 +38,11 @@ from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
 
+import engine_vs_generate
+import torch
 from machine import write_result
 from process_cpu import CpuMeter
+from transformers.utils import logging
 
 from orchestrator.config import compose, quoted
 from orchestrator.run_config import RunConfig
@@ -50,6 +53,7 @@ from orchestrator.training.run_directory import RunDirectory
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 CACHE = ROOT / ".cache" / "vs_trl"
+PROMPTS = CACHE / "prompts.jsonl"
 PROGRAM = Path(sys.executable).parent / "orchestrator"
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 
@@ -75,7 +79,7 @@ LAYOUT = (
     "rollout.threads=1",
     "learner.world_size=2",
     "learner.threads=1",
-    "learner.micro_batch_tokens=2048",
+    "learner.micro_batch_tokens=1536",
 )
 """Ours on two cores: a rollout worker and a learner rank on each, micro-batches that fit their caches."""
 
@@ -234,7 +238,7 @@ def trl_request(config: RunConfig, processes: int) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     return {
         "model": config.model.path,
-        "prompts": str(CACHE / "prompts.jsonl"),
+        "prompts": str(PROMPTS),
         "output": str(CACHE / "trl-steps"),
         "steps": config.steps,
         "prompts_per_step": config.rollout.prompts_per_step,
@@ -305,26 +309,30 @@ def trl_step(ranks: Sequence[Mapping[str, Any]]) -> Step:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows `trl` and `ours`, from rounds in turn."""
+    """The rows `trl` and `ours`, from rounds in turn; each round has a seed of its own."""
     CACHE.mkdir(parents=True, exist_ok=True)
     install_trl()
     model = arguments.model or starting_model()
     fixed = (f"model.path={quoted(str(model))}", f"steps={arguments.steps}", *SAME_FOR_BOTH, *NOT_TIMED)
-    overrides = (*stage_overrides("grpo"), *fixed, *LAYOUT, *arguments.overrides)
-    config = compose("grpo", overrides)
-    request = trl_request(config, arguments.trl_processes)
-    write_prompts(config, Path(request["prompts"]))
     rounds: dict[str, list[Round]] = {"trl": [], "ours": []}
-    for _ in range(arguments.rounds):
+    for seed in range(arguments.rounds):
+        overrides = (*stage_overrides("grpo"), *fixed, *LAYOUT, f"seed={seed}", *arguments.overrides)
+        config = compose("grpo", overrides)
+        write_prompts(config, PROMPTS)
+        request = trl_request(config, arguments.trl_processes)
         rounds["trl"].append(trl_round(request, arguments.trl_processes))
         rounds["ours"].append(our_round(overrides))
     return [figures(system, taken) for system, taken in rounds.items()]
 
 
 def engines() -> list[dict[str, Any]]:
-    """The samplers alone."""
-    command = [sys.executable, str(HERE / "engine_vs_generate.py"), "--json"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["rows"]
+    """The samplers alone, on one thread: one round of `engine_vs_generate.py`."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return [
+        row for name in engine_vs_generate.WORKLOADS for row in engine_vs_generate.measure(name, rounds=1)
+    ]
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

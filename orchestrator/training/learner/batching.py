@@ -7,7 +7,9 @@ Two layouts of a micro-batch, chosen by what the model's attention can do:
 
 Causal attention never looks to the right, so right padding needs no mask. `packed` needs attention that keeps
 rows apart by their position ids at no extra cost (FlashAttention's variable-length kernels); with other
-attention it would pay for the square of the sum.
+attention it would pay for the square of the sum. A packed micro-batch is filled up to the budget. A padded
+one is not: sorted rows are cut where the padding costs least, because one row of twice the length would
+double what its neighbours cost.
 
 The loss is a sum of weighted tokens with weights of the whole minibatch, so no choice made here changes the
 gradient.
@@ -17,7 +19,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Layout = Literal["padded", "packed"]
 
@@ -25,6 +31,9 @@ Plan = list[list[list[int]]]
 """[rank][micro-batch][row]: indices of rows. Every rank has as many micro-batches; a rank with less work has
 empty ones at its end.
 """
+
+_ONE_MORE = 1 / 16
+"""What a padded micro-batch costs beside its positions, in budgets: one more must save that much padding."""
 
 
 def plan(lengths: Sequence[int], world_size: int, micro_batch_tokens: int, layout: Layout) -> Plan:
@@ -53,19 +62,41 @@ def balance(lengths: Sequence[int], world_size: int) -> list[list[int]]:
 
 
 def _pack(rows: Sequence[int], lengths: Sequence[int], budget: int, layout: Layout) -> list[list[int]]:
-    """Fill micro-batches in the given order (longest first), so that neighbours need little padding."""
-    micro_batches: list[list[int]] = []
-    cost = longest = 0
-    for row in rows:
-        if layout == "padded":
-            longest = max(longest, lengths[row]) if micro_batches else lengths[row]
-            added = longest * (len(micro_batches[-1]) + 1) if micro_batches else lengths[row]
-        else:
-            added = cost + lengths[row]
-        if not micro_batches or added > budget:
-            micro_batches.append([row])
-            cost = longest = lengths[row]
-        else:
-            micro_batches[-1].append(row)
-            cost = added
-    return micro_batches
+    """Cut rows, longest first, into micro-batches."""
+    sizes = np.array([lengths[row] for row in rows], dtype=np.int64)
+    ends = _padded_ends(sizes, budget) if layout == "padded" else _packed_ends(sizes, budget)
+    return [list(rows[start:end]) for start, end in pairwise([0, *ends])]
+
+
+def _packed_ends(sizes: NDArray[np.int64], budget: int) -> list[int]:
+    """Fill each up to the budget."""
+    ends: list[int] = []
+    held = 0
+    for row, size in enumerate(sizes.tolist()):
+        if row and held + size > budget:
+            ends.append(row)
+            held = 0
+        held += size
+    return [*ends, len(sizes)] if len(sizes) else []
+
+
+def _padded_ends(sizes: NDArray[np.int64], budget: int) -> list[int]:
+    """The cut of least cost: rows x longest of each micro-batch, and `_ONE_MORE` for each.
+
+    Dynamic programming over the first n rows: sizes fall, so the micro-batch that ends at n begins at one of
+    the rows first .. n - 1, and `first` only moves on.
+    """
+    count, first = len(sizes), 0
+    best, begins = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        while first < end - 1 and sizes[first] * (end - first) > budget:
+            first += 1
+        costs = best[first:end] + sizes[first:end] * np.arange(end - first, 0, -1)
+        begins[end] = first + int(costs.argmin())
+        best[end] = costs.min() + _ONE_MORE * budget
+    ends: list[int] = []
+    end = count
+    while end > 0:
+        ends.append(end)
+        end = int(begins[end])
+    return ends[::-1]

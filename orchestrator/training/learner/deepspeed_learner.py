@@ -37,6 +37,7 @@ from orchestrator.training.learner.rows import TrainingRow, UpdateRule, computed
 from orchestrator.training.learner.schedule import learning_rate
 from orchestrator.training.learner.shards import load_shards, save_shard
 from orchestrator.training.learner.zero import OptimizerFactory, ZeroEngine, adamw
+from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
 from orchestrator.training.records import BatchPart, StepReport
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ class DeepSpeedLearner:
         self._config, self._rule, self._steps = config, rule, steps
         self._device = distributed.join(init, config.threads)
         self._tokenizer = trainee.tokenizer
+        for model in (trainee.model, trainee.reference):
+            if model is not None:
+                pad_values_for_fused_kernels(model)
         self.layout: Layout = layout_for(trainee.model)
         self._routing = RoutingMeter(trainee.model, self._device)
         self._scorer = TokenScorer(trainee.model, rule.temperature)

@@ -38,10 +38,33 @@ def test_ranks_differ_by_one_row_at_most(lengths: list[int], world_size: int) ->
 
 @pytest.mark.parametrize(
     ("layout", "expected"),
-    [("padded", [[1], [2, 4], [0, 3]]), ("packed", [[1], [2, 4, 0], [3]])],
+    [("padded", [[1], [2, 4], [0, 3]]), ("packed", [[1], [2, 4, 0, 3]])],
 )
 def test_long_rows_come_first_and_padding_counts(layout: Layout, expected: list[list[int]]) -> None:
-    assert plan([2, 9, 4, 1, 4], 1, 10, layout) == [expected]
+    assert plan([2, 10, 4, 2, 4], 1, 12, layout) == [expected]
+
+
+@given(_LENGTHS, st.integers(1, 90))
+def test_no_other_cut_of_padded_rows_costs_less(lengths: list[int], budget: int) -> None:
+    sizes = sorted(lengths, reverse=True)
+
+    def cost(cut: list[list[int]]) -> float:
+        return sum(max(part) * len(part) + budget / 16 for part in cut)
+
+    cheapest: dict[int, float] = {0: 0.0}
+    for end in range(1, len(sizes) + 1):
+        starts = [s for s in range(end) if sizes[s] * (end - s) <= budget or s == end - 1]
+        cheapest[end] = min(cheapest[start] + cost([sizes[start:end]]) for start in starts)
+
+    planned = plan(lengths, 1, budget, "padded")[0]
+    assert cost([[lengths[row] for row in rows] for rows in planned if rows]) == pytest.approx(
+        cheapest[len(sizes)]
+    )
+
+
+def test_a_large_budget_is_not_filled_with_padding() -> None:
+    lengths = [100] * 4 + [10] * 40
+    assert plan(lengths, 1, 8192, "padded") == [[[0, 1, 2, 3], list(range(4, 44))]]
 
 
 def test_a_rank_without_work_keeps_pace_with_empty_micro_batches() -> None:

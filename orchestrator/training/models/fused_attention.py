@@ -1,0 +1,50 @@
+"""Latent attention through the fused kernels of `scaled_dot_product_attention`.
+
+Keys of multi-head latent attention are wider than its values (they carry a rotary part), and every fused
+kernel wants both alike: torch falls back to plain matrix products that hold all scores, forward and backward.
+Values padded with zero columns are as wide as the keys and change nothing but the width of the output, where
+the extra columns are zero and are cut off. Equal to the plain products up to the rounding of float addition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_padded_values"
+"""What `model.config._attn_implementation` says of a model whose values are padded."""
+
+
+def pad_values_for_fused_kernels(model: PreTrainedModel) -> bool:
+    """Let `model` pad the values of its attention if it uses `sdpa` and they are narrower than its keys.
+    Returns whether it does.
+    """
+    config = model.config
+    keys, values = getattr(config, "qk_head_dim", 0), getattr(config, "v_head_dim", 0)
+    uses_sdpa = config._attn_implementation == "sdpa"  # pyright: ignore[reportPrivateUsage] - no public name
+    if not uses_sdpa or not 0 < values < keys:
+        return False
+    AttentionInterface.register(NAME, padded_values_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def padded_values_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """As transformers' `sdpa`: query and key [n, heads, t, k], value [n, heads, t, v] with v <= k give
+    [n, t, heads, v].
+    """
+    width = value.shape[-1]
+    padded = F.pad(value, (0, key.shape[-1] - width))
+    output, _ = sdpa_attention_forward(module, query, key, padded, attention_mask, **kwargs)  # pyright: ignore[reportArgumentType]
+    return output[..., :width], None
