@@ -9,7 +9,6 @@ from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.sharing import apportion, share_idle
 
-
 EMPTY = LineKey(
     day=0,
     run_id="",
