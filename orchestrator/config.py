@@ -67,6 +67,7 @@ CHANGEABLE_ON_RESUME = (
     "reward.failure_budget",
     "reward.memory_bytes",
     "reward.max_restarts",
+    "weights",
     "cluster",
     "tracking",
     "checkpoint",

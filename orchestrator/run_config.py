@@ -23,6 +23,7 @@ from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.settings import Settings
 from orchestrator.training.telemetry.config import TrackingConfig
+from orchestrator.training.weights.config import WeightsConfig
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 Purpose = Literal["final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation"]
@@ -123,6 +124,7 @@ class RunConfig(Settings):
     reward: RewardConfig
     algorithm: AlgorithmConfig
     learner: LearnerConfig
+    weights: WeightsConfig
     cluster: ClusterConfig
     tracking: TrackingConfig
     price_book: dict[str, Any]

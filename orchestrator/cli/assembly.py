@@ -89,6 +89,7 @@ def parts_of(config: RunConfig, run_id: str, attempt: int, directory: Path) -> P
         reward=config.reward,
         algorithm=config.algorithm,
         learner=config.learner,
+        weights=config.weights,
     )
 
 

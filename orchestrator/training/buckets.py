@@ -4,8 +4,9 @@ worker.
     ("a", [2, 3]), ("b", [4])  --flatten-->  Bucket(pieces=(a, b), data=uint8[...])  --unflatten-->  the same
 
 A bucket is a numpy array of bytes and a manifest, so an object store can hold and map it without copying. No
-bucket is larger than `bucket_bytes`: a tensor that does not fit is cut into pieces that follow each other,
-and only such a tensor is copied on the way out. Any torch dtype travels, bfloat16 too: numpy sees bytes.
+bucket is larger than `bucket_bytes`: a tensor that does not fit is cut into pieces that follow each other.
+Each side copies once: into the memory that `allocate` gives, and out of it into the memory that `destination`
+names. Any torch dtype travels, bfloat16 too: numpy sees bytes.
 
 Names are those of `model.state_dict()` in transformers: what `load_state_dict` takes and `save_pretrained`
 starts from.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NamedTensor = tuple[str, Tensor]
+
+Allocate = Callable[[int], NDArray[np.uint8]]
+"""Memory for the next bucket, of that many bytes. It is asked for after the bucket before was taken."""
+
+Destination = Callable[[str], Tensor | None]
+"""Where a weight of that name belongs in the end; None if it can't be written piece by piece."""
 
 ALIGNMENT = 64
 """Bytes: every piece starts at a multiple, so that a view of any dtype is aligned (and on a cache line)."""
@@ -57,15 +64,28 @@ class Bucket:
     data: NDArray[np.uint8]  # [bytes]
 
 
-def flatten(tensors: Iterable[NamedTensor], bucket_bytes: int) -> Iterator[Bucket]:
-    """Pack tensors, in order, into buckets of at most `bucket_bytes`. Holds one bucket at a time.
+def new_bytes(size: int) -> NDArray[np.uint8]:
+    """Fresh memory, not initialised: an `Allocate`."""
+    return np.empty(size, dtype=np.uint8)
 
-    Raises ValueError if `bucket_bytes` is less than one aligned element needs (64).
+
+def nowhere(name: str) -> None:
+    """No weight has a place yet: a `Destination`."""
+
+
+def flatten(
+    tensors: Iterable[NamedTensor], bucket_bytes: int, allocate: Allocate = new_bytes
+) -> Iterator[Bucket]:
+    """Pack tensors, in order, into buckets of at most `bucket_bytes`. Holds one bucket at a time, and nothing
+    beside it if the tensors are contiguous; they may lie on a GPU.
+
+    `allocate` may give the same memory again: then a bucket is valid until the next one is asked for. Raises
+    ValueError if `bucket_bytes` is less than one aligned element needs (64).
     """
     if bucket_bytes < ALIGNMENT:
         raise ValueError(f"bucket_bytes: got {bucket_bytes}, allowed: {ALIGNMENT} or more")
     pieces: list[Piece] = []
-    data = np.empty(bucket_bytes, dtype=np.uint8)
+    data: NDArray[np.uint8] | None = None
     used = 0
     for name, tensor in tensors:
         source, size = _bytes_of(tensor), tensor.element_size()
@@ -75,22 +95,29 @@ def flatten(tensors: Iterable[NamedTensor], bucket_bytes: int) -> Iterator[Bucke
             rest = tensor.numel() - start
             fits_later = rest * size <= bucket_bytes and start == 0
             if pieces and (room == 0 or (rest > room and fits_later)):
+                assert data is not None
                 yield Bucket(tuple(pieces), data[:used])
-                pieces, data, used = [], np.empty(bucket_bytes, dtype=np.uint8), 0
+                pieces, data, used = [], None, 0
                 continue
+            if data is None:
+                data = allocate(bucket_bytes)
             count = min(rest, room)
-            data[used : used + count * size] = source[start * size : (start + count) * size]
+            copied = source[start * size : (start + count) * size]
+            torch.from_numpy(data[used : used + count * size]).copy_(copied)
             pieces.append(Piece(name, tuple(tensor.shape), _dtype_name(tensor.dtype), start, count, used))
             start += max(count, 1)
             used = min(bucket_bytes, used + -(-count * size // ALIGNMENT) * ALIGNMENT)
-    if pieces:
+    if data is not None:
         yield Bucket(tuple(pieces), data[:used])
 
 
-def unflatten(buckets: Iterable[Bucket]) -> Iterator[NamedTensor]:
+def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> Iterator[NamedTensor]:
     """The tensors again, in order. A tensor that lies in one bucket is a view of the bucket's bytes: do not
-    write to it, and copy it if it has to outlive them. Raises ValueError if pieces of a tensor are missing or
-    out of order.
+    write to it, and copy it before the next tensor is asked for.
+
+    A tensor that was cut is put together in `destination(name)`, if that has its shape and is contiguous, and
+    comes as that very memory; otherwise in memory of its own. Raises ValueError if pieces of a tensor are
+    missing or out of order.
     """
     unfinished: tuple[str, Tensor, int] | None = None  # name, flat tensor, elements that have arrived
     for bucket in buckets:
@@ -102,13 +129,13 @@ def unflatten(buckets: Iterable[Bucket]) -> Iterator[NamedTensor]:
                 yield piece.name, view.view(piece.shape)
                 continue
             if unfinished is None:
-                unfinished = (piece.name, torch.empty(math.prod(piece.shape), dtype=dtype), 0)
+                unfinished = (piece.name, _room_for(piece, dtype, destination), 0)
             name, whole, arrived = unfinished
             if piece.name != name or piece.start != arrived:
                 raise ValueError(
                     f"weights: got {piece.name} from element {piece.start}, expected {name} from {arrived}"
                 )
-            whole[arrived : arrived + piece.count] = view
+            whole[arrived : arrived + piece.count].copy_(view)
             arrived += piece.count
             unfinished = (name, whole, arrived)
             if arrived == whole.numel():
@@ -124,10 +151,17 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """The tensor's elements as bytes, in row-major order: a view where it is contiguous and on the CPU."""
-    flat = tensor.detach().contiguous().view(-1)
-    return flat.view(torch.uint8).cpu().numpy()
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The tensor's elements as bytes, in row-major order: a view where it is contiguous."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _room_for(piece: Piece, dtype: torch.dtype, destination: Destination) -> Tensor:
+    """Flat memory for the whole tensor that `piece` is part of."""
+    found = destination(piece.name)
+    if found is not None and tuple(found.shape) == piece.shape and found.is_contiguous():
+        return found.detach().view(-1)
+    return torch.empty(math.prod(piece.shape), dtype=dtype)
 
 
 def _as_tensor(data: NDArray[np.uint8]) -> Tensor:

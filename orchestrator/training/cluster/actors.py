@@ -7,9 +7,10 @@ imports this module too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from orchestrator.training.stages import RolloutRequest, Span, Summary
 from orchestrator.training.usage import Activity
 
 if TYPE_CHECKING:
-    from orchestrator.training.buckets import Bucket
     from orchestrator.training.learner.distributed import DistributedInit
     from orchestrator.training.rollouts.engine import Engine
 
@@ -37,8 +37,10 @@ class RolloutActor:
         with self._meter.span(Activity.LOAD, 0):
             import torch
 
+            from orchestrator.training.cluster.weights import make_channel
             from orchestrator.training.rollouts.engines import ENGINES
 
+            self._channel = make_channel(parts.weights.channel)
             if parts.rollout.threads:
                 torch.set_num_threads(parts.rollout.threads)
             device = torch.device("cuda" if parts.use_gpu else "cpu")
@@ -55,13 +57,16 @@ class RolloutActor:
         return self._meter.take()
 
     def generate(
-        self, request: RolloutRequest, version: WeightVersion, buckets: Sequence[ray.ObjectRef[Bucket]]
+        self,
+        request: RolloutRequest,
+        version: WeightVersion,
+        handle: Any,  # noqa: ANN401 - the channel's own
     ) -> tuple[RolloutBlock, tuple[int, tuple[Span, ...]]]:
-        """The block, and (its tokens, spans)."""
+        """The block, and (its tokens, spans). Raises WeightsNotFoundError if that version is gone."""
         from orchestrator.training.rollouts.engine import GenerateRequest
 
         if version != self._version:
-            self._pull(version, buckets, request.step)
+            self._pull(version, handle, request.step)
         evaluates = request.activity is Activity.EVALUATE
         engine = self._engines[self._parts.evaluation_engine if evaluates else self._parts.rollout.engine]
         group_ids, prompts = zip(*request.groups, strict=True)
@@ -70,13 +75,14 @@ class RolloutActor:
             measure.tokens = len(block.tokens)
         return block, (len(block.tokens), self._meter.take())
 
-    def _pull(self, version: WeightVersion, buckets: Sequence[ray.ObjectRef[Bucket]], step: int) -> None:
+    def _pull(self, version: WeightVersion, handle: Any, step: int) -> None:  # noqa: ANN401
         from orchestrator.training.buckets import unflatten
 
+        self._version = None  # until the last tensor is loaded the engine has a mixture
         with self._meter.span(Activity.SYNC, step):
-            tensors = list(unflatten(ray.get(list(buckets))))
             for engine in self._engines.values():
-                engine.load_weights(version, tensors)
+                with contextlib.closing(self._channel.pull(handle)) as buckets:
+                    engine.load_weights(version, unflatten(buckets, engine.weight_storage))
         self._version = version
 
 
@@ -148,7 +154,10 @@ class LearnerActor:
         """Join the other ranks and build the model. Every rank must be called."""
         with self._meter.span(Activity.LOAD, 0):
             from orchestrator.training.cluster.learner_parts import build_learner
+            from orchestrator.training.cluster.weights import make_channel
 
+            self._publishes = init.rank == 0
+            self._channel = make_channel(self._parts.weights.channel)
             self._learner = build_learner(init, self._parts)
         return self._meter.take()
 
@@ -159,11 +168,16 @@ class LearnerActor:
             measure.tokens = int(report.metrics.get("learner/tokens", 0))
         return report, self._meter.take()
 
-    def publish(self, version: WeightVersion) -> tuple[list[ray.ObjectRef[Bucket]], tuple[Span, ...]]:
-        """Rank 0: the buckets' handles; the others help to gather and answer with none."""
+    def publish(self, version: WeightVersion) -> tuple[Any, tuple[Span, ...]]:
+        """Rank 0: the handle of the published version; the others help to gather and answer with None."""
+        handle = None
         with self._meter.span(Activity.SYNC, version):
-            refs = [ray.put(bucket) for bucket in self._buckets()]
-        return refs, self._meter.take()
+            if self._publishes:
+                handle = self._channel.publish(version, self._learner.weights)
+            else:
+                for _ in self._learner.weights():
+                    pass
+        return handle, self._meter.take()
 
     def save(self, directory: Path, step: int) -> tuple[Span, ...]:
         """Write this rank's shard."""
@@ -182,9 +196,6 @@ class LearnerActor:
         with self._meter.span(Activity.CHECKPOINT, 0):
             self._learner.export(directory)
         return self._meter.take()
-
-    def _buckets(self) -> Iterator[Bucket]:
-        return self._learner.weights()
 
 
 def _fetch(refs: PartRefs) -> list[BatchPart]:

@@ -49,7 +49,7 @@ class RayLearnerGroup:
         return Updated(answers[0][0], _spans(spans for _, spans in answers))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
-        """Gather the weights into rank 0's object store."""
+        """Gather the weights in rank 0, which publishes them through the run's weight channel."""
         answers = await self._gather([rank.publish.remote(version) for rank in self._ranks])
         return PublishedWeights(version, answers[0][0], _spans(spans for _, spans in answers))
 

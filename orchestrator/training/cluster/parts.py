@@ -15,6 +15,7 @@ from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.usage import Role, SpoolSink
 from orchestrator.training.usage_meter import UsageMeter
+from orchestrator.training.weights.config import WeightsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Parts:
     reward: RewardConfig
     algorithm: AlgorithmConfig
     learner: LearnerConfig
+    weights: WeightsConfig
+    """When an actor reads it, `auto` has been replaced by the channel that was chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,13 @@ def ray_session(config: ClusterConfig, slots: int) -> Generator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The slots that a run holds. `leases[i]` are the lease ids of slot i, one an accelerator."""
+    """The slots that a run holds. `leases[i]` are the lease ids of slot i, one an accelerator; `nodes[i]` is
+    the id of the node that it is on.
+    """
 
     group: PlacementGroup
     leases: tuple[tuple[str, ...], ...]
+    nodes: tuple[str, ...]
 
     def options(self, seat: Seat) -> dict[str, Any]:
         """Ray options that put an actor on its seat.
@@ -163,7 +166,7 @@ def _open_leases(
                     slot=index,
                 )
             )
-    return Slots(group, tuple(leases))
+    return Slots(group, tuple(leases), tuple(nodes[index] for index in range(len(leases))))
 
 
 async def _beat(slots: Slots, every_seconds: float, sink: UsageSink, clock: Clock) -> None:

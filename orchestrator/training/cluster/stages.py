@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from orchestrator.clock import Clock
@@ -15,12 +15,14 @@ from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
 from orchestrator.training.cluster.parts import Parts
 from orchestrator.training.cluster.placement import Placement
-from orchestrator.training.cluster.session import hold_slots
+from orchestrator.training.cluster.session import Slots, hold_slots
 from orchestrator.training.cluster.workers import RayRewardWorker, RayRolloutWorker, SeatedActor
 from orchestrator.training.rewards.pool import RewardPool
 from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
+from orchestrator.training.weights.choice import choose_channel
+from orchestrator.training.weights.config import WeightsConfig
 
 A = TypeVar("A", bound=SeatedActor)
 
@@ -49,6 +51,7 @@ async def cluster_stages(
     """
     timeout = cluster.call_timeout_seconds
     async with hold_slots(cluster, placement, parts.run_id, parts.attempt, sink, clock) as slots:
+        parts = replace(parts, weights=_channel_for(parts, placement, slots))
         learner = RayLearnerGroup(placement.of(Role.LEARNER), slots, parts, timeout)
         rollouts = [RayRolloutWorker(seat, slots, parts, timeout) for seat in placement.of(Role.ROLLOUT)]
         rewards = [RayRewardWorker(seat, slots, parts, timeout) for seat in placement.of(Role.REWARD)]
@@ -62,6 +65,13 @@ async def cluster_stages(
             learner.stop()
             for actor in (*rollouts, *rewards):
                 actor.stop()
+
+
+def _channel_for(parts: Parts, placement: Placement, slots: Slots) -> WeightsConfig:
+    """The weights' config with the channel settled: it depends on where the slots are."""
+    first_rank = placement.of(Role.LEARNER)[:1]
+    nodes = [slots.nodes[seat.slot] for seat in (*first_rank, *placement.of(Role.ROLLOUT))]
+    return WeightsConfig(channel=choose_channel(parts.weights, nodes))
 
 
 async def _replace(worker: A) -> A:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.errors import DataLostError
 from orchestrator.training.cluster.actors import PartRefs, RewardActor, RolloutActor
 from orchestrator.training.cluster.calls import answer
 from orchestrator.training.cluster.parts import Parts, Post
@@ -15,6 +16,7 @@ from orchestrator.training.cluster.placement import Seat
 from orchestrator.training.cluster.session import Slots
 from orchestrator.training.records import GroupTicket
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored
+from orchestrator.training.weights.channel import WeightsNotFoundError
 
 
 class SeatedActor:
@@ -64,11 +66,14 @@ class RayRolloutWorker(SeatedActor):
         super().__init__(RolloutActor, seat, slots, parts, timeout_seconds)
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sample; the block stays where it was made."""
+        """Sample; the block stays where it was made. Raises DataLostError if the weights are gone."""
         block, small = self._actor.generate.options(num_returns=2).remote(
             request, weights.version, weights.handle
         )
-        tokens, spans = await self._answer(small)
+        try:
+            tokens, spans = await self._answer(small)
+        except WeightsNotFoundError as error:
+            raise DataLostError(self.name, str(error)) from error
         return Generated(request, block, tokens, spans)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import Bucket, flatten
+from orchestrator.training.buckets import Allocate, Bucket, flatten, new_bytes
 from orchestrator.training.learner import distributed
 from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
@@ -121,9 +121,10 @@ class DeepSpeedLearner:
             },
         )
 
-    def weights(self) -> Iterator[Bucket]:
+    def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
         """See `Learner.weights`."""
-        return flatten(full_tensors(self._zero, self._config.bucket_bytes), self._config.bucket_bytes)
+        size = self._config.bucket_bytes
+        return flatten(full_tensors(self._zero, size), size, allocate)
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.errors import CheckpointError, NonFiniteError
-from orchestrator.training.buckets import Bucket, flatten
+from orchestrator.training.buckets import Allocate, Bucket, flatten, new_bytes
 from orchestrator.training.records import BatchPart, StepReport
 
 _STATE = "fake-learner.json"
@@ -53,9 +53,9 @@ class FakeLearner:
             },
         )
 
-    def weights(self) -> Iterator[Bucket]:
+    def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
         """See `Learner.weights`."""
-        return flatten([("updates", torch.tensor([self._updates]))], self._bucket_bytes)
+        return flatten([("updates", torch.tensor([self._updates]))], self._bucket_bytes, allocate)
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""

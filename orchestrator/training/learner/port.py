@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.training.buckets import Bucket
+from orchestrator.training.buckets import Allocate, Bucket, new_bytes
 from orchestrator.training.records import BatchPart, StepReport
 
 
@@ -24,9 +24,9 @@ class Learner(Protocol):
         """
         ...
 
-    def weights(self) -> Iterator[Bucket]:
-        """All weights and persistent buffers, in buckets: on rank 0. Other ranks get none, but must exhaust
-        the iterator too: rank 0's needs their parts.
+    def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
+        """All weights and persistent buffers, in buckets of memory that `allocate` gives: on rank 0. Other
+        ranks get none, but must exhaust the iterator too: rank 0's needs their parts.
         """
         ...
 

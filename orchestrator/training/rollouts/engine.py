@@ -32,5 +32,13 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        """Replace all weights; tokens sampled from here on carry `version`."""
+        """Replace all weights; tokens sampled from here on carry `version`. Tensors are to be taken one by
+        one: each is valid until the next is asked for, so that no second copy of the model is held.
+        """
+        ...
+
+    def weight_storage(self, name: str) -> torch.Tensor | None:
+        """The memory that holds a weight, if pieces of a new version may be written straight into it while
+        `load_weights` runs; None if the engine keeps weights in another form, or has none of that name.
+        """
         ...

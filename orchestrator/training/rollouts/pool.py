@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
+from orchestrator.errors import DataLostError
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
 from orchestrator.training.supervision.pool import WorkerPool
 
@@ -43,11 +44,19 @@ class RolloutPool(Generic[W]):
         self._weights = weights
 
     async def generate(self, request: RolloutRequest) -> Generated:
-        """Run the request on a free worker, and on another if that one is lost."""
+        """Run the request on a free worker, and on another if that one is lost. Weights that were superseded
+        and are gone before the worker has read them are replaced by the newest.
+        """
 
         async def task(worker: W) -> Generated:
-            if self._weights is None:
-                raise RuntimeError("no weights were published yet")
-            return await worker.generate(request, self._weights)
+            while True:
+                weights = self._weights
+                if weights is None:
+                    raise RuntimeError("no weights were published yet")
+                try:
+                    return await worker.generate(request, weights)
+                except DataLostError:
+                    if weights is self._weights:
+                        raise
 
         return await self._workers.call(task)

@@ -46,6 +46,9 @@ class ScriptedEngine:
             pass
         self._version = version
 
+    def weight_storage(self, name: str) -> None:
+        """It has no weights."""
+
     def _respond(self, prompt: Prompt, sampling: SamplingParams, row: int, room: int) -> Response:
         choices = self._script.get(prompt.text, [str(number) for number in range(12)])
         chosen = (

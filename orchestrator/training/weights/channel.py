@@ -1,49 +1,68 @@
-"""The weight channel: the learner publishes a version, rollout workers pull it. A version that was published
-never changes.
+"""The weight channel: rank 0 of the learner publishes a version, rollout workers in other processes pull it.
+
+    rank 0    handle = channel.publish(version, learner.weights)     handle: small, travels with each request
+    worker    channel.pull(handle) -> buckets, in order              one bucket at a time
+
+A version that was published never changes. Neither side holds a second copy of the model: a channel keeps
+what it published in storage of its own, and beside that each side needs one bucket at the most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Protocol
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.training.buckets import Bucket
+from orchestrator.training.buckets import Allocate, Bucket, new_bytes
 from orchestrator.training.records import WeightVersion
+
+BucketSource = Callable[[Allocate], Iterator[Bucket]]
+"""Makes the buckets, in memory that the channel gives: `learner.weights`."""
 
 
 class WeightsNotFoundError(OrchestratorError):
-    """The channel does not hold that version: it was never published, or newer ones pushed it out."""
+    """The channel does not hold that version: its publisher is gone, or newer versions pushed it out."""
 
-    def __init__(self, version: WeightVersion, held: tuple[WeightVersion, ...]) -> None:
-        super().__init__(version, held)
-        self.version, self.held = version, held
+    def __init__(self, version: WeightVersion, reason: str) -> None:
+        super().__init__(version, reason)
+        self.version, self.reason = version, reason
 
     def __str__(self) -> str:
-        return f"weights of version {self.version} are not in the channel, which holds {list(self.held)}"
+        return f"weights of version {self.version} are gone: {self.reason}"
 
 
 class WeightChannel(Protocol):
     """Where published weights are. A version becomes visible whole or not at all."""
 
-    def publish(self, version: WeightVersion, buckets: Iterable[Bucket]) -> None:
-        """Take all buckets, then make `version` the latest. Raises ValueError unless it is newer than the
-        latest; if `buckets` raises, the channel is as it was.
+    def publish(self, version: WeightVersion, source: BucketSource) -> Any:  # noqa: ANN401 - each channel's own
+        """Take all buckets of `source` and return the handle that pulls them: picklable, and small. Versions
+        rise: raises ValueError otherwise. If `source` raises, nothing was published, and the version before
+        is still there; it also outlives the whole of the next publish.
         """
         ...
 
-    def latest(self) -> WeightVersion | None:
-        """The newest version; None before the first."""
+    def pull(self, handle: Any) -> Generator[Bucket]:  # noqa: ANN401
+        """The buckets in the order of publishing; each is valid until the next one is asked for. Close the
+        generator if it is not read to its end (`contextlib.closing`).
+
+        Raises WeightsNotFoundError, before the first bucket, if the version is gone.
+        """
         ...
 
-    def pull(self, version: WeightVersion) -> Iterator[Bucket]:
-        """The buckets of a version, in the order of publishing. Raises WeightsNotFoundError."""
+    def close(self) -> None:
+        """Let go of everything that was published."""
         ...
+
+
+def require_rising(version: WeightVersion, latest: WeightVersion | None) -> None:
+    """Raises ValueError unless `version` is newer than `latest`."""
+    if latest is not None and version <= latest:
+        raise ValueError(f"weights: got version {version}, and {latest} is already published")
 
 
 class MemoryChannel:
     """Keeps the last `keep` versions in this process: the fake of the port, and the real thing where learner
-    and workers share a process.
+    and workers share a process. The handle is the version.
     """
 
     def __init__(self, keep: int = 2) -> None:
@@ -52,21 +71,20 @@ class MemoryChannel:
         self._keep = keep
         self._versions: dict[WeightVersion, tuple[Bucket, ...]] = {}
 
-    def publish(self, version: WeightVersion, buckets: Iterable[Bucket]) -> None:
+    def publish(self, version: WeightVersion, source: BucketSource) -> WeightVersion:
         """See `WeightChannel.publish`."""
-        latest = self.latest()
-        if latest is not None and version <= latest:
-            raise ValueError(f"weights: got version {version}, and {latest} is already published")
-        self._versions[version] = tuple(buckets)
+        require_rising(version, max(self._versions, default=None))
+        self._versions[version] = tuple(source(new_bytes))
         for old in sorted(self._versions)[: -self._keep]:
             del self._versions[old]
+        return version
 
-    def latest(self) -> WeightVersion | None:
-        """See `WeightChannel.latest`."""
-        return max(self._versions, default=None)
-
-    def pull(self, version: WeightVersion) -> Iterator[Bucket]:
+    def pull(self, handle: WeightVersion) -> Generator[Bucket]:
         """See `WeightChannel.pull`."""
-        if version not in self._versions:
-            raise WeightsNotFoundError(version, tuple(sorted(self._versions)))
-        return iter(self._versions[version])
+        if handle not in self._versions:
+            raise WeightsNotFoundError(handle, f"the channel holds {sorted(self._versions)}")
+        yield from self._versions[handle]
+
+    def close(self) -> None:
+        """See `WeightChannel.close`."""
+        self._versions.clear()

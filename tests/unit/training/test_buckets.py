@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -73,3 +74,25 @@ def test_missing_and_reordered_pieces_are_refused() -> None:
 def test_a_bucket_must_hold_one_aligned_element() -> None:
     with pytest.raises(ValueError, match="bucket_bytes: got 63, allowed: 64 or more"):
         list(flatten([], 63))
+
+
+def test_a_cut_tensor_is_put_together_where_it_belongs() -> None:
+    """In its place if that has the tensor's shape, whatever its dtype; else in memory of its own."""
+    cut = torch.arange(100, dtype=torch.float32).view(4, 25)
+    places = {"fits": torch.zeros(4, 25, dtype=torch.bfloat16), "other": torch.zeros(25, 4)}
+    got = dict(unflatten(flatten([("fits", cut), ("other", cut), ("whole", cut[0])], 256), places.get))
+    assert got["fits"].data_ptr() == places["fits"].data_ptr()
+    assert torch.equal(places["fits"], cut.to(torch.bfloat16))
+    assert not places["other"].any()
+    assert torch.equal(got["other"], cut)
+    assert torch.equal(got["whole"], cut[0])
+
+
+def test_buckets_lie_in_the_memory_that_is_given() -> None:
+    memory = np.zeros(256, dtype=np.uint8)
+    seen = [
+        (bucket.data.ctypes.data, dict(unflatten([bucket])).popitem()[1].clone())
+        for bucket in flatten([("a", torch.ones(60)), ("b", torch.ones(60) * 2)], 256, lambda size: memory)
+    ]
+    assert [address for address, _ in seen] == [memory.ctypes.data] * 2
+    assert [tensor[0].item() for _, tensor in seen] == [1, 2]

@@ -86,12 +86,17 @@ class HFEngine:
         for name, tensor in tensors:
             if name not in state or state[name].shape != tensor.shape:
                 raise ValueError(f"the model has no weight {name!r} of shape {tuple(tensor.shape)}")
-            state[name].copy_(tensor)
+            if tensor.data_ptr() != state[name].data_ptr():  # it may have been put together in place
+                state[name].copy_(tensor)
             loaded.add(state[name].data_ptr())
         missing = [name for name, tensor in state.items() if tensor.data_ptr() not in loaded]
         if missing:
             raise ValueError(f"version {version} lacks {len(missing)} weights, among them {missing[0]!r}")
         self._version = version
+
+    def weight_storage(self, name: str) -> torch.Tensor | None:
+        """The parameter or buffer itself: the forward reads it where it lies and keeps nothing derived."""
+        return self._model.state_dict().get(name)
 
 
 @dataclass(frozen=True, slots=True)

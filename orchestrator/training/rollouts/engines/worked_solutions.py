@@ -64,6 +64,9 @@ class WorkedSolutionsEngine:
             pass
         self._version = version
 
+    def weight_storage(self, name: str) -> None:
+        """It has no weights."""
+
     def _play_back(self, prompt: Prompt, room: int) -> Response:
         if not prompt.solution:
             raise ConfigError(

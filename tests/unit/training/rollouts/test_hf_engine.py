@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from orchestrator.errors import ConfigError
+from orchestrator.training.buckets import flatten, unflatten
 from orchestrator.training.models import folder
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.characters import character_tokenizer
@@ -171,6 +172,22 @@ def test_loaded_weights_replace_parameters_and_router_bias(model: str):
     block = engine.generate(request)
     assert set(block.versions.tolist()) == {4}
     np.testing.assert_allclose(block.logprobs, recomputed(other, block, 0.8), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_weights_that_come_in_small_buckets_are_written_where_they_belong(model: str):
+    """Most tensors are cut; none of them is put together in memory of its own."""
+    one, other = (HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU) for _ in range(2))
+    state = list(MODELS[model](seed=1).state_dict().items())
+    one.load_weights(1, state)
+    arrived: list[torch.Tensor] = []
+    tensors = unflatten(flatten(state, 512), other.weight_storage)
+    other.load_weights(1, ((name, arrived.append(tensor) or tensor) for name, tensor in tensors))
+    cut = [tensor for (_, whole), tensor in zip(state, arrived, strict=True) if whole.nbytes > 512]
+    held = {storage.data_ptr() for name, _ in state if (storage := other.weight_storage(name)) is not None}
+    assert cut and all(tensor.data_ptr() in held for tensor in cut)
+    request = GenerateRequest(range(len(PROMPTS)), PROMPTS, 2, SAMPLING)
+    np.testing.assert_array_equal(one.generate(request).logprobs, other.generate(request).logprobs)
 
 
 @pytest.mark.parametrize("left_out", ["lm_head.weight", "model.embed_tokens.weight"])

@@ -1,0 +1,67 @@
+"""Weights through Ray's object store, and which channel an actor is given."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from orchestrator.training.buckets import Bucket, new_bytes
+from orchestrator.training.records import WeightVersion
+from orchestrator.training.weights.channel import BucketSource, WeightChannel, require_rising
+from orchestrator.training.weights.shared_memory import SharedMemoryChannel
+
+BucketRefs = Sequence["ray.ObjectRef[Bucket]"]
+
+
+class ObjectStoreChannel:
+    """A `WeightChannel` between any nodes of a cluster. The handle is the buckets' own handles: the store
+    frees a version when nobody holds them any more, and all of them when the publisher's process ends.
+    """
+
+    def __init__(self) -> None:
+        self._latest: WeightVersion | None = None
+
+    def publish(self, version: WeightVersion, source: BucketSource) -> BucketRefs:
+        """See `WeightChannel.publish`."""
+        require_rising(version, self._latest)
+        scratch = _Scratch()
+        refs = [ray.put(bucket) for bucket in source(scratch.allocate)]
+        self._latest = version
+        return refs
+
+    def pull(self, handle: BucketRefs) -> Generator[Bucket]:
+        """See `WeightChannel.pull`; the next bucket is on its way while one is loaded. Raises Ray's
+        ObjectLostError if the publisher is gone.
+        """
+        for index, ref in enumerate(handle):
+            bucket = ray.get(ref)
+            if index + 1 < len(handle):
+                ray.wait([handle[index + 1]], timeout=0, fetch_local=True)
+            yield bucket
+
+    def close(self) -> None:
+        """See `WeightChannel.close`. What was published goes with its handles."""
+
+
+class _Scratch:
+    """One bucket's memory, used again for each: the store has a copy before the next one is flattened."""
+
+    def __init__(self) -> None:
+        self._data: NDArray[np.uint8] = new_bytes(0)
+
+    def allocate(self, size: int) -> NDArray[np.uint8]:
+        if self._data.nbytes != size:
+            self._data = new_bytes(size)
+        return self._data
+
+
+def make_channel(name: str) -> WeightChannel:
+    """The channel of that name, in this process. Raises ValueError for one that has not been chosen yet."""
+    if name == "shared_memory":
+        return SharedMemoryChannel()
+    if name == "object_store":
+        return ObjectStoreChannel()
+    raise ValueError(f"channel: got {name}, allowed: shared_memory, object_store")

@@ -1,0 +1,201 @@
+"""Weights through memory that the processes of one host share: written once, by the learner, and read where
+they lie.
+
+A version lies in a segment, an anonymous file in memory (memfd_create(2)):
+
+    header      [page]              identity of the version, where its manifest is
+    buckets     [count x stride]    flattened straight into the mapping; pages that a bucket does not use cost
+                                    nothing
+    manifest                        what lies where in each bucket
+
+Workers open it as /proc/<pid>/fd/<number>. It has no name, so nothing is left over however processes end: the
+kernel frees a segment when the learner and the last reader have let go of it. It does not count against the
+size of /dev/shm, which is 64 MiB in a container.
+
+Segments are written in turn, two as a rule, because fresh memory costs several times what a copy does. That a
+reader never sees one being overwritten rests on flock(2): a reader holds a shared lock while it reads, a
+writer an exclusive one while it writes. A writer does not wait for readers: it leaves the segment to them and
+takes a new one. A lock dies with its process. A reader that comes too late finds another identity in the
+header, or the lock taken, and is told that the version is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import pickle
+import secrets
+import struct
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.training.buckets import Bucket, Piece
+from orchestrator.training.records import WeightVersion
+from orchestrator.training.weights.channel import BucketSource, WeightsNotFoundError, require_rising
+
+PAGE = mmap.PAGESIZE
+HEADER = struct.Struct("16sQQ")
+"""Identity of the version, offset and length of its manifest."""
+IDENTITY_BYTES = 16
+
+Manifest = list[tuple[tuple[Piece, ...], int, int]]
+"""Of each bucket: its pieces, its offset in the segment, its length in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHandle:
+    """What a worker on the same host finds a version by."""
+
+    version: WeightVersion
+    process: int
+    descriptor: int
+    identity: bytes
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A segment in the process that writes it. Its mappings are kept, so that the next version that is
+    written here finds its pages in place.
+    """
+
+    descriptor: int
+    header: mmap.mmap
+    version: WeightVersion | None = None
+    blocks: list[NDArray[np.uint8]] = field(default_factory=list)
+    used: int = 0
+    """Blocks that the version under way has taken."""
+
+    def allocate(self, size: int) -> NDArray[np.uint8]:
+        """The next block of the segment, which grows if it has to; `size` is the same every time."""
+        if self.used == len(self.blocks):
+            # Doubled each time: a mapping holds a file descriptor, and a page costs nothing until it is used.
+            stride, more = _whole_pages(size), max(1, self.used)
+            start = PAGE + self.used * stride
+            os.ftruncate(self.descriptor, start + more * stride)
+            mapping = mmap.mmap(self.descriptor, more * stride, offset=start)
+            self.blocks += [np.frombuffer(mapping, np.uint8, size, index * stride) for index in range(more)]
+        self.used += 1
+        return self.blocks[self.used - 1]
+
+    def write(self, version: WeightVersion, source: BucketSource) -> bytes:
+        """Write a version and only then make it findable; its identity. The caller holds the lock."""
+        self.header[: HEADER.size] = bytes(HEADER.size)
+        self.version, self.used = None, 0
+        manifest: Manifest = []
+        for index, bucket in enumerate(source(self.allocate)):
+            start = PAGE + index * _whole_pages(self.blocks[index].nbytes)
+            manifest.append((bucket.pieces, start, bucket.data.nbytes))
+        content = pickle.dumps(manifest)
+        end = PAGE + len(self.blocks) * (_whole_pages(self.blocks[0].nbytes) if self.blocks else 0)
+        if os.fstat(self.descriptor).st_size < end + len(content):
+            os.ftruncate(self.descriptor, end + len(content))
+        os.pwrite(self.descriptor, content, end)
+        identity = secrets.token_bytes(IDENTITY_BYTES)
+        self.header[: HEADER.size] = HEADER.pack(identity, end, len(content))
+        self.version = version
+        return identity
+
+
+class SharedMemoryChannel:
+    """A `WeightChannel` for processes of one host, and one user, that see each other in /proc (Linux). Keeps
+    the last two versions, and older ones as long as somebody reads them.
+    """
+
+    def __init__(self) -> None:
+        self._segments: list[_Segment] = []
+        self._latest: WeightVersion | None = None
+
+    def publish(self, version: WeightVersion, source: BucketSource) -> SegmentHandle:
+        """See `WeightChannel.publish`. Raises OSError if there is not memory enough."""
+        require_rising(version, self._latest)
+        segment = self._free_segment()
+        try:
+            identity = segment.write(version, source)
+        finally:
+            fcntl.flock(segment.descriptor, fcntl.LOCK_UN)
+        self._latest = version
+        return SegmentHandle(version, os.getpid(), segment.descriptor, identity)
+
+    def pull(self, handle: SegmentHandle) -> Generator[Bucket]:
+        """See `WeightChannel.pull`. The buckets are read-only."""
+        descriptor = _open(handle)
+        try:
+            manifest = _read_manifest(descriptor, handle)
+            size = os.fstat(descriptor).st_size
+            mapping = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
+            yield from _buckets(mapping, manifest)
+        finally:
+            os.close(descriptor)  # the lock goes with it, and with the last view of the mapping
+
+    def close(self) -> None:
+        """See `WeightChannel.close`. Readers under way keep what they read."""
+        for segment in self._segments:
+            os.close(segment.descriptor)
+        self._segments.clear()
+
+    def _free_segment(self) -> _Segment:
+        """One that nobody reads and that does not hold the latest version, locked; a new one if there is
+        none.
+        """
+        old = [
+            segment for segment in self._segments if self._latest is None or segment.version != self._latest
+        ]
+        for segment in old:
+            if _lock(segment.descriptor, fcntl.LOCK_EX):
+                return segment
+            self._segments.remove(segment)
+            os.close(segment.descriptor)
+        descriptor = os.memfd_create("orchestrator-weights")
+        os.ftruncate(descriptor, PAGE)
+        segment = _Segment(descriptor, mmap.mmap(descriptor, PAGE))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._segments.append(segment)
+        return segment
+
+
+def _open(handle: SegmentHandle) -> int:
+    """The segment, with a shared lock. Raises WeightsNotFoundError."""
+    path = Path(f"/proc/{handle.process}/fd/{handle.descriptor}")
+    try:
+        # Without waiting: by now the number may stand for a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise WeightsNotFoundError(handle.version, f"{path}: {error.strerror}") from error
+    if _lock(descriptor, fcntl.LOCK_SH):
+        return descriptor
+    os.close(descriptor)
+    raise WeightsNotFoundError(handle.version, "a newer version is being written over it")
+
+
+def _read_manifest(descriptor: int, handle: SegmentHandle) -> Manifest:
+    """Where the buckets are. Raises WeightsNotFoundError if the segment holds something else by now."""
+    try:
+        header = os.pread(descriptor, HEADER.size, 0)
+    except OSError:  # not even a file
+        header = b""
+    identity, start, length = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0, 0)
+    if identity != handle.identity:
+        raise WeightsNotFoundError(handle.version, "a newer version was written over it")
+    return pickle.loads(os.pread(descriptor, length, start))
+
+
+def _buckets(mapping: mmap.mmap, manifest: Manifest) -> Iterator[Bucket]:
+    for pieces, start, length in manifest:
+        yield Bucket(pieces, np.frombuffer(mapping, dtype=np.uint8, count=length, offset=start))
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE

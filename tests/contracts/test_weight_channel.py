@@ -1,0 +1,37 @@
+"""The weight channel's contract on the fake and on shared memory; on Ray's object store in
+`test_ray_weight_channel.py`."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from orchestrator.training.weights.channel import MemoryChannel, WeightChannel, WeightsNotFoundError
+from orchestrator.training.weights.shared_memory import SharedMemoryChannel
+from tests.contracts.weight_channel_contract import WeightChannelContract, pulled, source
+
+
+class TestMemoryChannel(WeightChannelContract):
+    @pytest.fixture
+    def channel(self) -> WeightChannel:
+        return MemoryChannel()
+
+    def test_old_versions_are_pushed_out(self, channel: WeightChannel) -> None:
+        for version in (0, 1, 5):
+            channel.publish(version, source(version))
+        with pytest.raises(
+            WeightsNotFoundError, match=r"version 0 are gone: the channel holds \[1, 5\]"
+        ) as caught:
+            pulled(channel, 0)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+    def test_a_channel_keeps_at_least_one_version(self) -> None:
+        with pytest.raises(ValueError, match="keep: got 0, allowed: 1 or more"):
+            MemoryChannel(keep=0)
+
+
+class TestSharedMemoryChannel(WeightChannelContract):
+    @pytest.fixture
+    def channel(self) -> WeightChannel:
+        return SharedMemoryChannel()

@@ -1,0 +1,95 @@
+"""What every weight channel does."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten, unflatten
+from orchestrator.training.weights.channel import BucketSource, WeightChannel
+
+BUCKET_BYTES = 4096
+
+
+def tensors(value: float) -> list[NamedTensor]:
+    """A small model: several buckets, one tensor that is cut, one that is not float32."""
+    return [
+        ("embedding", torch.arange(5000, dtype=torch.float32).view(50, 100) + value),
+        ("half", torch.full((33,), value, dtype=torch.bfloat16)),
+        *((f"layer.{index}", torch.full((400,), value + index)) for index in range(6)),
+        ("scalar", torch.tensor(value)),
+    ]
+
+
+def source(value: float) -> BucketSource:
+    """The buckets of `tensors(value)`."""
+
+    def buckets(allocate: Allocate) -> Iterator[Bucket]:
+        return flatten(tensors(value), BUCKET_BYTES, allocate)
+
+    return buckets
+
+
+def pulled(channel: WeightChannel, handle: object) -> dict[str, Tensor]:
+    """A copy of what comes out of a channel, read like an engine does: one tensor at a time."""
+    with closing(channel.pull(handle)) as buckets:
+        return {name: tensor.clone() for name, tensor in unflatten(buckets)}
+
+
+def same(one: dict[str, Tensor], value: float) -> bool:
+    """Bit for bit, and nothing more or less."""
+    expected = dict(tensors(value))
+    return one.keys() == expected.keys() and all(torch.equal(one[name], expected[name]) for name in one)
+
+
+class WeightChannelContract:
+    """Subclass it with a fixture `channel`: a fresh one each time."""
+
+    def test_a_version_comes_back_bit_for_bit_however_often_it_is_pulled(
+        self, channel: WeightChannel
+    ) -> None:
+        handle = channel.publish(0, source(0.5))
+        assert same(pulled(channel, handle), 0.5)
+        assert same(pulled(channel, handle), 0.5)
+
+    def test_a_handle_travels_between_processes(self, channel: WeightChannel) -> None:
+        handle = channel.publish(0, source(1.0))
+        travelled = pickle.loads(pickle.dumps(handle))
+        assert same(pulled(channel, travelled), 1.0)
+
+    def test_the_version_before_outlives_the_next_publish(self, channel: WeightChannel) -> None:
+        handles = [channel.publish(version, source(version)) for version in (0, 1, 5)]
+        assert same(pulled(channel, handles[1]), 1)
+        assert same(pulled(channel, handles[2]), 5)
+
+    def test_a_version_that_is_being_read_never_changes(self, channel: WeightChannel) -> None:
+        """A worker so slow that nine versions are published while it reads one."""
+        handle = channel.publish(0, source(0.0))
+        with closing(channel.pull(handle)) as buckets:
+            slow: dict[str, Tensor] = {}
+            for number, (name, tensor) in enumerate(unflatten(buckets)):
+                slow[name] = tensor.clone()
+                channel.publish(number + 1, source(number + 1.0))
+        assert len(slow) == 9
+        assert same(slow, 0.0)
+
+    def test_versions_only_rise(self, channel: WeightChannel) -> None:
+        channel.publish(3, source(3))
+        with pytest.raises(ValueError, match="got version 3, and 3 is already published"):
+            channel.publish(3, source(4))
+
+    def test_a_publish_that_fails_half_way_leaves_the_version_before(self, channel: WeightChannel) -> None:
+        def broken(allocate: Allocate) -> Iterator[Bucket]:
+            yield from source(1.0)(allocate)
+            raise OSError("rank 1 was lost")
+
+        handle = channel.publish(0, source(0.0))
+        with pytest.raises(OSError, match="rank 1 was lost"):
+            channel.publish(1, broken)
+        assert same(pulled(channel, handle), 0.0)
+        assert same(pulled(channel, channel.publish(1, source(2.0))), 2.0)

@@ -1,0 +1,137 @@
+"""Weights between real actors, over every channel that a run can use."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayActorError
+from torch import Tensor
+
+from orchestrator.cli.assembly import parts_of
+from orchestrator.config import compose
+from orchestrator.training.buckets import Allocate, Bucket, flatten
+from orchestrator.training.cluster.actors import RolloutActor
+from orchestrator.training.cluster.parts import Parts, Post
+from orchestrator.training.cluster.weights import ObjectStoreChannel, make_channel
+from orchestrator.training.models.build import build_model
+from orchestrator.training.records import Prompt, SamplingParams
+from orchestrator.training.stages import RolloutRequest
+from orchestrator.training.usage import Role
+from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
+from orchestrator.training.weights.choice import ChannelName
+from orchestrator.training.weights.config import WeightsConfig
+from tests.contracts.weight_channel_contract import WeightChannelContract
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+BUCKET_BYTES = 65536
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Generator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**28)
+    yield
+    ray.shutdown()
+
+
+class TestObjectStoreChannel(WeightChannelContract):
+    @pytest.fixture
+    def channel(self) -> WeightChannel:
+        return ObjectStoreChannel()
+
+
+class Publisher:
+    """Rank 0 of a learner as the channel sees it: a model whose version v has the weights of seed v."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._channel = make_channel(parts.weights.channel)
+
+    def publish(self, version: int) -> tuple[Any, int]:
+        """The handle, and the process that it came from."""
+
+        def buckets(allocate: Allocate) -> Iterator[Bucket]:
+            return flatten(self._state(version).items(), BUCKET_BYTES, allocate)
+
+        return self._channel.publish(version, buckets), os.getpid()
+
+    def _state(self, version: int) -> dict[str, Tensor]:
+        return build_model(self._parts.model, version).state_dict()
+
+
+class Worker(RolloutActor):
+    """A rollout worker that shows its weights."""
+
+    def weights(self) -> dict[str, Tensor]:
+        (engine,) = self._engines.values()
+        names = build_model(self._parts.model, 0).state_dict()
+        return {name: tensor.clone() for name in names if (tensor := engine.weight_storage(name)) is not None}
+
+
+def _parts(channel: ChannelName, directory: Path) -> Parts:
+    parts = parts_of(compose("grpo", ["tracking=none"]), "run", 1, directory)
+    return replace(parts, weights=WeightsConfig(channel=channel))
+
+
+def _start(shell: type, *arguments: object) -> Any:
+    return ray.remote(shell).options(num_cpus=0).remote(*arguments)
+
+
+def _worker(parts: Parts, index: int) -> Any:
+    return _start(Worker, parts, Post(f"rollout-{index}", Role.ROLLOUT, 0, ()))
+
+
+def _request(version: int) -> RolloutRequest:
+    prompt = Prompt("p", "1+2=", {})
+    return RolloutRequest(((0, prompt),), version, version, 2, SamplingParams(1.0, 1.0, 4, 0))
+
+
+def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
+    answer: Any = ray.get(worker.generate.remote(_request(version), version, handle))
+    return set(answer[0].versions.tolist())
+
+
+@pytest.mark.parametrize("channel", ["shared_memory", "object_store"])
+def test_two_workers_sample_from_exactly_what_was_published(channel: ChannelName, tmp_path: Path) -> None:
+    parts = _parts(channel, tmp_path)
+    publisher, workers = _start(Publisher, parts), [_worker(parts, index) for index in range(2)]
+    for version in (3, 4):
+        handle, _ = _get(publisher.publish.remote(version))
+        expected = build_model(parts.model, version).state_dict()
+        for worker in workers:
+            assert _sampled_versions(worker, version, handle) == {version}
+            held: dict[str, Tensor] = _get(worker.weights.remote())
+            assert held.keys() == expected.keys()
+            assert all(torch.equal(held[name], expected[name]) for name in expected)
+    for actor in (publisher, *workers):
+        ray.kill(actor)
+
+
+def test_a_worker_finds_the_weights_of_a_killed_learner_gone_and_lives(tmp_path: Path) -> None:
+    """Over shared memory they go with the process; the object store notices some time later."""
+    parts = _parts("shared_memory", tmp_path)
+    publisher, worker = _start(Publisher, parts), _worker(parts, 0)
+    handle, process = _get(publisher.publish.remote(0))
+    _get(worker.ready.remote())
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(RayActorError):
+        _get(publisher.publish.remote(1))
+    with pytest.raises(WeightsNotFoundError, match="version 0 are gone"):
+        _sampled_versions(worker, 0, handle)
+    second = _start(Publisher, parts)
+    handle, _ = _get(second.publish.remote(1))
+    assert _sampled_versions(worker, 1, handle) == {1}
+    for actor in (second, worker):
+        ray.kill(actor)
+
+
+def _get(ref: Any) -> Any:
+    return ray.get(ref)

@@ -1,0 +1,58 @@
+"""The rollout workers as one stage: with which weights a request is sampled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from orchestrator.errors import DataLostError
+from orchestrator.training.records import SamplingParams
+from orchestrator.training.rollouts.pool import RolloutPool
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
+from orchestrator.training.supervision.pool import WorkerPool
+
+REQUEST = RolloutRequest((), 0, 0, 1, SamplingParams(1.0, 1.0, 4, 0))
+
+
+class Forgetful:
+    """A worker whose weights of version 0 are gone by the time it reads them."""
+
+    name = "rollout-0"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.publish_meanwhile = lambda: None
+
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
+        self.asked.append(weights.version)
+        self.publish_meanwhile()
+        if weights.version == 0:
+            raise DataLostError(self.name, "weights of version 0 are gone")
+        return Generated(request, None, 0, ())
+
+
+async def _replace(worker: Forgetful) -> Forgetful:
+    raise AssertionError("the worker is well")
+
+
+def _pool(worker: Forgetful) -> RolloutPool[Forgetful]:
+    return RolloutPool(WorkerPool([worker], _replace, 0, lambda lost: None))
+
+
+def test_weights_that_were_superseded_and_are_gone_are_replaced_by_the_newest() -> None:
+    worker = Forgetful()
+    pool = _pool(worker)
+    pool.use(PublishedWeights(0, "handle 0"))
+    worker.publish_meanwhile = lambda: pool.use(PublishedWeights(2, "handle 2"))
+    asyncio.run(pool.generate(REQUEST))
+    assert worker.asked == [0, 2]
+
+
+def test_the_newest_weights_gone_is_a_loss_of_the_learner_not_of_the_worker() -> None:
+    worker = Forgetful()
+    pool = _pool(worker)
+    pool.use(PublishedWeights(0, "handle 0"))
+    with pytest.raises(DataLostError, match="version 0 are gone"):
+        asyncio.run(pool.generate(REQUEST))
+    assert worker.asked == [0]

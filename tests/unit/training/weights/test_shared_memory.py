@@ -1,0 +1,142 @@
+"""Weights in shared memory: between processes, and when processes end in the middle."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.training.buckets import Allocate, Bucket, unflatten
+from orchestrator.training.weights.channel import WeightsNotFoundError
+from orchestrator.training.weights.shared_memory import SegmentHandle, SharedMemoryChannel
+from tests.contracts.weight_channel_contract import pulled, same, source
+
+FORK = mp.get_context("fork")
+
+
+@pytest.fixture
+def channel() -> Generator[SharedMemoryChannel]:
+    channel = SharedMemoryChannel()
+    yield channel
+    channel.close()
+
+
+def _pull(handle: SegmentHandle, value: float, answers: Connection) -> None:
+    torch.set_num_threads(1)  # the parent's OpenMP threads do not survive a fork
+    answers.send(same(pulled(SharedMemoryChannel(), handle), value))
+
+
+def test_another_process_reads_what_was_published(channel: SharedMemoryChannel) -> None:
+    handle = channel.publish(7, source(7.0))
+    ours, theirs = FORK.Pipe()
+    reader = FORK.Process(target=_pull, args=(handle, 7.0, theirs))
+    reader.start()
+    reader.join(20)
+    assert ours.poll() and ours.recv() is True
+
+
+def _publish_and_wait(handles: Connection) -> None:
+    torch.set_num_threads(1)
+    channel = SharedMemoryChannel()
+    handles.send(channel.publish(0, source(1.0)))
+    handles.send(channel.publish(1, _stuck(handles)))
+
+
+def _stuck(handles: Connection):
+    def buckets(allocate: Allocate) -> Iterator[Bucket]:
+        for bucket in source(2.0)(allocate):
+            yield bucket
+            handles.send("one bucket is written")
+            signal.pause()
+
+    return buckets
+
+
+def test_nothing_is_left_of_a_publisher_that_was_killed_in_the_middle(channel: SharedMemoryChannel) -> None:
+    """The version before stays readable until then; a reader under way keeps it; then all memory is freed."""
+    ours, theirs = FORK.Pipe()
+    publisher = FORK.Process(target=_publish_and_wait, args=(theirs,))
+    publisher.start()
+    handle = ours.recv()
+    assert ours.recv() == "one bucket is written"
+    assert same(pulled(channel, handle), 1.0)
+    with closing(channel.pull(handle)) as buckets:
+        reading = unflatten(buckets)
+        read = [next(reading)]
+        assert publisher.pid is not None
+        os.kill(publisher.pid, signal.SIGKILL)
+        publisher.join()
+        read += [(name, tensor.clone()) for name, tensor in reading]
+    assert len(read) == 9
+    with pytest.raises(WeightsNotFoundError, match=f"version 0 are gone: /proc/{publisher.pid}/fd"):
+        pulled(channel, handle)
+
+
+def test_a_reader_that_comes_too_late_is_told(channel: SharedMemoryChannel) -> None:
+    late = channel.publish(0, source(0.0))
+    for version in (1, 2):
+        channel.publish(version, source(version))
+    with pytest.raises(WeightsNotFoundError, match="a newer version was written over it"):
+        pulled(channel, late)
+
+
+def test_a_reader_that_comes_while_it_is_written_over_is_told(channel: SharedMemoryChannel) -> None:
+    late = channel.publish(0, source(0.0))
+    latest = channel.publish(1, source(1.0))
+
+    def while_it_is_written(allocate: Allocate) -> Iterator[Bucket]:
+        for bucket in source(2.0)(allocate):
+            yield bucket
+            with pytest.raises(WeightsNotFoundError, match="is being written over it"):
+                pulled(channel, late)
+            assert same(pulled(channel, latest), 1.0)
+
+    assert same(pulled(channel, channel.publish(2, while_it_is_written)), 2.0)
+
+
+def test_two_segments_serve_all_versions_and_one_that_is_read_is_let_go(channel: SharedMemoryChannel) -> None:
+    before = _segments()
+    handles = [channel.publish(version, source(version)) for version in range(6)]
+    assert _segments() - before == 2
+    with closing(channel.pull(handles[4])) as buckets:
+        next(buckets)
+        channel.publish(6, source(6.0))
+        channel.publish(7, source(7.0))
+        assert _segments() - before == 3
+    assert _segments() - before == 2
+    channel.close()
+    assert _segments() == before
+
+
+def test_a_bucket_that_was_pulled_can_not_be_written(channel: SharedMemoryChannel) -> None:
+    with closing(channel.pull(channel.publish(0, source(0.0)))) as buckets:
+        assert not next(buckets).data.flags.writeable
+
+
+def test_a_handle_whose_number_stands_for_something_else_by_now(channel: SharedMemoryChannel) -> None:
+    reads, writes = os.pipe()
+    try:
+        with pytest.raises(WeightsNotFoundError):
+            pulled(channel, SegmentHandle(0, os.getpid(), reads, b"x" * 16))
+    finally:
+        os.close(reads)
+        os.close(writes)
+
+
+def _segments() -> int:
+    """Distinct segments that this process holds."""
+    found: set[int] = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            if "memfd:orchestrator-weights" in str(descriptor.readlink()):
+                found.add(descriptor.stat().st_ino)
+        except FileNotFoundError:
+            continue
+    return len(found)
