@@ -86,6 +86,17 @@ class NonFiniteError(OrchestratorError):
         return f"{self.what} is {self.value} at step {self.step}: the update was not applied"
 
 
+class StorageError(OrchestratorError):
+    """A disk refused what an actor wanted to write: it is full, read-only or failing."""
+
+    def __init__(self, actor: str, reason: str) -> None:
+        super().__init__(actor, reason)
+        self.actor, self.reason = actor, reason
+
+    def __str__(self) -> str:
+        return f"{self.actor} could not write: {self.reason}"
+
+
 class CheckpointError(OrchestratorError):
     """A checkpoint can't be written or its digests don't match; the last good one is untouched."""
 

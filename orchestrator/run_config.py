@@ -36,6 +36,10 @@ class CheckpointConfig(Settings):
     """Steps between two checkpoints; 0: only at the end and when the run is drained."""
     keep: int = Field(ge=1)
     """How many of the newest checkpoints are kept."""
+    asynchronous: bool
+    """Training goes on while a checkpoint is written: the step only waits for a copy in memory, as large as
+    the rank's share of the float32 weights and the optimizer's state.
+    """
     store: str | None
     """Where checkpoints are copied to, so that another machine can go on: a directory or `s3://bucket/prefix`;
     null: they stay in the run directory.

@@ -121,7 +121,13 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
         rewards=stages.rewards,
         learner=stages.learner,
         evaluator=evaluator,
-        checkpoints=Checkpointer(path / "checkpoints", config.checkpoint.keep, mirror_of(config, path.name)),
+        checkpoints=Checkpointer(
+            path / "checkpoints",
+            config.checkpoint.keep,
+            mirror_of(config, path.name),
+            asynchronous=config.checkpoint.asynchronous,
+            on_written=lambda step: observer.on_event("checkpoint", {"step": step}),
+        ),
         observer=observer,
     )
     buffer = Buffer(config.rollout.prompts_per_step, config.max_staleness)

@@ -1,7 +1,12 @@
 """Checkpoints: the parts' states composed, the manifest last, the directory renamed into place.
 
-A failed save leaves the earlier checkpoints as they were. With a mirror each checkpoint is also copied to a
-store outside the machine, behind the run's back; a new machine restores from there.
+    save(step 10)   snapshot to memory            | the step waits for this
+                    write, sync, digest, manifest | behind the next steps, if asynchronous
+    save(step 20)   waits for the write of step 10, then the same
+
+A failed save leaves the earlier checkpoints as they were, and is raised by the next call here: no later than
+the end of the run. With a mirror each checkpoint is also copied to a store outside the machine, behind the
+run's back; a new machine restores from there.
 """
 
 from __future__ import annotations
@@ -9,25 +14,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, StorageError, WorkerLostError
 from orchestrator.training.checkpoint_format import (
     LOOP_STATE,
     MANIFEST,
     commit,
     complete,
     name_of,
+    partial_of,
     remove,
+    remove_partial,
     step_of,
     verify,
 )
 from orchestrator.training.checkpoint_mirror import CheckpointMirror
-from orchestrator.training.stages import LearnerStage, Span
+from orchestrator.training.stages import Savable, Span
 
 logger = logging.getLogger(__name__)
 
@@ -47,45 +53,104 @@ class LoopState:
 
 class Checkpointer:
     """Writes and restores checkpoints under `directory` (on a cluster: storage that every node mounts),
-    keeping the newest `keep`, and copies them to the mirror's store if there is one.
+    keeping the newest `keep`, and copies them to the mirror's store if there is one. Belongs to one event
+    loop.
     """
 
-    def __init__(self, directory: Path, keep: int, mirror: CheckpointMirror | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        mirror: CheckpointMirror | None = None,
+        *,
+        asynchronous: bool = False,
+        on_written: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_written` is told the step of each checkpoint as soon as it is there to be restored."""
         if keep < 1:
             raise ValueError(f"keep must be 1 or more, got {keep}")
         self._directory, self._keep, self._mirror = directory, keep, mirror
+        self._asynchronous, self._on_written = asynchronous, on_written
+        self._writing: asyncio.Task[None] | None = None
 
-    async def save(self, learner: LearnerStage, state: LoopState) -> tuple[Span, ...]:
-        """Write the checkpoint of `state.step`, unless it is there already. Raises CheckpointError if the
-        disk refuses, or if the store was out of reach too often; earlier checkpoints stay.
+    async def save(self, learner: Savable, state: LoopState) -> tuple[Span, ...]:
+        """Write the checkpoint of `state.step`, unless it is there already: here and now or, if asynchronous,
+        from a snapshot, behind the caller's back.
+
+        Raises CheckpointError if the disk refuses, now or for the checkpoint before, or if the store was out
+        of reach too often; earlier checkpoints stay.
         """
-        final = self._directory / name_of(state.step)
-        if (final / MANIFEST).exists():
+        await self.settle()
+        if (self._directory / name_of(state.step) / MANIFEST).exists():
             return ()
-        partial = final.with_name(f".{final.name}.partial")
+        if self._asynchronous:
+            spans = await learner.snapshot()
+            self._writing = asyncio.ensure_future(self._write(learner.write, state))
+            return spans
+        return await self._write(learner.save, state)
+
+    def raise_if_failed(self) -> None:
+        """Raise what kept the checkpoint under way from being written, if that is known by now."""
+        if self._writing is not None and self._writing.done():
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    async def settle(self) -> None:
+        """Wait until the checkpoint under way is there. Raises what kept it from being written."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+            self.raise_if_failed()
+
+    def abandon(self) -> None:
+        """Give up the checkpoint under way."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    async def close(self) -> None:
+        """Wait until nothing is written any more. What fails here is only logged: the run has ended, for a
+        reason of its own.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        await asyncio.wait({writing})
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            logger.error("the last checkpoint was not written: %s", error)
+
+    async def _write(self, write: Callable[[Path], Awaitable[T]], state: LoopState) -> T:
+        final = self._directory / name_of(state.step)
+        partial = partial_of(final)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_partial(partial)
             partial.mkdir(parents=True)
-            spans = await learner.save(partial)
+            written = await write(partial)
             await _in_thread(lambda: commit(partial, final, asdict(state)))
         except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError):
+            remove_partial(partial)
+            if isinstance(error, (OSError, StorageError)):
                 raise CheckpointError(
                     f"the checkpoint of step {state.step} could not be written to {self._directory}: {error}"
                 ) from error
             raise
+        if self._on_written is not None:
+            self._on_written(state.step)
         if self._mirror is not None:
             self._mirror.offer(final)
         await _in_thread(self._prune)
-        return spans
+        return written
 
-    async def restore(self, learner: LearnerStage) -> LoopState | None:
+    async def restore(self, learner: Savable) -> LoopState | None:
         """Load the newest checkpoint, here or in the store, into the learner; None if there is none.
 
-        Raises CheckpointError, naming the file, if its files don't match its manifest, and if nothing is here
-        and the store can't be asked.
+        A checkpoint under way is waited for; one that went with a lost rank is done without. Raises
+        CheckpointError, naming the file, if its files don't match its manifest, and if nothing is here and
+        the store can't be asked.
         """
+        try:
+            await self.settle()
+        except WorkerLostError as lost:
+            logger.warning("going on without the checkpoint under way: %s", lost)
+        await _in_thread(self._remove_partials)
         newest = await self._newest_anywhere()
         if newest is None:
             return None
@@ -101,7 +166,10 @@ class Checkpointer:
         return found[-1] if found else None
 
     async def flush(self) -> None:
-        """Wait until the store has the newest checkpoint. Raises CheckpointError if it can't be had there."""
+        """Wait until the newest checkpoint is there, and in the store. Raises CheckpointError if it can't be
+        had there.
+        """
+        await self.settle()
         if self._mirror is not None:
             await self._mirror.flush()
 
@@ -119,6 +187,11 @@ class Checkpointer:
         if there is None or (here is not None and (step_of(here.name) or 0) >= (step_of(there) or 0)):
             return here
         return await _in_thread(lambda: mirror.store.fetch(there, self._directory))
+
+    def _remove_partials(self) -> None:
+        """What processes that were killed while they wrote have left over."""
+        for path in self._directory.glob(partial_of(Path("step-*")).name):
+            remove_partial(path)
 
     def _prune(self) -> None:
         in_use = self._mirror.in_use() if self._mirror else ()

@@ -38,6 +38,16 @@ def step_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def partial_of(checkpoint: Path) -> Path:
+    """Where a checkpoint is written before it is renamed into place."""
+    return checkpoint.with_name(f".{checkpoint.name}.partial")
+
+
+def remove_partial(partial: Path) -> None:
+    """Delete what a write that was cut short has left over."""
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def complete(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, by step."""
     found = {step_of(path.name): path for path in directory.glob("step-*") if (path / MANIFEST).is_file()}

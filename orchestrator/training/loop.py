@@ -117,8 +117,19 @@ class TrainingLoop:
 
     async def run(self, resume: bool = False) -> StepReport:
         """Train to the last step and export the model; returns the last report. Raises the reason it was
-        asked to stop for, or what ended the run.
+        asked to stop for, or what ended the run. A checkpoint under way is waited for, except if the run is
+        cancelled.
         """
+        checkpoints = self._stages.checkpoints
+        try:
+            return await self._run(resume)
+        except asyncio.CancelledError:
+            checkpoints.abandon()
+            raise
+        finally:
+            await checkpoints.close()
+
+    async def _run(self, resume: bool) -> StepReport:
         lost: WorkerLostError | None = None
         while True:
             try:
@@ -320,6 +331,8 @@ class TrainingLoop:
             raise self._stop_reason
 
     async def _checkpoint(self, now: bool = False) -> None:
+        """Write a checkpoint if one is due. Raises what went wrong with the one before."""
+        self._stages.checkpoints.raise_if_failed()
         every, last = self._settings.checkpoint_every, self._settings.steps
         if not now and self._step != last and (every == 0 or self._step % every):
             return
@@ -334,7 +347,6 @@ class TrainingLoop:
         )
         spans = await self._stages.checkpoints.save(self._stages.learner, state)
         self._spans.extend(spans)
-        self._stages.observer.on_event("checkpoint", {"step": self._step})
 
     async def _restore(self) -> None:
         """Continue from the newest good checkpoint, or from the start if there is none yet."""

@@ -126,7 +126,29 @@ class RewardStage(Protocol):
         ...
 
 
-class LearnerStage(Protocol):
+class Savable(Protocol):
+    """What a checkpoint is made of: the state of all learner ranks."""
+
+    async def save(self, directory: Path) -> tuple[Span, ...]:
+        """Write all ranks' state into `directory`. Raises CheckpointError or OSError if the disk refuses."""
+        ...
+
+    async def snapshot(self) -> tuple[Span, ...]:
+        """Copy all ranks' state to memory: what `write` writes, whatever is trained in between."""
+        ...
+
+    async def write(self, directory: Path) -> None:
+        """Like `save`, with the state of the last `snapshot`; other calls, but for `snapshot`, may run
+        meanwhile.
+        """
+        ...
+
+    async def load(self, directory: Path) -> None:
+        """Continue from the state in `directory`. Raises CheckpointError if it does not fit."""
+        ...
+
+
+class LearnerStage(Savable, Protocol):
     """Updates the model: all ranks as one."""
 
     async def update(self, batch: Batch) -> Updated:
@@ -137,14 +159,6 @@ class LearnerStage(Protocol):
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
         """Make the current weights available as `version`."""
-        ...
-
-    async def save(self, directory: Path) -> tuple[Span, ...]:
-        """Write all ranks' state into `directory`. Raises CheckpointError or OSError if the disk refuses."""
-        ...
-
-    async def load(self, directory: Path) -> None:
-        """Continue from the state in `directory`. Raises CheckpointError if it does not fit."""
         ...
 
     async def export(self, directory: Path) -> None:

@@ -87,6 +87,19 @@ class LearnerContract:
         assert resumed == unbroken
         assert same_weights(weights, published(learner))
 
+    def test_what_is_written_is_the_state_at_the_snapshot(self, learner: Learner, tmp_path: Path) -> None:
+        weights: list[dict[str, Tensor]] = []
+        for step in range(2):  # the second snapshot uses the memory of the first
+            learner.update(step, batch(step))
+            learner.snapshot()
+            weights.append(published(learner))
+            learner.update(step, batch(2))
+            (tmp_path / str(step)).mkdir()
+            learner.write(tmp_path / str(step))
+        for step in range(2):
+            learner.load(tmp_path / str(step))
+            assert same_weights(weights[step], published(learner))
+
     def test_a_checkpoint_that_is_not_there_is_refused(self, learner: Learner, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             learner.load(tmp_path)
@@ -96,6 +109,9 @@ class LearnerContract:
     ) -> None:
         with pytest.raises(CheckpointError, match="nowhere"):
             learner.save(tmp_path / "nowhere")
+        learner.snapshot()
+        with pytest.raises(CheckpointError, match="nowhere"):
+            learner.write(tmp_path / "nowhere")
 
     def test_an_export_is_a_hugging_face_folder(self, learner: Learner, tmp_path: Path) -> None:
         learner.export(tmp_path / "model")

@@ -1,20 +1,22 @@
 """Checkpoints inside a run: a disk that is full, files that were changed, a store that is out of reach."""
 
+import asyncio
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CheckpointConflictError, CheckpointError, DrainedError
+from orchestrator.errors import CheckpointConflictError, CheckpointError, DrainedError, NonFiniteError
 from orchestrator.training import checkpoint_format
 from orchestrator.training.checkpoint_format import MANIFEST, complete
 from orchestrator.training.checkpoint_mirror import CheckpointMirror
 from orchestrator.training.checkpoint_store import CheckpointStore, DirectoryStore
-from orchestrator.training.simulation.run import SimulationSettings, Stop, simulate
-from orchestrator.training.simulation.stages import TRAINED, SimulatedLearner
+from orchestrator.training.simulation.run import Simulation, SimulationSettings, Stop, assemble, simulate
+from orchestrator.training.simulation.stages import TRAINED, Faults, SimulatedLearner, Timing
+from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
 from tests.simulation.expected import MANY_FAULTS, assert_complete
 
 BASE = SimulationSettings(seed=3, steps=20, max_staleness=1, prompts_per_step=8, checkpoint_every=5)
@@ -30,15 +32,18 @@ def no_space(*_: object) -> None:
 
 
 def fill_while_the_learner_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = SimulatedLearner.save
+    for name in ("save", "write"):
+        real = getattr(SimulatedLearner, name)
 
-    async def save(self: SimulatedLearner, directory: Path) -> object:
-        if "15" in directory.name:
-            (directory / TRAINED).write_text("half of it")
-            no_space()
-        return await real(self, directory)
+        async def save(
+            self: SimulatedLearner, directory: Path, real: Callable[..., Awaitable[object]] = real
+        ) -> object:
+            if "15" in directory.name:
+                (directory / TRAINED).write_text("half of it")
+                no_space()
+            return await real(self, directory)
 
-    monkeypatch.setattr(SimulatedLearner, "save", save)
+        monkeypatch.setattr(SimulatedLearner, name, save)
 
 
 def fill_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,18 +68,105 @@ def fill_at_the_rename(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "rename", rename)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["waited for", "asynchronous"])
 @pytest.mark.parametrize(
     "fill_the_disk", [fill_while_the_learner_saves, fill_before_the_manifest, fill_at_the_rename]
 )
 def test_a_full_disk_keeps_the_last_good_checkpoint(
-    fill_the_disk: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fill_the_disk: Callable[[pytest.MonkeyPatch], None],
+    asynchronous: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    settings = replace(BASE, asynchronous_checkpoints=asynchronous)
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
         with pytest.raises(CheckpointError, match=r"step 15 .*No space left"):
-            simulate(BASE, tmp_path)
+            simulate(settings, tmp_path)
     assert names(tmp_path / "checkpoints") == ["step-000005", "step-000010"]
+    assert_complete(simulate(settings, tmp_path, resume=True), settings, tmp_path)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 3])
+@pytest.mark.parametrize("write_seconds", [0.0, 1.5, 40.0])
+def test_training_goes_on_while_a_checkpoint_is_written(
+    write_seconds: float, max_staleness: int, tmp_path: Path
+) -> None:
+    """And a checkpoint that is due earlier than the one before is written waits for it: none is left out."""
+    settings = replace(BASE, max_staleness=max_staleness, timing=Timing(write=write_seconds))
+    run = simulate(settings, tmp_path)
+    assert_complete(run, settings, tmp_path)
+    seconds = {(kind, text): ns / 1e9 for ns, kind, text in run.trace.lines}
+    steps = {int(text.split()[0]): at for (kind, text), at in seconds.items() if kind == "step"}
+    written = {step: seconds["checkpoint", str({"step": step})] for step in (5, 10, 15, 20)}
+    for step in (5, 10, 15):
+        assert written[step] >= steps[step] + write_seconds - 1e-6
+        assert steps[step + 1] < written[step] or write_seconds < 40
+        assert written[step] <= written[step + 5] - write_seconds + 1e-6
+
+
+def test_the_last_checkpoint_that_fails_is_an_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_while_the_learner_saves(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"step 15 .*No space left"):
+        simulate(replace(BASE, steps=15), tmp_path)
+    assert names(tmp_path / "checkpoints") == ["step-000005", "step-000010"]
+
+
+def test_a_failed_checkpoint_ends_the_run_at_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_while_the_learner_saves(monkeypatch)
+
+    async def main() -> Simulation:
+        simulation = assemble(BASE, tmp_path, VirtualClock())
+        with pytest.raises(CheckpointError, match="step 15"):
+            await simulation.loop.run()
+        return simulation
+
+    assert run_in_virtual_time(main()).trace.reports[-1].step == 16
+
+
+@pytest.mark.parametrize("at_seconds", [9.0, 9.5, 10.0, 11.0])
+def test_a_stopped_run_waits_for_the_checkpoint_under_way(at_seconds: float, tmp_path: Path) -> None:
+    settings = replace(BASE, timing=Timing(write=100.0))
+    with pytest.raises(DrainedError):
+        simulate(settings, tmp_path, stop=Stop(at_seconds, DRAINED))
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    resumed = simulate(settings, tmp_path, resume=True)
+    assert_complete(resumed, settings, tmp_path)
+
+
+def test_a_run_that_ends_badly_keeps_the_checkpoint_under_way(tmp_path: Path) -> None:
+    settings = replace(BASE, timing=Timing(write=100.0), faults=Faults(non_finite_step=6))
+    with pytest.raises(NonFiniteError):
+        simulate(settings, tmp_path)
+    assert names(tmp_path / "checkpoints") == ["step-000005"]
+
+
+def test_a_cancelled_run_gives_up_the_checkpoint_under_way(tmp_path: Path) -> None:
+    settings = replace(BASE, timing=Timing(write=100.0))
+
+    async def main() -> float:
+        simulation = assemble(settings, tmp_path, VirtualClock())
+        running = asyncio.ensure_future(simulation.loop.run())
+        while not list((tmp_path / "checkpoints").glob(".*")):
+            await asyncio.sleep(0.1)
+        running.cancel()
+        before = asyncio.get_running_loop().time()
+        await asyncio.wait({running})
+        assert running.cancelled()
+        return asyncio.get_running_loop().time() - before
+
+    assert run_in_virtual_time(main()) == 0
+    assert names(tmp_path / "checkpoints") == []
+
+
+def test_what_a_killed_write_left_over_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".step-000007.partial").mkdir(parents=True)
     assert_complete(simulate(BASE, tmp_path, resume=True), BASE, tmp_path)
+    assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError
 from orchestrator.training.checkpoint_format import complete
 from orchestrator.training.simulation.run import SimulationSettings, Stop, Trace, assemble, simulate
-from orchestrator.training.simulation.stages import Faults
+from orchestrator.training.simulation.stages import Faults, Timing
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
 from tests.simulation.expected import MANY_FAULTS, assert_complete
 
@@ -59,7 +59,12 @@ def test_a_budget_stops_a_run_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_stop_does_not_wait_for_rollouts(tmp_path: Path) -> None:
-    settings = replace(BASE, faults=Faults(reward_hang=1.0, hang_seconds=500), call_timeout_seconds=1_000)
+    settings = replace(
+        BASE,
+        faults=Faults(reward_hang=1.0, hang_seconds=500),
+        call_timeout_seconds=1_000,
+        timing=Timing(write=0.0),
+    )
 
     async def main() -> float:
         simulation = assemble(settings, tmp_path, VirtualClock())

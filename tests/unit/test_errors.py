@@ -13,6 +13,7 @@ from orchestrator.errors import (
     FailureBudgetExceededError,
     NonFiniteError,
     OrchestratorError,
+    StorageError,
     WorkerLostError,
 )
 
@@ -23,6 +24,7 @@ KINDS = sorted(
 ARGUMENTS: dict[type[OrchestratorError], tuple[Any, ...]] = {
     ConfigError: ("max_staleness", "-1", "0 or more", "0 is synchronous training"),
     WorkerLostError: ("rollout-3", "died"),
+    StorageError: ("learner-1", "No space left on device"),
     FailureBudgetExceededError: ("workers lost", 4, 3, "rollout-3 died"),
     NonFiniteError: ("policy/loss", float("inf"), 12),
     OrchestratorError: ("what went wrong",),

@@ -185,6 +185,16 @@ class LearnerActor:
             self._learner.save(directory)
         return self._meter.take()
 
+    def snapshot(self, step: int) -> tuple[Span, ...]:
+        """Copy this rank's shard; the step waits for that, and it is what the checkpoint is charged with."""
+        with self._meter.span(Activity.CHECKPOINT, step):
+            self._learner.snapshot()
+        return self._meter.take()
+
+    def write(self, directory: Path) -> None:
+        """Write the copy, in a thread of its own. The slot is charged for what it trains meanwhile."""
+        self._learner.write(directory)
+
     def load(self, directory: Path) -> tuple[Span, ...]:
         """Read the shards."""
         with self._meter.span(Activity.LOAD, 0):

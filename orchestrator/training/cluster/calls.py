@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from orchestrator.errors import DataLostError, OrchestratorError, WorkerLostError
+from orchestrator.errors import DataLostError, OrchestratorError, StorageError, WorkerLostError
 
 T = TypeVar("T")
+
+_REFUSED_BY_A_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 
 
 class ActorCrashError(OrchestratorError):
@@ -30,8 +33,8 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
     """Wait for an actor's answer.
 
     Raises WorkerLostError if the actor died or did not answer in time; DataLostError if it lives but what it
-    was to work on died with another; the OrchestratorError that its code raised on purpose; ActorCrashError
-    for anything else it raised.
+    was to work on died with another; the OrchestratorError that its code raised on purpose; StorageError if
+    a disk refused to be written to; ActorCrashError for anything else it raised.
     """
     future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -48,6 +51,8 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
             raise DataLostError(actor, _first_line(cause)) from error
         if isinstance(cause, OrchestratorError):
             raise cause from error
+        if isinstance(cause, OSError) and cause.errno in _REFUSED_BY_A_DISK:
+            raise StorageError(actor, str(cause)) from error
         raise ActorCrashError(actor, error.traceback_str) from error
 
 

@@ -17,6 +17,9 @@ from orchestrator.training.cluster.workers import part_refs
 from orchestrator.training.records import Batch, WeightVersion
 from orchestrator.training.stages import PublishedWeights, Span, Updated
 
+DISK = "disk"
+"""The concurrency group of a rank's `write`: one thread beside the one that trains."""
+
 
 class RayLearnerGroup:
     """Calls every rank with the same arguments, in the same order. If one is lost the others hang in a
@@ -57,6 +60,16 @@ class RayLearnerGroup:
         """Every rank writes its shard."""
         return _spans(await self._gather([rank.save.remote(directory, 0) for rank in self._ranks]))
 
+    async def snapshot(self) -> tuple[Span, ...]:
+        """Every rank copies its shard to host memory."""
+        return _spans(await self._gather([rank.snapshot.remote(0) for rank in self._ranks]))
+
+    async def write(self, directory: Path) -> None:
+        """Every rank writes its copy, beside whatever else it does."""
+        await self._gather(
+            [rank.write.options(concurrency_group=DISK).remote(directory) for rank in self._ranks]
+        )
+
     async def load(self, directory: Path) -> None:
         """Every rank reads the shards."""
         await self._gather([rank.load.remote(directory) for rank in self._ranks])
@@ -78,7 +91,7 @@ class RayLearnerGroup:
             ray.kill(rank)
 
     def _start(self) -> list[Any]:
-        shell = ray.remote(LearnerActor)
+        shell = ray.remote(concurrency_groups={DISK: 1})(LearnerActor)  # pyright: ignore[reportCallIssue]
         return [
             shell.options(**self._slots.options(seat)).remote(
                 self._parts, Post(seat.name, seat.role, self._life, self._slots.leases[seat.slot])

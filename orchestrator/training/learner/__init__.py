@@ -10,6 +10,7 @@ routing             experts' loads, and the selection bias that balances them
 distributed         the rank's process group
 zero                DeepSpeed: gradients, norm, clipping, step
 fragments, shards   where master weights and optimizer state lie, and the checkpoint shard of a rank
+snapshot            a copy of the shard, so that it is written while training goes on
 gather              whole parameters out of a partitioned model
 schedule            the learning rate
 """

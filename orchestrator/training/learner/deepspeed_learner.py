@@ -35,7 +35,8 @@ from orchestrator.training.learner.micro_batch import MicroBatch, collate
 from orchestrator.training.learner.routing import RoutingMeter
 from orchestrator.training.learner.rows import TrainingRow, UpdateRule, computed_rows, minibatch_rows
 from orchestrator.training.learner.schedule import learning_rate
-from orchestrator.training.learner.shards import load_shards, save_shard
+from orchestrator.training.learner.shards import Shard, load_shards, shard_of, write_shard
+from orchestrator.training.learner.snapshot import HostMemory
 from orchestrator.training.learner.zero import OptimizerFactory, ZeroEngine, adamw
 from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
 from orchestrator.training.records import BatchPart, StepReport
@@ -84,6 +85,7 @@ class DeepSpeedLearner:
         self._reference_scorer = (
             None if self._reference is None else TokenScorer(self._reference, rule.temperature)
         )
+        self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
 
     def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
@@ -128,8 +130,17 @@ class DeepSpeedLearner:
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
-        path = save_shard(self._zero, directory)
-        logger.info("wrote %s (%d bytes)", path, path.stat().st_size)
+        self._write(shard_of(self._zero), directory)
+
+    def snapshot(self) -> None:
+        """See `Learner.snapshot`."""
+        self._copied = self._host_memory.copy(shard_of(self._zero))
+
+    def write(self, directory: Path) -> None:
+        """See `Learner.write`."""
+        if self._copied is None:
+            raise ValueError("write: got no snapshot, allowed: after `snapshot`")
+        self._write(self._copied, directory)
 
     def load(self, directory: Path) -> None:
         """See `Learner.load`."""
@@ -148,6 +159,11 @@ class DeepSpeedLearner:
     def close(self) -> None:
         """See `Learner.close`."""
         self._zero.close()
+
+    @staticmethod
+    def _write(shard: Shard, directory: Path) -> None:
+        path = write_shard(shard, directory)
+        logger.info("wrote %s (%d bytes)", path, path.stat().st_size)
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
         """This rank's, as many as every other rank has."""

@@ -28,7 +28,7 @@ class FakeLearner:
 
     def __init__(self, bucket_bytes: int = 1024) -> None:
         self._bucket_bytes = bucket_bytes
-        self._updates = 0
+        self._updates = self._copied = 0
 
     def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
         """See `Learner.update`."""
@@ -59,8 +59,17 @@ class FakeLearner:
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
+        self.snapshot()
+        self.write(directory)
+
+    def snapshot(self) -> None:
+        """See `Learner.snapshot`."""
+        self._copied = self._updates
+
+    def write(self, directory: Path) -> None:
+        """See `Learner.write`."""
         try:
-            (directory / _STATE).write_text(json.dumps({"updates": self._updates}))
+            (directory / _STATE).write_text(json.dumps({"updates": self._copied}))
         except OSError as error:
             raise CheckpointError(f"{directory}: {error}") from error
 

@@ -36,6 +36,16 @@ class Learner(Protocol):
         """
         ...
 
+    def snapshot(self) -> None:
+        """Copy this rank's state to host memory: what `write` writes, whatever is trained in between."""
+        ...
+
+    def write(self, directory: Path) -> None:
+        """Like `save`, with the state of the last `snapshot`. Waits for no other rank, and may be called in
+        another thread while any other method but `snapshot` runs. Raises CheckpointError if the disk refuses.
+        """
+        ...
+
     def load(self, directory: Path) -> None:
         """Go on as if the run had never stopped. Raises CheckpointError if shards are missing or don't fit
         the model.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,17 @@ FORMAT = "1"
 MASTER = "master"
 
 
-def save_shard(zero: ZeroEngine, directory: Path) -> Path:
-    """Write this rank's shard and sync it to disk; returns the file. Raises CheckpointError if the disk
-    refuses.
-    """
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a rank writes: `tensors` by key, as the file holds them, and the file's metadata."""
+
+    file: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def shard_of(zero: ZeroEngine) -> Shard:
+    """This rank's shard as it is now: its tensors are views of the state that training changes."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     owned = [
         fragment
@@ -61,15 +68,32 @@ def save_shard(zero: ZeroEngine, directory: Path) -> Path:
         "zero_stage": str(zero.stage),
         "shapes": json.dumps({fragment.name: fragment.shape for fragment in owned}),
     }
-    path = directory / f"rank-{rank}-of-{world_size}.safetensors"
+    return Shard(f"rank-{rank}-of-{world_size}.safetensors", tensors, metadata)
+
+
+def write_shard(shard: Shard, directory: Path) -> Path:
+    """Write a shard and sync it to disk; returns the file. Needs no interpreter lock while the disk works.
+    Raises CheckpointError if the disk refuses.
+    """
+    path = directory / shard.file
+    apart = {key: _apart(value) for key, value in shard.tensors.items()}
     try:
-        # Stretches are views of one flat tensor, which safetensors refuses to write as several.
-        save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, path, metadata)
+        save_file(apart, path, dict(shard.metadata))
         with path.open("rb") as written:
             os.fsync(written.fileno())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return path
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same bytes as a tensor of their own: stretches are views of one flat tensor, which safetensors
+    refuses to write as several.
+    """
+    if tensor.ndim == 0:  # a counter of steps, which all stretches of a flat tensor share
+        return tensor.detach().cpu().clone()
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return torch.from_numpy(content).view(tensor.dtype).view(tensor.shape)
 
 
 def load_shards(zero: ZeroEngine, directory: Path) -> None:

@@ -50,6 +50,7 @@ class SimulationSettings:
     max_resampled: float = 4.0
     heldout_prompts: int = 16
     keep_checkpoints: int = 2
+    asynchronous_checkpoints: bool = True
     max_restarts: int = 1_000
     max_learner_rebuilds: int = 1_000
     call_timeout_seconds: float = 30.0
@@ -123,7 +124,13 @@ def assemble(
         rewards=reward_stage,
         learner=learner,
         evaluator=Evaluator(heldout, 8, rollout_stage, reward_stage, directory / "evaluations"),
-        checkpoints=Checkpointer(directory / "checkpoints", settings.keep_checkpoints, mirror),
+        checkpoints=Checkpointer(
+            directory / "checkpoints",
+            settings.keep_checkpoints,
+            mirror,
+            asynchronous=settings.asynchronous_checkpoints,
+            on_written=lambda step: trace.on_event("checkpoint", {"step": step}),
+        ),
         observer=trace,
     )
     loop = TrainingLoop(_loop_settings(settings), stages, buffer, directory, clock)

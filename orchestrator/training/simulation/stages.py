@@ -55,6 +55,8 @@ class Timing:
     score: float = 0.1
     update: float = 0.8
     publish: float = 0.05
+    write: float = 1.5
+    """From a snapshot to a checkpoint on disk."""
     restart: float = 5.0
     tokens_per_rollout: int = 10
 
@@ -192,6 +194,7 @@ class SimulatedLearner:
     prompts: dict[int, str] = field(default_factory=dict[int, str])
     """The prompt of each group that was trained on."""
     rebuilt: int = 0
+    _copied: list[int] = field(default_factory=list[int])
 
     async def update(self, batch: Batch) -> Updated:
         """Remember the batch's groups."""
@@ -223,6 +226,22 @@ class SimulatedLearner:
         self._may_die("saving")
         (directory / TRAINED).write_text("\n".join(lines))
         return ()
+
+    async def snapshot(self) -> tuple[Span, ...]:
+        """Copy the list."""
+        self._may_die("copying")
+        self._copied = list(self.trained)
+        return ()
+
+    async def write(self, directory: Path) -> None:
+        """Write the copy, in a while; a learner that was rebuilt meanwhile has no copy any more."""
+        copied, life = self._copied, self.rebuilt
+        (directory / TRAINED).write_text("half of it")
+        await asyncio.sleep(self.timing.write)
+        if life != self.rebuilt:
+            raise WorkerLostError("learner-0", "died while writing")
+        self._may_die("writing")
+        (directory / TRAINED).write_text("\n".join(map(str, copied)))
 
     async def load(self, directory: Path) -> None:
         """Read the list."""
