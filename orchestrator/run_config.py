@@ -83,6 +83,16 @@ class BudgetConfig(Settings):
     """Shares of the limit at which the run warns."""
     currency: str = Field(pattern=r"^[A-Z]{3}$")
     """ISO 4217 code of `limit` and of all reported costs."""
+    webhook: str | None = Field(pattern=r"^https?://")
+    """Where each warning is posted to, as JSON; null: nowhere."""
+    stop_seconds: float = Field(ge=0)
+    """What an orderly stop may take beyond the step under way: a checkpoint, giving back the slots. Money for
+    it is set aside from the start.
+    """
+    reserve_seconds: float = Field(gt=0)
+    """For how long a run reserves money of the budgets that it shares, beside what a stop will cost."""
+    expire_seconds: float = Field(gt=0)
+    """After how long the reservation of a run that died is given back."""
 
 
 class StageConfig(Settings):

@@ -31,16 +31,25 @@ def check(config: RunConfig) -> EpochPrompts:
     folder, a checkpoint store of an unknown kind, a dataset that can't be read, a prompt longer than the
     context.
     """
-    try:
-        PriceBook.parse(config.price_book)
-    except LedgerError as error:
-        raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
+    check_prices(config)
     placement_of(config)
     check_model(config.model)
     mirror_of(config, "check")
     prompts = load_prompts(config.task, config.seed)
     check_lengths(config.model, prompts)
     return prompts
+
+
+def check_prices(config: RunConfig) -> None:
+    """Raises ConfigError for a price book that can't be used, or that prices in another currency than the
+    budget's.
+    """
+    try:
+        currency = PriceBook.parse(config.price_book).currency
+    except LedgerError as error:
+        raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
+    if currency != config.budget.currency:
+        raise ConfigError("budget.currency", config.budget.currency, currency, "what the price book is in")
 
 
 def check_model(model: ModelConfig) -> None:

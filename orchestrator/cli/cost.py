@@ -262,20 +262,10 @@ def import_aws_prices(
 
 def print_sheet(sheet: Sheet) -> None:
     """A report as a table, with its total below."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     shown = [place for place, column in enumerate(sheet.columns) if column.kind != "ns"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place in shown:
-        column = sheet.columns[place]
-        table.add_column(column.label, justify="left" if column.kind == "text" else "right")
-    for row in (*sheet.rows, sheet.total):
-        if row is sheet.total:
-            table.add_section()
-        table.add_row(*(_cell(row[place]) for place in shown))
-    Console().print(table)
+    labels = [sheet.columns[place].label for place in shown]
+    rows = [[_cell(row[place]) for place in shown] for row in (*sheet.rows, sheet.total)]
+    print_table(labels, rows[:-1], "", totals=rows[-1:])
     for reason in sheet.notes:
         typer.echo(f"no price: {reason}", err=True)
 

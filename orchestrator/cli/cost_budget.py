@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -103,26 +103,19 @@ def check(
 
 def warn(ledger: Ledger, name: str, webhook: str | None) -> None:
     """Say on stderr, and to a webhook, which thresholds a budget has newly crossed."""
+    from orchestrator.cli.run_budgets import Warned
+    from orchestrator.cli.webhook import post
+
+    if webhook is not None and not webhook.startswith(("https://", "http://")):
+        raise ConfigError("--webhook", webhook, "an http or https URL")
     for share in ledger.budgets.warn_once(name):
-        status = ledger.budgets.status(name)
-        said = f"budget {name}: {status.used:.0%} of {status.budget.limit} {status.budget.currency} is used"
-        typer.echo(f"{said} (threshold {share:.0%})", err=True)
+        warned = Warned(ledger.budgets.status(name), share)
+        typer.echo(warned.text, err=True)
         if webhook is not None:
-            _post(webhook, {"text": said, "threshold": str(share), **_row(status)})
-
-
-def _post(url: str, message: dict[str, Any]) -> None:
-    import json
-    import urllib.request
-
-    if not url.startswith(("https://", "http://")):
-        raise ConfigError("--webhook", url, "an http or https URL")
-    body = json.dumps(message).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        urllib.request.urlopen(request, timeout=10).close()
-    except OSError as error:
-        typer.echo(f"the webhook did not answer: {error}", err=True)
+            try:
+                post(webhook, warned.to_json())
+            except OSError as error:
+                typer.echo(f"the webhook did not answer: {error}", err=True)
 
 
 def _decimal(option: str, text: str) -> Decimal:
@@ -135,26 +128,8 @@ def _decimal(option: str, text: str) -> Decimal:
     return value
 
 
-def _row(status: BudgetStatus) -> dict[str, Any]:
-    from orchestrator.ledger.calendar import date_of
-
-    budget = status.budget
-    return {
-        "name": budget.name,
-        "scope": dict(budget.scope),
-        "first": date_of(budget.first_day).isoformat(),
-        "last": date_of(budget.end_day - 1).isoformat(),
-        "currency": budget.currency,
-        "limit": f"{budget.limit:f}",
-        "settled": f"{status.settled:f}",
-        "pending": f"{status.pending:f}",
-        "available": f"{status.available:f}",
-        "crossed": [str(share) for share in status.crossed],
-    }
-
-
 def _show(statuses: list[BudgetStatus], as_json: bool) -> None:
-    rows = [_row(status) for status in statuses]
+    rows = [status.to_dict() for status in statuses]
     if as_json:
         print_json(rows)
         return

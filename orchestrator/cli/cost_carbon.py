@@ -21,7 +21,7 @@ from orchestrator.cli.cost_options import (
     refusing,
     resolve_run,
 )
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,18 +86,10 @@ def carbon(
 
 def print_carbon(report: CarbonReport) -> None:
     """A table with its total and the assumptions below."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*report.by, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("accelerator-hours", "kWh", "of it measured", "kg CO2e"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(*map(str, row.values), *_figures(row))
-    table.add_section()
-    table.add_row("total", *[""] * (len(report.by) - 1), *_figures(report.total))
-    Console().print(table)
+    columns = (*report.by, "accelerator-hours", "kWh", "of it measured", "kg CO2e")
+    rows = [(*map(str, row.values), *_figures(row)) for row in report.rows]
+    total = ("total", *[""] * (len(report.by) - 1), *_figures(report.total))
+    print_table(columns, rows, "", [total])
     for region, found in report.intensities.items():
         typer.echo(f"{region or 'grid'}: {found.grams_per_kwh:f} g CO2e/kWh ({found.source})")
     model = report.model

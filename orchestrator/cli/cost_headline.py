@@ -22,7 +22,7 @@ from orchestrator.cli.cost_options import (
     refusing,
     resolve_run,
 )
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from orchestrator.ledger.headline import Headline
@@ -86,25 +86,24 @@ def started_from(output_dir: Path, runs: Iterable[str]) -> dict[str, str]:
 
 def print_headline(account: Headline, origins: dict[str, str]) -> None:
     """Two totals, the lines that they are made of, and where the model comes from."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from orchestrator.ledger.headline import FINAL, RECORDED
 
-    table = Table("stage", "purpose", "state", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("accelerator-hours", justify="right", no_wrap=True)
-    table.add_column(account.currency, justify="right", no_wrap=True)
-    for line in account.lines:
-        kind = "" if line.kind == "work" else f", {line.kind}"
-        state = line.state.replace("_", " ")
-        table.add_row(
-            line.stage, f"{line.purpose}{kind}", state, _number(line.accelerator_hours), _number(line.amount)
+    rows = [
+        (
+            line.stage,
+            line.purpose if line.kind == "work" else f"{line.purpose}, {line.kind}",
+            line.state.replace("_", " "),
+            _number(line.accelerator_hours),
+            _number(line.amount),
         )
-    table.add_section()
-    for name, total in ((f"headline ({FINAL})", account.headline), ("full", account.full)):
-        table.add_row(name, "", "", _number(total.accelerator_hours), _number(total.amount))
-    Console().print(table)
+        for line in account.lines
+    ]
+    totals = [
+        (name, "", "", _number(total.accelerator_hours), _number(total.amount))
+        for name, total in ((f"headline ({FINAL})", account.headline), ("full", account.full))
+    ]
+    columns = ("stage", "purpose", "state", "accelerator-hours", account.currency)
+    print_table(columns, rows, "", totals)
     for line in account.lines:
         if line.state != RECORDED:
             name = line.stage or line.purpose or "the bill"

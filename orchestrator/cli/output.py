@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,6 +13,10 @@ from typing import Any
 from orchestrator.errors import ConfigError, OrchestratorError
 
 SPARKS = "▁▂▃▄▅▆▇█"
+NUMBER = re.compile(r"[-+\d.,:%() ]*( to [-+\d.,:%() ]*)?|no price", re.ASCII)
+"""What a cell of a column of numbers reads: a number, a share, a range, a date, or nothing."""
+NARROW_TEXT = 8
+"""Text is folded to this many columns at the least."""
 
 
 def print_json(document: object) -> None:
@@ -30,20 +35,43 @@ def print_error(error: OrchestratorError, as_json: bool) -> None:
     print_json({"error": str(error), **fields})
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A plain table; the sentence `empty` if there is no row."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    empty: str,
+    totals: Sequence[Sequence[str]] = (),
+) -> None:
+    """A plain table, `totals` under a line of their own; the sentence `empty` if there is nothing to show.
+
+    A column of numbers stands right and is never wrapped or cut: half a number is a wrong number. Text is
+    folded, and where even that is too wide for the terminal the lines are longer than it.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not rows:
-        console.print(empty)
+    shown = [*rows, *totals]
+    if not shown:
+        Console().print(empty)
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    narrowest = 0
+    for place, label in enumerate(columns):
+        longest = max(len(label), *(len(row[place]) for row in shown))
+        if all(NUMBER.fullmatch(row[place]) for row in shown):
+            table.add_column(label, justify="right", no_wrap=True)
+            narrowest += longest + 2
+        else:
+            table.add_column(label, overflow="fold")
+            narrowest += min(longest, NARROW_TEXT) + 2
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    table.add_section()
+    for row in totals:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, narrowest)
+    console.print(table, soft_wrap=False, crop=False)
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

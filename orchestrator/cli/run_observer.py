@@ -1,6 +1,4 @@
-"""What a run tells the people who watch it: its directory, its tracker, the live view; and when its money is
-spent.
-"""
+"""What a run tells the people who watch it: its directory, its tracker, the live view."""
 
 from __future__ import annotations
 
@@ -9,8 +7,6 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from orchestrator.clock import Clock
-from orchestrator.errors import BudgetStopError
-from orchestrator.run_config import BudgetConfig
 from orchestrator.training.records import StepReport
 from orchestrator.training.run_directory import RunDirectory
 from orchestrator.training.telemetry.tracker import Tracker
@@ -28,38 +24,6 @@ class LiveView(Protocol):
         ...
 
 
-class Budget:
-    """Decides when a run must stop so that its cost stays under the limit: one more step, as dear as the
-    dearest so far, and the checkpoint that ends it must still fit.
-    """
-
-    def __init__(self, config: BudgetConfig) -> None:
-        self._limit, self._warn_at = config.limit, sorted(config.warn_at)
-        self._currency = config.currency
-        self._last: Decimal | None = None
-        self._dearest = Decimal(0)
-
-    def warnings(self, cost: Decimal) -> list[str]:
-        """The thresholds passed since the last call, in words."""
-        if self._limit is None:
-            return []
-        passed = [share for share in self._warn_at if cost >= self._limit * Decimal(str(share))]
-        self._warn_at = [share for share in self._warn_at if share not in passed]
-        return [f"{share:.0%} of the budget of {self._limit} {self._currency} is spent" for share in passed]
-
-    def stop(self, cost: Decimal) -> BudgetStopError | None:
-        """The reason to stop after a step that brought the cost to `cost`, or None."""
-        if self._last is not None:
-            self._dearest = max(self._dearest, cost - self._last)
-        self._last = cost
-        if self._limit is None or cost + 2 * self._dearest < self._limit:
-            return None
-        return BudgetStopError(
-            f"the run cost {cost} {self._currency} so far;"
-            f" another step would pass its budget of {self._limit}"
-        )
-
-
 class RunObserver:
     """An `Observer` that fans out; nothing here blocks on a network or a database."""
 
@@ -69,32 +33,29 @@ class RunObserver:
         tracker: Tracker,
         view: LiveView,
         cost: Callable[[], Decimal | None],
-        budget: BudgetConfig,
+        step_ended: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._directory, self._tracker, self._view = directory, tracker, view
-        self._cost, self._clock = cost, clock
-        self._budget = Budget(budget)
+        self._cost, self._step_ended, self._clock = cost, step_ended, clock
         self._tokens = 0.0
         self._first_accuracy: float | None = None
-        self.stop_reason: BudgetStopError | None = None
-        """Set once the budget asks the run to stop; the wiring hands it to the loop."""
-        self.on_stop: Callable[[BudgetStopError], None] = lambda _: None
 
     def on_step(self, report: StepReport) -> None:
-        """Write, track, show; and stop if the money is spent."""
+        """Write, track, show."""
+        self._step_ended()
         cost = self._cost()
         self._tokens += report.metrics.get("rollout/tokens", 0.0)
         metrics = {**report.metrics, **self._cost_metrics(report, cost)}
         self._directory.append_metrics(report.step, metrics, self._clock.now_ns())
         self._tracker.log_metrics(report.step, metrics)
         self._view.update(StepReport(report.step, metrics), cost)
-        if cost is not None:
-            for warning in self._budget.warnings(cost):
-                self._view.message(warning)
-                self._tracker.set_tag("budget", warning)
-            if (reason := self._budget.stop(cost)) is not None:
-                self.on_stop(reason)
+
+    def on_budget_warning(self, text: str) -> None:
+        """A budget has crossed a threshold: a person should know."""
+        self._view.message(text)
+        self._tracker.set_tag("budget", text)
+        self._directory.append_event("budget_warning", {"warning": text}, self._clock.now_ns())
 
     def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
         """A line in events.jsonl; what a person should know is shown too."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
 from orchestrator.cli.assembly import heldout_prompts, loop_settings, mirror_of, parts_of, placement_of
 from orchestrator.cli.bookkeeper import Bookkeeper
 from orchestrator.cli.progress import Progress
+from orchestrator.cli.run_budgets import Pace, RunBudgets, Spender, Warned
 from orchestrator.cli.run_observer import RunObserver
 from orchestrator.cli.run_report import ledger_url
+from orchestrator.cli.webhook import post_aside
 from orchestrator.clock import Clock
-from orchestrator.errors import OrchestratorError, WorkerLostError
+from orchestrator.errors import BudgetStopError, OrchestratorError, WorkerLostError
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.prices import PriceBook
 from orchestrator.run_config import RunConfig
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoint import Checkpointer
@@ -32,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 SHIP_EVERY_SECONDS = 2.0
 
+FIRST_ROUND_SECONDS = 10.0
+"""How long a run waits at its start for its budgets: without an answer it goes on, as without a ledger."""
+
 
 class StopSwitch:
     """Where a signal or a budget asks for an orderly end, whether or not a loop runs at that moment."""
@@ -39,6 +47,7 @@ class StopSwitch:
     def __init__(self) -> None:
         self._reason: OrchestratorError | None = None
         self._loop: TrainingLoop | None = None
+        self._starting: asyncio.Task[Any] | None = None
 
     @property
     def asked(self) -> bool:
@@ -46,10 +55,33 @@ class StopSwitch:
         return self._reason is not None
 
     def ask(self, reason: OrchestratorError) -> None:
-        """Ask the loop that runs, or the next one, to make a checkpoint and raise `reason`."""
+        """Ask the loop that runs, or the next one, to make a checkpoint and raise `reason`; what only starts
+        is broken off.
+        """
         self._reason = self._reason or reason
+        if self._starting is not None:
+            self._starting.cancel()
         if self._loop is not None:
             self._loop.request_stop(self._reason)
+
+    @contextlib.contextmanager
+    def starting(self) -> Generator[None]:
+        """The body starts what has nothing to save yet: asked to stop, it is broken off and raises the
+        reason.
+        """
+        if self._reason is not None:
+            raise self._reason
+        task = asyncio.current_task()
+        assert task is not None
+        self._starting = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._reason is None or task.uncancel():
+                raise  # somebody else wants this task to end
+            raise self._reason from None
+        finally:
+            self._starting = None
 
     @contextlib.contextmanager
     def connected(self, loop: TrainingLoop) -> Generator[None]:
@@ -83,24 +115,29 @@ async def train(
     config, directory = attempt.config, attempt.directory
     sink = SpoolSink(directory.ledger / f"{attempt.number}-controller.jsonl")
     sink.emit(_declaration(attempt, clock))
+    pace = Pace()
     with contextlib.ExitStack() as watching:
-        books = watching.enter_context(_bookkeeper(attempt))
+        books = watching.enter_context(_bookkeeper(attempt, pace, clock))
         title = f"{attempt.pipeline} · {attempt.stage}" if attempt.stage else directory.run_id
         view = watching.enter_context(
             Progress(title, config.steps, console, config.budget.currency, clock=clock)
         )
-        observer = RunObserver(directory, tracker, view, lambda: books.cost, config.budget, clock)
-        observer.on_stop = switch.ask
+        observer = RunObserver(directory, tracker, view, lambda: books.cost, pace.step_ended, clock)
+        books.start(_BudgetVoice(observer, switch, config.budget.webhook))
+        await asyncio.to_thread(books.wait_for_first_round, FIRST_ROUND_SECONDS)
 
         def on_lost(lost: WorkerLostError) -> None:
             observer.on_event("worker_lost", {"worker": lost.worker, "reason": lost.reason})
 
         view.message("starting the actors")
         parts = parts_of(config, directory.run_id, attempt.number, directory.path)
-        async with cluster_stages(
-            config.cluster, placement_of(config), parts, sink, clock, on_lost
-        ) as stages:
+        async with contextlib.AsyncExitStack() as cluster:
+            with switch.starting():
+                stages = await cluster.enter_async_context(
+                    cluster_stages(config.cluster, placement_of(config), parts, sink, clock, on_lost)
+                )
             loop = _loop(attempt, stages, observer, clock)
+            pace.step_began()
             with switch.connected(loop):
                 # With a store the first attempt on this machine may be a later one of the run.
                 await loop.run(resume=attempt.resumed or config.checkpoint.store is not None)
@@ -153,16 +190,54 @@ def _declaration(attempt: Attempt, clock: Clock) -> RunDeclared:
 
 
 @contextlib.contextmanager
-def _bookkeeper(attempt: Attempt) -> Generator[Bookkeeper]:
-    config = attempt.config
+def _bookkeeper(attempt: Attempt, pace: Pace, clock: Clock) -> Generator[Bookkeeper]:
+    config, run_id = attempt.config, attempt.directory.run_id
+    spender = Spender(
+        run_id=run_id,
+        attempt=attempt.number,
+        labels={
+            "organisation": config.organisation,
+            "cost_centre": config.cost_centre,
+            "team": config.team,
+            "project": config.project,
+            "pipeline": attempt.pipeline,
+            "purpose": config.purpose,
+            "run": run_id,
+        },
+        accelerators=sum(slot.accelerators for slot in placement_of(config).slots),
+        sku=config.cluster.sku,
+    )
+    prices = PriceBook.parse(config.price_book)
+    budgets = RunBudgets(spender, config.budget, prices, pace, SHIP_EVERY_SECONDS, clock.now_ns)
     books = Bookkeeper(
         lambda: Ledger.open(ledger_url(config), config.price_book),
         attempt.directory.ledger,
-        attempt.directory.run_id,
+        run_id,
         SHIP_EVERY_SECONDS,
+        budgets,
     )
     try:
         yield books
     finally:
         if not books.close():
             logger.error("usage events are not in the ledger yet; they stay in %s", attempt.directory.ledger)
+
+
+class _BudgetVoice:
+    """Carries what the bookkeeper says from its thread to the run's, and to a webhook."""
+
+    def __init__(self, observer: RunObserver, switch: StopSwitch, webhook: str | None) -> None:
+        self._observer, self._switch, self._webhook = observer, switch, webhook
+        self._loop = asyncio.get_running_loop()
+
+    def on_warning(self, warned: Warned) -> None:
+        """Tell the people who watch the run, and the webhook."""
+        logger.warning(warned.text)
+        self._loop.call_soon_threadsafe(self._observer.on_budget_warning, warned.text)
+        if self._webhook is not None:
+            post_aside(self._webhook, warned.to_json())
+
+    def on_refusal(self, reason: BudgetStopError) -> None:
+        """Ask the loop for a checkpoint and an orderly end."""
+        logger.warning("stopping: %s", reason)
+        self._loop.call_soon_threadsafe(self._switch.ask, reason)

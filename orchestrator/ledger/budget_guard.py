@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from orchestrator.ledger.budgets import Budgets, Refusal
+from orchestrator.ledger.errors import LedgerStateError
 
 
 class BudgetGuard:
@@ -21,27 +22,58 @@ class BudgetGuard:
     """
 
     def __init__(
-        self, budgets: Budgets, names: Sequence[str], run_id: str, attempt: int, lifetime_ns: int
+        self,
+        budgets: Budgets,
+        covering: Callable[[], Sequence[str]],
+        run_id: str,
+        attempt: int,
+        lifetime_ns: int,
+        spent: Decimal = Decimal(0),
     ) -> None:
-        """`lifetime_ns`: after this long without a word the run is dead and its reservation expires."""
-        self._budgets, self._names, self._run_id = budgets, tuple(names), run_id
+        """`covering`: the names of the run's budgets, asked at each reservation, for days have budgets of
+        their own. `lifetime_ns`: after this long without a word the run is dead and its reservation expires.
+        `spent`: what was spent before the guard began, which is no concern of its.
+        """
+        self._budgets, self._covering, self._run_id = budgets, covering, run_id
         self._prefix, self._lifetime_ns = f"{run_id}/{attempt}", lifetime_ns
         self._count = 0
         self._reserved = Decimal(0)
-        self._settled = Decimal(0)
+        self._settled = spent
         self._open = ""
+        self.names: tuple[str, ...] = ()
+        """The budgets that were asked last."""
         self.uncovered = Decimal(0)
         """What the run cost beyond its reservations and its budgets could not cover: 0 if `ahead` was never
         too low.
         """
+
+    def left(self, spent: Decimal) -> Decimal:
+        """What is left of the reservation that stands, once `spent`; less than 0 if it was too small."""
+        return self._reserved - (spent - self._settled)
+
+    def take_over(self, left_behind: str, spent: Decimal) -> None:
+        """`spent` under a reservation of an earlier attempt that died: settle it, from the budgets if the
+        reservation has expired or was too small.
+        """
+        self.names = tuple(self._covering())
+        self._open, self._reserved = left_behind, self._budgets.reserved(left_behind)
+        before, self._settled = self._settled, Decimal(0)
+        self._settle(spent)
+        self._open, self._reserved, self._settled = "", Decimal(0), before
 
     def advance(self, spent: Decimal, ahead: Decimal) -> Refusal | None:
         """`spent` by this attempt so far; until the next call and a stop after it, at most `ahead` more.
 
         None: go on. A refusal: stop now, then `close`.
         """
+        self.names = tuple(self._covering())
+        if not self.names:
+            self.close(spent)
+            return None
+        if not self._open:
+            self._settle(spent)
         name = self._new_name()
-        refusal = self._budgets.reserve(self._names, name, self._run_id, ahead, self._lifetime_ns)
+        refusal = self._budgets.reserve(self.names, name, self._run_id, ahead, self._lifetime_ns)
         if refusal is None:
             self._settle(spent)
             self._open, self._reserved = name, ahead
@@ -55,16 +87,19 @@ class BudgetGuard:
     def _settle(self, spent: Decimal) -> None:
         due = spent - self._settled
         if self._open:
-            covered = min(due, self._reserved)
-            self._budgets.settle(self._open, covered)
-            due -= covered
-        if due > 0:
+            covered = min(max(due, Decimal(0)), self._reserved)
+            try:
+                self._budgets.settle(self._open, covered)
+                due -= covered
+            except LedgerStateError:
+                pass  # it has expired while the ledger was away: `due` is asked for anew
+        if due > 0 and self.names:
             name = self._new_name()
-            if self._budgets.reserve(self._names, name, self._run_id, due, self._lifetime_ns) is None:
+            if self._budgets.reserve(self.names, name, self._run_id, due, self._lifetime_ns) is None:
                 self._budgets.settle(name, due)
             else:
                 self.uncovered += due
-        self._settled = spent
+        self._settled = max(self._settled, spent)  # a lease turns out to have ended before it was asked about
 
     def _new_name(self) -> str:
         self._count += 1

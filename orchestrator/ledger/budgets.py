@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.ledger.calendar import date_of, day_of
 from orchestrator.ledger.errors import LedgerError, LedgerStateError
@@ -93,6 +93,22 @@ class BudgetStatus:
         """Settled and pending, as a share of the limit; 1 where the limit is 0."""
         return (self.settled + self.pending) / self.budget.limit if self.budget.limit else Decimal(1)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON; amounts are decimal strings."""
+        budget = self.budget
+        return {
+            "name": budget.name,
+            "scope": dict(budget.scope),
+            "first": date_of(budget.first_day).isoformat(),
+            "last": date_of(budget.end_day - 1).isoformat(),
+            "currency": budget.currency,
+            "limit": f"{budget.limit:f}",
+            "settled": f"{self.settled:f}",
+            "pending": f"{self.pending:f}",
+            "available": f"{self.available:f}",
+            "crossed": [str(share) for share in self.crossed],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -115,6 +131,10 @@ class BudgetBook(Protocol):
 
     def of_reservation(self, reservation: str) -> list[Transfer]:
         """All transfers of a reservation, in order, whatever the budget."""
+        ...
+
+    def of_run(self, run_id: str) -> list[Transfer]:
+        """All transfers of a run, in order, whatever the budget."""
         ...
 
     def overdue(self, name: str, now_ns: int) -> list[Transfer]:
@@ -203,6 +223,24 @@ class Budgets:
     def void(self, reservation: str) -> None:
         """Give all that was reserved back. Raises LedgerStateError as `settle` does."""
         self._end(reservation, Kind.VOID, 0)
+
+    def reserved(self, reservation: str) -> Decimal:
+        """What a reservation set aside, whether or not it has ended. Raises LedgerStateError if unknown."""
+        with self._store.transaction() as book:
+            known = book.of_reservation(reservation)
+        if not known:
+            raise LedgerStateError("reservation", reservation, "one that was made")
+        return from_micros(known[0].micros)
+
+    def left_behind(self, run_id: str) -> Transfer | None:
+        """The last reservation of a run, if it was neither settled nor voided: the run died under it."""
+        with self._store.transaction() as book:
+            transfers = book.of_run(run_id)
+        last = next((one for one in reversed(transfers) if one.kind is Kind.RESERVE), None)
+        if last is None:
+            return None
+        ended = {one.kind for one in transfers if one.reservation == last.reservation}
+        return None if ended & {Kind.SETTLE, Kind.VOID} else last
 
     def expire(self) -> list[str]:
         """End the reservations whose time is up; which those were."""
@@ -343,6 +381,10 @@ class MemoryBudgets:
     def of_reservation(self, reservation: str) -> list[Transfer]:
         """All transfers of a reservation, in order."""
         return [transfer for transfer in self.transfers if transfer.reservation == reservation]
+
+    def of_run(self, run_id: str) -> list[Transfer]:
+        """All transfers of a run, in order."""
+        return [transfer for transfer in self.transfers if transfer.run_id == run_id]
 
     def overdue(self, name: str, now_ns: int) -> list[Transfer]:
         """The reservations of a budget that have not ended and whose time is up."""

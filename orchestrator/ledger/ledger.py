@@ -227,6 +227,10 @@ class Ledger:
         cost = self._full_cost(run_id, as_of, pricer) if meter.corrected else meter.cost(as_of, pricer)
         return rounded(cost, AMOUNT_PLACES)
 
+    def cost_at(self, run_id: str, as_of_ns: int) -> Decimal:
+        """What the run's leases had cost at a moment in the past. Reads all events of the run."""
+        return rounded(self._full_cost(run_id, as_of_ns, self._pricer(None)), AMOUNT_PLACES)
+
     def knows(self, name: str) -> bool:
         """Whether there is a run or a pipeline of that id."""
         return bool(self._journal.runs_of(name))

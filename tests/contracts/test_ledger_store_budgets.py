@@ -181,7 +181,7 @@ def test_a_budget_that_can_not_be_is_refused(budgets: Budgets, bad: Budget):
 
 def test_a_guarded_run_stops_within_its_last_reservation(budgets: Budgets):
     budgets.define(budget("run", "10"))
-    guard = BudgetGuard(budgets, ["run"], "r", 1, HOUR)
+    guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
     assert guard.advance(Decimal(0), Decimal(4)) is None
     assert guard.advance(Decimal(3), Decimal(4)) is None
     assert balance(budgets, "run") == (4, 3)
@@ -194,7 +194,7 @@ def test_a_guarded_run_stops_within_its_last_reservation(budgets: Budgets):
 
 def test_a_guarded_run_that_asked_for_too_little_says_what_was_not_covered(budgets: Budgets):
     budgets.define(budget("run", "10"))
-    guard = BudgetGuard(budgets, ["run"], "r", 1, HOUR)
+    guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
     guard.advance(Decimal(0), Decimal(4))
     guard.advance(Decimal(5), Decimal(4))
     assert (balance(budgets, "run"), guard.uncovered) == ((4, 5), 0)
@@ -220,7 +220,7 @@ def test_fifty_runs_at_once_never_settle_above_the_limit(url: str):
         own = open_engine(url)
         guard = BudgetGuard(
             Budgets(SqlBudgets(own, lambda: FIRST * DAY_NS), lambda: FIRST * DAY_NS),
-            ["shared"],
+            lambda: ["shared"],
             f"r{number}",
             1,
             HOUR,

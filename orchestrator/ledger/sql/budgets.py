@@ -77,6 +77,11 @@ class _Book:
         query = select(*_COLUMNS).where(TRANSFERS.c.reservation == reservation).order_by(TRANSFERS.c.id)
         return [_transfer(row) for row in self._connection.execute(query)]
 
+    def of_run(self, run_id: str) -> list[Transfer]:
+        """All transfers of a run, in order."""
+        query = select(*_COLUMNS).where(TRANSFERS.c.run_id == run_id).order_by(TRANSFERS.c.id)
+        return [_transfer(row) for row in self._connection.execute(query)]
+
     def overdue(self, name: str, now_ns: int) -> list[Transfer]:
         """The reservations of a budget that have not ended and whose time is up."""
         ending = TRANSFERS.alias("ending")

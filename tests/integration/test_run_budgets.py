@@ -1,0 +1,114 @@
+"""A run that shares a budget: it warns, stops before the limit with a checkpoint, and goes on later."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.conftest import Program
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+MONTH = time.strftime("%Y-%m", time.gmtime())
+SECOND = 2 * Decimal("0.0408") / 3600
+"""What a second of two slots costs by the price book `laptop`."""
+
+
+class Hook(http.server.ThreadingHTTPServer):
+    """A webhook that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Listener)
+        self.heard: list[dict[str, Any]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/hook"
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Hook)
+        self.server.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    server = Hook()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def set_budget(program: Program, seconds: int) -> None:
+    limit = f"{SECOND * seconds:.6f}"
+    words = ("cost", "budget", "set", "thrifty", "--limit", limit, "--from", MONTH)
+    program(*words, "--scope", "team=thrifty", "--warn-at", "0.1")
+
+
+def assert_settled(program: Program, budget: dict[str, Any]) -> None:
+    """What the run cost is settled: at most a second more, for a lease may end while its cost is asked."""
+    cost = Decimal(program.json("cost", "report", "thrifty")["amount"])
+    assert cost <= Decimal(budget["settled"]) <= cost + SECOND
+
+
+def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
+    program: Program, small_run: Callable[..., tuple[str, ...]], hook: Hook
+) -> None:
+    set_budget(program, seconds=90)
+    rules = ("steps=500", "team=thrifty", "budget.stop_seconds=15", "budget.reserve_seconds=4")
+    program(
+        *small_run("thrifty", *rules, "tracking=mlflow", f"budget.webhook={hook.url}", "checkpoint.every=0"),
+        code=3,
+    )
+    status = program.json("status", "thrifty")
+    assert status["state"] == "budget" and "budget thrifty" in status["why"]
+    assert list((program.output_dir / "thrifty" / "checkpoints").glob("step-*/manifest.json"))
+    (budget,) = program.json("cost", "budget", "list")
+    assert 0 < Decimal(budget["settled"]) <= Decimal(budget["limit"])
+    assert_settled(program, budget)
+    assert Decimal(budget["pending"]) == 0
+    assert [(told["name"], told["threshold"]) for told in hook.heard] == [("thrifty", "0.1")]
+    client = MlflowClient(f"sqlite:///{program.output_dir / 'mlflow.db'}")
+    tags = [
+        run.data.tags
+        for experiment in client.search_experiments()
+        for run in client.search_runs([experiment.experiment_id])
+    ]
+    assert [tag["budget"] for tag in tags if "budget" in tag] == [hook.heard[0]["text"]]
+
+    program("resume", "thrifty", code=3)  # hardly anything is left: it stops while it starts, if it does
+    assert program.json("status", "thrifty")["state"] == "budget"
+
+    set_budget(program, seconds=2000)
+    program("resume", "thrifty", f"steps={status['step'] + 1}")
+    assert program.json("status", "thrifty")["state"] == "done"
+    (budget,) = program.json("cost", "budget", "list")
+    assert_settled(program, budget)
+
+
+def test_a_run_goes_on_while_its_ledger_is_away(
+    program: Program, small_run: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> None:
+    away = "postgresql://nobody@127.0.0.1:1/nowhere"
+    program(*small_run("away", "steps=1", "evaluation.every=0", f"ledger.url={away}"))
+    assert program.json("status", "away")["state"] == "done"
+    log = (program.output_dir / "away" / "run.log").read_text()
+    assert "the ledger can't be reached, events stay in" in log
+    here = f"sqlite:///{tmp_path}/later.db"
+    report = program.json("cost", "report", "away", "--ledger", here)
+    assert report["difference_ns"] == 0 and report["leased_ns"] > 0
