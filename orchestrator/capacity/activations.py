@@ -31,6 +31,7 @@ class MicroBatch:
     """Positions that predict a trained token."""
     recompute: bool
     element_bytes: int
+    expert_parallel_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,16 @@ class Activations:
     kept: int
     """What autograd keeps for the backward pass, logits apart."""
     logits: int
-    """Logits, their gradient, and the temporaries of the log-softmax."""
+    """Logits, their gradient, and the temporaries of the log-softmax; or the gradient of the head."""
     working: int
-    """The layer in flight: computed again, if so configured, and the gradients of its widest activation."""
+    """The layer in flight: computed again, if so configured; the gradients of its widest activation and of
+    its largest weight, before they are added to those of other micro-batches.
+    """
+
+    @property
+    def most(self) -> int:
+        """At the moment when they are most."""
+        return self.kept + max(self.logits, self.working)
 
 
 def micro_batch_activations(shape: ModelShape, batch: MicroBatch) -> Activations:
@@ -56,10 +64,11 @@ def micro_batch_activations(shape: ModelShape, batch: MicroBatch) -> Activations
     logits = batch.trained * shape.vocabulary * size
     chunks = CHUNKS * min(CHUNK_BYTES, FP32 * batch.trained * shape.vocabulary)
     widest = max(_widest(shape, layer) for layer in shape.layers)
+    weight = max(_largest(shape, layer, batch.expert_parallel_size) for layer in shape.layers)
     return Activations(
         kept=tokens * (kept + ends) + batch.trained * (shape.hidden * size + INT64),
-        logits=2 * logits + chunks,
-        working=tokens * ((max(layers) if batch.recompute else 0) + 2 * size * widest),
+        logits=max(2 * logits + chunks, logits + shape.vocabulary * shape.hidden * size),
+        working=tokens * ((max(layers) if batch.recompute else 0) + 2 * size * widest) + size * weight,
     )
 
 
@@ -71,7 +80,7 @@ def cache_bytes(shape: ModelShape, rows: int, length: int, element_bytes: int) -
 
 
 def norm(width: int, size: int) -> int:
-    """RMSNorm, a row: its input in float32, the scaled input and the output in the model's type, the scale."""
+    """RMSNorm, a row: its input in float32, scaled input and output in the model's type, and its scale."""
     return width * (FP32 + 2 * size) + FP32
 
 
@@ -130,4 +139,12 @@ def _widest(shape: ModelShape, layer: FeedForward) -> int:
     """Elements of a token's widest activation in a layer."""
     attention = shape.attention
     feed_forward = max(layer.dense, layer.shared, layer.chosen * max(2 * layer.expert, shape.hidden))
-    return max(shape.hidden, attention.heads * attention.key_width, feed_forward if layer.experts else layer.dense)
+    return max(
+        shape.hidden, attention.heads * attention.key_width, feed_forward if layer.experts else layer.dense
+    )
+
+
+def _largest(shape: ModelShape, layer: FeedForward, expert_parallel_size: int) -> int:
+    """Elements of a layer's largest weight on a rank: the experts' gates are one."""
+    experts = layer.experts // expert_parallel_size * 2 * layer.expert
+    return shape.hidden * max(layer.dense, layer.shared, experts)

@@ -12,7 +12,6 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 
-
 Tensor = tuple[str, int]
 """A parameter tensor: the component that it belongs to, and its elements."""
 
@@ -84,9 +83,7 @@ class LatentAttention:
     def matrices(self, hidden: int) -> int:
         """Elements that every token is multiplied with."""
         queries = self.heads * self.key_width
-        query = (
-            hidden * queries if self.query_rank is None else self.query_rank * (hidden + queries)
-        )
+        query = hidden * queries if self.query_rank is None else self.query_rank * (hidden + queries)
         latent = hidden * (self.latent + self.rotary)
         expansion = self.latent * self.heads * (self.plain + self.value)
         return query + latent + expansion + self.heads * self.value * hidden
@@ -174,7 +171,9 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         hint = "the planner has no formula for this architecture"
         raise ConfigError("model_type", family, ", ".join(sorted(FAMILIES)), hint)
     defaults, attention, layers = FAMILIES[family]
-    values = _Values(family, {**defaults, **{key: value for key, value in config.items() if value is not None}})
+    values = _Values(
+        family, {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    )
     return ModelShape(
         family=family,
         hidden=values["hidden_size"],
@@ -255,7 +254,9 @@ def _deepseek(values: _Values, index: int) -> FeedForward:
 
 def _qwen3_moe(values: _Values, index: int) -> FeedForward:
     experts = values.get("num_experts", "num_local_experts") or 0
-    sparse = index not in values.several("mlp_only_layers") and (index + 1) % values["decoder_sparse_step"] == 0
+    sparse = (
+        index not in values.several("mlp_only_layers") and (index + 1) % values["decoder_sparse_step"] == 0
+    )
     if not (experts and sparse):
         return _dense(values, index)
     return FeedForward(0, experts, values["num_experts_per_tok"], values["moe_intermediate_size"], 0, False)

@@ -92,7 +92,9 @@ def learner_state(shape: ModelShape, sharding: Sharding) -> State:
         gradients=0 if offloaded and sharding.zero_stage == 2 else gradients,
         optimizer=0 if offloaded else moments,
         host=moments + FP32 * partition if offloaded else 0,
-        reduce_buckets=sharding.element_bytes * bucket * (2 if overlapped else 1) if sharding.zero_stage else 0,
+        reduce_buckets=sharding.element_bytes * bucket * (2 if overlapped else 1)
+        if sharding.zero_stage
+        else 0,
         gathered=sharding.element_bytes * min(elements, MOST_LIVE + largest) if gathers else 0,
         step=FP32 * partition if sharding.zero_stage in (1, 2) and not offloaded else 0,
     )

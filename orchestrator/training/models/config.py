@@ -26,7 +26,9 @@ class ModelConfig(Settings):
     package: str | None
     """For `gguf_package`: `<distribution>:<file inside it>`."""
     architecture: dict[str, Any]
-    """Arguments of the transformers config class, for models built from scratch; empty otherwise."""
+    """Arguments of the transformers config class, for models built from scratch. For a pretrained model, what
+    its config.json says of its size: `orchestrator plan` reads it where the folder is not here.
+    """
     dtype: Literal["float32", "bfloat16"]
     """Of rollouts, and of the learner's forward and backward (its master weights are float32)."""
     context: int = Field(ge=8)
