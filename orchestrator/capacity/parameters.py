@@ -13,7 +13,7 @@ MATRICES = 3
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Elements by component. `tiny_moe`: 317,248 in all, `routed_experts` 196,608 of them."""
+    """Elements by component. `tiny_moe`: 317,344 in all, `routed_experts` 196,608 of them."""
 
     attention: int
     dense: int
