@@ -34,6 +34,7 @@ from orchestrator.config_errors import (
 )
 from orchestrator.config_rules import problems
 from orchestrator.errors import ConfigError
+from orchestrator.resume_rules import CHANGEABLE, may_change, why_fixed
 from orchestrator.run_config import RunConfig, StageConfig
 
 NOT_JOBS = frozenset({"run"})
@@ -45,39 +46,6 @@ STAGE_OVERRIDE = re.compile(r"^(\+\+|\+|~)?stages\.([a-z][a-z0-9_]*)\.(.+)$", re
 REFUSED_OVERRIDE = re.compile(r"Could not (?:override|delete from config\.|delete) '~?\+*([\w./@]+)")
 OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")
 """Overrides of a pipeline that are not handed to its stages."""
-
-CHANGEABLE_ON_RESUME = (
-    "steps",
-    "purpose",
-    "learner.world_size",
-    "learner.zero_stage",
-    "learner.expert_parallel_size",
-    "learner.micro_batch_tokens",
-    "learner.bucket_bytes",
-    "learner.threads",
-    "learner.backend",
-    "rollout.workers",
-    "rollout.max_batch_rows",
-    "rollout.threads",
-    "rollout.max_restarts",
-    "learner.max_restarts",
-    "reward.workers",
-    "reward.timeout_seconds",
-    "reward.retries",
-    "reward.failure_budget",
-    "reward.memory_bytes",
-    "reward.max_restarts",
-    "weights",
-    "cluster",
-    "tracking",
-    "checkpoint",
-    "evaluation.every",
-    "ledger.url",
-    "budget",
-)
-"""What may differ when a run goes on: its length, its shape and what watches it; never the maths that its
-checkpoint belongs to.
-"""
 
 
 def conf_dir() -> Path:
@@ -197,10 +165,9 @@ def load(path: Path) -> RunConfig:
 
 
 def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` as a run may go on with it: `key=value` for the keys in CHANGEABLE_ON_RESUME (and those below
-    them).
+    """`config` as a run may go on with it: `key=value` for the keys that `resume_rules` lets change.
 
-    Raises ConfigError for any other key: it would change the maths that the checkpoint belongs to.
+    Raises ConfigError for any other key, with the reason.
     """
     own, for_stages = _split_stage_overrides(overrides)
     for text in [*own, *(text for texts in for_stages.values() for text in texts)]:
@@ -225,13 +192,10 @@ def _refuse_if_fixed(override: Override) -> None:
         raise ConfigError(
             "override", override.input_line or "", "key=value", "a resumed run keeps the keys it has"
         )
-    if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_ON_RESUME):
-        raise ConfigError(
-            key,
-            str(override.value()),
-            ", ".join(CHANGEABLE_ON_RESUME),
-            "a resumed run keeps its maths; start a new run to change it",
-        )
+    if not may_change(key):
+        reason = why_fixed(key) or "there is no such key, or it is no key by itself"
+        hint = f"a resumed run keeps its {key}: {reason}; start a new run to change it"
+        raise ConfigError(key, str(override.value()), ", ".join(CHANGEABLE), hint)
 
 
 def _parse(text: str) -> Override:

@@ -128,6 +128,27 @@ def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, sma
     assert program.json("status", "interrupted")["step"] == step + 1
 
 
+def test_a_run_goes_on_in_another_shape_and_back(program: Program, small_run: SmallRun) -> None:
+    """Saved by two ranks at ZeRO 2, resumed by one, and by two again; the maths stay refused."""
+    run = "reshaped"
+    program(*small_run(run, "steps=1", "learner.world_size=2", "learner.zero_stage=2", "evaluation.every=0"))
+    refused = program.json("resume", run, "steps=2", "learner.learning_rate=1", code=2)
+    assert refused["key"] == "learner.learning_rate"
+    assert "optimizer state" in refused["hint"]
+    assert program.json("status", run)["state"] == "done"
+
+    program("resume", run, "steps=2", "learner.world_size=1", "learner.expert_parallel_size=1")
+    program("resume", run, "steps=3", "learner.world_size=2", "learner.zero_stage=3")
+
+    assert sorted(program.losses(run)) == [1, 2, 3]
+    shards = (program.output_dir / run / "checkpoints").glob("step-*/rank-*")
+    assert sorted(f"{path.parent.name}/{path.name}" for path in shards) == [
+        "step-000002/rank-0-of-1.safetensors",
+        "step-000003/rank-0-of-2.safetensors",
+        "step-000003/rank-1-of-2.safetensors",
+    ]
+
+
 def _wait_for(path: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from orchestrator.config import (
     ConfigFiles,
@@ -21,6 +23,7 @@ from orchestrator.config import (
 )
 from orchestrator.config_errors import InvalidConfigError
 from orchestrator.errors import ConfigError
+from orchestrator.resume_rules import CHANGEABLE, FIXED, may_change, why_fixed
 from orchestrator.run_config import RunConfig, json_schema
 
 FILES = ConfigFiles.named_by()
@@ -280,6 +283,11 @@ def test_a_resumed_run_may_change_its_shape_and_length() -> None:
         ("learner.learning_rate=1", "learner.learning_rate"),
         ("seed=4", "seed"),
         ("rollout.group_size=4", "rollout.group_size"),
+        ("algorithm=dapo", "algorithm"),
+        ("model.dtype=bfloat16", "model.dtype"),
+        ("task.seed=1", "task.seed"),
+        ("price_book=aws", "price_book"),
+        ("rollout=hf", "rollout"),
         ("stepss=4", "stepss"),
         ("+steps=4", "override"),
         ("~steps", "override"),
@@ -292,6 +300,34 @@ def test_a_resumed_run_keeps_its_maths(override: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         with_resume_overrides(composed("grpo"), [override])
     assert caught.value.key == key
+    assert caught.value.exit_code == 2
+
+
+def test_a_refusal_says_why() -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_resume_overrides(composed("grpo"), ["learner.learning_rate=1"])
+    assert "optimizer state belongs to" in caught.value.hint
+    assert "learner.world_size" in caught.value.allowed
+
+
+def config_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from config_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("key", config_keys(RunConfig))
+def test_every_key_either_may_change_on_resume_or_has_a_reason_why_not(key: str) -> None:
+    """A new key belongs into one of the tables of orchestrator/resume_rules.py."""
+    assert may_change(key) != (why_fixed(key) is not None)
+
+
+@pytest.mark.parametrize("entry", [*CHANGEABLE, *FIXED])
+def test_the_tables_name_keys_that_there_are(entry: str) -> None:
+    assert any(key == entry or key.startswith(f"{entry}.") for key in config_keys(RunConfig))
 
 
 def test_a_resumed_pipeline_hands_overrides_to_its_stages() -> None:
