@@ -148,6 +148,8 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "max_grad_norm": 0.2,
         "router_bias_update_speed": 0.001,
         "bucket_bytes": 4096,
+        "activation_checkpointing": False,
+        "offload": "none",
         "threads": 1,
         "max_restarts": 0,
         "backend": "gloo",

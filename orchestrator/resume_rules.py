@@ -25,6 +25,8 @@ CHANGEABLE = (
     "learner.expert_parallel_size",
     "learner.micro_batch_tokens",
     "learner.bucket_bytes",
+    "learner.activation_checkpointing",
+    "learner.offload",
     "learner.threads",
     "learner.max_restarts",
     "learner.backend",

@@ -53,7 +53,9 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
             raise cause from error
         if isinstance(cause, OSError) and cause.errno in _REFUSED_BY_A_DISK:
             raise StorageError(actor, str(cause)) from error
-        raise ActorCrashError(actor, error.traceback_str) from error
+        # Ray's class inherits from the cause's too: its text is the actor's traceback, its other attributes
+        # are the cause's.
+        raise ActorCrashError(actor, str(error)) from error
 
 
 async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

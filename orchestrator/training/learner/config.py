@@ -46,12 +46,35 @@ class LearnerConfig(Settings):
     0 leaves the bias alone."""
     bucket_bytes: int = Field(ge=64)
     """Size of the buckets in which weights are published."""
+    activation_checkpointing: bool
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third
+    more computation.
+    """
+    offload: Literal["none", "optimizer"]
+    """ZeRO-Offload: `optimizer` keeps the float32 weights and AdamW's state in host memory and updates them
+    there.
+    """
     threads: int = Field(ge=0)
     """CPU threads a rank computes with; 0 leaves the choice to torch."""
     max_restarts: int = Field(ge=0)
     """How often the ranks may be rebuilt from the last checkpoint over the run, after a rank was lost."""
     backend: Literal["auto", "gloo", "nccl"]
     """`auto`: nccl on GPUs, gloo on CPUs."""
+
+    @model_validator(mode="after")
+    def _offload_has_zero(self) -> Self:
+        if self.offload != "none" and self.zero_stage == 0:
+            raise PydanticCustomError(
+                "refused",
+                "{key}: got {value}, allowed: {allowed} ({hint})",
+                {
+                    "key": "offload",
+                    "value": self.offload,
+                    "allowed": "none, or zero_stage 1, 2 or 3",
+                    "hint": "at stage 0 there is no ZeRO that could keep the state elsewhere",
+                },
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_falls(self) -> Self:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orchestrator.errors import NonFiniteError
 from orchestrator.training.buckets import Allocate, Bucket, flatten, new_bytes
 from orchestrator.training.learner import distributed
+from orchestrator.training.learner.activations import checkpoint_activations
 from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.gather import full_tensors
@@ -78,6 +79,8 @@ class DeepSpeedLearner:
         for model in (trainee.model, trainee.reference):
             if model is not None:
                 pad_values_for_fused_kernels(model)
+        if config.activation_checkpointing:
+            checkpoint_activations(trainee.model)
         self.layout: Layout = layout_for(trainee.model)
         self._routing = RoutingMeter(trainee.model, self._device)
         self._scorer = TokenScorer(trainee.model, rule.temperature)

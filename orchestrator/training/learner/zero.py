@@ -125,6 +125,9 @@ def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.devi
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bucket = max(1 << 16, min(parameters, 200_000_000))  # elements; DeepSpeed allocates it whole
     half = next(model.parameters()).dtype == torch.bfloat16
+    # On the host the given AdamW is kept: torch's fused one needs no compiler, DeepSpeed's own builds itself
+    # at the first use.
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": device.type == "cuda"}}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -140,6 +143,7 @@ def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.devi
             # Small parameters stay whole on every rank: 1 % of the model at most, so that a small model is
             # partitioned too.
             "stage3_param_persistence_threshold": min(100_000, parameters // 100),
+            **(offload if config.offload == "optimizer" else {}),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

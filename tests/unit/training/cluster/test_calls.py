@@ -22,7 +22,8 @@ class _Failed:
 
     def future(self) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_exception(RayTaskError("write", f"Traceback\n{self._cause!r}", self._cause))
+        error = RayTaskError("write", f"Traceback\n{self._cause!r}", self._cause)
+        future.set_exception(error.as_instanceof_cause())
         return future
 
 
@@ -42,7 +43,10 @@ def test_a_disk_that_refuses_is_told_from_a_bug(number: int) -> None:
 
 @pytest.mark.parametrize("cause", [OSError(errno.ENOENT, "no such file"), ValueError("a bug")])
 def test_everything_else_that_nobody_foresaw_is_a_crash(cause: Exception) -> None:
-    assert isinstance(_raised(cause), ActorCrashError)
+    error = _raised(cause)
+    assert isinstance(error, ActorCrashError)
+    assert repr(cause) in error.traceback
+    assert repr(cause) in str(error)
 
 
 def test_what_is_raised_on_purpose_arrives_as_it_is() -> None:

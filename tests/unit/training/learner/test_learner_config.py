@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pydantic import ValidationError
 
 from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.zero import deepspeed_config
 
 _CONF = Path(__file__).parents[4] / "conf" / "learner"
 
@@ -32,8 +34,20 @@ def test_every_zero_stage_is_offered(zero_stage: int, world_size: int) -> None:
         ({"bucket_bytes": 10}, "bucket_bytes"),
         ({"final_learning_rate": 1.0, "schedule": "linear"}, "final_learning_rate"),
         ({"adam_betas": [0.9, 1.0]}, "adam_betas"),
+        ({"offload": "optimizer", "zero_stage": 0}, "offload: got optimizer, allowed: none, or zero_stage 1"),
+        ({"offload": "disk"}, "offload"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         LearnerConfig(**_values(**changes))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_the_optimizer_is_on_the_host_where_it_is_asked_for(device: str, pinned: bool) -> None:
+    model = torch.nn.Linear(2, 2)
+    for offload in ("none", "optimizer"):
+        config = LearnerConfig(**_values(offload=offload))
+        zero = deepspeed_config(config, model, torch.device(device))["zero_optimization"]
+        expected = {"device": "cpu", "pin_memory": pinned} if offload == "optimizer" else None
+        assert zero.get("offload_optimizer") == expected

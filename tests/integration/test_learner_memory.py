@@ -1,0 +1,164 @@
+"""What saves memory and changes no number: activation checkpointing and optimizer state on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.learner_exactness import (
+    Case,
+    Training,
+    batch,
+    build,
+    learner_config,
+    start_ranks,
+    update_rule,
+)
+from orchestrator.training.buckets import unflatten
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
+from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.port import Learner
+from orchestrator.training.learner.routing import find_routers
+from orchestrator.training.models.characters import character_tokenizer
+from tests.contracts.learner_contract import LearnerContract, published, same_weights
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3
+
+
+def _rank(
+    case: Case, rank: int = 0, port: int = 0, model: PreTrainedModel | None = None, **changes: Any
+) -> DeepSpeedLearner:
+    config = learner_config(case, "adamw").model_copy(update=changes)
+    init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
+    trainee = Trainee(model or build(case.model), character_tokenizer(64))
+    return DeepSpeedLearner(init, config, update_rule(), trainee, 10)
+
+
+class TestOffloadedLearner(LearnerContract):
+    @pytest.fixture(params=[1, 2, 3], ids="zero{}".format)
+    def learner(self, request: pytest.FixtureRequest) -> Iterator[Learner]:
+        learner = _rank(Case("tiny_moe", 1, 1, request.param), offload="optimizer")
+        yield learner
+        learner.close()
+
+
+class _Saved:
+    """Bytes of the tensors that a forward pass keeps for its backward pass, each storage once."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
+
+    def __enter__(self) -> _Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+
+@pytest.mark.parametrize("model", ["tiny_moe", "qwen3_moe"])
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_layers_that_are_computed_again_change_no_bit(zero_stage: int, model: str) -> None:
+    """Not of a weight, not of a metric: experts' loads are those of the first pass alone."""
+    found: list[tuple[list[dict[str, float]], dict[str, Tensor]]] = []
+    for again in (False, True):
+        learner = _rank(Case(model, 1, 1, zero_stage), activation_checkpointing=again)
+        reports = [dict(learner.update(step, batch(step)).metrics) for step in range(STEPS)]
+        found.append((reports, published(learner)))
+        learner.close()
+    (plain, weights), (checkpointed, same) = found
+    assert checkpointed == plain
+    assert plain[0]["moe/router_entropy"] > 0
+    assert same_weights(weights, same)
+
+
+def test_layers_are_computed_twice_and_keep_less() -> None:
+    """A router's second pass is not counted, although it happens."""
+    passes: dict[bool, int] = {}
+    kept: dict[bool, int] = {}
+    for again in (False, True):
+        model = build("tiny_moe")
+        (router,) = find_routers(model).values()
+        learner = _rank(
+            Case("tiny_moe", 1, 1, 1), model=model, activation_checkpointing=again, micro_batch_tokens=10_000
+        )
+        seen: list[None] = []
+        router.register_forward_hook(lambda *_, seen=seen: seen.append(None))
+        with _Saved() as saved:
+            learner.update(0, batch(0))
+        passes[again], kept[again] = len(seen), saved.bytes
+        learner.close()
+    assert passes[True] == 2 * passes[False]
+    assert kept[True] < kept[False] / 2
+
+
+def _both(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    for case in cases:
+        for offload in ("none", "optimizer"):
+            learner = _rank(case, rank, port, offload=offload)
+            reports = [learner.update(step, batch(step)).metrics for step in range(STEPS)]
+            weights = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
+            if rank == 0:
+                losses, norms = (
+                    [report[f"policy/{key}"] for report in reports] for key in ("loss", "grad_norm")
+                )
+                torch.save(
+                    asdict(Training(losses, norms, weights)), Path(directory) / f"{case.zero_stage}-{offload}"
+                )
+            learner.close()
+
+
+@pytest.fixture(scope="module")
+def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("offload")
+    start_ranks(2, _both, [Case("tiny_moe", 2, 1, stage) for stage in (1, 2, 3)], str(directory))
+    yield directory
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_optimizer_state_on_the_host_is_exact(zero_stage: int, offloaded: Path) -> None:
+    here, there = (
+        Training(**torch.load(offloaded / f"{zero_stage}-{offload}")) for offload in ("none", "optimizer")
+    )
+    assert there.losses == pytest.approx(here.losses, rel=1e-6, abs=1e-8)
+    assert there.grad_norms == pytest.approx(here.grad_norms, rel=1e-6)
+    for name, tensor in here.parameters.items():
+        far = (tensor - there.parameters[name]).norm() / tensor.norm().clamp(min=1e-12)
+        assert far <= 1e-6, name
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_checkpoint_is_the_same_wherever_the_optimizer_is(zero_stage: int, tmp_path: Path) -> None:
+    case = Case("tiny_moe", 1, 1, zero_stage)
+    learner = _rank(case, offload="optimizer")
+    learner.update(0, batch(0))
+    learner.save(tmp_path)
+    weights = published(learner)
+    expected = learner.update(1, batch(1)).metrics["policy/grad_norm"]
+    learner.close()
+    for offload in ("none", "optimizer"):
+        other = _rank(case, offload=offload)
+        other.load(tmp_path)
+        assert same_weights(weights, published(other))
+        assert other.update(1, batch(1)).metrics["policy/grad_norm"] == pytest.approx(expected, rel=1e-6)
+        other.close()
