@@ -88,6 +88,32 @@ def config(
 
 
 @app.command()
+def plan(
+    job: Job,
+    overrides: Overrides = None,
+    prompt_tokens: Annotated[
+        float | None,
+        typer.Option("--prompt-tokens", min=1, help="mean length (default: the task's)"),
+    ] = None,
+    response_tokens: Annotated[
+        float | None,
+        typer.Option("--response-tokens", min=1, help="mean length (default: 1/4 to all of the most)"),
+    ] = None,
+    accelerators: Annotated[
+        Path | None, typer.Option("--accelerators", dir_okay=False, help="a table of peaks of your own")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> int:
+    """Say what a job needs, takes and costs: memory, step time, accelerator-hours, money. Starts nothing."""
+    from orchestrator.cli import plan as planning
+    from orchestrator.cli import start
+
+    assumed = planning.Assumed(prompt_tokens, response_tokens, accelerators)
+    return planning.plan(job, start.all_overrides(overrides, config_dir, None), assumed, as_json)
+
+
+@app.command()
 def runs(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
     """List runs, newest first."""
     from orchestrator.cli import read

@@ -1,0 +1,70 @@
+"""What an accelerator can do at most, and what share of it is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import ConfigError
+
+TABLE = Path(__file__).parent / "accelerators.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An estimate with its bounds; `low <= expected <= high`."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One GPU, or one CPU slot."""
+
+    name: str
+    flops: dict[str, float]
+    """Peak a second, dense, by dtype."""
+    memory_bytes: float | None
+    """None: what the machine has."""
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    """To another accelerator of the node, one way."""
+    learn: Range
+    """Share of the peak that forward and backward passes reach."""
+    generate: Range
+    """Share of the memory's bandwidth, or of the peak where that binds, that decoding reaches."""
+    source: str
+
+
+def accelerator_of(sku: str, table: Path = TABLE) -> Accelerator:
+    """The accelerator that a price book's SKU is made of. Raises ConfigError for one that is not in the
+    table, and for a table that can't be read.
+    """
+    try:
+        rows = yaml.safe_load(table.read_text(encoding="utf-8"))["accelerators"]
+        known = {name: row for row in rows for name in row["skus"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError("accelerators", str(table), "a table like capacity/accelerators.yaml") from error
+    if sku not in known:
+        hint = "add it to a copy of the table: orchestrator plan --accelerators FILE"
+        raise ConfigError("cluster.sku", sku, ", ".join(sorted(known)), hint)
+    return _row(known[sku])
+
+
+def _row(row: dict[str, Any]) -> Accelerator:
+    memory = row["memory_bytes"]
+    return Accelerator(
+        name=row["name"],
+        flops={dtype: float(peak) for dtype, peak in row["flops"].items()},
+        memory_bytes=None if memory is None else float(memory),
+        memory_bytes_per_second=float(row["memory_bytes_per_second"]),
+        link_bytes_per_second=float(row["link_bytes_per_second"]),
+        learn=Range(*row["utilisation"]["learn"]),
+        generate=Range(*row["utilisation"]["generate"]),
+        source=row["source"],
+    )

@@ -1,0 +1,123 @@
+"""A run's config as the planner reads it: the model's shape, and how many tokens a step has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.capacity.accelerators import Range
+from orchestrator.capacity.shape import ModelShape, read_shape
+from orchestrator.errors import ConfigError
+from orchestrator.run_config import RunConfig
+from orchestrator.training.models.config import ModelConfig
+
+CHARACTERS = 103
+"""Tokens of the character tokenizer that models from scratch have."""
+RESPONSE_SHARES = (0.25, 0.5, 1.0)
+"""How long responses are on average, as shares of `rollout.max_new_tokens`, where nobody says: nobody knows
+before the model has answered.
+"""
+CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 4, 32
+"""Of English text and common tokenizers; an estimate, `--prompt-tokens` replaces it."""
+BYTES = {"float32": 4, "bfloat16": 2}
+PLAYED_BACK = "worked_solutions"
+"""The rollout engine that samples nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of a rollout."""
+
+    prompt: float
+    """Mean: what time follows from."""
+    longest_prompt: float
+    """What memory must hold."""
+    response: Range
+    """Mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run: what it trains, on what, with which tokens."""
+
+    config: RunConfig
+    shape: ModelShape
+    lengths: Lengths
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a weight."""
+        return BYTES[self.config.model.dtype]
+
+    @property
+    def rollouts(self) -> int:
+        """Of a step."""
+        return self.config.rollout.prompts_per_step * self.config.rollout.group_size
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model writes the rollouts."""
+        return self.config.rollout.engine != PLAYED_BACK
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether each rank holds a frozen copy of the model, for the KL penalty."""
+        return self.config.algorithm.kl.coefficient > 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row there can be."""
+        return self.config.model.context
+
+
+def read_job(config: RunConfig, prompts: tuple[float, float], response_tokens: float | None) -> Job:
+    """What `config` asks for. `prompts` are tokens of a prompt, mean and most; without `response_tokens` see
+    RESPONSE_SHARES. A prompt is never longer than the context.
+
+    Raises ConfigError for a model whose shape is not known.
+    """
+    most = config.rollout.max_new_tokens
+    response = Range(*(most * share for share in RESPONSE_SHARES))
+    if response_tokens is not None:
+        response = Range(response_tokens, response_tokens, response_tokens)
+    mean, longest = (min(tokens, config.model.context) for tokens in prompts)
+    return Job(config, model_shape(config.model), Lengths(mean, longest, response))
+
+
+def tokens_of(characters: float, model: ModelConfig) -> float:
+    """About how many tokens a prompt has: one a character for models from scratch, else one for four and the
+    frame of a chat template.
+    """
+    if model.family == "deepseek_v3_from_scratch":
+        return characters
+    return characters / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+
+
+def model_shape(model: ModelConfig) -> ModelShape:
+    """The shape of a configured model: from its folder, or from `model.architecture` where that is not here.
+
+    Raises ConfigError.
+    """
+    if model.path is not None and (file := Path(model.path) / "config.json").is_file():
+        return read_shape(_read(file))
+    if not model.architecture:
+        hint = "a folder with a config.json, or the numbers of one under model.architecture"
+        raise ConfigError("model.path", str(model.path), hint, "the planner needs the model's shape")
+    if model.family != "deepseek_v3_from_scratch":
+        return read_shape(model.architecture)
+    derived = {
+        "model_type": "deepseek_v3",
+        "vocab_size": CHARACTERS,
+        "max_position_embeddings": model.context,
+    }
+    return read_shape({**model.architecture, **derived})
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("model.path", str(file), "a config.json") from error

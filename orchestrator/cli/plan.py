@@ -1,0 +1,200 @@
+"""`orchestrator plan`: what a job needs, takes and costs before it runs. Nothing is started or loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config as configs
+from orchestrator.capacity.accelerators import TABLE, Range, accelerator_of
+from orchestrator.capacity.job import read_job, tokens_of
+from orchestrator.capacity.parameters import active_parameters, total_parameters
+from orchestrator.capacity.plan import Plan, gigabytes, plan_job
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.clock import SystemClock
+from orchestrator.console.formats import duration, money
+from orchestrator.errors import ConfigError
+from orchestrator.ledger.calendar import day_of
+from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.money import AMOUNT_PLACES, HOUR_PLACES, rounded
+from orchestrator.ledger.prices import PriceBook, UnitPrice
+from orchestrator.run_config import RunConfig
+
+Spread = dict[str, str]
+"""Low, expected and high, as decimal strings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What nobody knows before a run, where the command line says it."""
+
+    prompt_tokens: float | None
+    response_tokens: float | None
+    accelerators: Path | None
+
+
+def plan(job: str, overrides: Sequence[str], assumed: Assumed, as_json: bool) -> int:
+    """Print the plan of a job; 0 whether it fits or not: that is what was asked."""
+    config = configs.compose(job, overrides)
+    stages = {stage.name: configs.compose_stage(stage) for stage in config.stages} or {"": config}
+    plans = {name: _document(stage, assumed) for name, stage in stages.items()}
+    document = plans[""] if "" in plans else _together(plans)
+    if as_json:
+        print_json(document)
+    else:
+        for name, found in plans.items():
+            _print_plan(name or job, found)
+        if "" not in plans:
+            _print_total(job, document)
+    return 0
+
+
+def _document(config: RunConfig, assumed: Assumed) -> dict[str, Any]:
+    """The plan of one run as JSON."""
+    accelerator = accelerator_of(config.cluster.sku, assumed.accelerators or TABLE)
+    job = read_job(config, _prompts(config, assumed), assumed.response_tokens)
+    found = plan_job(job, accelerator, _machine_memory())
+    price = _price(config)
+    total, active = total_parameters(job.shape), active_parameters(job.shape)
+    return {
+        "feasible": found.feasible,
+        "reasons": list(found.reasons),
+        "gpus": found.gpus,
+        "accelerator": accelerator.name,
+        "parameters": {"total": total.total, "active": active.total, "components": asdict(total)},
+        "memory_bytes_per_gpu": {
+            **asdict(found.memory),
+            "total": found.memory.total,
+            "limit": round(found.memory_limit),
+        },
+        "step_seconds": found.step_seconds.expected,
+        "step": {**asdict(found.step_seconds), "stages": _stages(found)},
+        "accelerator_hours": _spread(found.accelerator_hours, Fraction(1), HOUR_PLACES),
+        "amount": {
+            **_spread(found.accelerator_hours, price.per_hour, AMOUNT_PLACES),
+            "currency": price.currency,
+        },
+        "price": {"per_hour": f"{rounded(price.per_hour, AMOUNT_PLACES):f}", "source": price.source},
+        "assumptions": {
+            "prompt_tokens": job.lengths.prompt,
+            "response_tokens": asdict(job.lengths.response),
+            "learn_utilisation": asdict(accelerator.learn),
+            "generate_utilisation": asdict(accelerator.generate),
+        },
+    }
+
+
+def _prompts(config: RunConfig, assumed: Assumed) -> tuple[float, float]:
+    """Tokens of the task's prompts, mean and most, estimated from their characters."""
+    if assumed.prompt_tokens is not None:
+        return assumed.prompt_tokens, assumed.prompt_tokens
+    from orchestrator.training.prompts.load import load_prompts
+
+    lengths = [len(prompt.text) for prompt in load_prompts(config.task, config.seed).longest_first]
+    return tokens_of(sum(lengths) / len(lengths), config.model), tokens_of(max(lengths), config.model)
+
+
+def _stages(found: Plan) -> dict[str, float]:
+    expected = found.steps[1]
+    return {"generate": expected.generate, "learn": expected.learn, "sync": expected.sync}
+
+
+def _together(plans: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A pipeline: its stages run one after another, so accelerators and memory are the most of any, hours and
+    money the sum; the step is the last stage's.
+    """
+    documents = list(plans.values())
+    fullest = max(documents, key=lambda found: found["memory_bytes_per_gpu"]["total"])
+    last = documents[-1]
+    return {
+        "feasible": all(found["feasible"] for found in documents),
+        "reasons": [f"{name}: {reason}" for name, found in plans.items() for reason in found["reasons"]],
+        "gpus": max(found["gpus"] for found in documents),
+        "accelerator": last["accelerator"],
+        "parameters": last["parameters"],
+        "memory_bytes_per_gpu": fullest["memory_bytes_per_gpu"],
+        "step_seconds": last["step_seconds"],
+        "accelerator_hours": _sum([found["accelerator_hours"] for found in documents]),
+        "amount": {
+            **_sum([found["amount"] for found in documents]),
+            "currency": last["amount"]["currency"],
+        },
+        "stages": [{"name": name, **found} for name, found in plans.items()],
+    }
+
+
+def _sum(spreads: Sequence[Mapping[str, str]]) -> Spread:
+    keys = ("low", "expected", "high")
+    return {key: str(sum((Decimal(spread[key]) for spread in spreads), Decimal(0))) for key in keys}
+
+
+def _spread(estimate: Range, factor: Fraction, places: int) -> Spread:
+    return {key: f"{rounded(Fraction(value) * factor, places):f}" for key, value in asdict(estimate).items()}
+
+
+def _price(config: RunConfig) -> UnitPrice:
+    """Of an accelerator-hour today. Raises ConfigError for a price book without one."""
+    try:
+        book = PriceBook.parse(config.price_book)
+        return book.price(config.cluster.sku, day_of(SystemClock().now_ns()))
+    except LedgerError as error:
+        raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
+
+
+def _machine_memory() -> float:
+    """What one CPU of this machine may use."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(os.sched_getaffinity(0))
+
+
+def _print_plan(name: str, found: Mapping[str, Any]) -> None:
+    memory, step, hours, amount = (
+        found[key] for key in ("memory_bytes_per_gpu", "step", "accelerator_hours", "amount")
+    )
+    parts = sorted((key for key in memory if key not in ("total", "limit")), key=lambda key: -memory[key])
+    stages = ", ".join(f"{stage} {_seconds(value)}" for stage, value in step["stages"].items() if value)
+    rows = [
+        ["fits", "yes" if found["feasible"] else "NO", "; ".join(found["reasons"])],
+        ["accelerators", str(found["gpus"]), found["accelerator"]],
+        [
+            "parameters",
+            f"{found['parameters']['total']:,}",
+            f"{found['parameters']['active']:,} active a token",
+        ],
+        [
+            "memory of each",
+            gigabytes(memory["total"]),
+            f"of {gigabytes(memory['limit'])}: "
+            + ", ".join(f"{key} {gigabytes(memory[key])}" for key in parts if memory[key]),
+        ],
+        [
+            "step",
+            _seconds(step["expected"]),
+            f"{stages}; {_seconds(step['low'])} to {_seconds(step['high'])}",
+        ],
+        [
+            "accelerator-hours",
+            f"{Decimal(hours['expected']):,.2f}",
+            f"{Decimal(hours['low']):,.2f} to {Decimal(hours['high']):,.2f}",
+        ],
+        [
+            "cost",
+            f"{money(Decimal(amount['expected']))} {amount['currency']}",
+            f"{money(Decimal(amount['low']))} to {money(Decimal(amount['high']))}",
+        ],
+    ]
+    print_table((name, "expected", ""), rows, "nothing to plan")
+
+
+def _print_total(job: str, document: Mapping[str, Any]) -> None:
+    hours, amount = document["accelerator_hours"], document["amount"]
+    row = [f"{Decimal(hours['expected']):,.2f}", f"{money(Decimal(amount['expected']))} {amount['currency']}"]
+    print_table((f"{job}, all stages", "accelerator-hours", "cost"), [["", *row]], "nothing to plan")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 60 else duration(value)
