@@ -52,7 +52,7 @@ def learner_memory(job: Job) -> Memory:
         config.zero_stage,
         config.expert_parallel_size,
         size,
-        offload_optimizer=False,
+        offload_optimizer=config.offload == "optimizer",
         accelerator=job.config.cluster.resource == "gpu",
     )
     state = learner_state(job.shape, sharding)
@@ -60,7 +60,7 @@ def learner_memory(job: Job) -> Memory:
     longest = round(job.lengths.longest_prompt + job.config.rollout.max_new_tokens)
     positions = max(config.micro_batch_tokens, min(longest, job.longest))
     trained = round(positions * _trained_share(job))
-    batch = MicroBatch(positions, trained, False, size, config.expert_parallel_size)
+    batch = MicroBatch(positions, trained, config.activation_checkpointing, size, config.expert_parallel_size)
     activations = micro_batch_activations(job.shape, batch)
     parameters = total_parameters(job.shape).total
     at_logits = activations.logits >= activations.working

@@ -142,8 +142,8 @@ def _remedy(job: Job, memory: Memory) -> str:
 
 
 def _that_fit(job: Job, limit: float) -> Iterator[list[str]]:
-    """Overrides with which a learner rank fits, the least change first: more sharding on as many ranks, then
-    more ranks, each legal.
+    """Overrides with which a learner rank fits, the least change first: more sharding on as many ranks,
+    activations computed again, then more ranks, each legal.
     """
     config = job.config
     learner = config.learner
@@ -151,15 +151,23 @@ def _that_fit(job: Job, limit: float) -> Iterator[list[str]]:
     while ranks[-1] * 2 <= MOST_RANKS:
         ranks.append(ranks[-1] * 2)
     stages = [stage for stage in (1, 2, 3) if stage >= learner.zero_stage]
+    again = sorted({learner.activation_checkpointing, True})
     experts = [size for size in (1, 2, 4, 8, 16, 32, 64) if size >= learner.expert_parallel_size]
-    for world_size, stage, size in product(ranks, stages, experts):
+    for world_size, recompute, stage, size in product(ranks, again, stages, experts):
         if size > 1 and (not job.shape.experts or job.shape.experts % size or world_size % size):
             continue
-        change = {"world_size": world_size, "zero_stage": stage, "expert_parallel_size": size}
+        change = {
+            "world_size": world_size,
+            "zero_stage": stage,
+            "expert_parallel_size": size,
+            "activation_checkpointing": recompute,
+        }
         changed = config.model_copy(update={"learner": learner.model_copy(update=change)})
         if learner_memory(replace(job, config=changed)).total <= limit and not problems(changed):
             yield [
-                f"learner.{key}={value}" for key, value in change.items() if getattr(learner, key) != value
+                f"learner.{key}={str(value).lower()}"
+                for key, value in change.items()
+                if getattr(learner, key) != value
             ]
 
 

@@ -64,7 +64,7 @@ def learn_flops(job: Job, response_tokens: float) -> float:
     """Of all ranks: forward and backward over every rollout, and forward passes of the reference model."""
     length = job.lengths.prompt + response_tokens
     tokens, trained = job.rollouts * length, job.rollouts * response_tokens
-    work = Pass(tokens, trained, length, recompute=False)
+    work = Pass(tokens, trained, length, job.config.learner.activation_checkpointing)
     reference = inference_flops(job.shape, work) if job.has_reference else 0.0
     return training_flops(job.shape, work) + reference
 
