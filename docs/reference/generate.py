@@ -79,6 +79,9 @@ def cli_reference() -> str:
         if command.name == "cost":
             parts.append(f"## `orchestrator cost`\n\n{command.help}")
             parts += _nested("orchestrator cost", _commands(cost_app))
+        elif hasattr(command, "commands"):
+            parts.append(f"## `orchestrator {command.name}`\n\n{command.help}")
+            parts += _nested(f"orchestrator {command.name}", list(command.commands.values()))
         else:
             parts.append(_command(f"orchestrator {command.name}", command, "##"))
     return "\n\n".join(parts) + "\n"

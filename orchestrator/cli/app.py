@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
+from orchestrator.cli.models import app as models_app
 from orchestrator.cli.output import print_error
 from orchestrator.errors import ConfigError, OrchestratorError
 
@@ -184,6 +185,9 @@ def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
     from orchestrator.cli import doctor as checks
 
     return checks.report(output_dir, as_json)
+
+
+app.add_typer(models_app, name="models")
 
 
 class _OwnParser(TyperCommand):

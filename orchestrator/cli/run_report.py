@@ -36,7 +36,7 @@ def write(directory: RunDirectory, config: RunConfig) -> list[Path]:
     curve = directory.path / "learning_curve.png"
     written: list[Path] = []
     try:
-        write_report(directory, _cost(directory, config))
+        write_report(directory, cost(directory, config))
         written.append(directory.report)
         if write_learning_curve(_training_runs(directory), curve):
             written.append(curve)
@@ -64,16 +64,19 @@ def print_outcome(directory: RunDirectory, config: RunConfig, console: Console) 
         series = history.history.get(name, [])
         if series:
             console.print(f"  {label}: {series[0][1]:.0%} -> {series[-1][1]:.0%}")
-    cost = _cost(directory, config)
-    if cost is not None:
+    spent = cost(directory, config)
+    if spent is not None:
         console.print(
-            f"  cost: {cost['amount']} {cost['currency']} for {cost['accelerator_hours']} accelerator-hours"
+            f"  cost: {spent['amount']} {spent['currency']}, {spent['accelerator_hours']} accelerator-hours"
         )
     console.print(f"  report: {directory.report}", soft_wrap=True)
 
 
-def _cost(directory: RunDirectory, config: RunConfig) -> dict[str, Any] | None:
+def cost(directory: RunDirectory, config: RunConfig) -> dict[str, Any] | None:
     """The JSON of `orchestrator cost report`, or None if the ledger does not know the run."""
+    database = config.output_dir / "ledger.db"
+    if config.ledger.url is None and not database.is_file():
+        return None
     try:
         ledger = Ledger.open(ledger_url(config), config.price_book)
         return ledger.report(directory.run_id).to_dict()

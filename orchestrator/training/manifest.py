@@ -46,6 +46,12 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _git(folder: Path) -> dict[str, Any] | None:
     """Commit and whether the tree had changes; None outside a checkout (an installed wheel)."""
     try:

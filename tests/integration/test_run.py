@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import Program
@@ -96,6 +98,19 @@ def test_the_exported_model_loads_in_plain_transformers(program: Program, asynch
 
     inputs = tokenizer("3 6 2=7", return_tensors="pt")
     assert model(**inputs).logits.shape[-1] == model.config.vocab_size
+
+
+def test_the_last_checkpoint_exports_the_model_that_the_learner_exported(
+    program: Program, asynchronous_run: str, tmp_path: Path
+) -> None:
+    document = program.json("models", "export", asynchronous_run, str(tmp_path / "exported"))
+
+    assert (document["run_id"], document["step"]) == (asynchronous_run, 3)
+    learners = load_file(program.output_dir / asynchronous_run / "model" / "model.safetensors")
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == learners.keys()
+    assert all(torch.equal(exported[name], learners[name]) for name in learners)
+    assert "accelerator-hours" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -> None:

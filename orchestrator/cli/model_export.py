@@ -1,0 +1,248 @@
+"""From a checkpoint to a folder that can be given away: weights, tokenizer, model card, licence, provenance.
+
+Works offline and in one process, without Ray and DeepSpeed: on a laptop, long after the cluster is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config as configs
+from orchestrator.cli import run_report
+from orchestrator.cli.output import print_json
+from orchestrator.clock import SystemClock
+from orchestrator.errors import CheckpointError, ConfigError, OrchestratorError
+from orchestrator.run_config import RunConfig
+from orchestrator.runs import find_run, iso, leading_stage
+from orchestrator.training.checkpoint_format import MANIFEST, complete, digests, step_of, verify
+from orchestrator.training.checkpoint_store import open_store
+from orchestrator.training.manifest import file_digest
+from orchestrator.training.models.card import CardFacts, model_card
+from orchestrator.training.models.origin import Origin, origin_of
+from orchestrator.training.run_directory import RunDirectory
+
+PROVENANCE = "provenance.json"
+FORMAT = 1
+SETTINGS = (
+    "seed",
+    "max_staleness",
+    "algorithm.advantage",
+    "algorithm.loss",
+    "algorithm.aggregation",
+    "rollout.prompts_per_step",
+    "rollout.group_size",
+    "rollout.temperature",
+    "rollout.max_new_tokens",
+    "learner.learning_rate",
+    "learner.minibatches",
+    "learner.max_grad_norm",
+    "model.dtype",
+    "model.context",
+)
+"""What the model card shows of the config; the whole of it is in provenance.json."""
+
+
+def export(reference: str, target: Path, step: int | None, output_dir: Path, as_json: bool) -> int:
+    """Write the folder `target`; 0. Raises ConfigError, and then nothing was written, CheckpointError if the
+    checkpoint is damaged.
+    """
+    run = find_run(output_dir, reference)
+    run = leading_stage(run, run.record())
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError("DIR", str(target), "a folder that does not exist, or an empty one")
+    source = _Source(run, configs.load(run.config))
+    with _checkpoint(source, step) as checkpoint, _appearing(target) as folder:
+        _verify(checkpoint)
+        document = _write(source, checkpoint, folder)
+    document |= {"directory": str(target), "provenance": str(target / PROVENANCE)}
+    if as_json:
+        print_json(document)
+    else:
+        what = f"{document['model']}, {document['parameters']:,} parameters"
+        print(f"{target}: {what}, step {document['step']} of {document['run_id']}")  # noqa: T201
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The run whose model it is."""
+
+    run: RunDirectory
+    config: RunConfig
+
+
+def _write(source: _Source, checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Everything that belongs into the folder. Returns what `--json` prints of it."""
+    from orchestrator.training.learner.offline import read_weights
+    from orchestrator.training.models.export import write_model
+
+    run, config = source.run, source.config
+    parameters = write_model(config.model, config.seed, read_weights(checkpoint), folder)
+    lineage, origin = _lineage(source)
+    manifest = _manifest(run)
+    facts = CardFacts(
+        run_id=run.run_id,
+        job=config.job,
+        step=step_of(checkpoint.name) or 0,
+        origin=origin,
+        lineage=lineage,
+        parameters=parameters,
+        dtype=config.model.dtype,
+        task=config.task.name,
+        data_sha256=manifest.get("data_sha256", {}),
+        settings={key: _value(config.to_json(), key) for key in SETTINGS},
+        heldout=_heldout(run, step_of(checkpoint.name) or 0),
+        cost=_cost(source),
+    )
+    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    for file in origin.licence_files:
+        shutil.copyfile(file, folder / file.name)
+    provenance = _provenance(source, checkpoint, manifest, facts, folder)
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    return {
+        "run_id": run.run_id,
+        "step": facts.step,
+        "model": origin.name,
+        "licence": origin.licence,
+        "parameters": parameters,
+        "accuracy_heldout": None if facts.heldout is None else facts.heldout[1],
+        "files": sorted([*provenance["files"], PROVENANCE]),
+    }
+
+
+def _provenance(
+    source: _Source, checkpoint: Path, manifest: dict[str, Any], facts: CardFacts, folder: Path
+) -> dict[str, Any]:
+    """What the model was made of, with a digest of each part that has one."""
+    run, origin = source.run, facts.origin
+    return {
+        "format": FORMAT,
+        "exported": iso(SystemClock().now_ns()),
+        "run_id": run.run_id,
+        "job": facts.job,
+        "step": facts.step,
+        "lineage": list(facts.lineage),
+        "origin": {
+            "name": origin.name,
+            "kind": origin.kind,
+            "where": origin.where,
+            "licence": origin.licence,
+        },
+        "checkpoint": {"name": checkpoint.name, "manifest_sha256": file_digest(checkpoint / MANIFEST)},
+        "config": source.config.to_json(),
+        "config_sha256": file_digest(run.config),
+        "data_sha256": dict(facts.data_sha256),
+        "started_from": manifest.get("model"),
+        "git": manifest.get("git"),
+        "packages": manifest.get("packages"),
+        "accuracy_heldout": None
+        if facts.heldout is None
+        else {"step": facts.heldout[0], "value": facts.heldout[1]},
+        "cost": facts.cost,
+        "files": digests(folder),
+    }
+
+
+@contextlib.contextmanager
+def _checkpoint(source: _Source, step: int | None) -> Generator[Path]:
+    """The checkpoint of that step, or the newest: in the run directory, or fetched from the run's store."""
+    kept = {step_of(path.name): path for path in complete(source.run.checkpoints)}
+    if kept and step is None:
+        yield list(kept.values())[-1]
+    elif step in kept:
+        yield kept[step]
+    else:
+        with tempfile.TemporaryDirectory(prefix="orchestrator-export-") as directory:
+            yield _fetched(source, step, list(kept), Path(directory))
+
+
+def _fetched(source: _Source, step: int | None, kept: list[int | None], directory: Path) -> Path:
+    """Raises ConfigError if neither place has it."""
+    settings = source.config.checkpoint
+    newest = None
+    if settings.store is not None:
+        store = open_store(settings.store, source.run.run_id, settings.keep)
+        newest = store.newest()
+        if newest is not None and step in (None, step_of(newest)):
+            return store.fetch(newest, directory)
+    if step is not None and kept:
+        allowed = ", ".join(map(str, kept))
+        raise ConfigError("--step", str(step), allowed, "these checkpoints were kept (checkpoint.keep)")
+    hint = f"none in {source.run.checkpoints}; checkpoint.every says how often one is made"
+    raise ConfigError("run", source.run.run_id, "a run with a checkpoint", hint)
+
+
+def _verify(checkpoint: Path) -> None:
+    try:
+        verify(checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Generator[Path]:
+    """A folder that takes the place of `target` when the body has ended well, and leaves nothing if not.
+
+    Raises OrchestratorError if the disk refuses.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise OrchestratorError(f"{target} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _lineage(source: _Source) -> tuple[list[str], Origin]:
+    """The runs that trained this model, the last one first, and the model that the first one started from."""
+    runs, config = [source.run.run_id], source.config
+    while config.model.path is not None:
+        parent = RunDirectory(Path(config.model.path).parent)
+        if parent.run_id in runs or not parent.state.is_file() or not parent.config.is_file():
+            break
+        runs.append(parent.run_id)
+        config = configs.load(parent.config)
+    return runs, origin_of(config.model)
+
+
+def _heldout(run: RunDirectory, step: int) -> tuple[int, float] | None:
+    found = [
+        (line.step, line.metrics["accuracy/heldout"])
+        for line in run.read_metrics()
+        if line.step <= step and "accuracy/heldout" in line.metrics
+    ]
+    return found[-1] if found else None
+
+
+def _cost(source: _Source) -> str | None:
+    cost = run_report.cost(source.run, source.config)
+    if cost is None:
+        return None
+    return f"{cost['amount']} {cost['currency']} for {cost['accelerator_hours']} accelerator-hours, all steps"
+
+
+def _manifest(run: RunDirectory) -> dict[str, Any]:
+    """The run's own manifest; empty if it is not there."""
+    try:
+        return json.loads(run.manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _value(values: dict[str, Any], key: str) -> Any:  # noqa: ANN401
+    for part in key.split("."):
+        values = values[part]
+    return values

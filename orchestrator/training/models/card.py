@@ -1,0 +1,99 @@
+"""The model card of an exported model: README.md as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from orchestrator.training.models.origin import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card says. `lineage` are the ids of the runs that trained the model, the last one first."""
+
+    run_id: str
+    job: str
+    step: int
+    origin: Origin
+    lineage: Sequence[str]
+    parameters: int
+    dtype: str
+    task: str
+    data_sha256: Mapping[str, str]
+    settings: Mapping[str, Any]
+    """Config keys that decide what was learned, with their values."""
+    heldout: tuple[int, float] | None
+    """(step, accuracy) of the newest evaluation up to the step."""
+    cost: str | None
+
+
+def model_card(facts: CardFacts) -> str:
+    """The text. What is not known is said to be unknown; nothing is made up."""
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": _licence_id(facts.origin.licence),
+        **({"base_model": facts.origin.name} if facts.origin.kind != "from scratch" else {}),
+        "tags": ["reinforcement-learning", facts.job],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {facts.origin.name}, {facts.job}, step {facts.step}",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in _rows(facts)),
+        "",
+        "## How it was trained",
+        "",
+        "| key | value |",
+        "| --- | --- |",
+        *(f"| `{key}` | `{value}` |" for key, value in facts.settings.items()),
+        "",
+        "`provenance.json` has the digests of the checkpoint, the data, the config and every file here.",
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("this folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("this folder")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(facts: CardFacts) -> list[tuple[str, str]]:
+    origin = facts.origin
+    base = "none: random start" if origin.kind == "from scratch" else f"{origin.name} ({origin.where})"
+    scratch = "unspecified: trained from scratch, it is for its makers to say"
+    licence = origin.licence or (
+        scratch if origin.kind == "from scratch" else "unspecified by the base model"
+    )
+    accuracy = "not evaluated"
+    if facts.heldout is not None:
+        accuracy = f"{facts.heldout[1]:.1%} on task `{facts.task}` (after step {facts.heldout[0]}, greedy)"
+    data = ", ".join(f"{name} sha256:{digest[:16]}" for name, digest in facts.data_sha256.items())
+    return [
+        ("base model", base),
+        ("licence", licence),
+        ("run", f"`{facts.run_id}`"),
+        ("trained by", " after ".join(f"`{run_id}`" for run_id in facts.lineage)),
+        ("parameters", f"{facts.parameters:,} ({facts.dtype})"),
+        ("data", f"task `{facts.task}`, {data or 'digest unknown'}"),
+        ("held-out accuracy", accuracy),
+        ("cost", facts.cost or "not in the ledger"),
+    ]
+
+
+def _licence_id(licence: str | None) -> str:
+    """The hub's identifier for a licence; `other` for one that is not given."""
+    return "other" if licence is None else licence.lower().replace(" ", "-")

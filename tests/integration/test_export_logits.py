@@ -1,0 +1,75 @@
+"""The exported model is the learner's: two ranks train, save, and say what their logits are; one process
+without DeepSpeed exports the shards and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from benchmarks.learner_exactness import STEPS, Case, batch, learner_config, start_ranks, update_rule
+from orchestrator.config import conf_dir
+from orchestrator.errors import ConfigError
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
+from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.offline import read_weights
+from orchestrator.training.models.build import build_model, build_tokenizer
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.export import write_model
+
+pytestmark = pytest.mark.slow
+
+CASES = [Case("tiny_moe", 2, experts, stage) for experts in (1, 2) for stage in (1, 3)]
+MODEL = ModelConfig.model_validate(yaml.safe_load((conf_dir() / "model" / "tiny_moe.yaml").read_text()))
+PROMPT = torch.arange(7, 47).view(2, 20)
+
+
+def _train_and_save(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    for index, case in enumerate(cases):
+        init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
+        trainee = Trainee(build_model(MODEL, 0), build_tokenizer(MODEL))
+        config = learner_config(case, "adamw")
+        try:
+            learner = DeepSpeedLearner(init, config, update_rule(), trainee, STEPS)
+        except ConfigError:
+            continue  # not offered
+        for step in range(2):
+            learner.update(step, batch(step))
+        folder = Path(directory) / str(index)
+        folder.mkdir(exist_ok=True)
+        learner.save(folder)
+        with torch.no_grad():
+            forward = learner._zero.forward  # pyright: ignore[reportPrivateUsage] - nothing else gives logits
+            logits = forward(input_ids=PROMPT, use_cache=False).logits
+        if rank == 0:
+            torch.save(logits, folder / "logits.pt")
+        learner.close()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shards")
+    start_ranks(2, _train_and_save, CASES, str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "index", range(len(CASES)), ids=[f"ep{c.expert_parallel_size}-zero{c.zero_stage}" for c in CASES]
+)
+def test_the_exported_model_has_the_learners_logits(index: int, directory: Path, tmp_path: Path) -> None:
+    shards = directory / str(index)
+    if not shards.exists():
+        pytest.skip("the config does not offer this combination")
+    write_model(MODEL, 0, read_weights(shards), tmp_path / "model")
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+    logits, start = torch.load(shards / "logits.pt"), build_model(MODEL, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(PROMPT).logits, logits, rtol=0, atol=1e-6)
+        assert (start(PROMPT).logits - logits).abs().max() > 1e-3, "it was trained"
