@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ def export(reference: str, target: Path, step: int | None, output_dir: Path, as_
     source = _Source(run, configs.load(run.config))
     with _checkpoint(source, step) as checkpoint, _appearing(target) as folder:
         _verify(checkpoint)
-        document = _write(source, checkpoint, folder)
+        # transformers imports accelerate and DeepSpeed where they are installed, and they log to stdout.
+        with contextlib.redirect_stdout(sys.stderr):
+            document = _write(source, checkpoint, folder)
     document |= {"directory": str(target), "provenance": str(target / PROVENANCE)}
     if as_json:
         print_json(document)
