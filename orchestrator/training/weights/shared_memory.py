@@ -42,6 +42,8 @@ PAGE = mmap.PAGESIZE
 HEADER = struct.Struct("16sQQ")
 """Identity of the version, offset and length of its manifest."""
 IDENTITY_BYTES = 16
+KEPT = 2
+"""Segments that a writer writes in turn, and that a reader keeps mapped."""
 
 Manifest = list[tuple[tuple[Piece, ...], int, int]]
 """Of each bucket: its pieces, its offset in the segment, its length in bytes."""
@@ -109,6 +111,7 @@ class SharedMemoryChannel:
     def __init__(self) -> None:
         self._segments: list[_Segment] = []
         self._latest: WeightVersion | None = None
+        self._mappings = _Mappings()
 
     def publish(self, version: WeightVersion, source: BucketSource) -> SegmentHandle:
         """See `WeightChannel.publish`. Raises OSError if there is not memory enough."""
@@ -123,20 +126,32 @@ class SharedMemoryChannel:
 
     def pull(self, handle: SegmentHandle) -> Generator[Bucket]:
         """See `WeightChannel.pull`. The buckets are read-only."""
-        descriptor = _open(handle)
+        descriptor = self._open(handle)
         try:
             manifest = _read_manifest(descriptor, handle)
-            size = os.fstat(descriptor).st_size
-            mapping = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
-            yield from _buckets(mapping, manifest)
+            yield from _buckets(self._mappings.of(descriptor), manifest)
         finally:
-            os.close(descriptor)  # the lock goes with it, and with the last view of the mapping
+            os.close(descriptor)  # and with it goes the lock
 
     def close(self) -> None:
         """See `WeightChannel.close`. Readers under way keep what they read."""
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments.clear()
+        self._mappings.clear()
+
+    def _open(self, handle: SegmentHandle) -> int:
+        """The segment, with a shared lock. Raises WeightsNotFoundError."""
+        try:
+            # Without waiting: by now the number may stand for a pipe.
+            descriptor = os.open(_path(handle), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            self._mappings.clear()  # the publisher is gone: what it left must not be kept in memory
+            raise WeightsNotFoundError(handle.version, f"{_path(handle)}: {error.strerror}") from error
+        if _lock(descriptor, fcntl.LOCK_SH):
+            return descriptor
+        os.close(descriptor)
+        raise WeightsNotFoundError(handle.version, "a newer version is being written over it")
 
     def _free_segment(self) -> _Segment:
         """One that nobody reads and that does not hold the latest version, locked; a new one if there is
@@ -158,18 +173,39 @@ class SharedMemoryChannel:
         return segment
 
 
-def _open(handle: SegmentHandle) -> int:
-    """The segment, with a shared lock. Raises WeightsNotFoundError."""
-    path = Path(f"/proc/{handle.process}/fd/{handle.descriptor}")
-    try:
-        # Without waiting: by now the number may stand for a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise WeightsNotFoundError(handle.version, f"{path}: {error.strerror}") from error
-    if _lock(descriptor, fcntl.LOCK_SH):
-        return descriptor
-    os.close(descriptor)
-    raise WeightsNotFoundError(handle.version, "a newer version is being written over it")
+class _Mappings:
+    """The segments that this process reads. The last two stay mapped: to map one anew costs more, in page
+    faults, than to copy from it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], mmap.mmap] = {}
+
+    def of(self, descriptor: int) -> mmap.mmap:
+        """The segment that is open as `descriptor`, which the caller has locked. It is opened once more: a
+        mapping holds open what it was made of, and with it a lock.
+        """
+        found = os.fstat(descriptor)
+        segment = (found.st_dev, found.st_ino)
+        mapping = self._kept.pop(segment, None)
+        if mapping is None or len(mapping) < found.st_size:
+            unlocked = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                mapping = mmap.mmap(unlocked, found.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+            finally:
+                os.close(unlocked)
+        self._kept[segment] = mapping
+        for oldest in list(self._kept)[:-KEPT]:
+            del self._kept[oldest]
+        return mapping
+
+    def clear(self) -> None:
+        """Unmap all of them."""
+        self._kept.clear()
+
+
+def _path(handle: SegmentHandle) -> Path:
+    return Path(f"/proc/{handle.process}/fd/{handle.descriptor}")
 
 
 def _read_manifest(descriptor: int, handle: SegmentHandle) -> Manifest:

@@ -102,15 +102,19 @@ def test_a_reader_that_comes_while_it_is_written_over_is_told(channel: SharedMem
 
 
 def test_two_segments_serve_all_versions_and_one_that_is_read_is_let_go(channel: SharedMemoryChannel) -> None:
-    before = _segments()
+    """A reader keeps the last two that it read mapped, no more."""
+    before, reader = _segments(), SharedMemoryChannel()
     handles = [channel.publish(version, source(version)) for version in range(6)]
     assert _segments() - before == 2
-    with closing(channel.pull(handles[4])) as buckets:
+    with closing(reader.pull(handles[4])) as buckets:
         next(buckets)
-        channel.publish(6, source(6.0))
-        channel.publish(7, source(7.0))
+        for version in (6, 7):
+            handles.append(channel.publish(version, source(version)))
         assert _segments() - before == 3
+    for handle in handles[-2:]:
+        pulled(reader, handle)
     assert _segments() - before == 2
+    reader.close()
     channel.close()
     assert _segments() == before
 
