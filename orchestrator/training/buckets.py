@@ -14,6 +14,7 @@ starts from.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -85,29 +86,30 @@ def flatten(
     if bucket_bytes < ALIGNMENT:
         raise ValueError(f"bucket_bytes: got {bucket_bytes}, allowed: {ALIGNMENT} or more")
     pieces: list[Piece] = []
-    data: NDArray[np.uint8] | None = None
+    data = new_bytes(0)
+    memory = torch.from_numpy(data)
     used = 0
     for name, tensor in tensors:
         source, size = _bytes_of(tensor), tensor.element_size()
+        numel, shape, dtype = tensor.numel(), tuple(tensor.shape), _dtype_name(tensor.dtype)
         start = 0
-        while start < tensor.numel() or (tensor.numel() == 0 and start == 0):
+        while start < numel or (numel == 0 and start == 0):
             room = (bucket_bytes - used) // size
-            rest = tensor.numel() - start
+            rest = numel - start
             fits_later = rest * size <= bucket_bytes and start == 0
             if pieces and (room == 0 or (rest > room and fits_later)):
-                assert data is not None
                 yield Bucket(tuple(pieces), data[:used])
-                pieces, data, used = [], None, 0
+                pieces, used = [], 0
                 continue
-            if data is None:
+            if not pieces:
                 data = allocate(bucket_bytes)
+                memory = torch.from_numpy(data)
             count = min(rest, room)
-            copied = source[start * size : (start + count) * size]
-            torch.from_numpy(data[used : used + count * size]).copy_(copied)
-            pieces.append(Piece(name, tuple(tensor.shape), _dtype_name(tensor.dtype), start, count, used))
+            memory[used : used + count * size].copy_(source[start * size : (start + count) * size])
+            pieces.append(Piece(name, shape, dtype, start, count, used))
             start += max(count, 1)
             used = min(bucket_bytes, used + -(-count * size // ALIGNMENT) * ALIGNMENT)
-    if data is not None:
+    if pieces:
         yield Bucket(tuple(pieces), data[:used])
 
 
@@ -147,6 +149,7 @@ def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> 
         )
 
 
+@functools.cache
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

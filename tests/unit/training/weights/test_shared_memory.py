@@ -108,8 +108,7 @@ def test_two_segments_serve_all_versions_and_one_that_is_read_is_let_go(channel:
     assert _segments() - before == 2
     with closing(reader.pull(handles[4])) as buckets:
         next(buckets)
-        for version in (6, 7):
-            handles.append(channel.publish(version, source(version)))
+        handles += [channel.publish(version, source(version)) for version in (6, 7)]
         assert _segments() - before == 3
     for handle in handles[-2:]:
         pulled(reader, handle)
