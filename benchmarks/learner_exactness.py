@@ -1,6 +1,7 @@
-"""Is the learner exact? Every number of ranks and ZeRO stage against one plain torch process, in float32.
+"""Is the learner exact? Every number of ranks, expert parallel size and ZeRO stage against one plain torch
+process, in float32.
 
-    python benchmarks/learner_exactness.py [--json] [--models tiny_moe qwen3_moe] [--world-sizes 1 2]
+    python benchmarks/learner_exactness.py [--json] [--models tiny_moe qwen3_moe ...] [--world-sizes 1 2 4]
     [--stages 0 1 2 3]
 
 The plain process is written for clarity, not speed: one row at a time, no padding, no packing, no DeepSpeed,
@@ -32,14 +33,9 @@ from typing import Any, Literal
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
-from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    PreTrainedModel,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import PreTrainedModel
 
+from benchmarks.moe_families import MODELS, VOCABULARY, build
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.buckets import unflatten
 from orchestrator.training.learner.config import LearnerConfig
@@ -58,9 +54,7 @@ OptimizerName = Literal["sgd", "adamw"]
 STEPS = 10
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adamw")
 LEARNING_RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adamw": 3e-4}
-VOCABULARY = 48
 CLIP = (0.2, 0.28)
-MODELS = ("tiny_moe", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,38 +90,6 @@ class Difference:
     param_max: float
     exact: bool
     offered: bool
-
-
-def build(name: str) -> PreTrainedModel:
-    """A mixture-of-experts model of two layers with 8 experts, seeded; float32."""
-    shape: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "moe_intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_experts_per_tok": 2,
-        "norm_topk_prob": True,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if name == "qwen3_moe":
-            shape |= {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 8}
-            return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape))
-        shape |= {
-            "q_lora_rank": None,
-            "kv_lora_rank": 16,
-            "num_key_value_heads": 4,
-            "first_k_dense_replace": 1,
-        }
-        shape |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "routed_scaling_factor": 1.0}
-        shape |= {"n_routed_experts": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
-        return DeepseekV3ForCausalLM(DeepseekV3Config(**shape))
 
 
 def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
@@ -377,7 +339,13 @@ def measure(models: Sequence[str], world_sizes: Sequence[int], stages: Sequence[
     }
     found: list[Difference] = []
     for world_size in world_sizes:
-        cases = [Case(model, world_size, 1, stage) for model in models for stage in stages]
+        cases = [
+            Case(model, world_size, size, stage)
+            for model in models
+            for size in (1, 2, 4)
+            if world_size % size == 0
+            for stage in stages
+        ]
         learned = run_ranks(cases)
         found += [compare(case, plain[case.model], got) for case, got in zip(cases, learned, strict=True)]
     return found
@@ -385,9 +353,9 @@ def measure(models: Sequence[str], world_sizes: Sequence[int], stages: Sequence[
 
 def print_table(rows: Sequence[Difference]) -> None:
     """One line a combination."""
-    print("model      ranks  EP  ZeRO     loss  grad norm  param L2  param max  exact")
+    print("model        ranks  EP  ZeRO     loss  grad norm  param L2  param max  exact")
     for row in rows:
-        shape = f"{row.model:<10} {row.world_size:>5} {row.expert_parallel_size:>3} {row.zero_stage:>5}"
+        shape = f"{row.model:<12} {row.world_size:>5} {row.expert_parallel_size:>3} {row.zero_stage:>5}"
         scalars = f"{row.loss:>9.1e} {row.grad_norm:>10.1e}"
         parameters = f"{row.param_l2:>9.1e} {row.param_max:>10.1e}"
         print(shape, scalars, parameters, f"{'yes' if row.exact else 'NO':>6}")
@@ -400,7 +368,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--world-sizes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--world-sizes", nargs="+", type=int, default=[1, 2, 4], choices=(1, 2, 4))
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3], choices=range(4))
     arguments = parser.parse_args()
     rows = measure(arguments.models, arguments.world_sizes, arguments.stages)

@@ -6,11 +6,16 @@ where the value is declared.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.run_config import RunConfig
 from orchestrator.training.cluster.placement import plan_placement
+from orchestrator.training.learner.config import EXPERT_PARALLEL_FAMILIES
+from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.template import template_fields
 from orchestrator.training.rewards.scorers import SCORERS
 from orchestrator.training.rollouts.engines import ENGINES
@@ -162,21 +167,36 @@ def _experts_are_divisible(config: RunConfig) -> Iterator[ConfigError]:
             f"a divisor of {learner.world_size}",
             "it divides learner.world_size",
         )
-    if learner.zero_stage == 0:
+    kind, experts = _experts(config.model)
+    if kind is not None and kind not in EXPERT_PARALLEL_FAMILIES:
         yield ConfigError(
-            "learner.zero_stage",
-            "0",
-            "1, 2 or 3",
-            "DeepSpeed's gradients of experts are wrong at stage 0 with expert parallelism",
+            "learner.expert_parallel_size",
+            str(size),
+            f"1, or a model of {', '.join(EXPERT_PARALLEL_FAMILIES)}",
+            f"{kind} has no experts, or was not shown to be exact",
         )
-    experts = config.model.architecture.get("n_routed_experts")
-    if isinstance(experts, int) and experts % size:
+    if experts is not None and experts % size:
         yield ConfigError(
             "learner.expert_parallel_size",
             str(size),
             f"a divisor of {experts}",
-            "it divides model.architecture.n_routed_experts",
+            "it divides the model's routed experts",
         )
+
+
+def _experts(model: ModelConfig) -> tuple[str | None, int | None]:
+    """The model's family and its routed experts, as far as they are known before it is built."""
+    values: dict[str, Any] = model.architecture
+    if model.family == "gguf_package":
+        return model.family, None
+    if model.path is not None:
+        try:
+            values = json.loads((Path(model.path) / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return None, None
+    kind = values.get("model_type", "deepseek_v3" if model.family == "deepseek_v3_from_scratch" else None)
+    names = ("n_routed_experts", "num_local_experts", "num_experts")
+    return kind, next((values[name] for name in names if isinstance(values.get(name), int)), None)
 
 
 def _staleness_is_corrected(config: RunConfig) -> Iterator[ConfigError]:

@@ -91,6 +91,10 @@ class RolloutBlock:
     trainable: NDArray[np.bool_]  # [T]
     finish: NDArray[np.uint8]  # [N] of Finish
     texts: tuple[str, ...]  # N decoded responses, without special end-of-sequence tokens
+    prompt_routes: NDArray[np.int16] | None = None  # [Q, R, k]
+    routes: NDArray[np.int16] | None = None  # [T, R, k]
+    """Which k experts each of the R routers chose for a token, where the engine recorded it; -1 for a token
+    that the model never read (the last one of a rollout)."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -35,7 +35,9 @@ def test_smollm2_answers_a_sum_and_its_export_gives_the_same_logits(tmp_path: Pa
         batch = torch.tensor([ids])
         assert torch.equal(exported(batch).logits, model(batch).logits)
 
-    engine = HFEngine(model, tokenizer, config.context, max_batch_rows=4, device=torch.device("cpu"))
+    engine = HFEngine(
+        model, tokenizer, config.context, max_batch_rows=4, device=torch.device("cpu"), record_routes=False
+    )
     request = GenerateRequest(
         [0], [Prompt("sum/train/0", "What is 2+3?", {})], 1, SamplingParams(0.0, 1.0, 16, 0)
     )

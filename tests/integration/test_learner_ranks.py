@@ -1,5 +1,7 @@
-"""Two learner ranks over gloo: exact against one plain process at every ZeRO stage, and resized through a
-checkpoint. One pair of processes does everything: importing DeepSpeed takes longer than training."""
+"""Two learner ranks over gloo: exact against one plain process at every ZeRO stage, with experts on every
+rank and spread over both, and resized through checkpoints. One pair of processes does everything: importing
+DeepSpeed takes longer than training.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.learner_exactness import (
     OPTIMIZERS,
     Case,
+    Difference,
     OptimizerName,
     Training,
     batch,
@@ -25,24 +29,51 @@ from benchmarks.learner_exactness import (
 )
 from orchestrator.errors import NonFiniteError
 from orchestrator.training.buckets import unflatten
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner
 from tests.contracts.learner_contract import spoilt
 
 pytestmark = pytest.mark.slow
 
-_CASES = [Case("tiny_moe", 2, 1, stage) for stage in range(4)]
+_STAGES = range(4)
+_CASES = [
+    *(Case("tiny_moe", 2, size, stage) for size in (1, 2) for stage in _STAGES),
+    *(
+        Case(model, 2, 2, 2)
+        for model in ("deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "granite_moe")
+    ),
+]
+_SAVED = [Case("tiny_moe", 2, 1, 2), *(Case("tiny_moe", 2, 2, stage) for stage in _STAGES)]
+"""Shapes that save a checkpoint, and that go on from one of a single rank."""
+
+
+def _weights(learner: DeepSpeedLearner) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
 
 
 def _two_ranks(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
     rank_main(rank, cases, port, directory)
-    _train_save_and_refuse(rank, port, Path(directory))
+    for index, case in enumerate(_SAVED):
+        _train_save_and_refuse(case, rank, port, Path(directory) / f"saved-{index}")
+        _go_on(case, rank, port, Path(directory) / "single", Path(directory) / f"resumed-{index}")
+    (Path(directory) / f"norm-{rank}").write_text(str(_norm_by_deepspeed(rank)))
 
 
-def _train_save_and_refuse(rank: int, port: int, directory: Path) -> None:
-    """Stage 2: two steps and a checkpoint; then a batch of which half is spoilt, and the same step again."""
-    learner = build_rank(Case("tiny_moe", 2, 1, 2), rank, port)
+def _norm_by_deepspeed(rank: int) -> float:
+    """Of a gradient that is 3 on rank 0 and 4 on rank 1, as that of an expert is."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    expert = torch.nn.Parameter(torch.zeros(1))
+    expert.grad = torch.tensor([3.0 + rank])
+    return float(clip_grad_norm_([expert], 1.0))
+
+
+def _train_save_and_refuse(case: Case, rank: int, port: int, directory: Path) -> None:
+    """Two steps and a checkpoint; then a batch of which half is spoilt, and the same step again."""
+    directory.mkdir(exist_ok=True)
+    learner = build_rank(case, rank, port)
     reports = [learner.update(step, batch(step)) for step in range(2)]
     learner.save(directory)
-    weights = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
+    weights = _weights(learner)
     healthy, sick = batch(2)
     with pytest.raises(NonFiniteError, match="policy/loss is"):
         learner.update(2, [healthy, *spoilt([sick])])
@@ -53,39 +84,89 @@ def _train_save_and_refuse(rank: int, port: int, directory: Path) -> None:
     learner.close()
 
 
+def _go_on(case: Case, rank: int, port: int, checkpoint: Path, directory: Path) -> None:
+    """The third step of a run whose first two were made by another number of ranks."""
+    directory.mkdir(exist_ok=True)
+    learner = build_rank(case, rank, port)
+    learner.load(checkpoint)
+    weights = _weights(learner)
+    report = learner.update(2, batch(2))
+    if rank == 0:
+        (directory / "report.json").write_text(json.dumps(dict(report.metrics)))
+        torch.save(weights, directory / "weights.pt")
+    learner.close()
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
+    (path / "single").mkdir()
+    single = build_rank(Case("tiny_moe", 1, 1, 1), 0, 0)
+    for step in range(2):
+        single.update(step, batch(step))
+    single.save(path / "single")
+    torch.save(_weights(single), path / "single" / "weights.pt")
+    (path / "single" / "report.json").write_text(json.dumps(dict(single.update(2, batch(2)).metrics)))
+    single.close()
     start_ranks(2, _two_ranks, _CASES, str(path))
     return path
 
 
 @pytest.fixture(scope="module")
-def metrics(directory: Path) -> list[list[dict[str, float]]]:
-    return [json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(2)]
-
-
-def test_two_ranks_are_exact_at_every_zero_stage(directory: Path) -> None:
-    plain: dict[OptimizerName, Training] = {name: train_plainly("tiny_moe", name) for name in OPTIMIZERS}
+def differences(directory: Path) -> list[Difference]:
+    models = {case.model for case in _CASES}
+    plain: dict[str, dict[OptimizerName, Training]] = {
+        model: {name: train_plainly(model, name) for name in OPTIMIZERS} for model in models
+    }
     learned = read_results(len(_CASES), str(directory))
-    found = [compare(case, plain, got) for case, got in zip(_CASES, learned, strict=True)]
-    assert [row for row in found if not row.exact] == []
+    return [compare(case, plain[case.model], got) for case, got in zip(_CASES, learned, strict=True)]
 
 
-def test_all_ranks_report_the_same_metrics(metrics: list[list[dict[str, float]]]) -> None:
-    assert metrics[0] == metrics[1]
-
-
-def test_one_rank_goes_on_from_the_checkpoint_of_two(
-    directory: Path, metrics: list[list[dict[str, float]]]
+def test_two_ranks_are_exact_at_every_zero_stage_and_expert_parallel_size(
+    differences: list[Difference],
 ) -> None:
+    assert len(differences) == len(_CASES)
+    assert [row for row in differences if not row.exact] == []
+
+
+def test_deepspeed_takes_the_mean_of_the_norms_of_ranks_for_the_norm(directory: Path) -> None:
+    """Why stage 0 clips by itself: its own clipping is wrong where ranks hold different experts. When this
+    test fails the fault is gone.
+    """
+    assert [float((directory / f"norm-{rank}").read_text()) for rank in range(2)] == [3.5, 3.5]  # not 5
+
+
+@pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
+def test_all_ranks_report_the_same_metrics(directory: Path, index: int) -> None:
+    reports = [(directory / f"saved-{index}" / f"rank-{rank}.json").read_text() for rank in range(2)]
+    assert json.loads(reports[0]) == json.loads(reports[1])
+
+
+@pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
+def test_one_rank_goes_on_from_the_checkpoint_of_two(directory: Path, index: int) -> None:
     """At another ZeRO stage, too; and a refused step left no trace in the two ranks' next one."""
+    saved = directory / f"saved-{index}"
     single = build_rank(Case("tiny_moe", 1, 1, 3), 0, 0)
-    single.load(directory)
-    restored = dict(unflatten(single.weights()))
-    for name, tensor in torch.load(directory / "weights.pt").items():
-        assert torch.equal(restored[name], tensor), name
+    single.load(saved)
+    _assert_same_weights(_weights(single), torch.load(saved / "weights.pt"))
     resumed = single.update(2, batch(2)).metrics
     single.close()
-    for name in ("policy/loss", "policy/grad_norm", "moe/bias_norm"):
-        assert resumed[name] == pytest.approx(metrics[0][2][name], rel=1e-5)
+    _assert_same_step(dict(resumed), json.loads((saved / "rank-0.json").read_text())[2])
+
+
+@pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
+def test_two_ranks_go_on_from_the_checkpoint_of_one(directory: Path, index: int) -> None:
+    single, resumed = directory / "single", directory / f"resumed-{index}"
+    _assert_same_weights(torch.load(resumed / "weights.pt"), torch.load(single / "weights.pt"))
+    reports = [json.loads((path / "report.json").read_text()) for path in (resumed, single)]
+    _assert_same_step(*reports)
+
+
+def _assert_same_weights(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(got[name], tensor)] == []
+
+
+def _assert_same_step(got: dict[str, float], expected: dict[str, float]) -> None:
+    for name in ("policy/loss", "policy/grad_norm", "moe/bias_norm", "moe/expert_load_max_over_mean"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-5), name

@@ -9,6 +9,11 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.training.settings import Settings
 
+EXPERT_PARALLEL_FAMILIES = ("deepseek_v2", "deepseek_v3", "granitemoe", "mixtral", "qwen3_moe")
+"""What `model_type` is in the config.json of models whose experts can be spread over ranks: the families that
+were shown to be exact.
+"""
+
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 

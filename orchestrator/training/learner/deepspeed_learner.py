@@ -40,6 +40,7 @@ from orchestrator.training.learner.shards import Shard, load_shards, shard_of, w
 from orchestrator.training.learner.snapshot import HostMemory
 from orchestrator.training.learner.zero import OptimizerFactory, ZeroEngine, adamw
 from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
+from orchestrator.training.models.routers import RouteReplay
 from orchestrator.training.records import BatchPart, StepReport
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,6 @@ class DeepSpeedLearner:
         if config.activation_checkpointing:
             checkpoint_activations(trainee.model)
         self.layout: Layout = layout_for(trainee.model)
-        self._routing = RoutingMeter(trainee.model, self._device)
         self._scorer = TokenScorer(trainee.model, rule.temperature)
         self._reference = None if trainee.reference is None else self._freeze(trainee.reference)
         self._reference_scorer = (
@@ -90,6 +90,8 @@ class DeepSpeedLearner:
         )
         self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
+        self._replay = RouteReplay(trainee.model)
+        self._routing = RoutingMeter(trainee.model, self._device)
 
     def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
         """See `Learner.update`."""
@@ -184,10 +186,7 @@ class DeepSpeedLearner:
         if len(work) == 1 or self._rule.objective.truncation is None:
             return [[None for _ in micro_batches] for micro_batches in work]
         with torch.no_grad():
-            return [
-                [self._scorer(self._zero.forward, batch)[0] for batch in micro_batches]
-                for micro_batches in work
-            ]
+            return [[self._score(batch)[0] for batch in micro_batches] for micro_batches in work]
 
     def _minibatch(
         self, step: int, rate: float, micro_batches: Sequence[MicroBatch], proximal: Sequence[Tensor | None]
@@ -222,7 +221,7 @@ class DeepSpeedLearner:
 
     def _forward(self, batch: MicroBatch, proximal: Tensor | None) -> tuple[TokenColumns, TokenTerms, Tensor]:
         with self._routing.counting(batch.real):
-            logprobs, entropies = self._scorer(self._zero.forward, batch)
+            logprobs, entropies = self._score(batch)
         columns = TokenColumns(
             logprobs=logprobs,
             sampled_logprobs=batch.sampled_logprobs,
@@ -231,6 +230,11 @@ class DeepSpeedLearner:
             reference_logprobs=self._reference_logprobs(batch),
         )
         return columns, self._rule.objective(columns), entropies
+
+    def _score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        # The routes stay set for backward, which may compute the forward pass again.
+        self._replay.use(batch.routes)
+        return self._scorer(self._zero.forward, batch)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:

@@ -7,12 +7,15 @@ at any stage:
     stage 0       every rank has all of each parameter
     stages 1, 2   the flat tensor of all parameters is cut into one stretch a rank; a parameter may lie on two
     stage 3       each parameter is cut into one stretch a rank, the last one padded
+
+Names, shapes and places are those of transformers' tensors, also where experts are spread over ranks: such a
+stretch is then cut where the other tensor's order demands it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from orchestrator.training.learner.expert_parallel import replica
 from orchestrator.training.learner.zero import ZeroEngine
 
 
@@ -37,6 +41,8 @@ class Fragment:
     flat: Tensor
     """The optimizer's parameter: master weights, float32."""
     offset: int
+    saved_here: bool = True
+    """False where another rank has the same elements and writes them (stage 0)."""
 
     def stretch(self, like_flat: Tensor) -> Tensor:
         """The fragment's elements of `flat`, or of an optimizer state of its shape: a view, [count]."""
@@ -45,12 +51,30 @@ class Fragment:
 
 def fragments(zero: ZeroEngine) -> list[Fragment]:
     """This rank's fragments, in the order of the model's parameters."""
-    if zero.stage == 0:
-        return [
-            Fragment(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
-            for name, parameter in zero.module.named_parameters()
-        ]
-    return list(_fragments_of_weights(zero) if zero.stage == 3 else _fragments_of_states(zero))
+    match zero.stage:
+        case 0:
+            held = _fragments_of_parameters(zero)
+        case 3:
+            held = _fragments_of_weights(zero)
+        case _:
+            held = _fragments_of_states(zero)
+    return [part for fragment in held for part in _translated(zero, fragment)]
+
+
+def _translated(zero: ZeroEngine, fragment: Fragment) -> Iterator[Fragment]:
+    """The fragment by the names of transformers."""
+    end = fragment.start + fragment.count
+    for stretch in zero.layout.stretches(fragment.name, fragment.shape):
+        first, last = max(fragment.start, stretch.local), min(end, stretch.local + stretch.count)
+        if first < last:
+            yield replace(
+                fragment,
+                name=stretch.name,
+                shape=stretch.shape,
+                start=stretch.start + first - stretch.local,
+                count=last - first,
+                offset=fragment.offset + first - fragment.start,
+            )
 
 
 def base_optimizer(zero: ZeroEngine) -> Optimizer:
@@ -72,6 +96,14 @@ def publish_masters(zero: ZeroEngine) -> None:
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[Fragment]:
+    """Stage 0: every rank has all; those that have the same take turns to write."""
+    for index, (name, parameter) in enumerate(zero.module.named_parameters()):
+        place, count = replica(parameter)
+        shape, saved_here = tuple(parameter.shape), index % count == place
+        yield Fragment(name, shape, 0, parameter.numel(), parameter, 0, saved_here)
 
 
 def _fragments_of_states(zero: ZeroEngine) -> Iterator[Fragment]:

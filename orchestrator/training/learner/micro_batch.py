@@ -32,6 +32,8 @@ class MicroBatch:
     weights: Tensor  # [T] float32
     tokens: int
     """Prompt and response tokens in it, padding not counted."""
+    routes: Tensor | None = None  # [B * S, R, k] int16
+    """Experts that the sampler's routers chose; -1 where that is not known; None: for no token."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
@@ -47,6 +49,7 @@ class MicroBatch:
             self.advantages.to(device),
             self.weights.to(device),
             self.tokens,
+            None if self.routes is None else self.routes.to(device),
         )
 
 
@@ -83,7 +86,18 @@ def collate(rows: Sequence[TrainingRow], layout: Layout) -> MicroBatch:
         advantages=_repeated([row.advantage for row in rows], counts),
         weights=_repeated([row.weight for row in rows], counts),
         tokens=sum(lengths),
+        routes=_routes(rows, starts, input_ids.size),
     )
+
+
+def _routes(rows: Sequence[TrainingRow], starts: Sequence[int], positions: int) -> Tensor | None:
+    known = [(start, row.routes) for start, row in zip(starts, rows, strict=True) if row.routes is not None]
+    if not known:
+        return None
+    routes = np.full((positions, *known[0][1].shape[1:]), -1, dtype=np.int16)
+    for start, taken in known:
+        routes[start : start + len(taken)] = taken
+    return torch.from_numpy(routes)
 
 
 def _restarting_positions(lengths: Sequence[int]) -> Tensor:

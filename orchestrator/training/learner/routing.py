@@ -1,35 +1,24 @@
-"""How tokens spread over experts: counted by hooks on the routers, and steered by DeepSeek-V3's selection
-bias.
-
-Routers of transformers' mixture-of-experts models return (router logits [T, E], weights [T, k], expert
-indices [T, k]); which modules they are, the model's class says itself (`_can_record_outputs`). Only real
-tokens count: padding is computed and ignored.
+"""How tokens spread over experts: counted at the routers, and steered by DeepSeek-V3's selection bias. Only
+real tokens count: padding is computed and ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-BIAS = "e_score_correction_bias"
-"""The buffer of a DeepSeek-V3 router that is added to its scores for the choice of experts, and only for
-that.
-"""
-
-
-def find_routers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The routers by name, in the model's order; none if the model is dense."""
-    inner = model.base_model
-    recorder: Any = (getattr(inner, "_can_record_outputs", None) or {}).get("router_logits")
-    router_class = getattr(recorder, "target_class", recorder)
-    if not isinstance(router_class, type):
-        return {}
-    return {name: module for name, module in model.named_modules() if isinstance(module, router_class)}
+from orchestrator.training.models.routers import (
+    BIAS,
+    Seen,
+    find_routers,
+    number_of_experts,
+    observe,
+    scores_by_sigmoid,
+)
 
 
 class RoutingMeter:
@@ -40,16 +29,16 @@ class RoutingMeter:
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
-        """Build it before the model's parameters are partitioned; `device` is where the model will run."""
+        """Build it once experts are spread over ranks; `device` is where the model runs."""
         self.routers = find_routers(model)
-        self._experts = max((_experts(router) for router in self.routers.values()), default=0)
+        self._experts = number_of_experts(model)
         self._real: Tensor | None = None
         count = len(self.routers)
         self._loads = torch.zeros(count, self._experts, dtype=torch.float64, device=device)
         self._entropies = torch.zeros(count, dtype=torch.float64, device=device)
         self._tokens = torch.zeros(1, dtype=torch.float64, device=device)
         for index, router in enumerate(self.routers.values()):
-            router.register_forward_hook(self._hook(index))
+            observe(router, self._seen(index, scores_by_sigmoid(router)))
 
     @contextmanager
     def counting(self, real: Tensor) -> Generator[None]:
@@ -116,20 +105,16 @@ class RoutingMeter:
     def _biases(self) -> list[Tensor | None]:
         return [getattr(router, BIAS, None) for router in self.routers.values()]
 
-    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], tuple[Tensor, ...]], None]:
-        def count(module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-            del inputs
+    def _seen(self, index: int, sigmoid: bool) -> Seen:
+        def seen(logits: Tensor, chosen: Tensor) -> None:
             if self._real is not None:
-                logits, _, chosen = outputs
-                self._count(index, logits.detach(), chosen, sigmoid=hasattr(module, BIAS))
+                self._count(index, logits.detach(), chosen, sigmoid)
 
-        return count
+        return seen
 
     @torch.no_grad()
     def _count(self, index: int, logits: Tensor, chosen: Tensor, sigmoid: bool) -> None:
-        """Routers with a selection bias score experts by a sigmoid, which is normalised here; the others by a
-        softmax.
-        """
+        """A sigmoid's scores are normalised here."""
         assert self._real is not None
         real = self._real.to(torch.float32)
         weights = real.repeat_interleave(chosen.shape[-1])
@@ -139,9 +124,3 @@ class RoutingMeter:
         total = scores.sum(dim=-1)
         entropies = total.log() + torch.special.entr(scores).sum(dim=-1) / total
         self._entropies[index] += torch.dot(entropies, real)
-
-
-def _experts(router: nn.Module) -> int:
-    weight = router.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0] if weight.ndim == 2 else 0

@@ -10,7 +10,7 @@ sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +58,8 @@ class TrainingRow:
     advantage: float
     weight: float
     """Of each of its trainable tokens in the loss of its minibatch."""
+    routes: NDArray[np.int16] | None = None  # [L, R, k]
+    """Where the sampler's routers sent each token; -1: not known."""
 
     def __len__(self) -> int:
         """L."""
@@ -110,23 +112,20 @@ def computed_rows(rows: Sequence[TrainingRow], rule: UpdateRule) -> list[Trainin
 def _weighted_rows(
     groups: Sequence[tuple[BatchPart, int]], advantages: NDArray[np.float64], rule: UpdateRule
 ) -> list[TrainingRow]:
-    columns = [column for part, group in groups for column in _rollouts(part, group)]
-    lengths = torch.tensor([int(trainable.sum()) for _, _, trainable, _, _ in columns], dtype=torch.int64)
+    rows = [row for part, group in groups for row in _rollouts(part, group)]
+    lengths = torch.tensor([row.trained_tokens for row in rows], dtype=torch.int64)
     weights = rollout_token_weights(lengths, rule.aggregation, rule.max_new_tokens)
+    weighed = zip(rows, advantages.ravel().tolist(), weights.tolist(), strict=True)
     return [
-        TrainingRow(tokens, prompt_length, trainable, logprobs, version, float(advantage), float(weight))
-        for (tokens, prompt_length, trainable, logprobs, version), advantage, weight in zip(
-            columns, advantages.ravel().tolist(), weights.tolist(), strict=True
-        )
+        replace(row, advantage=float(advantage), weight=float(weight)) for row, advantage, weight in weighed
     ]
 
 
-_Columns = tuple[NDArray[np.int32], int, NDArray[np.bool_], NDArray[np.float32], int]
-
-
-def _rollouts(part: BatchPart, group: int) -> Iterator[_Columns]:
+def _rollouts(part: BatchPart, group: int) -> Iterator[TrainingRow]:
+    """The group's rows, without advantages and weights."""
     block = part.rollouts
-    prompt = block.prompt_tokens[block.prompt_offsets[group] : block.prompt_offsets[group + 1]]
+    prompt_span = slice(block.prompt_offsets[group], block.prompt_offsets[group + 1])
+    prompt = block.prompt_tokens[prompt_span]
     if len(prompt) == 0:
         raise ValueError(
             f"prompt {block.prompts[group].prompt_id}: got 0 tokens, allowed: 1 or more "
@@ -137,10 +136,15 @@ def _rollouts(part: BatchPart, group: int) -> Iterator[_Columns]:
         aborted = block.finish[index] == Finish.ABORTED
         trainable = np.zeros_like(block.trainable[span]) if aborted else block.trainable[span]
         versions = block.versions[span]
-        yield (
-            np.concatenate([prompt, block.tokens[span]]),
-            len(prompt),
-            trainable,
-            block.logprobs[span],
-            int(versions.min()) if len(versions) else -1,
+        yield TrainingRow(
+            tokens=np.concatenate([prompt, block.tokens[span]]),
+            prompt_length=len(prompt),
+            trainable=trainable,
+            logprobs=block.logprobs[span],
+            oldest_version=int(versions.min()) if len(versions) else -1,
+            advantage=0.0,
+            weight=0.0,
+            routes=None
+            if block.routes is None or block.prompt_routes is None
+            else np.concatenate([block.prompt_routes[prompt_span], block.routes[span]]),
         )

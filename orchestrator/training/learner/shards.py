@@ -49,18 +49,13 @@ class Shard:
 def shard_of(zero: ZeroEngine) -> Shard:
     """This rank's shard as it is now: its tensors are views of the state that training changes."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    owned = [
-        fragment
-        for index, fragment in enumerate(fragments(zero))
-        if zero.stage > 0
-        or index % world_size == rank  # at stage 0 every rank has everything: they take turns
-    ]
+    owned = [fragment for fragment in fragments(zero) if fragment.saved_here]
     tensors = _random_states()
     for fragment in owned:
         for key, value in _states(zero, fragment).items():
             tensors[f"{fragment.name}@{fragment.start}/{key}"] = value
     if rank == 0:
-        tensors |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero.module)}
+        tensors |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero)}
     metadata = {
         "format": FORMAT,
         "rank": str(rank),
@@ -104,7 +99,7 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
         try:
             shards = _Shards(directory, stack)
             _read_fragments(zero, shards)
-            for name, buffer in persistent_buffers(zero.module):
+            for name, buffer in persistent_buffers(zero):
                 buffer.copy_(shards.tensor(f"buffer/{name}"))
             _restore_random_states(shards)
         except (OSError, SafetensorError) as error:

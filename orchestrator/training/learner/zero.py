@@ -5,7 +5,8 @@ What differs between the stages is here and nowhere else:
 
 | stage | gradients of a step            | global gradient norm and clipping                      |
 | ----- | ------------------------------ | ------------------------------------------------------ |
-| 0     | reduced with the last backward | ours: DeepSpeed clips here too, but reports no norm    |
+| 0     | reduced with the last backward | ours: DeepSpeed reports none, and its own leaves out   |
+|       |                                | the experts of other ranks                             |
 | 1     | reduced with the last backward | DeepSpeed's, inside its step                           |
 | 2, 3  | reduced with every backward    | DeepSpeed's, inside its step                           |
 
@@ -31,6 +32,7 @@ from transformers import PreTrainedModel
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.expert_parallel import Layout, expert_parallel_section, is_expert
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """Parameter groups to a torch optimizer."""
@@ -64,12 +66,17 @@ class ZeroEngine:
         self.stage = config.zero_stage
         self._world_size = dist.get_world_size()
         self._deepspeed = _quiet_deepspeed()
-        optimizer = build_optimizer(_parameter_groups(model, config.weight_decay))
+
+        def optimizer(_: object) -> Optimizer:
+            # Called once the experts have been spread: before, the model has other parameters.
+            return build_optimizer(_parameter_groups(model, config.weight_decay))
+
         engine, *_ = self._deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(config, model, device)
         )
         self.engine: Any = engine
         self.engine.train()
+        self.layout = Layout(model)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -102,12 +109,25 @@ class ZeroEngine:
 
     def _step_without_zero(self) -> float:
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+        total = self._grad_norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, total)
+        norm = float(total)
         if math.isfinite(norm):
             self.engine.step()
         else:
             self.engine.zero_grad()
         return norm
+
+    def _grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """The global L2 norm: experts of other ranks count too, and each expert once."""
+        grads = [parameter.grad for parameter in parameters if not is_expert(parameter)]
+        expert_grads = [parameter.grad for parameter in parameters if is_expert(parameter)]
+        squares = _norm(grads) ** 2
+        if self.layout.group is not None:
+            experts = (_norm(expert_grads) ** 2).to(self.engine.device)
+            dist.all_reduce(experts, group=self.layout.group)
+            squares = squares + experts
+        return squares.sqrt()
 
     def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
         """Inside, these parameters are whole on every rank (stage 3). They must not be changed."""
@@ -118,7 +138,7 @@ class ZeroEngine:
         self.engine.destroy()
 
 
-def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.device) -> dict[str, Any]:
+def deepspeed_config(config: LearnerConfig, model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
     """The DeepSpeed config of a learner. Batch sizes in it have no meaning: micro-batches are counted by
     tokens, here.
     """
@@ -128,6 +148,7 @@ def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.devi
     # On the host the given AdamW is kept: torch's fused one needs no compiler, DeepSpeed's own builds itself
     # at the first use.
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": device.type == "cuda"}}
+    experts = config.expert_parallel_size
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -145,30 +166,44 @@ def deepspeed_config(config: LearnerConfig, model: nn.Module, device: torch.devi
             "stage3_param_persistence_threshold": min(100_000, parameters // 100),
             **(offload if config.offload == "optimizer" else {}),
         },
+        "expert_parallel": expert_parallel_section(model, experts, grouped=device.type == "cuda" and half)
+        if experts > 1
+        else {"enabled": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
 
 
+def _norm(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None])
+
+
 def _refuse_what_is_not_exact(config: LearnerConfig, model: nn.Module) -> None:
-    if config.expert_parallel_size > 1:
-        size = str(config.expert_parallel_size)
-        hint = "the learner does not spread experts over ranks"
-        raise ConfigError("learner.expert_parallel_size", size, "1", hint)
     if config.zero_stage == 0 and next(model.parameters()).dtype == torch.bfloat16:
         hint = "a bfloat16 model keeps its float32 master weights in ZeRO's optimizer"
         raise ConfigError("learner.zero_stage", "0", "1, 2 or 3", hint)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay is for matrices: norms, biases and other vectors are left alone."""
+    """Weight decay is for matrices: norms, biases and other vectors are left alone. Spread experts have
+    groups of their own, because ZeRO cuts them among fewer ranks.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if weight_decay == 0:
-        return [{"params": parameters, "weight_decay": 0.0}]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"name": "all", "params": parameters, "weight_decay": 0.0}]
+    if weight_decay > 0:
+        # At stage 3 a partitioned parameter has no dimensions left.
+        matrices = [each for each in parameters if len(getattr(each, "ds_shape", each.shape)) >= 2]
+        vectors = [each for each in parameters if len(getattr(each, "ds_shape", each.shape)) < 2]
+        groups = [
+            {"name": "matrices", "params": matrices, "weight_decay": weight_decay},
+            {"name": "vectors", "params": vectors, "weight_decay": 0.0},
+        ]
+    if any(is_expert(parameter) for parameter in parameters):
+        from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+
+        groups = split_params_into_different_moe_groups_for_optimizer(groups)
+    return groups
 
 
 def _quiet_deepspeed() -> ModuleType:

@@ -23,6 +23,7 @@ class Response:
     tokens: Sequence[int]
     logprobs: Sequence[float]
     finish: Finish
+    routes: NDArray[np.int16] | None = None  # [tokens, R, k]: see `RolloutBlock`
 
 
 def assemble_block(
@@ -31,11 +32,13 @@ def assemble_block(
     responses: Sequence[Response],
     version: WeightVersion,
     decode: Callable[[Sequence[Sequence[int]]], tuple[str, ...]],
+    prompt_routes: Sequence[NDArray[np.int16]] | None = None,
 ) -> RolloutBlock:
     """The block of P prompts and N = P * group_size responses, in the request's order: response `i` answers
     prompt `i // group_size`.
 
-    `decode` turns all responses' tokens into their texts. Raises ValueError if the counts don't fit the
+    `decode` turns all responses' tokens into their texts. `prompt_routes` are those of each prompt, where
+    they were recorded; all responses have routes then. Raises ValueError if the counts don't fit the
     request.
     """
     expected = len(request.prompts) * request.group_size
@@ -59,6 +62,10 @@ def assemble_block(
         trainable=np.ones(len(tokens), dtype=np.bool_),
         finish=np.array([response.finish for response in responses], dtype=np.uint8),
         texts=decode([response.tokens for response in responses]),
+        prompt_routes=None if prompt_routes is None else np.concatenate(prompt_routes),
+        routes=None
+        if prompt_routes is None
+        else np.concatenate([response.routes for response in responses if response.routes is not None]),
     )
 
 

@@ -28,6 +28,9 @@ class RolloutConfig(Settings):
     """The most tokens of a response; a longer one is truncated."""
     max_batch_rows: int = Field(ge=1)
     """Rows that a worker samples at once."""
+    record_routes: bool
+    """Note which experts each token went to, so that the learner sends it the same way (rollout routing
+    replay); for mixtures of experts."""
     threads: int = Field(ge=0)
     """CPU threads a worker computes with; 0 leaves the choice to torch."""
     max_restarts: int = Field(ge=0)

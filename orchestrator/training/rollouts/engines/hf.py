@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
@@ -21,6 +23,7 @@ from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.latent_attention import decode_in_latent_space
 from orchestrator.training.models.prompting import decode_responses, end_of_sequence, render_prompt
+from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, RolloutBlock, SamplingParams, WeightVersion
 from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
 from orchestrator.training.rollouts.config import RolloutConfig
@@ -40,9 +43,11 @@ class HFEngine:
         context: int,
         max_batch_rows: int,
         device: torch.device,
+        record_routes: bool,
     ) -> None:
         _require_full_attention(model)
         decode_in_latent_space(model)
+        self._recorder = (RouteRecorder(model) or None) if record_routes else None
         self._model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
         self._tokenizer, self._context, self._max_rows, self._device = (
             tokenizer,
@@ -62,7 +67,14 @@ class HFEngine:
         for prompt, tokens in zip(request.prompts, prompts, strict=True):
             require_room(prompt, len(tokens), self._context)
         batch = _Batch(
-            self._model, prompts, request, self._context, self._max_rows, self._stops, self._device
+            self._model,
+            prompts,
+            request,
+            self._context,
+            self._max_rows,
+            self._stops,
+            self._device,
+            self._recorder,
         )
         batch.run()
         return assemble_block(
@@ -71,6 +83,7 @@ class HFEngine:
             batch.responses(),
             self._version,
             lambda rows: decode_responses(self._tokenizer, rows),
+            batch.prompt_routes(),
         )
 
     @torch.no_grad()
@@ -120,6 +133,7 @@ class _Batch:
         max_rows: int,
         stops: torch.Tensor,
         device: torch.device,
+        recorder: RouteRecorder | None,
     ) -> None:
         self._model, self._prompts, self._device = model, prompts, device
         self._sampling: SamplingParams = request.sampling
@@ -137,6 +151,9 @@ class _Batch:
         self._lengths = torch.zeros(total, dtype=torch.int64)
         self._stopped = torch.zeros(total, dtype=torch.bool)
         self._rollouts = torch.zeros(0, dtype=torch.int64)  # which rollout each slot holds
+        self._recorder = recorder
+        self._routes = torch.zeros(0)  # [N, max_new_tokens, R, k] int16 once the first prompt was read
+        self._prompt_routes: dict[int, torch.Tensor] = {}  # by prompt: [length, R, k]
         self._cache = SlotCache(model.config.num_hidden_layers, rows, next(model.parameters()).dtype, device)
 
     def run(self) -> None:
@@ -153,8 +170,18 @@ class _Batch:
         finish = [Finish.STOP if stopped else Finish.LENGTH for stopped in self._stopped.tolist()]
         tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
         return [
-            Response(tokens[i][:length], logprobs[i][:length], finish[i]) for i, length in enumerate(lengths)
+            Response(tokens[i][:length], logprobs[i][:length], finish[i], self._routes_of(i, length))
+            for i, length in enumerate(lengths)
         ]
+
+    def prompt_routes(self) -> list[NDArray[np.int16]] | None:
+        """Of each prompt, [length, R, k]; None if routes are not recorded."""
+        if self._recorder is None:
+            return None
+        return [self._prompt_routes[prompt].numpy() for prompt in range(len(self._prompts))]
+
+    def _routes_of(self, rollout: int, length: int) -> NDArray[np.int16] | None:
+        return None if self._recorder is None else self._routes[rollout, :length].numpy()
 
     def _worth_admitting(self) -> bool:
         """A prefill costs about a step however few its rows, so it waits until an eighth of the slots is
@@ -173,6 +200,8 @@ class _Batch:
         prompts = [self._prompts[admission.prompt] for admission in admitted]
         repeats = torch.tensor([admission.count for admission in admitted])
         logits, prefilled = self._prefill(prompts)
+        if self._recorder is not None:
+            self._note_prompts(admitted, self._recorder.take())
         self._cache.insert(prefilled, torch.tensor([len(prompt) for prompt in prompts]), repeats)
         new = torch.cat(
             [torch.arange(admission.first, admission.first + admission.count) for admission in admitted]
@@ -182,6 +211,14 @@ class _Batch:
             slice(len(self._rollouts) - len(new), None),
             logits.repeat_interleave(repeats.to(self._device), dim=0),
         )
+
+    def _note_prompts(self, admitted: list[_Admission], taken: torch.Tensor) -> None:
+        """The routes [p * width, R, k] of left-padded prompts."""
+        by_prompt = taken.view(len(admitted), -1, *taken.shape[1:])
+        for admission, routes in zip(admitted, by_prompt, strict=True):
+            self._prompt_routes[admission.prompt] = routes[-len(self._prompts[admission.prompt]) :]
+        if self._routes.ndim == 1:
+            self._routes = torch.full((*self._tokens.shape, *taken.shape[1:]), -1, dtype=torch.int16)
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[torch.Tensor, DynamicCache]:
         """The logits after each prompt [p, V] and the prompts' keys and values, left-padded to the
@@ -219,6 +256,8 @@ class _Batch:
             past_key_values=self._cache,
             use_cache=True,
         )
+        if self._recorder is not None:
+            self._routes[rollouts, self._lengths[rollouts] - 1] = self._recorder.take()
         self._accept(slice(0, None), output.logits[:, -1])
 
     def _accept(self, slots: slice, logits: torch.Tensor) -> None:
@@ -275,5 +314,10 @@ def _require_full_attention(model: PreTrainedModel) -> None:
 def hf(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> HFEngine:
     """The engine with its own copy of the model, as version 0."""
     return HFEngine(
-        build_model(model, seed), build_tokenizer(model), model.context, rollout.max_batch_rows, device
+        build_model(model, seed),
+        build_tokenizer(model),
+        model.context,
+        rollout.max_batch_rows,
+        device,
+        record_routes=rollout.record_routes,
     )

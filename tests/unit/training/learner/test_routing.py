@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.learner_exactness import build
-from orchestrator.training.learner.routing import BIAS, RoutingMeter, find_routers
+from benchmarks.moe_families import build
+from orchestrator.training.learner.routing import RoutingMeter
+from orchestrator.training.models.routers import BIAS, find_routers
 
 _CPU = torch.device("cpu")
 

@@ -16,6 +16,7 @@ from orchestrator.training.models import folder
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest
@@ -88,7 +89,7 @@ MODELS = {"deepseek": deepseek, "llama": llama}
 def run(
     model: PreTrainedModel, sampling: SamplingParams = SAMPLING, rows: int = 32, group_size: int = 4
 ) -> RolloutBlock:
-    engine = HFEngine(model, TOKENIZER, CONTEXT, rows, CPU)
+    engine = HFEngine(model, TOKENIZER, CONTEXT, rows, CPU, record_routes=False)
     return engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, group_size, sampling))
 
 
@@ -114,10 +115,34 @@ def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [3, 32])
+@torch.no_grad()
+def test_recorded_routes_are_those_of_a_plain_forward(rows: int):
+    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, rows, CPU, record_routes=True)
+    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
+    assert block.routes is not None
+    assert block.prompt_routes is not None
+    model = deepseek()
+    recorder = RouteRecorder(model)
+    for row in range(len(block)):
+        asked = slice(*block.prompt_offsets[row // 4 : row // 4 + 2])
+        answered = slice(*block.offsets[row : row + 2])
+        ids = np.concatenate([block.prompt_tokens[asked], block.tokens[answered]])
+        model(torch.from_numpy(ids).long()[None])
+        recorded = np.concatenate([block.prompt_routes[asked], block.routes[answered]])
+        assert np.array_equal(np.sort(recorded[:-1]), np.sort(recorder.take().numpy()[:-1]))
+        assert (recorded[-1] == -1).all()  # the last token was sampled and never read
+
+
+def test_a_dense_model_has_no_routes_to_record():
+    engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=True)
+    assert engine.generate(GenerateRequest([0], PROMPTS[:1], 2, SAMPLING)).routes is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS)
 def test_log_probs_on_a_gpu_are_those_of_a_plain_forward(model: str):
-    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 6, torch.device("cuda"))
+    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 6, torch.device("cuda"), record_routes=False)
     block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-3)
 
@@ -155,14 +180,14 @@ def test_greedy_is_what_generate_gives(model: str):
 
 def test_a_rollout_ends_where_the_context_is_full():
     prompt = Prompt("t/long", "1" * (CONTEXT - 3), {})
-    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 8, CPU)
+    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
     block = engine.generate(GenerateRequest([0], [prompt], 2, dataclasses.replace(SAMPLING, seed=2)))
     assert block.lengths.tolist() == [3, 3] and block.finish.tolist() == [Finish.LENGTH] * 2
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_loaded_weights_replace_parameters_and_router_bias(model: str):
-    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU)
+    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
     other = MODELS[model](seed=1)
     for name, tensor in other.state_dict().items():
         if name.endswith("e_score_correction_bias"):
@@ -177,7 +202,9 @@ def test_loaded_weights_replace_parameters_and_router_bias(model: str):
 @pytest.mark.parametrize("model", MODELS)
 def test_weights_that_come_in_small_buckets_are_written_where_they_belong(model: str):
     """Most tensors are cut; none of them is put together in memory of its own."""
-    one, other = (HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU) for _ in range(2))
+    one, other = (
+        HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False) for _ in range(2)
+    )
     state = list(MODELS[model](seed=1).state_dict().items())
     one.load_weights(1, state)
     arrived: list[torch.Tensor] = []
@@ -192,7 +219,7 @@ def test_weights_that_come_in_small_buckets_are_written_where_they_belong(model:
 
 @pytest.mark.parametrize("left_out", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_a_tied_weight_may_come_under_either_name(left_out: str):
-    engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU)
+    engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
     other = llama(seed=1)
     state = other.state_dict()
     engine.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != left_out])
@@ -201,7 +228,7 @@ def test_a_tied_weight_may_come_under_either_name(left_out: str):
 
 
 def test_incomplete_or_foreign_weights_are_refused():
-    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 32, CPU)
+    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
     state = deepseek(seed=1).state_dict()
     with pytest.raises(ValueError, match=r"no weight 'model.unknown' of shape \(2,\)"):
         engine.load_weights(1, [("model.unknown", torch.zeros(2))])
@@ -225,7 +252,7 @@ def test_a_model_with_sliding_windows_is_refused():
         max_window_layers=1,
     )
     with pytest.raises(ConfigError, match="Qwen2ForCausalLM has layers without full attention"):
-        HFEngine(Qwen2ForCausalLM(config), TOKENIZER, CONTEXT, 8, CPU)
+        HFEngine(Qwen2ForCausalLM(config), TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
 
 
 def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
@@ -246,6 +273,7 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         prompts_per_step=1,
         temperature=1.0,
         top_p=1.0,
+        record_routes=False,
         max_new_tokens=8,
         max_batch_rows=32,
         threads=1,

@@ -1,0 +1,26 @@
+"""Faults of DeepSpeed 0.19.8 that the learner goes around. When one of these tests fails the fault is gone,
+and so can be what goes around it.
+"""
+
+from __future__ import annotations
+
+import pytest
+from deepspeed.module_inject.auto_ep import AutoEP
+from deepspeed.module_inject.auto_ep_config import parse_autoep_config
+
+from benchmarks.moe_families import build
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("model", ["mixtral", "qwen3_moe"])
+def test_the_presets_of_two_families_do_not_know_the_registry_of_this_transformers(model: str) -> None:
+    """`learner.expert_parallel._preset` uses the same presets without their adapter."""
+    auto_ep = AutoEP(build(model), parse_autoep_config({"enabled": True, "preset_model": model}))
+    with pytest.raises(TypeError, match=r"_CanRecordRegistry\.get"):
+        auto_ep.replace_moe_layers(auto_ep.ep_parser(), ep_size=1, ep_rank=0)
+
+
+def test_granite_has_no_preset() -> None:
+    auto_ep = AutoEP(build("granite_moe"), parse_autoep_config({"enabled": True}))
+    assert auto_ep.ep_parser() == []

@@ -1,0 +1,57 @@
+"""Routes of tokens: recorded, and taken again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.moe_families import MODELS, VOCABULARY, build
+from orchestrator.training.models.routers import RouteRecorder, RouteReplay, find_routers, route_weights
+
+IDS = torch.arange(2 * 7).view(2, 7) % VOCABULARY
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_weights_of_a_routers_own_choice_are_its_own(name: str) -> None:
+    model = build(name)
+    seen: list[tuple[torch.nn.Module, tuple[Tensor, Tensor, Tensor]]] = []
+    for router in find_routers(model).values():
+        router.register_forward_hook(lambda module, _, outputs: seen.append((module, outputs)))
+    model(IDS)
+    assert seen
+    for router, (logits, weights, chosen) in seen:
+        torch.testing.assert_close(route_weights(router, logits, chosen), weights, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replayed_routes_give_the_same_logits_and_other_routes_others(name: str) -> None:
+    model = build(name)
+    replay, recorder = RouteReplay(model), RouteRecorder(model)
+    own = model(IDS).logits
+    routes = recorder.take().long()
+    assert routes.shape == (14, len(find_routers(model)), 2)
+
+    replay.use(routes)
+    torch.testing.assert_close(model(IDS).logits, own, rtol=1e-5, atol=1e-6)
+    replay.use((routes + 1) % 8)
+    assert not torch.allclose(model(IDS).logits, own, atol=1e-4)
+    assert torch.equal(
+        recorder.take().long(), (routes + 1) % 8
+    )  # what watches sees the routes that were taken
+    replay.use(torch.full_like(routes, -1))
+    torch.testing.assert_close(model(IDS).logits, own, rtol=1e-5, atol=1e-6)
+    replay.use(None)
+    assert torch.equal(model(IDS).logits, own)
+
+
+def test_a_router_learns_from_the_routes_it_is_made_to_take() -> None:
+    model = build("tiny_moe")
+    replay, recorder = RouteReplay(model), RouteRecorder(model)
+    model(IDS)
+    replay.use((recorder.take().long() + 1) % 8)
+    model(IDS).logits.square().sum().backward()
+    (router,) = find_routers(model).values()
+    assert isinstance(router.weight, Tensor)
+    assert router.weight.grad is not None
+    assert router.weight.grad.abs().sum() > 0
