@@ -85,7 +85,8 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {"tiny_moe": tiny_moe, "smollm2_1
 
 def with_engine(load: Workload) -> Callable[[int], list[int]]:
     """A function from a seed to the lengths of all rollouts."""
-    engine = HFEngine(copy.deepcopy(load.model), load.tokenizer, load.context, load.max_batch_rows, CPU)
+    model = copy.deepcopy(load.model)
+    engine = HFEngine(model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
 
     def sample(seed: int) -> list[int]:
         sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=load.max_new_tokens, seed=seed)

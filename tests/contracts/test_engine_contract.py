@@ -68,6 +68,7 @@ def hf() -> Case:
         CONTEXT,
         max_batch_rows=4,
         device=torch.device("cpu"),
+        record_routes=False,
     )
     return Case(engine, list(build_model(config, seed=1).state_dict().items()))
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from benchmarks.moe_families import build
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.zero import deepspeed_config
 
@@ -45,7 +46,7 @@ def test_what_cannot_work_is_refused_by_name(changes: dict[str, Any], reason: st
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
 def test_the_optimizer_is_on_the_host_where_it_is_asked_for(device: str, pinned: bool) -> None:
-    model = torch.nn.Linear(2, 2)
+    model = build("mixtral")
     for offload in ("none", "optimizer"):
         config = LearnerConfig(**_values(offload=offload))
         zero = deepspeed_config(config, model, torch.device(device))["zero_optimization"]

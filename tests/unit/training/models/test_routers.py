@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,8 +18,12 @@ IDS = torch.arange(2 * 7).view(2, 7) % VOCABULARY
 def test_the_weights_of_a_routers_own_choice_are_its_own(name: str) -> None:
     model = build(name)
     seen: list[tuple[torch.nn.Module, tuple[Tensor, Tensor, Tensor]]] = []
+
+    def look(router: torch.nn.Module, _: object, outputs: Any) -> None:
+        seen.append((router, outputs))
+
     for router in find_routers(model).values():
-        router.register_forward_hook(lambda module, _, outputs: seen.append((module, outputs)))
+        router.register_forward_hook(look)
     model(IDS)
     assert seen
     for router, (logits, weights, chosen) in seen:
