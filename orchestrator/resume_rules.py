@@ -57,6 +57,7 @@ FIXED = {
     "rollout.temperature": _SAMPLES,
     "rollout.top_p": _SAMPLES,
     "rollout.max_new_tokens": _SAMPLES,
+    "rollout.record_routes": "it would change which experts the learner sends tokens to",
     "reward.components": _SAMPLES,
     "reward.failure_reward": _SAMPLES,
     "reward.overlong_buffer": _SAMPLES,
