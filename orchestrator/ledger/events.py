@@ -12,8 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from orchestrator.ledger.errors import MalformedEventError
 
@@ -216,41 +215,11 @@ def _specification(kind: type[Any]) -> tuple[tuple[str, bool, bool, bool], ...]:
 _FIELDS = {name: _specification(kind) for name, kind in EVENT_TYPES.items()}
 
 
-_SPAN = itemgetter(
-    "event_id", "lease_id", "actor", "role", "activity", "start_ns", "end_ns", "step", "tokens"
-)
 _LIMIT = 1 << 63
 
 
 def parse_event(fields: Mapping[str, Any]) -> Event:
     """The event that a JSON object states. Raises MalformedEventError, which names the field."""
-    return _parse_span(fields) or _parse(fields)
-
-
-def _parse_span(fields: Mapping[str, Any]) -> SpanRecorded | None:
-    """A span, in a third of the general parser's time, for nearly all events are spans.
-
-    None: let that one judge.
-    """
-    if fields.get("type") != "span_recorded" or fields.get("schema") != SCHEMA_VERSION:
-        return None
-    try:
-        event_id, lease_id, actor, role, activity, start_ns, end_ns, step, tokens = _SPAN(fields)
-    except KeyError:
-        return None
-    run_id = fields.get("run_id", "")
-    if (
-        type(event_id) is type(lease_id) is type(actor) is type(role) is type(activity) is type(run_id) is str
-        and type(start_ns) is type(end_ns) is type(step) is type(tokens) is int
-        and (event_id and lease_id and role and activity)
-        and (0 <= start_ns <= end_ns < _LIMIT and 0 <= tokens < _LIMIT and 0 <= step < _LIMIT)
-        and activity not in _RESERVED
-    ):
-        return SpanRecorded(event_id, lease_id, actor, role, activity, start_ns, end_ns, step, tokens, run_id)
-    return None
-
-
-def _parse(fields: Mapping[str, Any]) -> Event:
     schema = fields.get("schema")
     if schema != SCHEMA_VERSION:
         raise MalformedEventError(
@@ -318,11 +287,63 @@ def _check(event: Event) -> None:
             )
 
 
+_TEXT = r'"([^"\\\x00-\x1f]+)"'
+_NUMBER = r"(0|[1-9]\d{0,18})"
+_match_span = re.compile(
+    rf'{{"schema":{SCHEMA_VERSION},"type":"span_recorded","event_id":{_TEXT},"lease_id":{_TEXT},"actor":{_TEXT},'
+    rf'"role":{_TEXT},"activity":{_TEXT},"start_ns":{_NUMBER},"end_ns":{_NUMBER},"step":{_NUMBER},'
+    rf'"tokens":{_NUMBER}(?:,"run_id":(?:{_TEXT}|""))?}}',
+    re.ASCII,
+).fullmatch
+"""A span as every emitter of this project writes it. Nearly all events are spans: reading them without a JSON
+parser takes a third of the time.
+"""
+
+
+class SpanLine(NamedTuple):
+    """A line that states a valid span, checked but not taken apart: a journal stores it as it is."""
+
+    event_id: str
+    lease_id: str
+    run_id: str
+    text: str
+
+    type = SpanRecorded.type
+
+
+def span_line(line: str) -> SpanLine | None:
+    """The line, if it is a span in the usual form; None: `event_from_json` judges."""
+    match = _match_span(line)
+    if match is None:
+        return None
+    event_id, lease_id, _, _, activity, start, end, step, tokens, run_id = match.groups()
+    start_ns, end_ns = int(start), int(end)
+    if start_ns <= end_ns < _LIMIT and int(step) < _LIMIT and int(tokens) < _LIMIT:
+        return SpanLine(event_id, lease_id, run_id or "", line) if activity not in _RESERVED else None
+    return None
+
+
+def _span_from_line(line: str) -> SpanRecorded | None:
+    match = _match_span(line)
+    if match is None:
+        return None
+    event_id, lease_id, actor, role, activity, start, end, step, tokens, run_id = match.groups()
+    start_ns, end_ns, at_step, count = int(start), int(end), int(step), int(tokens)
+    if not (start_ns <= end_ns < _LIMIT and at_step < _LIMIT and count < _LIMIT) or activity in _RESERVED:
+        return None
+    return SpanRecorded(
+        event_id, lease_id, actor, role, activity, start_ns, end_ns, at_step, count, run_id or ""
+    )
+
+
 _decode = json.JSONDecoder().raw_decode
 
 
 def event_from_json(line: str) -> Event:
     """The event that a line states. Raises MalformedEventError."""
+    span = _span_from_line(line)
+    if span is not None:
+        return span
     try:
         fields, end = _decode(line)  # `json.loads` without its two searches for white space
     except (ValueError, RecursionError) as error:

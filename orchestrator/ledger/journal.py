@@ -15,6 +15,7 @@ from orchestrator.ledger.events import (
     Correction,
     Event,
     LeaseOpened,
+    SpanLine,
     SpanRecorded,
     event_from_json,
     event_to_json,
@@ -54,7 +55,7 @@ class Journal(Protocol):
 
     def append(
         self,
-        events: Sequence[Event],
+        events: Sequence[Event | SpanLine],
         bad_lines: Sequence[BadLine] = (),
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
@@ -123,17 +124,24 @@ def run_of(event: Event) -> str:
     return getattr(event, "run_id", "")
 
 
-Arrivals = dict[str, tuple[Event, str]]
+Arrivals = dict[str, tuple[Event | SpanLine, str]]
 """Events with their JSON, by id."""
 
 
-def distinct(events: Sequence[Event], texts: Sequence[str] | None) -> tuple[Arrivals, list[BadLine]]:
+def read(event: Event | SpanLine) -> Event:
+    """The event itself."""
+    return event_from_json(event.text) if isinstance(event, SpanLine) else event
+
+
+def distinct(
+    events: Sequence[Event | SpanLine], texts: Sequence[str] | None
+) -> tuple[Arrivals, list[BadLine]]:
     """The events by id, and a bad line for each whose id stood for another event before."""
     arrivals: Arrivals = {}
     conflicts: list[BadLine] = []
-    for event, text in zip(events, texts or map(event_to_json, events), strict=True):
+    for event, text in zip(events, texts or [event_to_json(read(event)) for event in events], strict=True):
         seen = arrivals.setdefault(event.event_id, (event, text))
-        if seen[1] is not text and seen[0] != event:
+        if seen[1] is not text and read(seen[0]) != read(event):
             conflicts.append(conflict(event, text))
     return arrivals, conflicts
 
@@ -144,12 +152,12 @@ def without(arrivals: Arrivals, known: Mapping[str, str]) -> tuple[Arrivals, lis
     conflicts = [
         conflict(*arrivals[event_id])
         for event_id, text in known.items()
-        if text != arrivals[event_id][1] and event_from_json(text) != arrivals[event_id][0]
+        if text != arrivals[event_id][1] and event_from_json(text) != read(arrivals[event_id][0])
     ]
     return new, conflicts
 
 
-def conflict(event: Event, text: str) -> BadLine:
+def conflict(event: Event | SpanLine, text: str) -> BadLine:
     """The bad line of an event whose id stands for another one."""
     return BadLine(f"event {event.event_id}", "event_id was used before, with other content", text)
 
@@ -166,7 +174,7 @@ class MemoryJournal:
 
     def append(
         self,
-        events: Sequence[Event],
+        events: Sequence[Event | SpanLine],
         bad_lines: Sequence[BadLine] = (),
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
@@ -182,7 +190,7 @@ class MemoryJournal:
         recorded_ns = max(self._now_ns(), last_ns)
         for event_id, (event, text) in new.items():
             self._texts[event_id] = text
-            self._recorded.append(Recorded(len(self._recorded) + 1, recorded_ns, event))
+            self._recorded.append(Recorded(len(self._recorded) + 1, recorded_ns, read(event)))
         for line in (*bad_lines, *doubled, *conflicts):
             self._bad.setdefault((line.source, line.text), line)
         if cursor is not None:

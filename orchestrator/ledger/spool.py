@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.ledger.errors import MalformedEventError
-from orchestrator.ledger.events import Event, event_from_json
+from orchestrator.ledger.events import Event, SpanLine, event_from_json, span_line
 from orchestrator.ledger.journal import BadLine, Cursor, Journal
 
 BATCH_BYTES = 16 << 20
@@ -54,14 +54,16 @@ def _whole_lines(path: Path, offset: int) -> tuple[list[bytes], bool]:
     return [line + b"\n" for line in whole.split(b"\n")[:-1]], len(read) >= BATCH_BYTES and bool(whole)
 
 
-def _parse(lines: list[bytes], path: Path, before: int) -> tuple[list[Event], list[str], list[BadLine]]:
-    events: list[Event] = []
+def _parse(
+    lines: list[bytes], path: Path, before: int
+) -> tuple[list[Event | SpanLine], list[str], list[BadLine]]:
+    events: list[Event | SpanLine] = []
     texts: list[str] = []
     bad_lines: list[BadLine] = []
     for number, line in enumerate(lines, before + 1):
         try:
             text = line[:-1].decode()
-            event = event_from_json(text)
+            event = span_line(text) or event_from_json(text)
         except (UnicodeDecodeError, MalformedEventError) as error:
             shown = line[:-1].decode("utf-8", errors="replace").replace("\0", "\ufffd")
             bad_lines.append(BadLine(f"{path}:{number}", str(error), shown))

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Select, and_, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.ledger.events import Event, RunDeclared, event_from_json
+from orchestrator.ledger.events import Event, RunDeclared, SpanLine, event_from_json
 from orchestrator.ledger.journal import (
     Arrivals,
     BadLine,
@@ -32,7 +32,7 @@ class SqlJournal:
 
     def append(
         self,
-        events: Sequence[Event],
+        events: Sequence[Event | SpanLine],
         bad_lines: Sequence[BadLine] = (),
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
@@ -181,7 +181,9 @@ def _insert_events(connection: Connection, arrivals: Arrivals, seq: int, recorde
     if not arrivals:
         return
     rows = [
-        (number, event_id, recorded_ns, event.type, run_of(event) or None, lease_of(event) or None, text)
+        (number, event_id, recorded_ns, event.type, event.run_id or None, event.lease_id, text)
+        if isinstance(event, SpanLine)
+        else (number, event_id, recorded_ns, event.type, run_of(event) or None, lease_of(event) or None, text)
         for number, (event_id, (event, text)) in enumerate(arrivals.items(), seq + 1)
     ]
     # Past SQLAlchemy's handling of parameters, which takes as long as the database itself.

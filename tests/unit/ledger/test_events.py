@@ -3,9 +3,12 @@ named.
 """
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.ledger.errors import MalformedEventError
 from orchestrator.ledger.events import (
@@ -16,6 +19,7 @@ from orchestrator.ledger.events import (
     event_from_json,
     event_to_json,
     parse_event,
+    span_line,
 )
 from orchestrator.training import usage
 
@@ -47,6 +51,37 @@ def test_every_event_survives_its_own_json():
     fix = Correction("7", 5, "5", "clock was off", event_to_json(stated))
     for event in (stated, fix):
         assert event_from_json(event_to_json(event)) == event
+
+
+WORDS = st.one_of(st.sampled_from(["idle", "lost", "update", ""]), st.text(max_size=6))
+NUMBERS = st.one_of(st.integers(0, 9), st.integers(2**63 - 2, 2**63 + 1), st.integers(-1, 2**65))
+
+
+@given(st.tuples(WORDS, WORDS, WORDS, WORDS, WORDS), st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), WORDS)
+def test_a_span_read_without_a_json_parser_is_the_one_that_the_parser_reads(
+    words: tuple[str, ...], numbers: tuple[int, ...], run_id: str
+):
+    """Whatever stands in its fields; and what the parser refuses the short way does not take."""
+    line = event_to_json(SpanRecorded(*words, *numbers, run_id))  # type: ignore[arg-type]
+    loose = line.replace('"schema":1,', '"schema": 1, ')
+    assert span_line(loose) is None
+    try:
+        expected = event_from_json(loose)
+    except MalformedEventError as error:
+        assert span_line(line) is None
+        with pytest.raises(MalformedEventError, match=re.escape(error.key)):
+            event_from_json(line)
+        return
+    assert event_from_json(line) == expected
+    short = span_line(line)
+    if short is not None:
+        assert isinstance(expected, SpanRecorded) and short.text == line
+        names = ("event_id", "lease_id", "run_id", "type")
+        assert [getattr(short, name) for name in names] == [getattr(expected, name) for name in names]
+
+
+def test_what_training_emits_is_read_without_a_json_parser():
+    assert span_line(usage.event_to_json(EMITTED[-1])) is not None
 
 
 def test_keys_of_a_newer_emitter_are_passed_over_and_a_span_may_name_the_run_it_served():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ledger.events import Event
+from orchestrator.ledger.events import Event, SpanLine
 from orchestrator.ledger.journal import BadLine, Cursor, MemoryJournal
 from orchestrator.ledger.spool import ship
 from orchestrator.training.usage import Heartbeat, SpoolSink, event_to_json
@@ -51,7 +51,7 @@ class FinishingJournal(MemoryJournal):
 
     def append(
         self,
-        events: Sequence[Event],
+        events: Sequence[Event | SpanLine],
         bad_lines: Sequence[BadLine] = (),
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
