@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import BudgetStopError
+from orchestrator.ledger.meter import Spent
+from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 
 if TYPE_CHECKING:
     from orchestrator.cli.run_budgets import RunBudgets, Warned
@@ -54,16 +56,16 @@ class Bookkeeper:
         self._ended = threading.Event()
         self._first_round = threading.Event()
         self._ledger: Ledger | None = None
-        self._cost: Decimal | None = None
+        self._spent: Spent | None = None
         self._shipped = False
         self._troubled: set[str] = set()
         self._told = False
         self._thread: threading.Thread | None = None
 
     @property
-    def cost(self) -> Decimal | None:
-        """What the run cost at the last round, in the price book's currency; None before the first."""
-        return self._cost
+    def spent(self) -> Spent | None:
+        """What the run had cost at the last round, in the price book's currency; None before the first."""
+        return self._spent
 
     def start(self, listener: Listener) -> None:
         """Begin. Once, before `close`."""
@@ -97,13 +99,13 @@ class Bookkeeper:
             self._ledger = self._ledger or self._open_ledger()
             self._ledger.ship(self._spool)
             self._shipped = True
-            self._cost = self._ledger.cost_so_far(self._run_id)
+            self._spent = self._ledger.spent_so_far(self._run_id)
         except Exception as error:  # noqa: BLE001 - no error of a database may end the run or this thread
             self._shipped = False
             self._say_once("ledger", f"the ledger can't be reached, events stay in {self._spool}: {error}")
             return None
         self._troubled.discard("ledger")
-        return self._cost
+        return rounded(self._spent.amount, AMOUNT_PLACES)
 
     def _keep_within_budgets(self, listener: Listener, cost: Decimal | None, ending: bool) -> None:
         ledger = None if cost is None else self._ledger

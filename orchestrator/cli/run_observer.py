@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from orchestrator.clock import Clock
+from orchestrator.ledger.meter import Spent
+from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
 from orchestrator.training.records import StepReport
 from orchestrator.training.run_directory import RunDirectory
 from orchestrator.training.telemetry.tracker import Tracker
@@ -32,23 +34,24 @@ class RunObserver:
         directory: RunDirectory,
         tracker: Tracker,
         view: LiveView,
-        cost: Callable[[], Decimal | None],
+        spent: Callable[[], Spent | None],
         step_ended: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._directory, self._tracker, self._view = directory, tracker, view
-        self._cost, self._step_ended, self._clock = cost, step_ended, clock
+        self._spent, self._step_ended, self._clock = spent, step_ended, clock
         self._tokens = 0.0
         self._first_accuracy: float | None = None
 
     def on_step(self, report: StepReport) -> None:
         """Write, track, show."""
         self._step_ended()
-        cost = self._cost()
+        spent = self._spent()
         self._tokens += report.metrics.get("rollout/tokens", 0.0)
-        metrics = {**report.metrics, **self._cost_metrics(report, cost)}
+        metrics = {**report.metrics, **self._cost_metrics(report, spent)}
         self._directory.append_metrics(report.step, metrics, self._clock.now_ns())
         self._tracker.log_metrics(report.step, metrics)
+        cost = None if spent is None else rounded(spent.amount, AMOUNT_PLACES)
         self._view.update(StepReport(report.step, metrics), cost)
 
     def on_budget_warning(self, text: str) -> None:
@@ -81,14 +84,15 @@ class RunObserver:
             self._first_accuracy = accuracy
         return accuracy - self._first_accuracy
 
-    def _cost_metrics(self, report: StepReport, cost: Decimal | None) -> dict[str, float]:
-        if cost is None:
-            return {}
-        # Metrics are floats by the trackers' nature; the money itself stays Decimal in the ledger.
-        metrics = {"cost/usd": float(cost)}
+    def _cost_metrics(self, report: StepReport, spent: Spent | None) -> dict[str, float]:
         gain = self._heldout_gain(report)
+        if spent is None:
+            return {}
+        # Metrics are floats by the trackers' nature; the money itself stays exact in the ledger.
+        cost = float(spent.amount)
+        metrics = {"cost/usd": cost, "cost/accelerator_hours": float(hours(spent.ns))}
         if gain > 0:
-            metrics["cost/usd_per_heldout_point"] = float(cost) / (100 * gain)
+            metrics["cost/usd_per_heldout_point"] = cost / (100 * gain)
         if self._tokens:
-            metrics["cost/usd_per_million_tokens"] = float(cost) / self._tokens * 1e6
+            metrics["cost/usd_per_million_tokens"] = cost / self._tokens * 1e6
         return metrics

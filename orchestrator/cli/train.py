@@ -122,7 +122,7 @@ async def train(
         view = watching.enter_context(
             Progress(title, config.steps, console, config.budget.currency, clock=clock)
         )
-        observer = RunObserver(directory, tracker, view, lambda: books.cost, pace.step_ended, clock)
+        observer = RunObserver(directory, tracker, view, lambda: books.spent, pace.step_ended, clock)
         books.start(_BudgetVoice(observer, switch, config.budget.webhook))
         await asyncio.to_thread(books.wait_for_first_round, FIRST_ROUND_SECONDS)
 

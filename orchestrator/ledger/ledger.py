@@ -16,14 +16,14 @@ from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPol
 from orchestrator.ledger.budgets import Budgets, BudgetStore, MemoryBudgets
 from orchestrator.ledger.completion import Completion, completion
 from orchestrator.ledger.corrections import Rejection, effective
-from orchestrator.ledger.entries import Entry, lease_entries, stated_entries
+from orchestrator.ledger.entries import lease_entries, stated_entries
 from orchestrator.ledger.errors import LedgerError, UnknownRunError
 from orchestrator.ledger.events import Event, UsageStated, parse_event
 from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
 from orchestrator.ledger.labels import Labels, labels_of
 from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.mart import Mart, default_folder
-from orchestrator.ledger.meter import RunMeter
+from orchestrator.ledger.meter import RunMeter, Spent, spent_on
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer
@@ -215,6 +215,10 @@ class Ledger:
 
         Reads only what is new since it was asked last.
         """
+        return rounded(self.spent_so_far(run_id, as_of_ns).amount, AMOUNT_PLACES)
+
+    def spent_so_far(self, run_id: str, as_of_ns: int | None = None) -> Spent:
+        """The money and the time of the run's leases until now, as `cost_so_far`."""
         as_of = self._now_ns() if as_of_ns is None else as_of_ns
         pricer = self._pricer(None)
         meter, seq = self._meters.get(run_id) or (RunMeter(run_id, self._policy), 0)
@@ -224,12 +228,11 @@ class Ledger:
             seq = recorded.seq
         meter.take(events, pricer)
         self._meters[run_id] = (meter, seq)
-        cost = self._full_cost(run_id, as_of, pricer) if meter.corrected else meter.cost(as_of, pricer)
-        return rounded(cost, AMOUNT_PLACES)
+        return self._spent(run_id, as_of, pricer) if meter.corrected else meter.spent(as_of, pricer)
 
     def cost_at(self, run_id: str, as_of_ns: int) -> Decimal:
         """What the run's leases had cost at a moment in the past. Reads all events of the run."""
-        return rounded(self._full_cost(run_id, as_of_ns, self._pricer(None)), AMOUNT_PLACES)
+        return rounded(self._spent(run_id, as_of_ns, self._pricer(None)).amount, AMOUNT_PLACES)
 
     def knows(self, name: str) -> bool:
         """Whether there is a run or a pipeline of that id."""
@@ -316,11 +319,10 @@ class Ledger:
         """The lines that were no event, with file and line."""
         return self._journal.bad_lines()
 
-    def _full_cost(self, run_id: str, as_of_ns: int, pricer: Pricer) -> Fraction:
+    def _spent(self, run_id: str, as_of_ns: int, pricer: Pricer) -> Spent:
         booked, stated, _ = self._booked([run_id], None, as_of_ns)
-        entries: list[Entry] = [*lease_entries(lease for lease in booked if lease.opened.run_id == run_id)]
-        entries += stated_entries(stated)
-        return sum((pricer.amount(entry) for entry in entries), Fraction(0))
+        held = lease_entries(lease for lease in booked if lease.opened.run_id == run_id)
+        return spent_on(held, pricer) + spent_on(stated_entries(stated), pricer)
 
     def _runs(self, name: str) -> list[str]:
         runs = self._journal.runs_of(name)

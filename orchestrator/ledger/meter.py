@@ -8,10 +8,11 @@ cost: the same sum as the run's report, where no lease is shared between runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 
 from orchestrator.ledger.booking import BookingPolicy, Ending, LeaseEvents, book_lease
-from orchestrator.ledger.entries import lease_entries, stated_entries
+from orchestrator.ledger.entries import Entry, lease_entries, stated_entries
 from orchestrator.ledger.events import (
     Correction,
     Event,
@@ -22,6 +23,26 @@ from orchestrator.ledger.events import (
     UsageStated,
 )
 from orchestrator.ledger.pricing import Pricer
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Money, in the pricer's currency, and accelerator-nanoseconds; both exact."""
+
+    amount: Fraction
+    ns: int
+
+    def __add__(self, other: Spent) -> Spent:
+        """Both together."""
+        return Spent(self.amount + other.amount, self.ns + other.ns)
+
+
+def spent_on(entries: Iterable[Entry], pricer: Pricer) -> Spent:
+    """What entries come to. Raises UnknownPriceError."""
+    total = Spent(Fraction(0), 0)
+    for entry in entries:
+        total += Spent(pricer.amount(entry), entry.ns)
+    return total
 
 
 class RunMeter:
@@ -35,8 +56,8 @@ class RunMeter:
         self._run_id, self._policy = run_id, policy
         self._leases: dict[str, LeaseEvents] = {}
         self._outside: dict[str, list[SpanRecorded]] = {}
-        self._ended: dict[str, Fraction] = {}
-        self._stated = Fraction(0)
+        self._ended: dict[str, Spent] = {}
+        self._stated = Spent(Fraction(0), 0)
         self.corrected = False
 
     def take(self, events: Iterable[Event], pricer: Pricer) -> None:
@@ -46,9 +67,7 @@ class RunMeter:
                 self.corrected = True
             elif isinstance(event, UsageStated):
                 if event.run_id == self._run_id:
-                    self._stated += sum(
-                        (pricer.amount(entry) for entry in stated_entries([event])), Fraction(0)
-                    )
+                    self._stated += spent_on(stated_entries([event]), pricer)
             elif isinstance(event, LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded):
                 self._take(event)
 
@@ -73,21 +92,25 @@ class RunMeter:
         else:
             self._outside.setdefault(span.lease_id, []).append(span)
 
-    def cost(self, as_of_ns: int, pricer: Pricer) -> Fraction:
-        """Money until `as_of_ns`. Raises UnknownPriceError."""
+    def spent(self, as_of_ns: int, pricer: Pricer) -> Spent:
+        """Money and time until `as_of_ns`. Raises UnknownPriceError."""
         total = self._stated
         for lease_id, lease in self._leases.items():
             known = self._ended.get(lease_id)
             if known is None:
-                known = self._cost_of(lease_id, lease, as_of_ns, pricer)
+                known = self._spent_on(lease_id, lease, as_of_ns, pricer)
             total += known
         return total
 
-    def _cost_of(self, lease_id: str, lease: LeaseEvents, as_of_ns: int, pricer: Pricer) -> Fraction:
+    def cost(self, as_of_ns: int, pricer: Pricer) -> Fraction:
+        """Money until `as_of_ns`. Raises UnknownPriceError."""
+        return self.spent(as_of_ns, pricer).amount
+
+    def _spent_on(self, lease_id: str, lease: LeaseEvents, as_of_ns: int, pricer: Pricer) -> Spent:
         booked = book_lease(lease, as_of_ns, self._policy, [])
         if booked is None or booked.opened.run_id != self._run_id:
-            return Fraction(0)
-        amount = sum((pricer.amount(entry) for entry in lease_entries([booked])), Fraction(0))
+            return Spent(Fraction(0), 0)
+        found = spent_on(lease_entries([booked]), pricer)
         if booked.ending in (Ending.RELEASED, Ending.LOST):
-            self._ended[lease_id] = amount
-        return amount
+            self._ended[lease_id] = found
+        return found

@@ -46,10 +46,9 @@ from orchestrator.training.stages import (
     RolloutRequest,
     RolloutStage,
     Scored,
-    Span,
     Summary,
 )
-from orchestrator.training.timing import step_timing
+from orchestrator.training.timing import StepTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +97,10 @@ class TrainingLoop:
         self._step = 0
         self._next_group = 0
         self._backlog: list[Requested] = []
-        self._spans: list[Span] = []
+        self._times = StepTimes(clock)
         self._summary: Summary | None = None
         self._resampled = 0
         self._rebuilds = 0
-        self._window_ns = 0
         self._stop_reason: OrchestratorError | None = None
         self._initial_state = LoopState(
             step=0, next_group=0, outstanding=(), prompts=dict(stages.prompts.state_dict())
@@ -153,7 +151,7 @@ class TrainingLoop:
             while self._step < self._settings.steps:
                 batch = await self._next_batch()
                 updated = await stages.learner.update(batch)
-                self._spans.extend(updated.spans)
+                self._times.add(updated.spans)
                 await self._publish(self._step + 1)
                 evaluated = await self._evaluate(self._step + 1)
                 self._step += 1
@@ -179,7 +177,8 @@ class TrainingLoop:
 
     async def _produce(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            room = await self._buffer.wait_for_room()
+            with self._times.waiting("room"):
+                room = await self._buffer.wait_for_room()
             groups = self._next_groups(min(room, self._groups_left(), self._buffer.groups_per_batch))
             if not groups:
                 await self._buffer.wait_for_change()
@@ -191,7 +190,7 @@ class TrainingLoop:
     async def _follow(self, request: RolloutRequest) -> None:
         """One request from prompts to admitted groups."""
         generated, scored = await self._generate_and_score(request)
-        self._spans.extend((*generated.spans, *scored.spans))
+        self._times.add((*generated.spans, *scored.spans))
         self._summary = scored.summary if self._summary is None else self._summary + scored.summary
         for ticket in scored.tickets:
             if self._settings.dynamic_sampling and not ticket.informative:
@@ -256,11 +255,12 @@ class TrainingLoop:
             await self._stop_if_asked()
             if self._buffer.ready(self._step):
                 return self._buffer.claim(self._step)
-            await self._buffer.wait_for_change()
+            with self._times.waiting("batch"):
+                await self._buffer.wait_for_change()
 
     async def _publish(self, version: WeightVersion) -> None:
         weights = await self._stages.learner.publish(version)
-        self._spans.extend(weights.spans)
+        self._times.add(weights.spans)
         self._stages.rollouts.use(weights)
 
     async def _evaluate(self, step: int) -> dict[str, float]:
@@ -271,11 +271,11 @@ class TrainingLoop:
         if every == 0 or (step % every and step != last):
             return {}
         evaluated = await self._stages.evaluator.evaluate(step)
-        self._spans.extend(evaluated.spans)
+        self._times.add(evaluated.spans)
         return evaluated.metrics
 
     async def _report_start(self) -> StepReport:
-        self._window_ns = self._clock.now_ns()
+        self._times.begin()
         report = StepReport(self._step, await self._evaluate(0) if self._step == 0 else {})
         if report.metrics:
             self._stages.observer.on_step(report)
@@ -285,9 +285,8 @@ class TrainingLoop:
         """The step's metrics: the learner's, the evaluation's, sums over the rollouts that arrived since the
         last report, and where the time went.
         """
-        now_ns = self._clock.now_ns()
         arrived = self._summary.metrics() if self._summary else {}
-        timing = step_timing(self._spans, self._window_ns, now_ns)
+        timing = self._times.take()
         staleness = [batch.step - ticket.oldest_version for ticket in batch.tickets]
         self._check_grading_budget(arrived)
         merged = {
@@ -300,8 +299,7 @@ class TrainingLoop:
             "rollout/resampled_groups": float(self._resampled),
             "rollout/refused_groups": float(self._buffer.refused),
         }
-        self._spans = [span for span in self._spans if span.end_ns > now_ns]
-        self._summary, self._window_ns, self._resampled = None, now_ns, 0
+        self._summary, self._resampled = None, 0
         return StepReport(self._step, merged)
 
     def _check_grading_budget(self, arrived: Mapping[str, float]) -> None:
@@ -346,12 +344,13 @@ class TrainingLoop:
             prompts=dict(self._stages.prompts.state_dict()),
         )
         spans = await self._stages.checkpoints.save(self._stages.learner, state)
-        self._spans.extend(spans)
+        self._times.add(spans)
 
     async def _restore(self) -> None:
         """Continue from the newest good checkpoint, or from the start if there is none yet."""
         self._buffer.clear()
-        self._spans, self._summary, self._resampled = [], None, 0
+        self._summary, self._resampled = None, 0
+        self._times.forget()
         prompts = self._stages.prompts
         state = await self._stages.checkpoints.restore(self._stages.learner) or self._initial_state
         prompts.load_state_dict(state.prompts)

@@ -21,16 +21,21 @@ from orchestrator.training.records import (
     StepReport,
     WeightVersion,
 )
-from orchestrator.training.usage import Activity
+from orchestrator.training.usage import Activity, Role
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What an actor did from `start_ns` to `end_ns`: the usage event's twin, for the step's own timing."""
+    """What an actor did from `start_ns` to `end_ns`: the usage event's twin, for the step's own timing.
+
+    `role` is None where no actor but the controller did it.
+    """
 
     activity: Activity
     start_ns: int
     end_ns: int
+    role: Role | None = None
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,17 @@
-"""Where the time of a step went, from the spans that its stages report."""
+"""Where the time of a step went, from the spans that its stages report and the waits of the loop itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Literal
 
+from orchestrator.clock import Clock
 from orchestrator.training.stages import Span
-from orchestrator.training.usage import Activity
+from orchestrator.training.usage import Activity, Role
+
+Wait = Literal["batch", "room"]
+"""What the loop waits for: the trainer for its batch, the producer for room in the buffer."""
 
 STAGE_ACTIVITIES: dict[str, tuple[Activity, ...]] = {
     "generate": (Activity.GENERATE,),
@@ -46,3 +52,78 @@ def step_timing(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, 
     metrics["time/orchestration"] = uncovered / 1e9
     metrics["time/orchestration_fraction"] = uncovered / wall if wall else 0.0
     return metrics
+
+
+def utilisation(
+    spans: Sequence[Span], actors: Mapping[Role, frozenset[str]], start_ns: int, end_ns: int
+) -> dict[str, float]:
+    """`utilisation/<role>`: the share of the time of a role's `actors` in which they were at work, the mean
+    over them.
+
+    >>> spans = [Span(Activity.SCORE, 0, 5, Role.REWARD, "reward-0")]
+    >>> utilisation(spans, {Role.REWARD: frozenset({"reward-0", "reward-1"})}, 0, 10)
+    {'utilisation/reward': 0.25}
+    """
+    wall = end_ns - start_ns
+    if not wall:
+        return {}
+    shares: dict[str, float] = {}
+    for role, names in sorted(actors.items()):
+        busy = 0
+        for name in names:
+            busy += covered_ns((span for span in spans if span.actor == name), start_ns, end_ns)
+        shares[f"utilisation/{role.value}"] = busy / (wall * len(names))
+    return shares
+
+
+class StepTimes:
+    """Collects the times of a step, from one report to the next."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._start_ns = clock.now_ns()
+        self._spans: list[Span] = []
+        self._actors: dict[Role, frozenset[str]] = {}
+        self._waited: dict[Wait, int] = {"batch": 0, "room": 0}
+        self._waiting: dict[Wait, int] = {}
+
+    def begin(self) -> None:
+        """The first step begins now."""
+        self._start_ns = self._clock.now_ns()
+
+    def add(self, spans: Iterable[Span]) -> None:
+        """What some actor did."""
+        for span in spans:
+            self._spans.append(span)
+            if span.role is not None:
+                known = self._actors.get(span.role, frozenset[str]())
+                self._actors[span.role] = known | {span.actor}
+
+    def forget(self) -> None:
+        """Drop the spans so far: they are of steps that are made again."""
+        self._spans = []
+
+    @contextlib.contextmanager
+    def waiting(self, what: Wait) -> Generator[None]:
+        """The body is a wait of the loop."""
+        self._waiting[what] = self._clock.now_ns()
+        try:
+            yield
+        finally:
+            self._waited[what] += self._clock.now_ns() - self._waiting.pop(what)
+
+    def take(self) -> dict[str, float]:
+        """The metrics `time/*` and `utilisation/*` of the step that ends now; the next one begins.
+
+        A wait that goes on is divided between the two.
+        """
+        start, end = self._start_ns, self._clock.now_ns()
+        metrics = step_timing(self._spans, start, end) | utilisation(self._spans, self._actors, start, end)
+        for what, waited in self._waited.items():
+            under_way = end - self._waiting.get(what, end)
+            metrics[f"time/wait_{what}"] = (waited + under_way) / 1e9
+        self._waited = dict.fromkeys(self._waited, 0)
+        self._waiting = dict.fromkeys(self._waiting, end)
+        self._spans = [span for span in self._spans if span.end_ns > end]
+        self._start_ns = end
+        return metrics

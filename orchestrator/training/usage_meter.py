@@ -36,7 +36,7 @@ class UsageMeter:
             yield measure
         finally:
             end_ns = self._clock.now_ns()
-            self._taken.append(Span(activity, start_ns, end_ns))
+            self._taken.append(Span(activity, start_ns, end_ns, self._role, self._actor))
             for lease_id in self._leases:
                 self._sink.emit(
                     SpanRecorded(

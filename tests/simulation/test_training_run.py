@@ -131,7 +131,7 @@ def test_fewer_held_out_prompts_than_workers(heldout: int, tmp_path: Path) -> No
 
 def test_spans_of_past_steps_are_not_kept(tmp_path: Path) -> None:
     simulation = simulate(replace(BASE, steps=60, max_staleness=3, evaluate_every=10), tmp_path)
-    held = simulation.loop._spans  # pyright: ignore[reportPrivateUsage]
+    held = simulation.loop._times._spans  # pyright: ignore[reportPrivateUsage]
     assert len(held) <= 8
 
 
@@ -143,3 +143,8 @@ def test_the_time_of_a_synchronous_step_adds_up(tmp_path: Path) -> None:
             report.metrics["time/step"]
         )
         assert report.metrics["time/orchestration"] == pytest.approx(0, abs=1e-6)
+        at_work = [report.metrics[f"time/{part}"] for part in ("generate", "score")]
+        assert report.metrics["time/wait_batch"] == pytest.approx(sum(at_work))
+        for role, part in (("rollout", "generate"), ("reward", "score")):
+            share = report.metrics[f"time/{part}"] / report.metrics["time/step"]
+            assert report.metrics[f"utilisation/{role}"] == pytest.approx(share)

@@ -17,7 +17,7 @@ from orchestrator.clock import Clock
 from orchestrator.errors import CheckpointError, DataLostError, NonFiniteError, WorkerLostError
 from orchestrator.training.records import Batch, GroupTicket, Prompt, StepReport, WeightVersion
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span, Updated
-from orchestrator.training.usage import Activity
+from orchestrator.training.usage import Activity, Role
 
 TRAINED = "trained.txt"
 """The file that holds a simulated model."""
@@ -120,7 +120,7 @@ class SimulatedRolloutWorker:
             await asyncio.sleep(seconds / 2)
             raise WorkerLostError(self.name, "died while sampling")
         await asyncio.sleep(seconds)
-        span = Span(request.activity, start_ns, self._clock.now_ns())
+        span = Span(request.activity, start_ns, self._clock.now_ns(), Role.ROLLOUT, self.name)
         tokens = self._timing.tokens_per_rollout * request.group_size * len(request.groups)
         return Generated(request, block=weights.version, tokens=tokens, spans=(span,))
 
@@ -169,7 +169,8 @@ class SimulatedRewardWorker:
             for row, (group_id, prompt) in enumerate(request.groups)
         )
         summary = CountingSummary(request.group_size * len(request.groups), generated.tokens)
-        return Scored(tickets, summary, (Span(Activity.SCORE, start_ns, self._clock.now_ns()),))
+        span = Span(Activity.SCORE, start_ns, self._clock.now_ns(), Role.REWARD, self.name)
+        return Scored(tickets, summary, (span,))
 
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
@@ -209,7 +210,8 @@ class SimulatedLearner:
         self.staleness.append(batch.step - batch.oldest_version)
         self.prompts.update({ticket.group_id: ticket.prompt_id for ticket in batch.tickets})
         report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)})
-        return Updated(report, (Span(Activity.UPDATE, start_ns, self.clock.now_ns()),))
+        span = Span(Activity.UPDATE, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
+        return Updated(report, (span,))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
         """Nothing but a version, sometimes late."""
@@ -217,7 +219,8 @@ class SimulatedLearner:
         self._may_die("publishing")
         late = self.draws.uniform("late_publish") < self.faults.late_publish
         await asyncio.sleep(self.faults.hang_seconds if late else self.timing.publish)
-        return PublishedWeights(version, None, (Span(Activity.SYNC, start_ns, self.clock.now_ns()),))
+        span = Span(Activity.SYNC, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
+        return PublishedWeights(version, None, (span,))
 
     async def save(self, directory: Path) -> tuple[Span, ...]:
         """Write the list."""

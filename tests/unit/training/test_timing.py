@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.clock import FakeClock
 from orchestrator.training.stages import Span
-from orchestrator.training.timing import STAGE_ACTIVITIES, covered_ns, step_timing
-from orchestrator.training.usage import Activity
+from orchestrator.training.timing import STAGE_ACTIVITIES, StepTimes, covered_ns, step_timing
+from orchestrator.training.usage import Activity, Role
 
 SPANS = st.lists(
     st.builds(
@@ -37,6 +38,37 @@ def test_the_parts_of_a_step(spans: list[Span], length: int) -> None:
     uncovered = length - covered_one_by_one(spans, 0, length)
     assert timing["time/orchestration"] == uncovered / 1e9
     assert timing["time/orchestration_fraction"] == pytest.approx(uncovered / length)
+
+
+def test_utilisation_is_the_mean_share_of_time_at_work_over_the_actors_of_a_role() -> None:
+    clock = FakeClock()
+    times = StepTimes(clock)
+    times.add([Span(Activity.GENERATE, 0, 4, Role.ROLLOUT, "rollout-0")])
+    times.add([Span(Activity.SYNC, 2, 6, Role.ROLLOUT, "rollout-0")])
+    times.add([Span(Activity.GENERATE, 0, 8, Role.ROLLOUT, "rollout-1")])
+    times.add([Span(Activity.UPDATE, 8, 10, Role.LEARNER, "learner-0")])
+    clock.advance(10)
+    first = times.take()
+    assert (first["utilisation/rollout"], first["utilisation/learner"]) == (0.7, 0.2)
+    times.add([Span(Activity.UPDATE, 10, 20, Role.LEARNER, "learner-0")])
+    clock.advance(10)
+    second = times.take()
+    assert (second["utilisation/rollout"], second["utilisation/learner"]) == (0.0, 1.0)
+    assert "utilisation/reward" not in second
+
+
+def test_a_wait_is_divided_between_the_steps_that_it_touches() -> None:
+    clock = FakeClock()
+    times = StepTimes(clock)
+    with times.waiting("room"):
+        with times.waiting("batch"):
+            clock.advance(2_000_000_000)
+        clock.advance(1_000_000_000)
+        first = times.take()
+        clock.advance(500_000_000)
+    second = times.take()
+    assert (first["time/wait_batch"], first["time/wait_room"]) == (2.0, 3.0)
+    assert (second["time/wait_batch"], second["time/wait_room"]) == (0.0, 0.5)
 
 
 def test_a_step_of_no_length() -> None:

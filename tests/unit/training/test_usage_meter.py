@@ -33,7 +33,7 @@ def test_time_that_ended_in_an_error_was_used_too() -> None:
         clock.advance(5)
         raise ValueError("boom")
     assert [(event.start_ns, event.end_ns, event.tokens) for event in spans(sink)] == [(100, 105, 0)]
-    assert meter.take() == (Span(Activity.SCORE, 100, 105),)
+    assert meter.take() == (Span(Activity.SCORE, 100, 105, Role.ROLLOUT, "rollout-0"),)
 
 
 def test_an_actor_with_several_accelerators_uses_them_all() -> None:
@@ -50,7 +50,10 @@ def test_spans_are_taken_once_and_in_order() -> None:
     for activity in (Activity.SYNC, Activity.GENERATE):
         with meter.span(activity, 1):
             clock.advance(10)
-    assert meter.take() == (Span(Activity.SYNC, 100, 110), Span(Activity.GENERATE, 110, 120))
+    assert meter.take() == (
+        Span(Activity.SYNC, 100, 110, Role.ROLLOUT, "rollout-0"),
+        Span(Activity.GENERATE, 110, 120, Role.ROLLOUT, "rollout-0"),
+    )
     assert meter.take() == ()
 
 
