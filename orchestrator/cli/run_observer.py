@@ -50,6 +50,8 @@ class RunObserver:
         self._tokens += report.metrics.get("rollout/tokens", 0.0)
         metrics = {**report.metrics, **self._cost_metrics(report, spent)}
         self._directory.append_metrics(report.step, metrics, self._clock.now_ns())
+        if report.routing:
+            self._directory.append_routing(report.step, report.routing)
         self._tracker.log_metrics(report.step, metrics)
         cost = None if spent is None else rounded(spent.amount, AMOUNT_PLACES)
         self._view.update(StepReport(report.step, metrics), cost)

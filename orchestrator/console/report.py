@@ -20,6 +20,7 @@ from markupsafe import Markup
 from orchestrator.clock import NANOSECONDS
 from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_chart
 from orchestrator.console.formats import duration, money, short
+from orchestrator.console.heat_map import HeatPanel, heat_panels, scale
 from orchestrator.console.report_data import ReportData, StageData
 from orchestrator.training.telemetry.curve_layout import smooth
 from orchestrator.training.telemetry.run_curves import stage_curve
@@ -100,6 +101,8 @@ def render_report(data: ReportData) -> str:
         part_names=[name for name, _ in TIME_PARTS],
         overhead=_overhead(data.stages),
         metrics=_metric_charts(data.stages),
+        heat=[(stage, _heat(stage)) for stage in data.stages if stage.routing],
+        heat_scale=Markup(scale()),
         cost=_cost(data.cost),
         config=CREDENTIALS.sub(r"\1***@", data.config),
         manifest=json.dumps(data.manifest, indent=2, ensure_ascii=False) if data.manifest else "",
@@ -107,6 +110,11 @@ def render_report(data: ReportData) -> str:
         duration=duration,
         short=short,
     )
+
+
+def _heat(stage: StageData) -> list[tuple[HeatPanel, Markup]]:
+    """The panels and their pictures, which an XML writer built from numbers."""
+    return [(panel, Markup(panel.svg)) for panel in heat_panels(stage.routing)]
 
 
 def tiles(data: ReportData) -> list[Tile]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.console.heat_map import LoadSeries
 from orchestrator.training.telemetry.curve_layout import Series
 
 
@@ -25,6 +26,8 @@ class StageData:
     history: Mapping[str, Series]
     playback: bool
     """Its rollouts are worked solutions, not the model's own."""
+    routing: Mapping[int, LoadSeries] = field(default_factory=dict[int, LoadSeries])
+    """Expert loads by layer; empty for a dense model."""
 
     @property
     def step(self) -> int:

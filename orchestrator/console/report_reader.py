@@ -76,6 +76,7 @@ def _stage(run: RunDirectory) -> StageData:
         ended_ns=record.ended_ns,
         history=read_history(run),
         playback=plays_back(read_config(run)),
+        routing={layer: list(steps.items()) for layer, steps in run.read_routing().items()},
     )
 
 

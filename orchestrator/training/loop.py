@@ -28,7 +28,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.clock import Clock
@@ -156,7 +156,8 @@ class TrainingLoop:
                 evaluated = await self._evaluate(self._step + 1)
                 self._step += 1
                 self._buffer.release(batch)
-                report = self._report(batch, {**updated.report.metrics, **evaluated})
+                metrics = {**updated.report.metrics, **evaluated}
+                report = self._report(batch, replace(updated.report, metrics=metrics))
                 stages.observer.on_step(report)
                 await self._record(batch)
                 await self._checkpoint()
@@ -281,7 +282,7 @@ class TrainingLoop:
             self._stages.observer.on_step(report)
         return report
 
-    def _report(self, batch: Batch, metrics: Mapping[str, float]) -> StepReport:
+    def _report(self, batch: Batch, learned: StepReport) -> StepReport:
         """The step's metrics: the learner's, the evaluation's, sums over the rollouts that arrived since the
         last report, and where the time went.
         """
@@ -292,7 +293,7 @@ class TrainingLoop:
         merged = {
             **arrived,
             **timing,
-            **metrics,
+            **learned.metrics,
             "offpolicy/staleness_mean": sum(staleness) / len(staleness),
             "offpolicy/staleness_max": float(max(staleness)),
             "rollout/tokens_per_s": arrived.get("rollout/tokens", 0.0) / max(timing["time/step"], 1e-9),
@@ -300,7 +301,7 @@ class TrainingLoop:
             "rollout/refused_groups": float(self._buffer.refused),
         }
         self._summary, self._resampled = None, 0
-        return StepReport(self._step, merged)
+        return StepReport(self._step, merged, learned.routing)
 
     def _check_grading_budget(self, arrived: Mapping[str, float]) -> None:
         failed, budget = arrived.get("reward/failed_fraction", 0.0), self._settings.grading_failure_budget

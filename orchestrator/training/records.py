@@ -181,6 +181,16 @@ class BatchPart:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """How the tokens of a step spread over the experts of one layer: a share for each, 1 in all. Two experts
+    of layer 1 that saw 6 and 2 tokens: `ExpertLoad(1, (0.75, 0.25))`.
+    """
+
+    layer: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after the
     first update).
@@ -188,3 +198,5 @@ class StepReport:
 
     step: int
     metrics: Mapping[str, float]
+    routing: tuple[ExpertLoad, ...] = ()
+    """Of each layer that has experts; empty for a dense model."""

@@ -4,6 +4,7 @@
         config.yaml      the resolved config                  manifest.json   commit, versions, digests, seeds
         state.json       what the run is doing (`RunRecord`)   metrics.jsonl   one line a step
         events.jsonl     what happened to its workers          run.log         what the controller logged
+        routing.jsonl    expert loads, one line a step (mixtures of experts only)
         rollouts/step-*.parquet    checkpoints/step-*/    ledger/*.jsonl    model/    report.html
 
 One process, the controller, writes it. Files are replaced by rename. Metrics and events are appended to, one
@@ -27,10 +28,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.clock import NANOSECONDS
 from orchestrator.errors import ConfigError, RunNotFoundError
+
+if TYPE_CHECKING:
+    from orchestrator.training.records import ExpertLoad
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 UNSAFE_IN_RUN_ID = re.compile(r"[^A-Za-z0-9_]+")
@@ -172,6 +176,7 @@ class RunDirectory:
         self.state = path / "state.json"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
+        self.routing = path / "routing.jsonl"
         self.log = path / "run.log"
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
@@ -270,6 +275,20 @@ class RunDirectory:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         _append_line(self.metrics, {"step": step, "time_ns": at_ns, "metrics": finite})
 
+    def append_routing(self, step: int, loads: Sequence[ExpertLoad]) -> None:
+        """Add a line to routing.jsonl: each expert's share of its layer's tokens, to four digits."""
+        layers = {str(load.layer): [round(share, 4) for share in load.shares] for load in loads}
+        _append_line(self.routing, {"step": step, "layers": layers})
+
+    def read_routing(self) -> dict[int, dict[int, list[float]]]:
+        """Shares by layer, then by step, in order; of a step that was written twice the later line."""
+        found: dict[int, dict[int, list[float]]] = {}
+        for line in _whole_lines(self.routing):
+            fields = json.loads(line)
+            for layer, shares in fields["layers"].items():
+                found.setdefault(int(layer), {})[fields["step"]] = shares
+        return {layer: dict(sorted(steps.items())) for layer, steps in sorted(found.items())}
+
     def append_event(self, event: str, fields: Mapping[str, Any], at_ns: int) -> None:
         """Add a line to events.jsonl: what happened (`worker_lost`, ...) and its particulars, plain JSON."""
         _append_line(self.events, {"event": event, "time_ns": at_ns, **fields})
@@ -283,10 +302,10 @@ class RunDirectory:
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget what came after `step`, and a line cut short by a crash: a resumed run writes them again."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
-        write_atomically(self.metrics, b"".join(kept))
+        for path in (self.metrics, self.routing):
+            if path.exists():
+                kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+                write_atomically(path, b"".join(kept))
 
 
 def _append_line(path: Path, fields: Mapping[str, Any]) -> None:

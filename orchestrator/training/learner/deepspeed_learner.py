@@ -28,6 +28,7 @@ from orchestrator.training.learner import distributed
 from orchestrator.training.learner.activations import checkpoint_activations
 from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.expert_load import layer_metrics, load_shares
 from orchestrator.training.learner.gather import full_tensors
 from orchestrator.training.learner.logprobs import TokenScorer
 from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
@@ -114,6 +115,8 @@ class DeepSpeedLearner:
             sums, routing, norm = self._minibatch(step, rate, micro_batches, old)
             totals, routed = totals + sums, routed + routing
             norms.append(norm)
+        loads = self._routing.loads(routed)
+        entropies = routed[loads.numel() : -1] / routed[-1].clamp(min=1)
         return StepReport(
             step + 1,
             {
@@ -123,9 +126,11 @@ class DeepSpeedLearner:
                 "policy/lr": rate,
                 **_staleness(step, minibatches),
                 **self._routing.metrics(routed),
+                **layer_metrics(self._routing.routers, loads, entropies),
                 "learner/tokens": float(totals[-3]),
                 "learner/padding_fraction": 1 - float(totals[-3]) / max(1.0, float(totals[-2])),
             },
+            load_shares(self._routing.routers, loads),
         )
 
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
