@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orchestrator.training.run_directory import RunDirectory
 from tests.conftest import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -47,6 +48,12 @@ def test_a_run_reports_its_metrics(program: Program, asynchronous_run: str) -> N
     assert len(status["history"]["policy/loss"]) == 3
     assert 0 <= status["metrics"]["offpolicy/staleness_max"] <= 1
     assert status["metrics"]["rollout/tokens"] > 0
+    # tiny_moe: layer 0 is dense, layers 1 and 2 have 8 experts
+    assert status["metrics"]["moe/expert_load_max_over_mean/layer_1"] >= 1
+    routing = RunDirectory(program.output_dir / asynchronous_run).read_routing()
+    assert routing.keys() == {1, 2}
+    assert all(sum(shares) == pytest.approx(1, abs=0.01) for shares in routing[2].values())
+    assert 'class="load"' in (program.output_dir / asynchronous_run / "report.html").read_text()
 
 
 def test_asynchronous_training_is_one_step_off_policy(program: Program, asynchronous_run: str) -> None:
