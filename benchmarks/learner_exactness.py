@@ -112,6 +112,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "bucket_bytes": 4096,
         "activation_checkpointing": False,
         "offload": "none",
+        "lora": {"rank": 0, "alpha": 16, "target_modules": ("all-linear",)},
         "threads": 1,
         "max_restarts": 0,
         "backend": "gloo",

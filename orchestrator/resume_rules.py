@@ -73,6 +73,7 @@ FIXED = {
     "learner.weight_decay": _UPDATES,
     "learner.max_grad_norm": _UPDATES,
     "learner.router_bias_update_speed": _UPDATES,
+    "learner.lora": "the checkpoint's weights belong to these adapters",
     "organisation": _BOOKED,
     "cost_centre": _BOOKED,
     "team": _BOOKED,

@@ -83,11 +83,16 @@ class _Source:
 
 def _write(source: _Source, checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Everything that belongs into the folder. Returns what `--json` prints of it."""
+    from orchestrator.training.learner.adapters import merged_from
     from orchestrator.training.learner.offline import read_weights
+    from orchestrator.training.models.build import build_model
     from orchestrator.training.models.export import write_model
 
     run, config = source.run, source.config
-    parameters = write_model(config.model, config.seed, read_weights(checkpoint), folder)
+    weights, lora = read_weights(checkpoint), config.learner.lora
+    if lora.rank:
+        weights = merged_from(build_model(config.model, config.seed), lora, config.seed, weights)
+    parameters = write_model(config.model, config.seed, weights, folder)
     lineage, origin = _lineage(source)
     manifest = _manifest(run)
     facts = CardFacts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.cluster.parts import Parts
+from orchestrator.training.learner.adapters import add_adapters
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit
 from orchestrator.training.learner.losses import LOSSES
@@ -32,9 +33,13 @@ def build_learner(init: DistributedInit, parts: Parts) -> DeepSpeedLearner:
         temperature=parts.rollout.temperature,
         max_new_tokens=parts.rollout.max_new_tokens,
     )
+    model, lora = build_model(parts.model, parts.seed), parts.learner.lora
+    if lora.rank:
+        add_adapters(model, lora, parts.seed)
+    needs_reference = algorithm.kl.coefficient and not lora.rank
     trainee = Trainee(
-        model=build_model(parts.model, parts.seed),
+        model=model,
         tokenizer=build_tokenizer(parts.model),
-        reference=build_model(parts.model, parts.seed) if algorithm.kl.coefficient else None,
+        reference=build_model(parts.model, parts.seed) if needs_reference else None,
     )
     return DeepSpeedLearner(init, parts.learner, rule, trainee, parts.steps)

@@ -12,6 +12,7 @@ zero                DeepSpeed: gradients, norm, clipping, step
 fragments, shards   where master weights and optimizer state lie, and the checkpoint shard of a rank
 snapshot            a copy of the shard, so that it is written while training goes on
 gather              whole parameters out of a partitioned model
+adapters            LoRA: what is trained is small, what leaves is merged
 activations         layers that are computed again in the backward pass
 schedule            the learning rate
 """

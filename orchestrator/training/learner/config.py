@@ -17,6 +17,19 @@ were shown to be exact.
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+class LoraSettings(Settings):
+    """Train small matrices beside frozen weights (LoRA), or all weights."""
+
+    rank: int = Field(ge=0)
+    """Of the adapters' matrices; 0: no adapters, all weights are trained."""
+    alpha: float = Field(gt=0)
+    """What an adapter adds is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] = Field(min_length=1)
+    """Names of the linear layers that get an adapter, such as `q_proj`; `[all-linear]`: all but the output
+    head.
+    """
+
+
 class LearnerConfig(Settings):
     """The `learner` group: DeepSpeed ZeRO over `world_size` ranks."""
 
@@ -59,6 +72,7 @@ class LearnerConfig(Settings):
     """ZeRO-Offload: `optimizer` keeps the float32 weights and AdamW's state in host memory and updates them
     there.
     """
+    lora: LoraSettings
     threads: int = Field(ge=0)
     """CPU threads a rank computes with; 0 leaves the choice to torch."""
     max_restarts: int = Field(ge=0)
@@ -69,29 +83,33 @@ class LearnerConfig(Settings):
     @model_validator(mode="after")
     def _offload_has_zero(self) -> Self:
         if self.offload != "none" and self.zero_stage == 0:
-            raise PydanticCustomError(
-                "refused",
-                "{key}: got {value}, allowed: {allowed} ({hint})",
-                {
-                    "key": "offload",
-                    "value": self.offload,
-                    "allowed": "none, or zero_stage 1, 2 or 3",
-                    "hint": "at stage 0 there is no ZeRO that could keep the state elsewhere",
-                },
+            allowed, hint = (
+                "none, or zero_stage 1, 2 or 3",
+                "at stage 0 ZeRO keeps no state that could be elsewhere",
+            )
+            raise _refused("offload", self.offload, allowed, hint)
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_whole_experts(self) -> Self:
+        if self.lora.rank > 0 and self.expert_parallel_size > 1:
+            hint = "adapters beside experts that are spread over ranks were not shown to be exact"
+            raise _refused(
+                "expert_parallel_size", str(self.expert_parallel_size), "1 with lora.rank > 0", hint
             )
         return self
 
     @model_validator(mode="after")
     def _schedule_falls(self) -> Self:
         if self.final_learning_rate > self.learning_rate:
-            raise PydanticCustomError(
-                "refused",
-                "{key}: got {value}, allowed: {allowed} ({hint})",
-                {
-                    "key": "final_learning_rate",
-                    "value": str(self.final_learning_rate),
-                    "allowed": f"at most {self.learning_rate}",
-                    "hint": "the schedule falls from learning_rate",
-                },
-            )
+            allowed, hint = f"at most {self.learning_rate}", "the schedule falls from learning_rate"
+            raise _refused("final_learning_rate", str(self.final_learning_rate), allowed, hint)
         return self
+
+
+def _refused(key: str, value: str, allowed: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "refused",
+        "{key}: got {value}, allowed: {allowed} ({hint})",
+        {"key": key, "value": value, "allowed": allowed, "hint": hint},
+    )

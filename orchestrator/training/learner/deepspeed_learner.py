@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import Allocate, Bucket, flatten, new_bytes
+from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten, new_bytes
 from orchestrator.training.learner import distributed
 from orchestrator.training.learner.activations import checkpoint_activations
+from orchestrator.training.learner.adapters import adapters_off, has_adapters, merge_adapters
 from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.expert_load import layer_metrics, load_shares
@@ -51,8 +52,9 @@ _PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_
 
 @dataclass(frozen=True, slots=True)
 class Trainee:
-    """What is trained: `model` on the CPU, as built; `tokenizer` for the export; `reference`, frozen, where
-    the rule has a KL penalty.
+    """What is trained: `model` on the CPU, as built, its adapters put in if it has some; `tokenizer` for the
+    export; `reference`, frozen, where the rule has a KL penalty. A model with adapters needs none: without
+    them it is its own.
     """
 
     model: PreTrainedModel
@@ -89,6 +91,7 @@ class DeepSpeedLearner:
         self._reference_scorer = (
             None if self._reference is None else TokenScorer(self._reference, rule.temperature)
         )
+        self._adapters = has_adapters(trainee.model)
         self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
         self._replay = RouteReplay(trainee.model)
@@ -136,7 +139,7 @@ class DeepSpeedLearner:
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
         """See `Learner.weights`."""
         size = self._config.bucket_bytes
-        return flatten(full_tensors(self._zero, size), size, allocate)
+        return flatten(self._whole_tensors(), size, allocate)
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
@@ -158,10 +161,7 @@ class DeepSpeedLearner:
 
     def export(self, directory: Path) -> None:
         """See `Learner.export`."""
-        state = {
-            name: tensor.detach().cpu().clone()
-            for name, tensor in full_tensors(self._zero, self._config.bucket_bytes)
-        }
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole_tensors()}
         if dist.get_rank() == 0:
             self._zero.module.save_pretrained(directory, state_dict=state)
             self._tokenizer.save_pretrained(directory)
@@ -174,6 +174,10 @@ class DeepSpeedLearner:
     def _write(shard: Shard, directory: Path) -> None:
         path = write_shard(shard, directory)
         logger.info("wrote %s (%d bytes)", path, path.stat().st_size)
+
+    def _whole_tensors(self) -> Iterator[NamedTensor]:
+        """Under their names in a model without adapters, which are merged."""
+        return merge_adapters(full_tensors(self._zero, self._config.bucket_bytes), self._zero.module)
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
         """This rank's, as many as every other rank has."""
@@ -225,6 +229,7 @@ class DeepSpeedLearner:
         return sums.cpu(), routing, norm
 
     def _forward(self, batch: MicroBatch, proximal: Tensor | None) -> tuple[TokenColumns, TokenTerms, Tensor]:
+        reference = self._reference_logprobs(batch)
         with self._routing.counting(batch.real):
             logprobs, entropies = self._score(batch)
         columns = TokenColumns(
@@ -232,7 +237,7 @@ class DeepSpeedLearner:
             sampled_logprobs=batch.sampled_logprobs,
             advantages=batch.advantages,
             proximal_logprobs=proximal,
-            reference_logprobs=self._reference_logprobs(batch),
+            reference_logprobs=reference,
         )
         return columns, self._rule.objective(columns), entropies
 
@@ -244,7 +249,11 @@ class DeepSpeedLearner:
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
         if self._reference is None or self._reference_scorer is None:
-            return None
+            if not self._adapters or self._rule.objective.kl_coefficient == 0:
+                return None
+            self._replay.use(None)  # as a reference model of its own, it chooses its experts itself
+            with adapters_off(self._zero.module):
+                return self._scorer(self._zero.forward, batch)[0]
         return self._reference_scorer(self._reference, batch)[0]
 
     def _freeze(self, reference: PreTrainedModel) -> PreTrainedModel:

@@ -101,6 +101,8 @@ def publish_masters(zero: ZeroEngine) -> None:
 def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[Fragment]:
     """Stage 0: every rank has all; those that have the same take turns to write."""
     for index, (name, parameter) in enumerate(zero.module.named_parameters()):
+        if not parameter.requires_grad:
+            continue
         place, count = replica(parameter)
         shape, saved_here = tuple(parameter.shape), index % count == place
         yield Fragment(name, shape, 0, parameter.numel(), parameter, 0, saved_here)
@@ -123,6 +125,8 @@ def _fragments_of_weights(zero: ZeroEngine) -> Iterator[Fragment]:
     """Stage 3: DeepSpeed notes for each parameter its group and its place in the group's flat tensor."""
     optimizer: Any = zero.engine.optimizer
     for name, parameter in zero.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         partitioned: Any = parameter
         group, offset, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = dist.get_rank(partitioned.ds_process_group) * padded

@@ -37,6 +37,11 @@ def test_every_zero_stage_is_offered(zero_stage: int, world_size: int) -> None:
         ({"adam_betas": [0.9, 1.0]}, "adam_betas"),
         ({"offload": "optimizer", "zero_stage": 0}, "offload: got optimizer, allowed: none, or zero_stage 1"),
         ({"offload": "disk"}, "offload"),
+        (
+            {"expert_parallel_size": 2, "lora": {"rank": 4, "alpha": 8, "target_modules": ["q_proj"]}},
+            "expert_parallel_size: got 2, allowed: 1 with lora.rank > 0",
+        ),
+        ({"lora": {"rank": 4, "alpha": 8, "target_modules": []}}, "target_modules"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
