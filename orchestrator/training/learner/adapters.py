@@ -101,7 +101,7 @@ def merged_from(
     model: PreTrainedModel, settings: LoraSettings, seed: int, saved: Iterable[NamedTensor]
 ) -> Iterator[NamedTensor]:
     """The merged weights of a checkpoint, whose adapters and buffers are `saved`: `model` is the one that the
-    run started from, and gets the adapters put in. Raises CheckpointError if they are not all of this model's.
+    run started from, and gets the adapters put in. Raises CheckpointError if they are not this model's.
     """
     add_adapters(model, settings, seed)
     state = model.state_dict()
