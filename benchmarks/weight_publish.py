@@ -42,7 +42,6 @@ from orchestrator.config import compose
 from orchestrator.run_config import RunConfig
 from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten, unflatten
 from orchestrator.training.cluster.weights import make_channel
-from orchestrator.training.learner.gather import persistent_buffers
 from orchestrator.training.models.build import build_model
 
 MODELS = ("tiny_moe", "smollm2_135m")
@@ -107,7 +106,9 @@ class Rank0(Process):
     def __init__(self, config: RunConfig, channel: str) -> None:
         super().__init__(config, channel)
         model = build_model(config.model, config.seed)
-        self._tensors: list[NamedTensor] = [*model.named_parameters(), *persistent_buffers(model)]
+        kept = model.state_dict()
+        buffers = [(name, kept[name]) for name, _ in model.named_buffers() if name in kept]
+        self._tensors: list[NamedTensor] = [*model.named_parameters(), *buffers]
 
     def size(self) -> tuple[int, int]:
         """Bytes and number of the tensors."""
