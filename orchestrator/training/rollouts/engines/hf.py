@@ -56,6 +56,8 @@ class HFEngine:
             device,
         )
         self._stops = torch.tensor(sorted(_stop_tokens(model, tokenizer)))
+        self._weights: dict[str, torch.Tensor] = dict(self._model.state_dict())
+        self._places = {name: tensor.data_ptr() for name, tensor in self._weights.items()}
         self._version: WeightVersion = 0
 
     @torch.inference_mode()
@@ -94,22 +96,23 @@ class HFEngine:
         Raises ValueError for an unknown name, a wrong shape, or a weight that never came (a tied weight may
         come under either name).
         """
-        state = self._model.state_dict()
         loaded: set[int] = set()
         for name, tensor in tensors:
-            if name not in state or state[name].shape != tensor.shape:
+            own = self._weights.get(name)
+            if own is None or own.shape != tensor.shape:
                 raise ValueError(f"the model has no weight {name!r} of shape {tuple(tensor.shape)}")
-            if tensor.data_ptr() != state[name].data_ptr():  # it may have been put together in place
-                state[name].copy_(tensor)
-            loaded.add(state[name].data_ptr())
-        missing = [name for name, tensor in state.items() if tensor.data_ptr() not in loaded]
+            place = self._places[name]
+            if tensor.data_ptr() != place:  # it may have been put together in place
+                own.copy_(tensor)
+            loaded.add(place)
+        missing = [name for name, place in self._places.items() if place not in loaded]
         if missing:
             raise ValueError(f"version {version} lacks {len(missing)} weights, among them {missing[0]!r}")
         self._version = version
 
     def weight_storage(self, name: str) -> torch.Tensor | None:
         """The parameter or buffer itself: the forward reads it where it lies and keeps nothing derived."""
-        return self._model.state_dict().get(name)
+        return self._weights.get(name)
 
 
 @dataclass(frozen=True, slots=True)
