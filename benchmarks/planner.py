@@ -140,7 +140,12 @@ def seconds() -> Iterator[Row]:
     """CPU seconds of an update, after two calibrating ones."""
     dense = smollm2(layers=4) | {"vocab_size": 2000}
     sparse = small_architectures()["qwen3_moe"] | {"hidden_size": 256, "moe_intermediate_size": 128}
-    for name, architecture in (("smollm2, 4 layers", dense), ("qwen3_moe, small", sparse)):
+    models = {
+        "smollm2, 4 layers": dense,
+        "qwen3_moe, small": sparse,
+        "tiny_moe": small_architectures()["tiny_moe"],
+    }
+    for name, architecture in models.items():
         work = {
             "calibration 1": (architecture, 8, 64),
             "calibration 2": (architecture, 32, 64),
@@ -177,6 +182,7 @@ def _spawned(work: Callable[..., None], world_size: int, *arguments: Any) -> Any
 def _learner(
     rank: int, world_size: int, port: int, stage: int, model: PreTrainedModel, micro_batch_tokens: int
 ) -> DeepSpeedLearner:
+    sys.stdout = sys.stderr  # DeepSpeed prints what it is doing
     config = learner_config(Case("tiny_moe", world_size, 1, stage), "adamw")
     config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
     init = DistributedInit(rank, world_size, "127.0.0.1", port, "gloo", "cpu")
