@@ -111,39 +111,49 @@ def test_layers_are_computed_twice_and_keep_less() -> None:
     assert kept[True] < kept[False] / 2
 
 
-def _both(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+_CASES = [Case("tiny_moe", 2, experts, stage) for experts in (1, 2) for stage in (1, 2, 3)]
+_WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "offload": {"offload": "optimizer"},
+    "checkpointing": {"activation_checkpointing": True},
+}
+
+
+def _each_way(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
     torch.set_num_threads(1)
     for case in cases:
-        for offload in ("none", "optimizer"):
-            learner = _rank(case, rank, port, offload=offload)
+        for way, changes in _WAYS.items():
+            learner = _rank(case, rank, port, **changes)
             reports = [learner.update(step, batch(step)).metrics for step in range(STEPS)]
             weights = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
             if rank == 0:
                 losses, norms = (
                     [report[f"policy/{key}"] for report in reports] for key in ("loss", "grad_norm")
                 )
-                torch.save(
-                    asdict(Training(losses, norms, weights)), Path(directory) / f"{case.zero_stage}-{offload}"
-                )
+                torch.save(asdict(Training(losses, norms, weights)), _file(Path(directory), case, way))
             learner.close()
 
 
+def _file(directory: Path, case: Case, way: str) -> Path:
+    return directory / f"ep{case.expert_parallel_size}-zero{case.zero_stage}-{way}.pt"
+
+
 @pytest.fixture(scope="module")
-def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("offload")
-    start_ranks(2, _both, [Case("tiny_moe", 2, 1, stage) for stage in (1, 2, 3)], str(directory))
-    yield directory
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("memory")
+    start_ranks(2, _each_way, _CASES, str(directory))
+    return directory
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_optimizer_state_on_the_host_is_exact(zero_stage: int, offloaded: Path) -> None:
-    here, there = (
-        Training(**torch.load(offloaded / f"{zero_stage}-{offload}")) for offload in ("none", "optimizer")
-    )
-    assert there.losses == pytest.approx(here.losses, rel=1e-6, abs=1e-8)
-    assert there.grad_norms == pytest.approx(here.grad_norms, rel=1e-6)
-    for name, tensor in here.parameters.items():
-        far = (tensor - there.parameters[name]).norm() / tensor.norm().clamp(min=1e-12)
+@pytest.mark.parametrize("way", ["offload", "checkpointing"])
+@pytest.mark.parametrize("case", _CASES, ids=str)
+def test_two_ranks_are_exact_each_way(case: Case, way: str, two_ranks: Path) -> None:
+    """With each rank's own experts, too."""
+    plain, saving = (Training(**torch.load(_file(two_ranks, case, name))) for name in ("plain", way))
+    assert saving.losses == pytest.approx(plain.losses, rel=1e-6, abs=1e-8)
+    assert saving.grad_norms == pytest.approx(plain.grad_norms, rel=1e-6)
+    for name, tensor in plain.parameters.items():
+        far = (tensor - saving.parameters[name]).norm() / tensor.norm().clamp(min=1e-12)
         assert far <= 1e-6, name
 
 
