@@ -46,6 +46,7 @@ from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.rows import TrainingRow, UpdateRule, minibatch_rows
 from orchestrator.training.learner.zero import OptimizerFactory, adamw
 from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.models.routers import find_routers
 from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
 
@@ -55,6 +56,7 @@ STEPS = 10
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adamw")
 LEARNING_RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adamw": 3e-4}
 CLIP = (0.2, 0.28)
+BALANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "weight_decay": 0.0,
         "max_grad_norm": 0.2,
         "router_bias_update_speed": 0.001,
+        "sequence_balance_coefficient": BALANCE,
         "bucket_bytes": 4096,
         "activation_checkpointing": False,
         "offload": "none",
@@ -165,13 +168,17 @@ def train_plainly(name: str, optimizer_name: OptimizerName, steps: int = STEPS) 
         (rows,) = minibatch_rows(batch(step), rule, 1)
         chosen: dict[str, Tensor] = {}
         hooks = _record_choices(model, chosen)
+        balance: list[Tensor] = []
+        hooks += _record_balance(model, balance)
+        computed = sum(row.advantage != 0 for row in rows)
         loss = 0.0
         for row in rows:
+            balance.clear()
             row_loss = _row_loss(model, row, rule.temperature)
             if (
                 row.advantage != 0
             ):  # what `drop_uninformative` leaves out has no gradient, and no say in the balance
-                row_loss.backward()
+                (row_loss + BALANCE * torch.stack(balance).sum() / computed).backward()
                 _commit_choices(chosen)
             loss += float(row_loss.detach())
         for hook in hooks:
@@ -213,6 +220,20 @@ def _record_choices(model: PreTrainedModel, chosen: dict[str, Tensor]) -> list[A
         for name, module in model.named_modules()
         if hasattr(module, "e_score_correction_bias")
     ]
+
+
+def _record_balance(model: PreTrainedModel, found: list[Tensor]) -> list[Any]:
+    """Note for each router how evenly it treats the row: sum_i f_i P_i of DeepSeek-V3's sequence-wise loss."""
+
+    def note(router: Any, _inputs: Any, outputs: Any) -> None:  # noqa: ANN401
+        logits, _, picked = outputs
+        sigmoid = hasattr(router, "e_score_correction_bias")
+        scores = logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=-1)
+        frequency = torch.bincount(picked.flatten(), minlength=router.num_experts).float()
+        share = (scores / scores.sum(dim=-1, keepdim=True)).mean(dim=0)
+        found.append(torch.dot(frequency * router.num_experts / picked.numel(), share))
+
+    return [router.register_forward_hook(note) for router in find_routers(model).values()]
 
 
 def _commit_choices(chosen: dict[str, Tensor]) -> None:
@@ -282,7 +303,7 @@ def run_ranks(cases: Sequence[Case]) -> list[dict[OptimizerName, Training]]:
         return read_results(len(cases), directory)
 
 
-def start_ranks(world_size: int, main: Callable[..., None], cases: Sequence[Case], directory: str) -> None:
+def start_ranks(world_size: int, main: Callable[..., None], cases: object, directory: str) -> None:
     """Run `main(rank, cases, port, directory)`, one process a rank, to the end. Raises what a rank raised."""
     arguments = (cases, free_port("127.0.0.1"), directory)
     mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in the documentation

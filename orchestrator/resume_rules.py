@@ -74,6 +74,7 @@ FIXED = {
     "learner.max_grad_norm": _UPDATES,
     "learner.router_bias_update_speed": _UPDATES,
     "learner.lora": "the checkpoint's weights belong to these adapters",
+    "learner.sequence_balance_coefficient": _UPDATES,
     "organisation": _BOOKED,
     "cost_centre": _BOOKED,
     "team": _BOOKED,

@@ -62,6 +62,9 @@ class LearnerConfig(Settings):
     router_bias_update_speed: float = Field(ge=0)
     """DeepSeek-V3's auxiliary-loss-free balancing: how far a step moves each expert's selection bias (gamma);
     0 leaves the bias alone."""
+    sequence_balance_coefficient: float = Field(ge=0)
+    """DeepSeek-V3's sequence-wise auxiliary loss (alpha), which keeps one rollout from using few experts; 0
+    leaves it out. DeepSeek-V3 used 1e-4."""
     bucket_bytes: int = Field(ge=64)
     """Size of the buckets in which weights are published."""
     activation_checkpointing: bool

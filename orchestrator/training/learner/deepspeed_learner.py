@@ -27,6 +27,7 @@ from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten
 from orchestrator.training.learner import distributed
 from orchestrator.training.learner.activations import checkpoint_activations
 from orchestrator.training.learner.adapters import adapters_off, has_adapters, merge_adapters
+from orchestrator.training.learner.balance_loss import SequenceBalanceLoss
 from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.expert_load import layer_metrics, load_shares
@@ -95,6 +96,7 @@ class DeepSpeedLearner:
         self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
         self._replay = RouteReplay(trainee.model)
+        self._balance = SequenceBalanceLoss(trainee.model, config.sequence_balance_coefficient, self._device)
         self._routing = RoutingMeter(trainee.model, self._device)
 
     def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
@@ -108,13 +110,15 @@ class DeepSpeedLearner:
             schedule=self._config.schedule,
         )
         minibatches = minibatch_rows(parts, self._rule, self._config.minibatches)
-        work = [self._micro_batches(computed_rows(rows, self._rule)) for rows in minibatches]
+        computed = [computed_rows(rows, self._rule) for rows in minibatches]
+        work = [self._micro_batches(rows) for rows in computed]
         proximal = self._proximal_logprobs(work)
 
         totals = torch.zeros(len(SUMS) + 3, dtype=torch.float64)
         routed = self._routing.sums.zero_()
         norms: list[float] = []
-        for micro_batches, old in zip(work, proximal, strict=True):
+        for rows, micro_batches, old in zip(computed, work, proximal, strict=True):
+            self._balance.begin(len(rows), dist.get_world_size())
             sums, routing, norm = self._minibatch(step, rate, micro_batches, old)
             totals, routed = totals + sums, routed + routing
             norms.append(norm)
@@ -130,6 +134,7 @@ class DeepSpeedLearner:
                 **_staleness(step, minibatches),
                 **self._routing.metrics(routed),
                 **layer_metrics(self._routing.routers, loads, entropies),
+                **self._balance.take(),
                 "learner/tokens": float(totals[-3]),
                 "learner/padding_fraction": 1 - float(totals[-3]) / max(1.0, float(totals[-2])),
             },
@@ -242,8 +247,9 @@ class DeepSpeedLearner:
         return columns, self._rule.objective(columns), entropies
 
     def _score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        # The routes stay set for backward, which may compute the forward pass again.
+        # They stay set for backward, which may compute the forward pass again.
         self._replay.use(batch.routes)
+        self._balance.use(batch)
         return self._scorer(self._zero.forward, batch)
 
     @torch.no_grad()

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from orchestrator.training.buckets import NamedTensor
-from orchestrator.training.learner.expert_parallel import is_expert
+from orchestrator.training.learner.expert_parallel import Layout, is_expert
 from orchestrator.training.learner.zero import ZeroEngine
 
 _NamedParameter = tuple[str, Parameter]
@@ -31,16 +32,15 @@ def full_tensors(zero: ZeroEngine, bytes_at_once: int) -> Iterator[NamedTensor]:
         else:
             yield from _assembled(zero, group)
     if dist.get_rank() == 0:
-        yield from persistent_buffers(zero)
+        yield from persistent_buffers(zero.module, zero.layout)
 
 
-def persistent_buffers(zero: ZeroEngine) -> list[NamedTensor]:
+def persistent_buffers(model: PreTrainedModel, layout: Layout) -> list[NamedTensor]:
     """Buffers that belong to the weights (a router's selection bias), without those that are computed from
     the config; by the names of transformers.
     """
-    model = zero.module
     kept = model.state_dict(keep_vars=True).keys()
-    return [(zero.layout.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
+    return [(layout.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
 
 
 def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParameter]]:

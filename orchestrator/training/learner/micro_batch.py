@@ -25,6 +25,7 @@ class MicroBatch:
     input_ids: Tensor  # [B, S] int64
     position_ids: Tensor | None  # [1, S] int64, restarting at each row; None where rows are padded
     real: Tensor  # [B * S] bool: False on padding
+    rows: Tensor  # [B * S] int64: which row a position belongs to, from 0
     predictors: Tensor  # [T] int64
     targets: Tensor  # [T] int64, the trained tokens
     sampled_logprobs: Tensor  # [T] float32
@@ -43,6 +44,7 @@ class MicroBatch:
             self.input_ids.to(device),
             None if self.position_ids is None else self.position_ids.to(device),
             self.real.to(device),
+            self.rows.to(device),
             self.predictors.to(device),
             self.targets.to(device),
             self.sampled_logprobs.to(device),
@@ -80,6 +82,7 @@ def collate(rows: Sequence[TrainingRow], layout: Layout) -> MicroBatch:
         input_ids=torch.from_numpy(input_ids),
         position_ids=_restarting_positions(lengths) if layout == "packed" and rows else None,
         real=torch.from_numpy(real.ravel()),
+        rows=torch.from_numpy(np.repeat(np.arange(max(1, len(rows))), _widths(lengths, input_ids.shape))),
         predictors=_column(predictors, np.int64),
         targets=_column([row.tokens[row.prompt_length :][row.trainable] for row in rows], np.int64),
         sampled_logprobs=_column([row.logprobs[row.trainable] for row in rows], np.float32),
@@ -88,6 +91,11 @@ def collate(rows: Sequence[TrainingRow], layout: Layout) -> MicroBatch:
         tokens=sum(lengths),
         routes=_routes(rows, starts, input_ids.size),
     )
+
+
+def _widths(lengths: Sequence[int], shape: tuple[int, ...]) -> Sequence[int]:
+    """Positions of each row, with its padding."""
+    return lengths if shape[0] == 1 and len(lengths) > 1 else [shape[1]] * shape[0]
 
 
 def _routes(rows: Sequence[TrainingRow], starts: Sequence[int], positions: int) -> Tensor | None:

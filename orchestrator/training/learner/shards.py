@@ -55,7 +55,7 @@ def shard_of(zero: ZeroEngine) -> Shard:
         for key, value in _states(zero, fragment).items():
             tensors[f"{fragment.name}@{fragment.start}/{key}"] = value
     if rank == 0:
-        tensors |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero)}
+        tensors |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero.module, zero.layout)}
     metadata = {
         "format": FORMAT,
         "rank": str(rank),
@@ -99,7 +99,7 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
         try:
             shards = _Shards(directory, stack)
             _read_fragments(zero, shards)
-            for name, buffer in persistent_buffers(zero):
+            for name, buffer in persistent_buffers(zero.module, zero.layout):
                 buffer.copy_(shards.tensor(f"buffer/{name}"))
             _restore_random_states(shards)
         except (OSError, SafetensorError) as error:

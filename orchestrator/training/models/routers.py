@@ -60,7 +60,7 @@ def scores_by_sigmoid(router: nn.Module) -> bool:
 
 def observe(router: nn.Module, seen: Seen) -> None:
     """Call `seen` at each of the router's forward passes, from now on."""
-    logits = _logits_of_gate(router)
+    logits = logits_of_gate(router)
 
     def look(_module: nn.Module, _inputs: object, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
         if logits is None:
@@ -115,7 +115,7 @@ class RouteReplay:
         self._routes = routes
 
     def _replace(self, index: int, router: nn.Module) -> None:
-        gate_logits = _logits_of_gate(router)
+        gate_logits = logits_of_gate(router)
 
         def replace(
             _module: nn.Module, _inputs: object, outputs: tuple[Tensor, Tensor, Tensor]
@@ -155,7 +155,7 @@ def _normalises(router: nn.Module) -> bool:
     return bool(declared) if declared is not None else not hasattr(router, "routed_scaling_factor")
 
 
-def _logits_of_gate(router: nn.Module) -> list[Tensor] | None:
+def logits_of_gate(router: nn.Module) -> list[Tensor] | None:
     """Where the logits of the last forward pass of DeepSpeed's router will be; None for one of transformers,
     which returns them.
     """

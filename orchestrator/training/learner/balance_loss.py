@@ -1,0 +1,112 @@
+"""DeepSeek-V3's complementary sequence-wise auxiliary loss, https://arxiv.org/abs/2412.19437, equations 17 to
+20: it keeps a single sequence from sending its tokens to few experts.
+
+    L = alpha * sum_i f_i P_i       a sequence and a layer of experts
+    f_i = E / (k T) * (tokens of the sequence that chose expert i)
+    P_i = 1 / T * sum_t s_it / sum_j s_jt
+
+with T tokens of the sequence, E experts of which k are chosen, and s the router's scores. The minibatch's
+loss is the mean over its sequences, summed over layers. A sequence is a row: prompt and response.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from orchestrator.training.learner.micro_batch import MicroBatch
+from orchestrator.training.models.routers import find_routers, logits_of_gate, scores_by_sigmoid
+
+
+class SequenceBalanceLoss:
+    """Adds the loss's gradient where the routers hand out their weights, so that it is there too where
+    backward computes the forward pass again (activation checkpointing).
+    """
+
+    def __init__(self, model: PreTrainedModel, coefficient: float, device: torch.device) -> None:
+        """`coefficient`: alpha; with 0 the model is left alone."""
+        self._coefficient = coefficient
+        self._batch: MicroBatch | None = None
+        self._share, self._ranks, self._minibatches = 0.0, 1, 0
+        self._value = torch.zeros((), dtype=torch.float64, device=device)
+        if coefficient > 0:
+            for router in find_routers(model).values():
+                self._add_to(router)
+
+    def begin(self, sequences: int, ranks: int) -> None:
+        """A minibatch of `sequences` rows, on all ranks together; DeepSpeed will divide its gradient by
+        `ranks`.
+        """
+        self._share, self._ranks = 1 / max(1, sequences), ranks
+        self._minibatches += 1
+
+    def use(self, batch: MicroBatch | None) -> None:
+        """What is computed from now on, of the minibatch; None: add no loss."""
+        self._batch = batch
+
+    def take(self) -> dict[str, float]:
+        """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since the last call; nothing
+        if it is left out. Collective.
+        """
+        if self._coefficient == 0:
+            return {}
+        dist.all_reduce(self._value)
+        mean = float(self._value) / max(1, self._minibatches)
+        self._value.zero_()
+        self._minibatches = 0
+        return {"moe/sequence_balance_loss": mean}
+
+    def _add_to(self, router: nn.Module) -> None:
+        gate_logits = logits_of_gate(router)
+
+        def add(
+            _module: nn.Module, _inputs: object, outputs: tuple[Tensor, ...]
+        ) -> tuple[Tensor, ...] | None:
+            logits = outputs[0] if gate_logits is None else gate_logits.pop()
+            if self._batch is None or not torch.is_grad_enabled():
+                return None
+            place = 1 if gate_logits is None else 0
+            weights, chosen = outputs[place], outputs[place + 1]
+            scores = logits.float().sigmoid() if scores_by_sigmoid(router) else logits.float().softmax(dim=-1)
+            loss = self._coefficient * sequence_balance(scores, chosen, self._batch.rows, self._batch.real)
+            self._value += loss.detach() * self._share
+            added: Any = _AddLoss.apply(weights, loss * (self._share * self._ranks))
+            return (*outputs[:place], added, *outputs[place + 1 :])
+
+        router.register_forward_hook(add)
+
+
+def sequence_balance(scores: Tensor, chosen: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+    """The sum over sequences of sum_i f_i P_i.
+
+    `scores` [T, E] float32, not negative; `chosen` [T, k] experts; `rows` [T] which sequence each position
+    belongs to; `real` [T] False on padding. Gradient through P only.
+    """
+    (positions, experts), k = scores.shape, chosen.shape[1]
+    count = int(rows.max()) + 1 if positions else 0
+    counted = real.to(scores)
+    tokens = scores.new_zeros(count).index_add_(0, rows, counted).clamp(min=1)
+    picked = scores.new_zeros(positions, experts).scatter_add_(1, chosen, scores.new_ones(chosen.shape))
+    shares = scores / scores.sum(dim=-1, keepdim=True)
+    frequency = scores.new_zeros(count, experts).index_add_(0, rows, picked * counted[:, None])
+    probability = scores.new_zeros(count, experts).index_add(0, rows, shares * counted[:, None])
+    frequency = frequency * (experts / k) / tokens[:, None]
+    return (frequency * probability / tokens[:, None]).sum()
+
+
+class _AddLoss(torch.autograd.Function):
+    """Gives `weights` back as they are, and `loss` a gradient of 1 in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, loss: Tensor) -> Tensor:  # noqa: ANN401 - autograd's context
+        ctx.save_for_backward(loss)
+        return weights.view_as(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        (loss,) = ctx.saved_tensors
+        return grad_outputs[0], torch.ones_like(loss)

@@ -1,0 +1,75 @@
+"""The sequence-wise auxiliary loss: its value by the paper's formula, and its gradient through a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.learner_exactness import update_rule
+from benchmarks.moe_families import build
+from orchestrator.training.learner.balance_loss import SequenceBalanceLoss, sequence_balance
+from orchestrator.training.learner.micro_batch import collate
+from orchestrator.training.learner.rows import minibatch_rows
+from orchestrator.training.models.routers import find_routers
+from tests.fakes.rollout_batches import random_part
+
+CPU = torch.device("cpu")
+
+
+def by_the_formula(scores: Tensor, chosen: Tensor) -> float:
+    """One sequence, expert by expert."""
+    (tokens, experts), k = scores.shape, chosen.shape[1]
+    total = 0.0
+    for expert in range(experts):
+        f = experts / (k * tokens) * sum(expert in picked for picked in chosen.tolist())
+        p = sum(float(scores[t, expert] / scores[t].sum()) for t in range(tokens)) / tokens
+        total += f * p
+    return total
+
+
+def test_the_value_is_that_of_the_papers_formula_for_each_sequence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(9, 6, generator=generator)
+    chosen = scores.topk(2).indices
+    rows = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1])
+    real = torch.tensor([True] * 4 + [False] + [True] * 4)
+    expected = by_the_formula(scores[:4], chosen[:4]) + by_the_formula(scores[5:], chosen[5:])
+    assert float(sequence_balance(scores, chosen, rows, real)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_perfect_balance_costs_one_and_one_expert_for_all_costs_the_most() -> None:
+    even = torch.ones(4, 4)
+    rows, real = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
+    assert float(sequence_balance(even, torch.arange(4)[:, None], rows, real)) == pytest.approx(1)
+    one = torch.tensor([[1.0, 0, 0, 0]] * 4)
+    assert float(sequence_balance(one, torch.zeros(4, 1, dtype=torch.int64), rows, real)) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_does_not_depend_on_micro_batches_or_checkpointing(checkpointing: bool) -> None:
+    (rows,) = minibatch_rows([random_part(0, 3, 2, vocabulary=48)], update_rule(), 1)
+    gradients: list[Tensor] = []
+    for split in (1, 3):
+        model = build("tiny_moe").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        balance = SequenceBalanceLoss(model, 0.5, CPU)
+        balance.begin(len(rows), ranks=1)
+        for start in range(0, len(rows), len(rows) // split):
+            batch = collate(rows[start : start + len(rows) // split], "padded")
+            balance.use(batch)
+            (model(batch.input_ids, use_cache=False).logits.sum() * 0).backward()
+        (router,) = find_routers(model).values()
+        assert isinstance(router.weight, Tensor)
+        assert router.weight.grad is not None
+        gradients.append(router.weight.grad)
+    assert gradients[0].abs().sum() > 1e-4
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_that_is_left_alone_has_no_gradient_of_it() -> None:
+    model = build("tiny_moe").train()
+    balance = SequenceBalanceLoss(model, 0.0, CPU)
+    balance.begin(1, ranks=1)
+    assert balance.take() == {}
