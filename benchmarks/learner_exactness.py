@@ -223,7 +223,7 @@ def _record_choices(model: PreTrainedModel, chosen: dict[str, Tensor]) -> list[A
 
 
 def _record_balance(model: PreTrainedModel, found: list[Tensor]) -> list[Any]:
-    """Note for each router how evenly it treats the row: sum_i f_i P_i of DeepSeek-V3's sequence-wise loss."""
+    """Note for each router how even it is: sum_i f_i P_i of DeepSeek-V3's sequence-wise loss."""
 
     def note(router: Any, _inputs: Any, outputs: Any) -> None:  # noqa: ANN401
         logits, _, picked = outputs

@@ -164,6 +164,14 @@ IMPOSSIBLE = [
     ),
     (
         "grpo",
+        "learner.world_size=2 learner.expert_parallel_size=2 learner.lora.rank=4",
+        "learner.expert_parallel_size",
+        "2",
+        "1 with learner.lora.rank",
+        "exact together",
+    ),
+    (
+        "grpo",
         "learner.world_size=2 learner.expert_parallel_size=2 model.family=gguf_package model.package=a:b",
         "learner.expert_parallel_size",
         "2",
