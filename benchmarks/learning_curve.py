@@ -1,9 +1,11 @@
 """Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy over
 the steps.
 
-    python benchmarks/learning_curve.py [--seeds 0 1 2] [--json] [OVERRIDE ...]
+    python benchmarks/learning_curve.py [--seeds 0 1 2] [--expert-parallel-sizes 1] [--json] [OVERRIDE ...]
 
-Writes benchmarks/results/learning_curve.json and .png. Everything goes through `orchestrator run r1_demo`:
+With several expert parallel sizes of the GRPO stage (its two ranks hold all experts, or half of them each) it
+runs each seed with each of them. Writes benchmarks/results/learning_curve.json and .png, or
+learning_curve_expert_parallel.*. Everything goes through `orchestrator run r1_demo`:
 Ray, DeepSpeed, MLflow and the ledger are part of what is timed.
 """
 
@@ -27,9 +29,10 @@ HELDOUT, REFLECTION = "accuracy/heldout", "rollout/reflection_fraction"
 PROGRAM = Path(sys.executable).parent / "orchestrator"
 
 
-def run_seed(seed: int, output_dir: Path, overrides: list[str]) -> dict[str, Any]:
-    """One whole demo; the row of the table."""
+def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) -> dict[str, Any]:
+    """One whole demo, with an expert parallel size of the GRPO stage; the row of the table."""
     run_id = f"learning-curve-{seed}-{int(time.time())}"
+    overrides = [f"stages.grpo.learner.expert_parallel_size={experts}", *overrides]
     started = time.monotonic()
     command = [str(PROGRAM), "run", "r1_demo", "--run-id", run_id, f"seed={seed}", f"output_dir={output_dir}"]
     subprocess.run([*command, *overrides], check=True, stdout=subprocess.DEVNULL)
@@ -47,6 +50,7 @@ def run_seed(seed: int, output_dir: Path, overrides: list[str]) -> dict[str, Any
     )
     return {
         "seed": seed,
+        "expert_parallel_size": experts,
         "run_id": run_id,
         "seconds": round(seconds, 1),
         "after_cold_start": heldout[0][1],
@@ -72,14 +76,22 @@ def main() -> int:
     """Run the seeds one after another; 1 if a seed missed the target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--expert-parallel-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    rows = [run_seed(seed, options.output_dir.resolve(), options.overrides) for seed in options.seeds]
-    write_result("learning_curve", rows)
-    curves = {f"seed {row['seed']}": row["heldout"] for row in rows}
-    (RESULTS / "learning_curve.png").write_bytes(seeds_png(curves, "Held-out accuracy under GRPO", TARGET))
+    output_dir, sizes = options.output_dir.resolve(), options.expert_parallel_sizes
+    rows = [run_seed(seed, size, output_dir, options.overrides) for seed in options.seeds for size in sizes]
+    name = "learning_curve" if sizes == [1] else "learning_curve_expert_parallel"
+    write_result(name, rows)
+    curves = {
+        f"seed {row['seed']}" + ("" if sizes == [1] else f", EP {row['expert_parallel_size']}"): row[
+            "heldout"
+        ]
+        for row in rows
+    }
+    (RESULTS / f"{name}.png").write_bytes(seeds_png(curves, "Held-out accuracy under GRPO", TARGET))
     shown = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     if options.json:
         print(json.dumps(shown, indent=2))

@@ -167,13 +167,6 @@ def _experts_are_divisible(config: RunConfig) -> Iterator[ConfigError]:
             f"a divisor of {learner.world_size}",
             "it divides learner.world_size",
         )
-    if learner.lora.rank > 0:
-        yield ConfigError(
-            "learner.expert_parallel_size",
-            str(size),
-            "1 with learner.lora.rank above 0",
-            "adapters and spread experts were not shown to be exact together",
-        )
     kind, experts = _experts(config.model)
     if kind is not None and kind not in EXPERT_PARALLEL_FAMILIES:
         yield ConfigError(

@@ -167,7 +167,7 @@ IMPOSSIBLE = [
         "learner.world_size=2 learner.expert_parallel_size=2 learner.lora.rank=4",
         "learner.expert_parallel_size",
         "2",
-        "1 with learner.lora.rank",
+        "1 with lora.rank",
         "exact together",
     ),
     (
