@@ -28,6 +28,7 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
         "checkpoint.every=2",
         "evaluation.every=0",
         "learner.world_size=2",
+        "learner.expert_parallel_size=2",
         "max_staleness=1",
         "algorithm=grpo_tis",
     )
