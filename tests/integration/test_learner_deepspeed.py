@@ -83,8 +83,10 @@ def test_packing_and_micro_batches_do_not_change_the_step(monkeypatch: pytest.Mo
 
 def test_what_is_uninformative_costs_nothing_and_changes_nothing() -> None:
     kept = dataclasses.replace(update_rule(), drop_uninformative=False)
-    metrics, weights = _updated(batch(0), router_bias_update_speed=0.0)
-    kept_metrics, kept_weights = _updated(batch(0), rule=kept, router_bias_update_speed=0.0)
+    # Neither balances by rows that are not computed.
+    unbalanced = {"router_bias_update_speed": 0.0, "sequence_balance_coefficient": 0.0}
+    metrics, weights = _updated(batch(0), **unbalanced)
+    kept_metrics, kept_weights = _updated(batch(0), rule=kept, **unbalanced)
     assert metrics["learner/tokens"] < kept_metrics["learner/tokens"]
     assert metrics["policy/loss"] == pytest.approx(kept_metrics["policy/loss"], rel=1e-5)
     _close(weights, kept_weights)

@@ -168,7 +168,7 @@ IMPOSSIBLE = [
         "learner.expert_parallel_size",
         "2",
         "1 with lora.rank",
-        "exact together",
+        "were not shown to be exact",
     ),
     (
         "grpo",

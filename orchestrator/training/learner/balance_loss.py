@@ -37,6 +37,11 @@ class SequenceBalanceLoss:
             for router in find_routers(model).values():
                 self._add_to(router)
 
+    def reset(self) -> None:
+        """Forget what was added up, of a step that was refused too."""
+        self._value.zero_()
+        self._minibatches = 0
+
     def begin(self, sequences: int, ranks: int) -> None:
         """A minibatch of `sequences` rows, on all ranks together; DeepSpeed will divide its gradient by
         `ranks`.
@@ -49,16 +54,13 @@ class SequenceBalanceLoss:
         self._batch = batch
 
     def take(self) -> dict[str, float]:
-        """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since the last call; nothing
-        if it is left out. Collective.
+        """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since `reset`; nothing if it is
+        left out. Collective.
         """
         if self._coefficient == 0:
             return {}
         dist.all_reduce(self._value)
-        mean = float(self._value) / max(1, self._minibatches)
-        self._value.zero_()
-        self._minibatches = 0
-        return {"moe/sequence_balance_loss": mean}
+        return {"moe/sequence_balance_loss": float(self._value) / max(1, self._minibatches)}
 
     def _add_to(self, router: nn.Module) -> None:
         gate_logits = logits_of_gate(router)

@@ -117,6 +117,7 @@ class DeepSpeedLearner:
         totals = torch.zeros(len(SUMS) + 3, dtype=torch.float64)
         routed = self._routing.sums.zero_()
         norms: list[float] = []
+        self._balance.reset()
         for rows, micro_batches, old in zip(computed, work, proximal, strict=True):
             self._balance.begin(len(rows), dist.get_world_size())
             sums, routing, norm = self._minibatch(step, rate, micro_batches, old)
