@@ -54,8 +54,8 @@ class SequenceBalanceLoss:
         self._batch = batch
 
     def take(self) -> dict[str, float]:
-        """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since `reset`; nothing if it is
-        left out. Collective.
+        """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since `reset`; nothing if it
+        is left out. Collective.
         """
         if self._coefficient == 0:
             return {}
