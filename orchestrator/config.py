@@ -9,6 +9,7 @@ allowed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from orchestrator.config_errors import (
 )
 from orchestrator.config_rules import problems
 from orchestrator.errors import ConfigError
+from orchestrator.masking import masked_keys
 from orchestrator.resume_rules import CHANGEABLE, may_change, why_fixed
 from orchestrator.run_config import RunConfig, StageConfig
 
@@ -161,7 +163,15 @@ def load(path: Path) -> RunConfig:
         raise ConfigError("config", str(path), "a YAML file", " ".join(str(error).split())) from error
     if not isinstance(values, dict):
         raise ConfigError("config", str(path), "a YAML mapping")
-    return validate(values)
+    return validate(_with_ledger_of_environment(values))
+
+
+def _with_ledger_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:
+    """A `ledger.url` that was written without its password, replaced by the environment's."""
+    known, ledger = os.environ.get("ORCHESTRATOR_LEDGER_URL"), values.get("ledger")
+    if known is None or not isinstance(ledger, dict) or not any(masked_keys(ledger)):
+        return values
+    return {**values, "ledger": {**ledger, "url": known}}
 
 
 def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -172,7 +182,7 @@ def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunCon
     own, for_stages = _split_stage_overrides(overrides)
     for text in [*own, *(text for texts in for_stages.values() for text in texts)]:
         _refuse_if_fixed(_parse(text))
-    values = config.to_json()
+    values = config.model_dump(mode="json")
     for override in map(_parse, own):
         part = values
         *parents, last = override.get_key_element().split(".")

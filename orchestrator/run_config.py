@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from orchestrator.masking import masked
 from orchestrator.training.advantages.config import AlgorithmConfig
 from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.learner.config import LearnerConfig
@@ -70,7 +71,8 @@ class LedgerConfig(Settings):
 
     url: str | None
     """An SQLAlchemy URL (`sqlite:///...`, `postgresql+psycopg://...`); null: SQLite under the output
-    directory.
+    directory. A password in it is written nowhere: a run that is resumed takes the URL of the environment's
+    ORCHESTRATOR_LEDGER_URL, or of `ledger.url=...`.
     """
 
 
@@ -153,11 +155,15 @@ class RunConfig(Settings):
     """The stages of a pipeline; empty for every other job."""
 
     def to_json(self) -> dict[str, Any]:
-        """The config as plain JSON values; amounts of money are decimal strings, paths are strings."""
-        return self.model_dump(mode="json")
+        """The config as plain JSON values, for files and people: amounts of money are decimal strings, paths
+        are strings, and passwords in URLs are masked.
+        """
+        return masked(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
-        """The config as YAML that `orchestrator.config.load` reads back to an equal config."""
+        """The config as YAML that `orchestrator.config.load` reads back to an equal config, but for masked
+        passwords.
+        """
         return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.errors import ConfigError, PromptTooLongError
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
+from orchestrator.masking import masked_keys
 from orchestrator.run_config import RunConfig
 from orchestrator.training.checkpoint_mirror import CheckpointMirror
 from orchestrator.training.checkpoint_store import open_store
@@ -31,6 +32,7 @@ def check(config: RunConfig) -> EpochPrompts:
     folder, a checkpoint store of an unknown kind, a dataset that can't be read, a prompt longer than the
     context.
     """
+    check_passwords(config)
     check_prices(config)
     placement_of(config)
     check_model(config.model)
@@ -38,6 +40,16 @@ def check(config: RunConfig) -> EpochPrompts:
     prompts = load_prompts(config.task, config.seed)
     check_lengths(config.model, prompts)
     return prompts
+
+
+def check_passwords(config: RunConfig) -> None:
+    """Raises ConfigError for a URL whose password was masked when the config was written."""
+    values = config.model_dump(mode="json", exclude={"stages"})
+    for key, text in masked_keys(values):
+        hint = f"config.yaml does not keep passwords: orchestrator resume RUN {key}=URL"
+        if key == "ledger.url":
+            hint += ", or set ORCHESTRATOR_LEDGER_URL"
+        raise ConfigError(key, text, "a URL with its password", hint)
 
 
 def check_prices(config: RunConfig) -> None:

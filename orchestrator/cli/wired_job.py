@@ -126,7 +126,7 @@ class WiredJob(Job):
             if start_from is not None:
                 model = config.model.model_copy(update={"path": str(start_from.path)})
                 config = config.model_copy(update={"model": model})
-        elif directory.record().state is RunState.DONE and config == configs.load(directory.config):
+        elif directory.record().state is RunState.DONE and _same(config, configs.load(directory.config)):
             return _model_of(directory)
         self._directory.add_stage(name, directory.run_id)
         pipeline = self._directory.run_id
@@ -155,6 +155,11 @@ def stage_directory(pipeline: RunDirectory, name: str) -> RunDirectory | None:
             found = RunDirectory(pipeline.path.parent / stage.run_id)
             return found if found.state.exists() else None
     return None
+
+
+def _same(config: RunConfig, written: RunConfig) -> bool:
+    """Whether a config is the one that was written, passwords apart."""
+    return config.to_json() == written.to_json()
 
 
 def _model_of(directory: RunDirectory) -> TrainedModel:

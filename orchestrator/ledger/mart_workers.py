@@ -1,9 +1,8 @@
-"""Booking the parts of a large mart in processes of their own: `python -m orchestrator.ledger.mart_workers
-URL`.
+"""Booking the parts of a large mart in processes of their own: `python -m orchestrator.ledger.mart_workers`.
 
-A worker reads pickled jobs from its standard input, books them one after the other, and writes the pickled
-result to its standard output. Processes rather than a pool, because a pool would import the caller's main
-module again.
+A worker reads the pickled URL and jobs from its standard input (the URL may hold a password, which everybody
+can read among a process's arguments), books them one after the other, and writes the pickled result to its
+standard output. Processes rather than a pool, because a pool would import the caller's main module again.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ MAX_WORKERS = 8
 def book_parts(url: str, jobs: Sequence[PartJob]) -> list[list[LeaseRow]]:
     """The leases of each job, as `book_part` gives them. Raises LedgerStateError if a worker fails."""
     count = min(len(jobs), os.cpu_count() or 1, MAX_WORKERS)
-    command = [sys.executable, "-m", "orchestrator.ledger.mart_workers", url]
+    command = [sys.executable, "-m", "orchestrator.ledger.mart_workers"]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
     results: list[list[LeaseRow]] = [[] for _ in jobs]
     for first, worker in enumerate(workers):
         assert worker.stdin is not None
-        worker.stdin.write(pickle.dumps(jobs[first::count]))
+        worker.stdin.write(pickle.dumps((url, jobs[first::count])))
         worker.stdin.close()
     for first, worker in enumerate(workers):
         assert worker.stdout is not None
@@ -43,14 +42,15 @@ def book_parts(url: str, jobs: Sequence[PartJob]) -> list[list[LeaseRow]]:
     return results
 
 
-def _work(url: str) -> None:
+def _work() -> None:
     from orchestrator.ledger.sql.engine import open_engine
     from orchestrator.ledger.sql.journal import SqlJournal
 
-    jobs: list[PartJob] = pickle.loads(sys.stdin.buffer.read())
+    read: tuple[str, list[PartJob]] = pickle.loads(sys.stdin.buffer.read())
+    url, jobs = read
     journal = SqlJournal(open_engine(url), time.time_ns)
     sys.stdout.buffer.write(pickle.dumps([book_part(job, journal) for job in jobs]))
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1])
+    _work()

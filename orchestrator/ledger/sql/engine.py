@@ -7,6 +7,7 @@ seen everything up to n.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -36,13 +37,15 @@ def open_engine(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise LedgerError("ledger.url", url, "sqlite:///path or postgresql://user@host/database") from error
+    except (ArgumentError, ValueError):  # the latter: a port that is no number
+        shown = re.sub(r":[^:@/]*@", ":***@", url)
+        raise LedgerError("ledger.url", shown, "sqlite:///path or postgresql://user@host/database") from None
     backend = parsed.get_backend_name()
     if backend == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     elif backend != "sqlite":
-        raise LedgerError("ledger.url", url, "sqlite:///path or postgresql://user@host/database")
+        shown = parsed.render_as_string(hide_password=True)
+        raise LedgerError("ledger.url", shown, "sqlite:///path or postgresql://user@host/database")
     elif parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     try:
