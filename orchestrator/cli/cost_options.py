@@ -19,8 +19,8 @@ LedgerUrl = Annotated[
     str | None,
     typer.Option(
         "--ledger",
-        envvar="ORCHESTRATOR_LEDGER_URL",
-        help="sqlite:///PATH or postgresql://... (default: ledger.db under the output directory)",
+        help="sqlite:///PATH or postgresql://... (default: ledger.url of the newest run's config, else"
+        " ORCHESTRATOR_LEDGER_URL, else ledger.db under the output directory)",
     ),
 ]
 OutputDir = Annotated[
@@ -63,12 +63,41 @@ def open_ledger(url: str | None, output_dir: Path, price_book: str | None = None
     """
     from orchestrator.ledger.ledger import Ledger
 
-    ledger = Ledger.open(url or f"sqlite:///{(output_dir / 'ledger.db').resolve()}")
+    ledger = Ledger.open(url or default_ledger(output_dir))
     if price_book is not None or not ledger.price_books():
         ledger = ledger.priced_with(load_price_book(price_book or "laptop"))
     for spool in sorted(output_dir.glob("*/ledger")):
         ledger.ship(spool)
     return ledger
+
+
+def default_ledger(output_dir: Path) -> str:
+    """The ledger of the config that the newest run under `output_dir` was started with, where that names one;
+    else the environment's; else a file under `output_dir`. A password, which no config keeps, comes with the
+    environment's URL. Raises ConfigError if it does not.
+    """
+    from orchestrator.masking import masked_keys
+
+    known, configured = os.environ.get("ORCHESTRATOR_LEDGER_URL"), _configured_ledger(output_dir)
+    if configured is not None and any(masked_keys(configured)):
+        if known is None:
+            hint = "config.yaml does not keep passwords: give --ledger URL or set ORCHESTRATOR_LEDGER_URL"
+            raise ConfigError("ledger.url", configured, "a URL with its password", hint)
+        return known
+    return configured or known or f"sqlite:///{(output_dir / 'ledger.db').resolve()}"
+
+
+def _configured_ledger(output_dir: Path) -> str | None:
+    import yaml
+
+    written = sorted(output_dir.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in written[:1]:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return values["ledger"]["url"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            return None
+    return None
 
 
 def load_price_book(name: str) -> Any:  # noqa: ANN401 - the ledger is imported only when a command runs
