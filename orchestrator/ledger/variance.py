@@ -99,9 +99,8 @@ def variance(
         past = [float(daily.get(day, 0)) for day in complete]
         so_far = float(sum((daily.get(day, Fraction(0)) for day in complete), Fraction(0)))
         expected = forecast(so_far, past, budget.end_day - complete.stop, places)
-    return Variance(
-        budget, rounded(actual, places), rounded(planned, places), rounded(actual - planned, places), expected
-    )
+    spent, due = rounded(actual, places), rounded(planned, places)
+    return Variance(budget, spent, due, spent - due, expected)  # of the printed figures: they add up
 
 
 def daily_amounts(budget: Budget, counted: Iterable[CountedLine], pricer: Pricer) -> dict[int, Fraction]:

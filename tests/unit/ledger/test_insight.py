@@ -9,10 +9,18 @@ from orchestrator.ledger.booking import BookingPolicy
 from orchestrator.ledger.budgets import Budget
 from orchestrator.ledger.calendar import DAY_NS, HOUR_NS, month_bounds
 from orchestrator.ledger.errors import LedgerError
-from orchestrator.ledger.events import Event, LeaseClosed, LeaseOpened, PurposeSet, RunDeclared, SpanRecorded
+from orchestrator.ledger.events import (
+    Event,
+    LeaseClosed,
+    LeaseOpened,
+    PurposeSet,
+    RunDeclared,
+    SpanRecorded,
+    UsageStated,
+)
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.trend import trend
-from orchestrator.ledger.variance import forecast, parse_scope
+from orchestrator.ledger.variance import forecast, parse_scope, variance
 
 FIRST, END = month_bounds("2026-03")
 START = FIRST * DAY_NS
@@ -190,3 +198,15 @@ def test_a_trend_says_how_each_group_changed():
         ("2026-03-02", ("blue",), 30, 10),
         ("2026-03-02", ("green",), 2, None),
     ]
+
+
+@pytest.mark.parametrize("limit", ["1", "10", "7.77", "99.99"])
+def test_the_printed_figures_of_a_variance_add_up(limit: str):
+    book = {"name": "b", "currency": "USD", "region": "x", "commitment": "on_demand", "prices": []}
+    ledger = Ledger.in_memory(book, now_ns=lambda: 7 * DAY_NS)
+    ledger.book([UsageStated("u", "r", "gpu", "s", str(HOUR_NS), 0, HOUR_NS, "0.3357", "USD", "typed in")])
+    budget = Budget("b", {}, 0, 7, Decimal(limit), "USD", ())
+    for hour in range(1, 7 * 24):
+        found = variance(budget, ledger.counted(), ledger.pricer(), hour * HOUR_NS)
+        assert found.actual == Decimal("0.34")
+        assert found.actual - found.planned == found.variance
