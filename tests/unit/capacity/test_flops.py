@@ -11,6 +11,7 @@ from orchestrator.capacity.shape import read_shape
 SMALL = small_architectures()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", SMALL)
 def test_flops_are_what_the_counter_counts(name: str, recompute: bool) -> None:
