@@ -11,6 +11,8 @@ loss is the mean over its sequences, summed over layers. A sequence is a row: pr
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class SequenceBalanceLoss:
         self._coefficient = coefficient
         self._batch: MicroBatch | None = None
         self._share, self._ranks, self._minibatches = 0.0, 1, 0
+        self._counting = False
         self._value = torch.zeros((), dtype=torch.float64, device=device)
         if coefficient > 0:
             for router in find_routers(model).values():
@@ -52,6 +55,15 @@ class SequenceBalanceLoss:
     def use(self, batch: MicroBatch | None) -> None:
         """What is computed from now on, of the minibatch; None: add no loss."""
         self._batch = batch
+
+    @contextmanager
+    def counting(self) -> Generator[None]:
+        """The forward pass inside counts for `take`; one that backward repeats does not."""
+        self._counting = True
+        try:
+            yield
+        finally:
+            self._counting = False
 
     def take(self) -> dict[str, float]:
         """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since `reset`; nothing if it
@@ -75,7 +87,8 @@ class SequenceBalanceLoss:
             weights, chosen = outputs[place], outputs[place + 1]
             scores = logits.float().sigmoid() if scores_by_sigmoid(router) else logits.float().softmax(dim=-1)
             loss = self._coefficient * sequence_balance(scores, chosen, self._batch.rows, self._batch.real)
-            self._value += loss.detach() * self._share
+            if self._counting:
+                self._value += loss.detach() * self._share
             added: Any = _AddLoss.apply(weights, loss * (self._share * self._ranks))
             return (*outputs[:place], added, *outputs[place + 1 :])
 

@@ -236,7 +236,7 @@ class DeepSpeedLearner:
 
     def _forward(self, batch: MicroBatch, proximal: Tensor | None) -> tuple[TokenColumns, TokenTerms, Tensor]:
         reference = self._reference_logprobs(batch)
-        with self._routing.counting(batch.real):
+        with self._routing.counting(batch.real), self._balance.counting():
             logprobs, entropies = self._score(batch)
         columns = TokenColumns(
             logprobs=logprobs,
