@@ -35,6 +35,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.machine import write_result
 from benchmarks.moe_families import MODELS, VOCABULARY, build
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.buckets import unflatten
@@ -394,6 +395,7 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3], choices=range(4))
     arguments = parser.parse_args()
     rows = measure(arguments.models, arguments.world_sizes, arguments.stages)
+    write_result("learner_exactness", [asdict(row) for row in rows])
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
