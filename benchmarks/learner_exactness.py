@@ -119,7 +119,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "lora": {"rank": 0, "alpha": 16, "target_modules": ("all-linear",)},
         "threads": 1,
         "max_restarts": 0,
-        "backend": "gloo",
+        "backend": "auto",
     }
     return LearnerConfig(**values)
 
@@ -256,11 +256,16 @@ def _state(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def build_rank(case: Case, rank: int, port: int, optimizer_name: OptimizerName = "adamw") -> DeepSpeedLearner:
-    """One rank of the learner over gloo on this machine; blocks until the others have come."""
+def build_rank(
+    case: Case, rank: int, port: int, optimizer_name: OptimizerName = "adamw", device: str = "cpu"
+) -> DeepSpeedLearner:
+    """One rank of the learner on this machine, over gloo on CPUs and NCCL on GPUs (`device` "cuda": one a
+    rank); blocks until the others have come.
+    """
     config = learner_config(case, optimizer_name)
+    place = device if device == "cpu" else f"{device}:{rank}"
     return DeepSpeedLearner(
-        DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu"),
+        DistributedInit(rank, case.world_size, "127.0.0.1", port, "auto", place),
         config,
         update_rule(),
         Trainee(build(case.model), character_tokenizer(64)),
@@ -270,11 +275,11 @@ def build_rank(case: Case, rank: int, port: int, optimizer_name: OptimizerName =
 
 
 def train_with_learner(
-    case: Case, rank: int, port: int, optimizer_name: OptimizerName, steps: int = STEPS
+    case: Case, rank: int, port: int, optimizer_name: OptimizerName, device: str
 ) -> Training:
     """One rank of the learner; parameters are what it publishes, on rank 0."""
-    learner = build_rank(case, rank, port, optimizer_name)
-    reports = [learner.update(step, batch(step)) for step in range(steps)]
+    learner = build_rank(case, rank, port, optimizer_name, device)
+    reports = [learner.update(step, batch(step)) for step in range(STEPS)]
     published = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
     learner.close()
     return Training(
@@ -284,13 +289,13 @@ def train_with_learner(
     )
 
 
-def rank_main(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+def rank_main(rank: int, cases: Sequence[Case], port: int, directory: str, device: str = "cpu") -> None:
     """All cases of one number of ranks, in one set of processes (importing DeepSpeed takes longer than
     training).
     """
     torch.set_num_threads(1)
     for index, case in enumerate(cases):
-        results = {name: train_with_learner(case, rank, port, name) for name in OPTIMIZERS}
+        results = {name: train_with_learner(case, rank, port, name, device) for name in OPTIMIZERS}
         if rank == 0:
             torch.save(
                 {key: asdict(value) for key, value in results.items()}, Path(directory) / f"{index}.pt"

@@ -1,0 +1,44 @@
+"""The learner on GPUs, over NCCL: the same training as a plain process on the CPU. Unproven: no GPU was to be
+had where this was written.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.learner_exactness import (
+    OPTIMIZERS,
+    Case,
+    OptimizerName,
+    Training,
+    rank_main,
+    read_results,
+    start_ranks,
+    train_plainly,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("model", ["tiny_moe", "qwen3_moe"])
+def test_ranks_over_nccl_train_as_a_plain_process_does(model: str, world_size: int, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < world_size:
+        pytest.skip(f"needs {world_size} GPUs")
+    cases = [
+        Case(model, world_size, size, stage)
+        for size in (1, 2, 4)
+        if world_size % size == 0
+        for stage in range(4)
+    ]
+    start_ranks(world_size, partial(rank_main, device="cuda"), cases, str(tmp_path))
+    plain: dict[OptimizerName, Training] = {name: train_plainly(model, name) for name in OPTIMIZERS}
+    for learned in read_results(len(cases), str(tmp_path)):
+        for name, expected in plain.items():
+            # Other kernels than the CPU's: float32 agrees to some 1e-5.
+            assert learned[name].losses == pytest.approx(expected.losses, rel=1e-3, abs=1e-5)
+            assert learned[name].grad_norms == pytest.approx(expected.grad_norms, rel=1e-3)
