@@ -23,6 +23,8 @@ from orchestrator.training.usage import (
     new_event_id,
 )
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3_600_000_000_000
 START = time.time_ns() - 48 * HOUR
 

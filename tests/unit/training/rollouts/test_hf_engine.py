@@ -154,6 +154,7 @@ def test_bfloat16_stays_near_its_own_plain_forward(model: str):
     assert gap.mean() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_tokens_do_not_depend_on_how_many_rows_fit(model: str):
     blocks = [run(MODELS[model](), rows=rows) for rows in (1, 5, 32)]
