@@ -70,7 +70,7 @@ def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
     program: Program, small_run: Callable[..., tuple[str, ...]], hook: Hook
 ) -> None:
     set_budget(program, seconds=90)
-    rules = ("steps=500", "team=thrifty", "budget.stop_seconds=15", "budget.reserve_seconds=4")
+    rules = ("steps=100000", "team=thrifty", "budget.stop_seconds=15", "budget.reserve_seconds=4")
     program(
         *small_run("thrifty", *rules, "tracking=mlflow", f"budget.webhook={hook.url}", "checkpoint.every=0"),
         code=3,
