@@ -7,8 +7,8 @@ of 7.1 million parameters a layer; a checkpoint is 12 bytes a parameter: float32
 averages. In one run, alternating:
 
 - waited_for: seconds of a save that the step waits for to its end (`checkpoint.asynchronous=false`);
-- blocked: seconds of an asynchronous save until the next update may begin; the first, whose memory must come
-  from the system, is a row of its own;
+- blocked: seconds of an asynchronous save until the next update may begin; its memory is got from the system
+  after the first update, as in a run;
 - written: seconds from the begin of that save until its manifest is on disk, updates going on beside it;
 - share: blocked / written, and blocked / waited_for; the target is 10 % of either;
 - update_beside: an update while a checkpoint is written, over an update without.
@@ -115,6 +115,7 @@ async def measure(layers: int, saves: int, directory: Path) -> list[Row]:
 
     rows: list[Row] = []
     await update()
+    learner.prepare_snapshot()
     for step in range(1, saves + 1):
         alone = statistics.median([await update() for _ in range(3)])
         state = LoopState(step, 0, (), {})

@@ -3,13 +3,14 @@ of the same bytes, measured in turn in the same processes.
 
     python benchmarks/weight_publish.py [--json] [--model smollm2_135m] [--channel shared_memory] [--rounds 9]
 
-Three processes: one has the model as the learner has it at ZeRO 0 to 2, two have rollout engines (`hf`). A
-round is
+The learner is the real one at ZeRO 1: a rank, or two that have half of the experts each. Two more processes
+have rollout engines (`hf`). A round is
 
-- channel: `publish` in the first, then `pull` and `load_weights` in both workers at once. Seconds: those of
-  the publish and those of the slower pull, taken inside the processes.
+- channel: `publish` in the ranks, then `pull` and `load_weights` in both workers at once. Seconds: those of
+  rank 0's publish, once all ranks have come, and those of the slower pull, taken inside the processes.
 - memcpy: as many copies of as many bytes by the same processes: one in the first, then one in each worker at
   once, between two flat arrays of its own whose pages are there. Seconds are taken alike.
+- transfer: what another rank holds of the experts, sent to rank 0 in one message by torch.distributed alone.
 
 Each process computes with one thread. `ratio` is memcpy's seconds by the channel's, the median over the
 rounds (1 is the speed of memcpy); `cpu_ratio` the same of CPU seconds, which other work on the machine
@@ -24,11 +25,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import socket
 import statistics
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
@@ -36,15 +40,19 @@ from typing import Any, Self
 import numpy as np
 import ray
 import torch
+import torch.distributed as dist
 from machine import describe, write_result
 
+from orchestrator.cli.assembly import parts_of
 from orchestrator.config import compose
 from orchestrator.run_config import RunConfig
-from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten, unflatten
+from orchestrator.training.buckets import Piece, unflatten
+from orchestrator.training.cluster.learner_parts import build_learner
 from orchestrator.training.cluster.weights import make_channel
-from orchestrator.training.models.build import build_model
+from orchestrator.training.learner.distributed import DistributedInit
 
-MODELS = ("tiny_moe", "smollm2_135m")
+MODELS = {"tiny_moe": (1, 2), "smollm2_135m": (1,)}
+"""With the expert-parallel sizes to publish from."""
 CHANNELS = ("shared_memory", "object_store")
 WORKERS = 2
 WARM_UP = 3
@@ -100,34 +108,59 @@ class Process:
         return timed(lambda: np.copyto(self._target, self._source))[0]
 
 
-class Rank0(Process):
-    """The learner's side."""
+class Rank(Process):
+    """A rank of the learner."""
 
-    def __init__(self, config: RunConfig, channel: str) -> None:
-        super().__init__(config, channel)
-        model = build_model(config.model, config.seed)
-        kept = model.state_dict()
-        buffers = [(name, kept[name]) for name, _ in model.named_buffers() if name in kept]
-        self._tensors: list[NamedTensor] = [*model.named_parameters(), *buffers]
+    def address(self) -> tuple[str, int]:
+        """Where the other ranks find this one."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
 
-    def size(self) -> tuple[int, int]:
-        """Bytes and number of the tensors."""
-        return sum(tensor.nbytes for _, tensor in self._tensors), len(self._tensors)
+    def setup(self, rank: int, address: tuple[str, int], directory: Path) -> tuple[int, int, int]:
+        """Build it with the others. Bytes and number of the weights, and bytes that other ranks hold."""
+        size = self._config.learner.world_size
+        init = DistributedInit(rank, size, *address, "gloo", "cpu")
+        self._learner = build_learner(init, parts_of(self._config, "benchmark", 1, directory))
+        buckets = list(self._learner.weights())
+        whole = [piece for bucket in buckets for piece in bucket.pieces if not piece.start]
+        self._far = torch.ones(sum(_far_bytes(piece, size) for piece in whole), dtype=torch.uint8)
+        return sum(bucket.data.nbytes for bucket in buckets), len(whole), self._far.nbytes
 
     def publish(self, version: int) -> tuple[Any, Timing]:
-        """The handle, and what it took."""
-
-        def buckets(allocate: Allocate) -> Iterator[Bucket]:
-            return flatten(self._tensors, self._config.learner.bucket_bytes, allocate)
-
-        timing, handle = timed(lambda: self._channel.publish(version, buckets))
+        """The handle, and what it took from the moment on that all ranks have come."""
+        dist.barrier()
+        timing, handle = timed(lambda: self._publish(version))
         return handle, timing
+
+    def transfer(self) -> Timing:
+        """The bytes that other ranks hold, in one message."""
+        dist.barrier()
+        if not len(self._far):
+            return 0.0, 0.0
+        if dist.get_rank():
+            return timed(lambda: dist.send(self._far, 0))[0]
+        return timed(lambda: dist.recv(self._far, 1))[0]
 
     def publish_watched(self, version: int) -> tuple[Any, int]:
         """The handle, and the extra bytes at the peak."""
+        dist.barrier()
         with PeakMemory() as peak:
-            handle, _ = self.publish(version)
+            handle = self._publish(version)
         return handle, peak.bytes
+
+    def _publish(self, version: int) -> Any:  # noqa: ANN401
+        if dist.get_rank() == 0:
+            return self._channel.publish(version, self._learner.weights)
+        return list(self._learner.weights())
+
+
+def _far_bytes(piece: Piece, size: int) -> int:
+    """Bytes of a tensor that rank 0 has to be sent."""
+    if size == 1 or ".experts." not in piece.name:
+        return 0
+    return math.prod(piece.shape) * getattr(torch, piece.dtype).itemsize * (size - 1) // size
 
 
 class Worker(Process):
@@ -162,39 +195,49 @@ def timed(work: Callable[[], Any]) -> tuple[Timing, Any]:
     return (time.perf_counter() - wall, time.process_time() - cpu), result
 
 
-def measure(model: str, channel: str, rounds: int) -> dict[str, Any]:
+def measure(
+    model: str, expert_parallel_size: int, channel: str, rounds: int, directory: Path
+) -> dict[str, Any]:
     """One row."""
-    config = compose("grpo", [f"model={model}", "tracking=none"])
-    first: Any = ray.remote(Rank0).remote(config, channel)
+    size = f"learner.expert_parallel_size={expert_parallel_size}"
+    overrides = [f"model={model}", "tracking=none", f"learner.world_size={expert_parallel_size}", size]
+    config = compose("grpo", [*overrides, "learner.zero_stage=1"])
+    ranks: list[Any] = [ray.remote(Rank).remote(config, channel) for _ in range(expert_parallel_size)]
     workers: list[Any] = [ray.remote(Worker).remote(config, channel) for _ in range(WORKERS)]
-    size, tensors = _get(first.size.remote())
-    _get([process.prepare_memcpy.remote(size) for process in (first, *workers)])
-    seen: list[tuple[Timing, Timing]] = []
+    address = _get(ranks[0].address.remote())
+    setups = [rank.setup.remote(index, address, directory) for index, rank in enumerate(ranks)]
+    weights, tensors, far = _get(setups)[0]
+    _get([process.prepare_memcpy.remote(weights) for process in (*ranks, *workers)])
+    seen: list[tuple[Timing, Timing, Timing]] = []
     for version in range(WARM_UP + rounds):
-        handle, published = _get(first.publish.remote(version))
+        handle, published = _get([rank.publish.remote(version) for rank in ranks])[0]
         pulled = _get([worker.pull.remote(version, handle) for worker in workers])
-        copied = _get(first.memcpy.remote())
+        copied = _get(ranks[0].memcpy.remote())
         received = _get([worker.memcpy.remote() for worker in workers])
-        seen.append((_together(published, pulled), _together(copied, received)))
+        sent = _get([rank.transfer.remote() for rank in ranks])[0]
+        seen.append((_together(published, pulled), _together(copied, received), sent))
     peaks: list[list[int]] = []
     for version in range(WARM_UP + rounds, WARM_UP + rounds + MEMORY_ROUNDS):
-        handle, peak = _get(first.publish_watched.remote(version))
+        handle, peak = _get([rank.publish_watched.remote(version) for rank in ranks])[0]
         peaks.append([peak, *_get([worker.pull_watched.remote(version, handle) for worker in workers])])
-    for process in (first, *workers):
+    for process in (*ranks, *workers):
         ray.kill(process)
-    bucket = config.learner.bucket_bytes
+    counted, bucket = seen[WARM_UP:], config.learner.bucket_bytes
     return {
         "model": model,
+        "expert_parallel_size": expert_parallel_size,
         "channel": channel,
-        "bytes": size,
+        "bytes": weights,
         "tensors": tensors,
+        "bytes_of_other_ranks": far,
         "workers": WORKERS,
         "bucket_bytes": bucket,
         "rounds": rounds,
-        "publish_and_pull_ms": round(1000 * statistics.median(ours[0] for ours, _ in seen[WARM_UP:]), 2),
-        "memcpy_ms": round(1000 * statistics.median(plain[0] for _, plain in seen[WARM_UP:]), 2),
-        "ratio": round(statistics.median(plain[0] / ours[0] for ours, plain in seen[WARM_UP:]), 2),
-        "cpu_ratio": round(statistics.median(plain[1] / ours[1] for ours, plain in seen[WARM_UP:]), 2),
+        "publish_and_pull_ms": round(1000 * statistics.median(ours[0] for ours, _, _ in counted), 2),
+        "memcpy_ms": round(1000 * statistics.median(plain[0] for _, plain, _ in counted), 2),
+        "transfer_ms": round(1000 * statistics.median(sent[0] for _, _, sent in counted), 2),
+        "ratio": round(statistics.median(plain[0] / ours[0] for ours, plain, _ in counted), 2),
+        "cpu_ratio": round(statistics.median(plain[1] / ours[1] for ours, plain, _ in counted), 2),
         "publish_extra_buckets": round(max(peak[0] for peak in peaks) / bucket, 3),
         "pull_extra_buckets": round(max(max(peak[1:]) for peak in peaks) / bucket, 3),
         "target_ratio": TARGET_RATIO,
@@ -221,18 +264,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     ray.init(
-        num_cpus=WORKERS + 1, include_dashboard=False, log_to_driver=False, object_store_memory=4 * 2**30
+        num_cpus=WORKERS + 2, include_dashboard=False, log_to_driver=False, object_store_memory=4 * 2**30
     )
     models, channels = arguments.model or MODELS, arguments.channel or CHANNELS
-    rows = [measure(model, channel, arguments.rounds) for model in models for channel in channels]
+    with tempfile.TemporaryDirectory() as directory:
+        rows = [
+            measure(model, size, channel, arguments.rounds, Path(directory))
+            for model in models
+            for size in MODELS[model]
+            for channel in channels
+        ]
     ray.shutdown()
     if arguments.model is None and arguments.channel is None:
         write_result("weight_publish", rows)
     if arguments.json:
         json.dump({"machine": describe(), "rows": rows}, sys.stdout, indent=2)
         return
-    columns = ("model", "channel", "publish_and_pull_ms", "memcpy_ms", "ratio", "cpu_ratio")
-    columns = (*columns, "publish_extra_buckets", "pull_extra_buckets")
+    columns = ("model", "expert_parallel_size", "channel", "publish_and_pull_ms", "memcpy_ms", "transfer_ms")
+    columns = (*columns, "ratio", "cpu_ratio", "publish_extra_buckets", "pull_extra_buckets")
     print("  ".join(f"{column:>21}" for column in columns))
     for row in rows:
         print("  ".join(f"{row[column]!s:>21}" for column in columns))

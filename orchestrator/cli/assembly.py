@@ -105,6 +105,7 @@ def parts_of(config: RunConfig, run_id: str, attempt: int, directory: Path) -> P
         steps=config.steps,
         evaluation_engine=config.evaluation.engine,
         use_gpu=config.cluster.resource == "gpu",
+        snapshots=config.checkpoint.asynchronous,
         model=config.model,
         rollout=config.rollout,
         reward=config.reward,

@@ -4,7 +4,9 @@ worker.
     ("a", [2, 3]), ("b", [4])  --flatten-->  Bucket(pieces=(a, b), data=uint8[...])  --unflatten-->  the same
 
 A bucket is a numpy array of bytes and a manifest, so an object store can hold and map it without copying. No
-bucket is larger than `bucket_bytes`: a tensor that does not fit is cut into pieces that follow each other.
+bucket is larger than `bucket_bytes`: a tensor that does not fit is cut into pieces that follow each other. A
+tensor may come in parts, as ranks hold them: the buckets are the same as if it had come whole.
+
 Each side copies once: into the memory that `allocate` gives, and out of it into the memory that `destination`
 names. Any torch dtype travels, bfloat16 too: numpy sees bytes.
 
@@ -14,11 +16,13 @@ starts from.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +30,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NamedTensor = tuple[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPart:
+    """Consecutive elements of a tensor of `shape`, in row-major order, from element `start` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    data: Tensor
+
 
 Allocate = Callable[[int], NDArray[np.uint8]]
 """Memory for the next bucket, of that many bytes. It is asked for after the bucket before was taken."""
@@ -37,9 +52,8 @@ ALIGNMENT = 64
 """Bytes: every piece starts at a multiple, so that a view of any dtype is aligned (and on a cache line)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """`count` elements of one tensor, from element `start` of its row-major order, at byte `offset` of the
+class Piece(NamedTuple):
+    """`length` elements of one tensor, from element `start` of its row-major order, at byte `offset` of the
     bucket. `shape` and `dtype` are the whole tensor's; `dtype` is torch's name without the prefix ("float32",
     "bfloat16").
     """
@@ -48,13 +62,13 @@ class Piece:
     shape: tuple[int, ...]
     dtype: str
     start: int
-    count: int
+    length: int
     offset: int
 
     @property
     def whole(self) -> bool:
         """The piece is all of its tensor."""
-        return self.count == math.prod(self.shape)
+        return self.length == math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,70 +89,100 @@ def nowhere(name: str) -> None:
 
 
 def flatten(
-    tensors: Iterable[NamedTensor], bucket_bytes: int, allocate: Allocate = new_bytes
+    tensors: Iterable[NamedTensor | TensorPart], bucket_bytes: int, allocate: Allocate = new_bytes
 ) -> Iterator[Bucket]:
     """Pack tensors, in order, into buckets of at most `bucket_bytes`. Holds one bucket at a time, and nothing
-    beside it if the tensors are contiguous; they may lie on a GPU.
+    beside it if the tensors are contiguous; they may lie on a GPU. The parts of a tensor follow each other.
 
     `allocate` may give the same memory again: then a bucket is valid until the next one is asked for. Raises
     ValueError if `bucket_bytes` is less than one aligned element needs (64).
     """
     if bucket_bytes < ALIGNMENT:
         raise ValueError(f"bucket_bytes: got {bucket_bytes}, allowed: {ALIGNMENT} or more")
-    pieces: list[Piece] = []
-    data = new_bytes(0)
-    memory = torch.from_numpy(data)
-    used = 0
-    for name, tensor in tensors:
-        source, size = _bytes_of(tensor), tensor.element_size()
-        numel, shape, dtype = tensor.numel(), tuple(tensor.shape), _dtype_name(tensor.dtype)
-        start = 0
-        while start < numel or (numel == 0 and start == 0):
-            room = (bucket_bytes - used) // size
-            rest = numel - start
-            fits_later = rest * size <= bucket_bytes and start == 0
-            if pieces and (room == 0 or (rest > room and fits_later)):
-                yield Bucket(tuple(pieces), data[:used])
-                pieces, used = [], 0
-                continue
-            if not pieces:
-                data = allocate(bucket_bytes)
-                memory = torch.from_numpy(data)
-            count = min(rest, room)
-            memory[used : used + count * size].copy_(source[start * size : (start + count) * size])
-            pieces.append(Piece(name, shape, dtype, start, count, used))
-            start += max(count, 1)
-            used = min(bucket_bytes, used + -(-count * size // ALIGNMENT) * ALIGNMENT)
-    if pieces:
-        yield Bucket(tuple(pieces), data[:used])
+    filling: _Filling | None = None
+    for item in tensors:
+        part = item if isinstance(item, TensorPart) else TensorPart(item[0], tuple(item[1].shape), 0, item[1])
+        numel, taken = part.data.numel(), 0
+        while taken < numel or taken == 0:
+            if filling is not None and not filling.takes(part, taken):
+                yield filling.bucket()
+                filling = None
+            if filling is None:
+                filling = _Filling(allocate(bucket_bytes))
+            taken += max(1, filling.add(part, taken))
+    if filling is not None:
+        yield filling.bucket()
+
+
+class _Filling:
+    """A bucket on its way to being full."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self._data, self._pieces, self._end = data, list[Piece](), 0
+        self._address, self._size = data.ctypes.data, data.nbytes
+
+    def takes(self, part: TensorPart, taken: int) -> bool:
+        """There is room for what follows the part's first `taken` elements; for some of it, if the tensor
+        fits no bucket or has begun.
+        """
+        size, start = part.data.element_size(), part.start + taken
+        room = (self._size - self._offset(start)) // size
+        if start:
+            return room > 0
+        whole = math.prod(part.shape)
+        return room > 0 and (whole <= room or whole * size > self._size)
+
+    def add(self, part: TensorPart, taken: int) -> int:
+        """Copy as much of that as there is room for; the number of elements."""
+        data, start = part.data, part.start + taken
+        size, offset = data.element_size(), self._offset(start)
+        length = min(data.numel() - taken, (self._size - offset) // size)
+        if _is_plain(data):
+            ctypes.memmove(self._address + offset, data.data_ptr() + taken * size, length * size)
+        else:
+            room = torch.from_numpy(self._data[offset : offset + length * size]).view(data.dtype)
+            room.copy_(data.detach().reshape(-1)[taken : taken + length])
+        if start and self._pieces:
+            last = self._pieces[-1]
+            self._pieces[-1] = last._replace(length=last.length + length)
+        else:
+            self._pieces.append(Piece(part.name, part.shape, _dtype_name(data.dtype), start, length, offset))
+        self._end = offset + length * size
+        return length
+
+    def bucket(self) -> Bucket:
+        """As it is now."""
+        return Bucket(tuple(self._pieces), self._data[: min(self._size, _aligned(self._end))])
+
+    def _offset(self, start: int) -> int:
+        """Where the element `start` of a tensor goes: what continues the last piece follows it at once."""
+        return self._end if start else _aligned(self._end)
 
 
 def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> Iterator[NamedTensor]:
-    """The tensors again, in order. A tensor that lies in one bucket is a view of the bucket's bytes: do not
-    write to it, and copy it before the next tensor is asked for.
+    """The tensors again, in order; each is valid until the next one is asked for.
 
-    A tensor that was cut is put together in `destination(name)`, if that has its shape and is contiguous, and
-    comes as that very memory; otherwise in memory of its own. Raises ValueError if pieces of a tensor are
-    missing or out of order.
+    A tensor is copied to `destination(name)`, if that has its shape and is contiguous, and comes as that very
+    memory. Otherwise one that lies in one bucket is a view of the bucket's bytes, not to be written to, and
+    one that was cut is put together in memory of its own. Raises ValueError if pieces of a tensor are missing
+    or out of order.
     """
     unfinished: tuple[str, Tensor, int] | None = None  # name, flat tensor, elements that have arrived
     for bucket in buckets:
-        flat = _as_tensor(bucket.data)
+        reading = _Reading(bucket.data)
         for piece in bucket.pieces:
-            dtype = getattr(torch, piece.dtype)
-            view = flat[piece.offset : piece.offset + piece.count * dtype.itemsize].view(dtype)
             if unfinished is None and piece.whole:
-                yield piece.name, view.view(piece.shape)
+                yield piece.name, reading.in_place(piece, destination(piece.name))
                 continue
             if unfinished is None:
-                unfinished = (piece.name, _room_for(piece, dtype, destination), 0)
+                unfinished = (piece.name, _room_for(piece, destination), 0)
             name, whole, arrived = unfinished
             if piece.name != name or piece.start != arrived:
                 raise ValueError(
                     f"weights: got {piece.name} from element {piece.start}, expected {name} from {arrived}"
                 )
-            whole[arrived : arrived + piece.count].copy_(view)
-            arrived += piece.count
+            whole[arrived : arrived + piece.length].copy_(reading.view(piece))
+            arrived += piece.length
             unfinished = (name, whole, arrived)
             if arrived == whole.numel():
                 yield name, whole.view(piece.shape)
@@ -149,27 +193,71 @@ def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> 
         )
 
 
+def joined(tensors: Iterable[NamedTensor | TensorPart]) -> Iterator[NamedTensor]:
+    """The same with parts put together: each tensor whole, in memory of its own where it came in parts."""
+    whole = torch.empty(0)
+    for item in tensors:
+        if not isinstance(item, TensorPart):
+            yield item
+            continue
+        if item.start == 0:
+            whole = torch.empty(item.shape, dtype=item.data.dtype, device=item.data.device)
+        end = item.start + item.data.numel()
+        whole.view(-1)[item.start : end].copy_(item.data.reshape(-1))
+        if end == whole.numel():
+            yield item.name, whole
+
+
+class _Reading:
+    """A bucket's bytes as tensors."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self._data, self._address = data, data.ctypes.data
+
+    @functools.cached_property
+    def _bytes(self) -> Tensor:
+        with warnings.catch_warnings():
+            # Arrays that an object store maps are read-only, and torch has no read-only tensors; `unflatten`
+            # says not to write.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(self._data)
+
+    def view(self, piece: Piece) -> Tensor:
+        """[length], of the bucket's memory."""
+        dtype = _dtype(piece.dtype)
+        return self._bytes[piece.offset : piece.offset + piece.length * dtype.itemsize].view(dtype)
+
+    def in_place(self, piece: Piece, place: Tensor | None) -> Tensor:
+        """A whole tensor, copied to its place if it can be; else a view."""
+        fits = place is not None and place.shape == piece.shape and place.dtype == _dtype(piece.dtype)
+        if place is None or not fits or not _is_plain(place):
+            return self.view(piece).view(piece.shape)
+        ctypes.memmove(place.data_ptr(), self._address + piece.offset, place.nbytes)
+        return place
+
+
 @functools.cache
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """The tensor's elements as bytes, in row-major order: a view where it is contiguous."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _room_for(piece: Piece, dtype: torch.dtype, destination: Destination) -> Tensor:
+def _is_plain(tensor: Tensor) -> bool:
+    """Its elements follow each other in memory that this process can copy from and to."""
+    return tensor.is_cpu and tensor.is_contiguous()
+
+
+@functools.cache
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)
+
+
+def _room_for(piece: Piece, destination: Destination) -> Tensor:
     """Flat memory for the whole tensor that `piece` is part of."""
     found = destination(piece.name)
     if found is not None and tuple(found.shape) == piece.shape and found.is_contiguous():
         return found.detach().view(-1)
-    return torch.empty(math.prod(piece.shape), dtype=dtype)
-
-
-def _as_tensor(data: NDArray[np.uint8]) -> Tensor:
-    with warnings.catch_warnings():
-        # Arrays that an object store maps are read-only, and torch has no read-only tensors; `unflatten` says
-        # not to write.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(data)
+    return torch.empty(math.prod(piece.shape), dtype=_dtype(piece.dtype))

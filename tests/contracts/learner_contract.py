@@ -91,6 +91,7 @@ class LearnerContract:
         weights: list[dict[str, Tensor]] = []
         for step in range(2):  # the second snapshot uses the memory of the first
             learner.update(step, batch(step))
+            learner.prepare_snapshot()
             learner.snapshot()
             weights.append(published(learner))
             learner.update(step, batch(2))

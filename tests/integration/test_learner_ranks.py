@@ -9,10 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.learner_exactness import (
@@ -24,6 +26,7 @@ from benchmarks.learner_exactness import (
     batch,
     build_rank,
     compare,
+    learner_config,
     rank_main,
     read_results,
     start_ranks,
@@ -51,6 +54,21 @@ _SAVED = [Case("tiny_moe", 2, 1, 2), *(Case("tiny_moe", 2, 2, stage) for stage i
 
 def _weights(learner: DeepSpeedLearner) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
+
+
+def _largest_message(learner: DeepSpeedLearner) -> int:
+    """Bytes of other ranks' experts that this rank holds at once while the weights are published."""
+    sizes, receive = [0], dist.recv
+
+    def watched(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        sizes.append(tensor.nbytes)
+        return receive(tensor, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "recv", watched)
+        for _ in learner.weights():
+            pass
+    return max(sizes)
 
 
 def _two_steps(learner: DeepSpeedLearner) -> list[dict[str, float]]:
@@ -120,9 +138,10 @@ def _go_on(case: Case, rank: int, port: int, checkpoint: Path, directory: Path) 
     directory.mkdir(exist_ok=True)
     learner = build_rank(case, rank, port)
     learner.load(checkpoint)
-    weights = _weights(learner)
+    weights, message = _weights(learner), _largest_message(learner)
     reports = _two_steps(learner)
     if rank == 0:
+        (directory / "message").write_text(str(message))
         (directory / "reports.json").write_text(json.dumps(reports))
         torch.save(weights, directory / "weights.pt")
     learner.close()
@@ -192,6 +211,21 @@ def test_two_ranks_go_on_from_the_checkpoint_of_one(directory: Path, index: int)
     reports = [json.loads((path / "reports.json").read_text()) for path in (resumed, single)]
     for got, expected in zip(*reports, strict=True):
         _assert_same_step(got, expected)
+
+
+@pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
+def test_rank_0_holds_no_more_than_a_bucket_of_other_ranks_experts(directory: Path, index: int) -> None:
+    """Although one layer of them is larger."""
+    case = _SAVED[index]
+    config = learner_config(case, "adamw")
+    shapes = [
+        tensor.nbytes
+        for name, tensor in torch.load(directory / "single" / "weights.pt").items()
+        if ".experts." in name
+    ]
+    message = int((directory / f"resumed-{index}" / "message").read_text())
+    assert max(shapes) // 2 > config.bucket_bytes
+    assert message == (config.bucket_bytes if case.expert_parallel_size == 2 else 0)
 
 
 def _assert_same_weights(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

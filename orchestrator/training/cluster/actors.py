@@ -166,6 +166,8 @@ class LearnerActor:
         with self._meter.span(Activity.UPDATE, step) as measure:
             report = self._learner.update(step, _fetch(refs))
             measure.tokens = int(report.metrics.get("learner/tokens", 0))
+            if self._parts.snapshots:
+                self._learner.prepare_snapshot()
         return report, self._meter.take()
 
     def publish(self, version: WeightVersion) -> tuple[Any, tuple[Span, ...]]:

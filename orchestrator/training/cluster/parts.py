@@ -30,6 +30,8 @@ class Parts:
     steps: int
     evaluation_engine: str
     use_gpu: bool
+    snapshots: bool
+    """Checkpoints are written from a copy, beside the steps that follow."""
     model: ModelConfig
     rollout: RolloutConfig
     reward: RewardConfig

@@ -23,7 +23,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten, new_bytes
+from orchestrator.training.buckets import (
+    Allocate,
+    Bucket,
+    NamedTensor,
+    TensorPart,
+    flatten,
+    joined,
+    new_bytes,
+)
 from orchestrator.training.learner import distributed
 from orchestrator.training.learner.activations import checkpoint_activations
 from orchestrator.training.learner.adapters import adapters_off, has_adapters, merge_adapters
@@ -144,12 +152,16 @@ class DeepSpeedLearner:
 
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
         """See `Learner.weights`."""
-        size = self._config.bucket_bytes
-        return flatten(self._whole_tensors(), size, allocate)
+        return flatten(self._tensors(), self._config.bucket_bytes, allocate)
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
         self._write(shard_of(self._zero), directory)
+
+    def prepare_snapshot(self) -> None:
+        """See `Learner.prepare_snapshot`."""
+        if not self._host_memory.reserved:
+            self._host_memory.reserve(shard_of(self._zero))
 
     def snapshot(self) -> None:
         """See `Learner.snapshot`."""
@@ -167,7 +179,7 @@ class DeepSpeedLearner:
 
     def export(self, directory: Path) -> None:
         """See `Learner.export`."""
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole_tensors()}
+        state = {name: tensor.detach().cpu().clone() for name, tensor in joined(self._tensors())}
         if dist.get_rank() == 0:
             self._zero.module.save_pretrained(directory, state_dict=state)
             self._tokenizer.save_pretrained(directory)
@@ -181,9 +193,10 @@ class DeepSpeedLearner:
         path = write_shard(shard, directory)
         logger.info("wrote %s (%d bytes)", path, path.stat().st_size)
 
-    def _whole_tensors(self) -> Iterator[NamedTensor]:
+    def _tensors(self) -> Iterator[NamedTensor | TensorPart]:
         """Under their names in a model without adapters, which are merged."""
-        return merge_adapters(full_tensors(self._zero, self._config.bucket_bytes), self._zero.module)
+        tensors = full_tensors(self._zero, self._config.bucket_bytes)
+        return merge_adapters(joined(tensors), self._zero.module) if self._adapters else tensors
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
         """This rank's, as many as every other rank has."""

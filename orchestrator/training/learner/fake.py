@@ -62,6 +62,9 @@ class FakeLearner:
         self.snapshot()
         self.write(directory)
 
+    def prepare_snapshot(self) -> None:
+        """See `Learner.prepare_snapshot`. A number needs no memory of its own."""
+
     def snapshot(self) -> None:
         """See `Learner.snapshot`."""
         self._copied = self._updates

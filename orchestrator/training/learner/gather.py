@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -10,27 +11,28 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from orchestrator.training.buckets import NamedTensor
+from orchestrator.training.buckets import NamedTensor, TensorPart
 from orchestrator.training.learner.expert_parallel import Layout, is_expert
 from orchestrator.training.learner.zero import ZeroEngine
 
 _NamedParameter = tuple[str, Parameter]
 
 
-def full_tensors(zero: ZeroEngine, bytes_at_once: int) -> Iterator[NamedTensor]:
+def full_tensors(zero: ZeroEngine, bytes_at_once: int) -> Iterator[NamedTensor | TensorPart]:
     """Parameters and persistent buffers by the names of transformers: on rank 0, in the model's own dtype.
-    Tied parameters come once.
+    Tied parameters come once; tensors of experts that are spread over ranks come in parts.
 
-    Collective: the other ranks must exhaust it too, and get nothing. A tensor is valid until the next one is
-    asked for. Parameters that lie on several ranks are gathered until `bytes_at_once` are reached (at least
-    one tensor), so no rank ever holds a second whole model.
+    Collective: the other ranks must exhaust it too, and get nothing. What comes is valid until the next is
+    asked for. At stage 3 parameters are gathered until `bytes_at_once` are reached (at least one tensor), as
+    the forward pass does; of other ranks' experts rank 0 holds no more than `bytes_at_once` (at least one
+    element).
     """
     for group in _groups(zero, bytes_at_once):
         if zero.stage == 3:
             with zero.gathered([parameter for _, parameter in group]):
-                yield from _assembled(zero, group)
+                yield from _on_rank_0(zero, group, bytes_at_once)
         else:
-            yield from _assembled(zero, group)
+            yield from _on_rank_0(zero, group, bytes_at_once)
     if dist.get_rank() == 0:
         yield from persistent_buffers(zero.module, zero.layout)
 
@@ -66,33 +68,93 @@ def _units(zero: ZeroEngine) -> Iterator[list[_NamedParameter]]:
     yield from units.values()
 
 
-def _assembled(zero: ZeroEngine, group: Sequence[_NamedParameter]) -> Iterator[NamedTensor]:
-    """The group's tensors on rank 0."""
+def _on_rank_0(
+    zero: ZeroEngine, group: Sequence[_NamedParameter], bytes_at_once: int
+) -> Iterator[NamedTensor | TensorPart]:
+    """The group's tensors."""
     here = dist.get_rank() == 0
-    whole: dict[str, Tensor] = {}
+    experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
     for name, parameter in group:
-        if not is_expert(parameter):
-            if here:
-                yield zero.layout.name(name), parameter
+        if here and not is_expert(parameter):
+            yield zero.layout.name(name), parameter
+    if experts and dist.get_process_group_ranks(zero.layout.group)[0] == 0:  # others have the same experts
+        for message in _messages(_cuts(zero.layout, experts), bytes_at_once):
+            yield from _exchanged(zero.layout, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Elements [local, local + count) of `parameter` on `rank` of the expert group; from `start` on in the
+    tensor of transformers.
+    """
+
+    rank: int
+    parameter: Parameter
+    local: int
+    count: int
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def data(self) -> Tensor:
+        """Its elements, on the rank that has them."""
+        return self.parameter.detach().view(-1)[self.local : self.local + self.count]
+
+
+def _cuts(layout: Layout, experts: Sequence[_NamedParameter]) -> Iterator[_Cut]:
+    """All ranks' experts in the order of transformers' tensors; every rank finds the same."""
+    size = dist.get_world_size(layout.group)
+    tensors: dict[str, list[_Cut]] = {}
+    for name, parameter in experts:
+        for rank in range(size):
+            for part in layout.stretches(name, tuple(parameter.shape), rank):
+                cut = _Cut(rank, parameter, part.local, part.count, part.name, part.shape, part.start)
+                tensors.setdefault(part.name, []).append(cut)
+    for cuts in tensors.values():
+        yield from sorted(cuts, key=lambda cut: cut.start)
+
+
+def _messages(cuts: Iterable[_Cut], bytes_at_once: int) -> Iterator[list[_Cut]]:
+    """Cuts that travel together: what other ranks have of them is no more than `bytes_at_once`."""
+    message: list[_Cut] = []
+    held = 0
+    for cut in cuts:
+        if cut.rank == 0:
+            message.append(cut)
             continue
-        for rank, part in enumerate(_parts_on_rank_0(zero, parameter)):
-            for stretch in zero.layout.stretches(name, tuple(parameter.shape), rank):
-                if stretch.name not in whole:
-                    whole[stretch.name] = torch.empty(stretch.shape, dtype=part.dtype, device=part.device)
-                target = whole[stretch.name].view(-1)[stretch.start : stretch.start + stretch.count]
-                target.copy_(part.view(-1)[stretch.local : stretch.local + stretch.count])
-    yield from whole.items()
+        size, taken = cut.parameter.element_size(), 0
+        while taken < cut.count:
+            room = (bytes_at_once - held) // size
+            if room == 0:
+                yield message
+                message, held = [], 0
+                continue
+            count = min(cut.count - taken, room)
+            message.append(replace(cut, local=cut.local + taken, start=cut.start + taken, count=count))
+            taken, held = taken + count, held + count * size
+    if message:
+        yield message
 
 
-def _parts_on_rank_0(zero: ZeroEngine, parameter: Parameter) -> list[Tensor]:
-    """Each rank's experts of the parameter, in the order of the ranks of its expert group; only on rank 0."""
-    group = zero.layout.group
-    if dist.get_process_group_ranks(group)[0] != 0:
-        return []  # other ranks have the same experts
-    here = dist.get_rank() == 0
-    parts = [torch.empty_like(parameter.data) for _ in range(dist.get_world_size(group))] if here else None
-    dist.gather(parameter.data.contiguous(), parts, dst=0, group=group)
-    return parts or []
+def _exchanged(layout: Layout, message: Sequence[_Cut]) -> Iterator[TensorPart]:
+    """One message a rank to rank 0, where its cuts come out in order."""
+    me = dist.get_rank(layout.group)
+    ranks = dist.get_process_group_ranks(layout.group)
+    if me:
+        mine = [cut.data for cut in message if cut.rank == me]
+        if mine:
+            dist.send(torch.cat(mine), dst=0, group=layout.group)
+        return
+    arrived: dict[int, Iterator[Tensor]] = {}
+    for rank in sorted({cut.rank for cut in message} - {0}):
+        counts = [cut.count for cut in message if cut.rank == rank]
+        room = torch.empty(sum(counts), dtype=message[0].parameter.dtype, device=message[0].parameter.device)
+        dist.recv(room, src=ranks[rank], group=layout.group)
+        arrived[rank] = iter(room.split(counts))
+    for cut in message:
+        data = next(arrived[cut.rank]) if cut.rank else cut.data
+        yield TensorPart(cut.name, cut.shape, cut.start, data)
 
 
 def whole_numel(parameter: Parameter) -> int:

@@ -36,6 +36,12 @@ class Learner(Protocol):
         """
         ...
 
+    def prepare_snapshot(self) -> None:
+        """Get the memory that snapshots need, without waiting for it; after the first update, which makes the
+        optimizer's state. Nothing depends on it but the time that the first snapshot takes.
+        """
+        ...
+
     def snapshot(self) -> None:
         """Copy this rank's state to host memory: what `write` writes, whatever is trained in between."""
         ...

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import fcntl
 import mmap
-import operator
 import os
 import pickle
 import secrets
@@ -51,7 +50,6 @@ Manifest = list[tuple[tuple[Piece, ...], int, int]]
 """Of each bucket: its pieces, its offset in the segment, its length in bytes. Written with plain tuples for
 pieces, which pickle several times faster.
 """
-_FIELDS = operator.attrgetter(*Piece.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class _Segment:
         manifest: list[tuple[list[Any], int, int]] = []
         for index, bucket in enumerate(source(self.allocate)):
             start = PAGE + index * _whole_pages(self.blocks[index].nbytes)
-            manifest.append((list(map(_FIELDS, bucket.pieces)), start, bucket.data.nbytes))
+            manifest.append((list(map(tuple, bucket.pieces)), start, bucket.data.nbytes))
         content = pickle.dumps(manifest)
         end = PAGE + len(self.blocks) * (_whole_pages(self.blocks[0].nbytes) if self.blocks else 0)
         if os.fstat(self.descriptor).st_size < end + len(content):
@@ -231,8 +229,7 @@ def _read_manifest(descriptor: int, handle: SegmentHandle) -> bytes:
 
 def _manifest(content: bytes) -> Manifest:
     return [
-        (tuple(Piece(*fields) for fields in pieces), start, length)
-        for pieces, start, length in pickle.loads(content)
+        (tuple(map(Piece._make, pieces)), start, length) for pieces, start, length in pickle.loads(content)
     ]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from orchestrator.training.buckets import ALIGNMENT, flatten, unflatten
+from orchestrator.training.buckets import ALIGNMENT, NamedTensor, TensorPart, flatten, joined, unflatten
 
 
 def _tensors() -> list[tuple[str, Tensor]]:
@@ -45,7 +48,7 @@ def test_no_bucket_is_larger_than_asked_and_pieces_are_aligned(bucket_bytes: int
 
 def test_a_tensor_is_cut_only_if_it_fits_no_bucket() -> None:
     buckets = list(flatten([("a", torch.zeros(20)), ("b", torch.zeros(20)), ("c", torch.zeros(100))], 256))
-    pieces = [[(piece.name, piece.start, piece.count) for piece in bucket.pieces] for bucket in buckets]
+    pieces = [[(piece.name, piece.start, piece.length) for piece in bucket.pieces] for bucket in buckets]
     assert pieces == [[("a", 0, 20), ("b", 0, 20)], [("c", 0, 64)], [("c", 64, 36)]]
 
 
@@ -96,3 +99,45 @@ def test_buckets_lie_in_the_memory_that_is_given() -> None:
     ]
     assert [address for address, _ in seen] == [memory.ctypes.data] * 2
     assert [tensor[0].item() for _, tensor in seen] == [1, 2]
+
+
+def test_a_whole_tensor_is_copied_to_its_place() -> None:
+    """Where shape and dtype are its own; else it comes as a view of the bucket."""
+    tensor = torch.arange(6, dtype=torch.float32).view(2, 3)
+    places = {
+        "fits": torch.zeros(2, 3),
+        "wider": torch.zeros(2, 3, dtype=torch.float64),
+        "apart": _apart(2, 3),
+    }
+    got = dict(unflatten(flatten([(name, tensor) for name in places], 256), places.get))
+    assert {name for name in places if got[name] is places[name]} == {"fits"}
+    assert all(torch.equal(found, tensor) for found in got.values())
+    assert not places["wider"].any()
+    assert not places["apart"].any()
+
+
+def _apart(rows: int, columns: int) -> Tensor:
+    """Not contiguous."""
+    return torch.zeros(columns, rows).T
+
+
+@given(
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+    bucket_bytes=st.sampled_from([64, 100, 256, 1 << 12]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_parts_make_the_buckets_that_the_whole_tensor_makes(
+    cuts: list[int], bucket_bytes: int, dtype: torch.dtype
+) -> None:
+    whole = torch.arange(60).to(dtype).view(3, 20)
+    around = [("before", torch.ones(5)), ("after", torch.ones(3))]
+    edges = sorted({0, 60, *cuts})
+    parts: list[NamedTensor | TensorPart] = [
+        TensorPart("w", (3, 20), start, whole.view(-1)[start:end]) for start, end in itertools.pairwise(edges)
+    ]
+    expected = list(flatten([around[0], ("w", whole), around[1]], bucket_bytes))
+    got = list(flatten([around[0], *parts, around[1]], bucket_bytes))
+    assert [bucket.pieces for bucket in got] == [bucket.pieces for bucket in expected]
+    assert torch.equal(dict(unflatten(got))["w"], whole)
+    ((_, put_together),) = joined(parts)
+    assert torch.equal(put_together, whole)
