@@ -125,7 +125,9 @@ class Rank(Process):
         self._learner = build_learner(init, parts_of(self._config, "benchmark", 1, directory))
         buckets = list(self._learner.weights())
         whole = [piece for bucket in buckets for piece in bucket.pieces if not piece.start]
-        self._far = torch.ones(sum(_far_bytes(piece, size) for piece in whole), dtype=torch.uint8)
+        far = torch.tensor(sum(_far_bytes(piece, size) for piece in whole))
+        dist.broadcast(far, 0)  # the others were given no buckets
+        self._far = torch.ones(int(far), dtype=torch.uint8)
         return sum(bucket.data.nbytes for bucket in buckets), len(whole), self._far.nbytes
 
     def publish(self, version: int) -> tuple[Any, Timing]:

@@ -39,7 +39,7 @@ from orchestrator.training.learner.balance_loss import SequenceBalanceLoss
 from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.expert_load import layer_metrics, load_shares
-from orchestrator.training.learner.gather import full_tensors
+from orchestrator.training.learner.gather import FullTensors
 from orchestrator.training.learner.logprobs import TokenScorer
 from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
 from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
@@ -103,6 +103,7 @@ class DeepSpeedLearner:
         self._adapters = has_adapters(trainee.model)
         self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
+        self._full_tensors = FullTensors(self._zero, config.bucket_bytes)
         self._replay = RouteReplay(trainee.model)
         self._balance = SequenceBalanceLoss(trainee.model, config.sequence_balance_coefficient, self._device)
         self._routing = RoutingMeter(trainee.model, self._device)
@@ -195,7 +196,7 @@ class DeepSpeedLearner:
 
     def _tensors(self) -> Iterator[NamedTensor | TensorPart]:
         """Under their names in a model without adapters, which are merged."""
-        tensors = full_tensors(self._zero, self._config.bucket_bytes)
+        tensors = self._full_tensors.stream()
         return merge_adapters(joined(tensors), self._zero.module) if self._adapters else tensors
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,23 +20,36 @@ from orchestrator.training.learner.zero import ZeroEngine
 _NamedParameter = tuple[str, Parameter]
 
 
-def full_tensors(zero: ZeroEngine, bytes_at_once: int) -> Iterator[NamedTensor | TensorPart]:
-    """Parameters and persistent buffers by the names of transformers: on rank 0, in the model's own dtype.
-    Tied parameters come once; tensors of experts that are spread over ranks come in parts.
-
-    Collective: the other ranks must exhaust it too, and get nothing. What comes is valid until the next is
-    asked for. At stage 3 parameters are gathered until `bytes_at_once` are reached (at least one tensor), as
-    the forward pass does; of other ranks' experts rank 0 holds no more than `bytes_at_once` (at least one
-    element).
+class FullTensors:
+    """The tensors of transformers that lie in a model, in parts on several ranks. What is where is found out
+    once: a model keeps its shape.
     """
-    for group in _groups(zero, bytes_at_once):
-        if zero.stage == 3:
-            with zero.gathered([parameter for _, parameter in group]):
-                yield from _on_rank_0(zero, group, bytes_at_once)
-        else:
-            yield from _on_rank_0(zero, group, bytes_at_once)
-    if dist.get_rank() == 0:
-        yield from persistent_buffers(zero.module, zero.layout)
+
+    def __init__(self, zero: ZeroEngine, bytes_at_once: int) -> None:
+        self._zero = zero
+        self._buffers = persistent_buffers(zero.module, zero.layout)
+        self._groups = [
+            _Group.of(zero.layout, group, bytes_at_once) for group in _groups(zero, bytes_at_once)
+        ]
+
+    def stream(self) -> Iterator[NamedTensor | TensorPart]:
+        """Parameters and persistent buffers by the names of transformers: on rank 0, in the model's own
+        dtype. Tied parameters come once; tensors of experts that are spread over ranks come in parts.
+
+        Collective: the other ranks must exhaust it too, and get nothing. What comes is valid until the next
+        is asked for. At stage 3 parameters are gathered until `bytes_at_once` are reached (at least one
+        tensor), as the forward pass does; of other ranks' experts rank 0 holds no more than `bytes_at_once`
+        (at least one element).
+        """
+        zero = self._zero
+        for group in self._groups:
+            with zero.gathered(group.parameters) if zero.stage == 3 else nullcontext():
+                if dist.get_rank() == 0:
+                    yield from group.here
+                for message in group.messages:
+                    yield from _exchanged(zero.layout, message)
+        if dist.get_rank() == 0:
+            yield from self._buffers
 
 
 def persistent_buffers(model: PreTrainedModel, layout: Layout) -> list[NamedTensor]:
@@ -45,12 +60,37 @@ def persistent_buffers(model: PreTrainedModel, layout: Layout) -> list[NamedTens
     return [(layout.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Parameters that are gathered together: those that every rank has whole, and what ranks send of those
+    that are spread over them.
+    """
+
+    parameters: list[Parameter]
+    here: list[NamedTensor]
+    messages: list[list[_Cut]]
+
+    @classmethod
+    def of(cls, layout: Layout, group: Sequence[_NamedParameter], bytes_at_once: int) -> _Group:
+        here: list[NamedTensor] = [
+            (layout.name(name), parameter) for name, parameter in group if not is_expert(parameter)
+        ]
+        experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
+        messages: list[list[_Cut]] = []
+        if experts and dist.get_process_group_ranks(layout.group)[0] == 0:  # others have the same experts
+            messages = list(_messages(_cuts(layout, experts), bytes_at_once))
+        return cls([parameter for _, parameter in group], here, messages)
+
+
 def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParameter]]:
-    """Parameters that are gathered together. The two halves of a tensor of transformers stay together."""
+    """Parameters of about `bytes_at_once`. Those that make up one tensor of transformers stay together."""
+    units: dict[str, list[_NamedParameter]] = {}
+    for name, parameter in zero.module.named_parameters():
+        units.setdefault(zero.layout.target(name), []).append((name, parameter))
     group: list[_NamedParameter] = []
     held = 0
-    for unit in _units(zero):
-        size = sum(whole_numel(parameter) * parameter.element_size() for _, parameter in unit)
+    for unit in units.values():
+        size = sum(math.prod(whole_shape(parameter)) * parameter.element_size() for _, parameter in unit)
         if group and held + size > bytes_at_once:
             yield group
             group, held = [], 0
@@ -58,28 +98,6 @@ def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParamet
         held += size
     if group:
         yield group
-
-
-def _units(zero: ZeroEngine) -> Iterator[list[_NamedParameter]]:
-    """The parameters that make up each tensor of transformers."""
-    units: dict[str, list[_NamedParameter]] = {}
-    for name, parameter in zero.module.named_parameters():
-        units.setdefault(zero.layout.target(name), []).append((name, parameter))
-    yield from units.values()
-
-
-def _on_rank_0(
-    zero: ZeroEngine, group: Sequence[_NamedParameter], bytes_at_once: int
-) -> Iterator[NamedTensor | TensorPart]:
-    """The group's tensors."""
-    here = dist.get_rank() == 0
-    experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
-    for name, parameter in group:
-        if here and not is_expert(parameter):
-            yield zero.layout.name(name), parameter
-    if experts and dist.get_process_group_ranks(zero.layout.group)[0] == 0:  # others have the same experts
-        for message in _messages(_cuts(zero.layout, experts), bytes_at_once):
-            yield from _exchanged(zero.layout, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +126,7 @@ def _cuts(layout: Layout, experts: Sequence[_NamedParameter]) -> Iterator[_Cut]:
     tensors: dict[str, list[_Cut]] = {}
     for name, parameter in experts:
         for rank in range(size):
-            for part in layout.stretches(name, tuple(parameter.shape), rank):
+            for part in layout.stretches(name, whole_shape(parameter), rank):
                 cut = _Cut(rank, parameter, part.local, part.count, part.name, part.shape, part.start)
                 tensors.setdefault(part.name, []).append(cut)
     for cuts in tensors.values():
@@ -157,6 +175,6 @@ def _exchanged(layout: Layout, message: Sequence[_Cut]) -> Iterator[TensorPart]:
         yield TensorPart(cut.name, cut.shape, cut.start, data)
 
 
-def whole_numel(parameter: Parameter) -> int:
-    """Elements of the whole parameter, also where stage 3 has emptied it."""
-    return getattr(parameter, "ds_numel", parameter.numel())
+def whole_shape(parameter: Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, also where stage 3 has emptied it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
