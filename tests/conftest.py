@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+# Read once, when torch is imported. The cores are shared out already, by pytest's workers or by ranks, and
+# threads that wait for a core that another one has make small tensors many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PROGRAM = Path(sys.executable).parent / "orchestrator"
 
 SMALL = (
@@ -34,7 +38,7 @@ class Program:
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
-        self._environment = {**os.environ, "ORCHESTRATOR_OUTPUT_DIR": str(output_dir), "OMP_NUM_THREADS": "1"}
+        self._environment = {**os.environ, "ORCHESTRATOR_OUTPUT_DIR": str(output_dir)}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command and go on."""

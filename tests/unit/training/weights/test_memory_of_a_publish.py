@@ -19,7 +19,9 @@ SIZES = (24 << 20, *[3 << 20] * 12)
 
 
 def peak_of(work: Callable[[], object]) -> float:
-    """The most private memory (RssAnon) while `work` runs above that before it, in buckets."""
+    """The most private memory (RssAnon) while `work` runs, and with what it returns, above that before it; in
+    buckets.
+    """
     highest, done = [private_bytes()], threading.Event()
     start = highest[0]
 
@@ -31,7 +33,9 @@ def peak_of(work: Callable[[], object]) -> float:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        work()
+        kept = work()
+        highest.append(private_bytes())
+        del kept
     finally:
         done.set()
         watcher.join()
