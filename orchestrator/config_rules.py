@@ -76,6 +76,12 @@ def _evaluation_has_prompts(config: RunConfig) -> Iterator[ConfigError]:
         )
 
 
+def _sampled_answers_differ(config: RunConfig) -> Iterator[ConfigError]:
+    if config.evaluation.samples and config.rollout.temperature == 0:
+        hint = "rollout.temperature 0 gives the greedy answer each time"
+        yield ConfigError("evaluation.samples", str(config.evaluation.samples), "0", hint)
+
+
 def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
     response, context = config.rollout.max_new_tokens, config.model.context
     if response >= context:
@@ -244,6 +250,7 @@ RULES: tuple[Rule, ...] = (
     _task_is_complete,
     _template_asks_something,
     _evaluation_has_prompts,
+    _sampled_answers_differ,
     _responses_fit,
     _parts_are_registered,
     _groups_can_be_compared,

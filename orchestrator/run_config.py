@@ -52,7 +52,7 @@ class CheckpointConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """When the held-out prompts are answered, greedily, and scored."""
+    """When the held-out prompts are answered and scored."""
 
     every: int = Field(ge=0)
     """Steps between two evaluations; the first is before step 1, the last after the last step. 0: no
@@ -64,6 +64,10 @@ class EvaluationConfig(Settings):
     """
     prompts: int = Field(ge=1)
     """How many of the task's held-out prompts are used."""
+    samples: int = Field(ge=0)
+    """How many further answers to each prompt are sampled, as in training (`rollout.temperature`,
+    `rollout.top_p`), for pass@k and maj@k; 0: none, the greedy answer is all.
+    """
 
 
 class LedgerConfig(Settings):

@@ -25,6 +25,8 @@ HISTORY = (
     "rollout/length_mean",
 )
 """The metrics whose course `status` shows."""
+SAMPLED = "eval/"
+"""It shows all of these too: their names depend on how many held-out answers are sampled."""
 
 
 def find_run(output_dir: Path, reference: str) -> RunDirectory:
@@ -98,15 +100,17 @@ class Progress:
 
 
 def progress(run: RunDirectory, names: Sequence[str] = HISTORY) -> Progress:
-    """Read metrics.jsonl. Where a step was written twice, as after a resume, the later value counts."""
+    """Read metrics.jsonl: the course of `names`, and of what sampled held-out answers say. Where a step was
+    written twice, as after a resume, the later value counts.
+    """
     step, metrics = 0, dict[str, float]()
     courses: dict[str, dict[int, float]] = {name: {} for name in names}
     for line in run.read_metrics():
         step = line.step
         metrics.update(line.metrics)
-        for name in names:
-            if name in line.metrics:
-                courses[name][line.step] = line.metrics[name]
+        for name, value in line.metrics.items():
+            if name in courses or name.startswith(SAMPLED):
+                courses.setdefault(name, {})[line.step] = value
     return Progress(step, metrics, {name: sorted(course.items()) for name, course in courses.items()})
 
 

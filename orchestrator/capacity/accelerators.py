@@ -29,6 +29,8 @@ class Accelerator:
     name: str
     flops: dict[str, float]
     """Peak a second, dense, by dtype."""
+    published: bool
+    """The peak is its maker's, not what a program reached."""
     memory_bytes: float | None
     """None: what the machine has."""
     memory_bytes_per_second: float
@@ -47,13 +49,13 @@ def accelerator_of(sku: str, table: Path = TABLE) -> Accelerator:
     """
     try:
         rows = yaml.safe_load(table.read_text(encoding="utf-8"))["accelerators"]
-        known = {name: row for row in rows for name in row["skus"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        known = {name: _row(row) for row in rows for name in row["skus"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError("accelerators", str(table), "a table like capacity/accelerators.yaml") from error
     if sku not in known:
         hint = "add it to a copy of the table: orchestrator plan --accelerators FILE"
         raise ConfigError("cluster.sku", sku, ", ".join(sorted(known)), hint)
-    return _row(known[sku])
+    return known[sku]
 
 
 def _row(row: dict[str, Any]) -> Accelerator:
@@ -61,6 +63,7 @@ def _row(row: dict[str, Any]) -> Accelerator:
     return Accelerator(
         name=row["name"],
         flops={dtype: float(peak) for dtype, peak in row["flops"].items()},
+        published=row["peak"] == "published",
         memory_bytes=None if memory is None else float(memory),
         memory_bytes_per_second=float(row["memory_bytes_per_second"]),
         link_bytes_per_second=float(row["link_bytes_per_second"]),

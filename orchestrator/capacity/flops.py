@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 
 from orchestrator.capacity.parameters import MATRICES
 from orchestrator.capacity.shape import ModelShape
+from orchestrator.training.records import TokenWork
 
 BACKWARD = 2
 """Backward passes of a product y = x w: dx = dy w^T and dw = x^T dy."""
@@ -64,6 +65,13 @@ def forward_flops(shape: ModelShape, length: float, *, causal: bool = True) -> F
 def head_flops(shape: ModelShape) -> float:
     """Of the output head for one position, forward."""
     return 2.0 * shape.hidden * shape.vocabulary
+
+
+def work_flops(shape: ModelShape, work: TokenWork) -> float:
+    """Forward over counted tokens, rows of any lengths; a kernel that leaves out what a causal mask hides."""
+    token = forward_flops(shape, 1, causal=False)
+    linear = token.layers - token.attention_scores
+    return work.tokens * linear + work.pairs * token.attention_scores + work.predicted * head_flops(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,12 @@ def _scenarios(job: Job, accelerator: Accelerator) -> tuple[Scenario, Scenario, 
 
 
 def _evaluation_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> float:
-    """Held-out prompts, one answer each, by the rollout workers."""
-    count = job.config.evaluation.prompts
-    return generation_seconds(job, accelerator, scenario, count, count)
+    """Held-out prompts, by the rollout workers: a greedy answer each, and those that are sampled."""
+    prompts, samples = job.config.evaluation.prompts, job.config.evaluation.samples
+    seconds = generation_seconds(job, accelerator, scenario, prompts, prompts)
+    if samples:
+        seconds += generation_seconds(job, accelerator, scenario, prompts * samples, prompts)
+    return seconds
 
 
 def _fullest(job: Job) -> Memory:

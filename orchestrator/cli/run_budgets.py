@@ -24,9 +24,10 @@ from fractions import Fraction
 from typing import Any
 
 from orchestrator.ledger.budget_guard import BudgetGuard
-from orchestrator.ledger.budgets import Budget, Budgets, BudgetStatus, MemoryBudgets
+from orchestrator.ledger.budgets import Budget, Budgets, BudgetStatus
 from orchestrator.ledger.calendar import day_number, day_of
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer

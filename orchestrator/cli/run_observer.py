@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
+from orchestrator.capacity.utilisation import Utilisation
 from orchestrator.clock import Clock
 from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
@@ -35,11 +36,13 @@ class RunObserver:
         tracker: Tracker,
         view: LiveView,
         spent: Callable[[], Spent | None],
+        utilisation: Utilisation | None,
         step_ended: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._directory, self._tracker, self._view = directory, tracker, view
         self._spent, self._step_ended, self._clock = spent, step_ended, clock
+        self._utilisation = utilisation
         self._tokens = 0.0
         self._first_accuracy: float | None = None
 
@@ -48,7 +51,8 @@ class RunObserver:
         self._step_ended()
         spent = self._spent()
         self._tokens += report.metrics.get("rollout/tokens", 0.0)
-        metrics = {**report.metrics, **self._cost_metrics(report, spent)}
+        used = self._utilisation.metrics(report) if self._utilisation else {}
+        metrics = {**report.metrics, **used, **self._cost_metrics(report, spent)}
         self._directory.append_metrics(report.step, metrics, self._clock.now_ns())
         if report.routing:
             self._directory.append_routing(report.step, report.routing)

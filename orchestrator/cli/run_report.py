@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator.console.formats import sampled_accuracies
 from orchestrator.console.report_reader import write_report
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.ledger import Ledger
@@ -60,7 +61,7 @@ def print_outcome(directory: RunDirectory, config: RunConfig, console: Console) 
         f"[bold]{directory.run_id}[/]  [{'green' if good else 'red'}]{record.state.value}[/]  {record.why}"
     )
     history = progress(leading_stage(directory, record), [name for name, _ in HEADLINES])
-    for name, label in HEADLINES:
+    for name, label in (*HEADLINES, *sampled_accuracies(history.history)):
         series = history.history.get(name, [])
         if series:
             console.print(f"  {label}: {series[0][1]:.0%} -> {series[-1][1]:.0%}")

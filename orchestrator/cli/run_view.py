@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.clock import NANOSECONDS
-from orchestrator.console.formats import duration, money, short
+from orchestrator.console.formats import duration, money, sampled_accuracies, short
 
 BARS = " ▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 36
@@ -193,7 +193,11 @@ def _shown_charts(course: Course) -> list[Chart]:
     """
     rewards = {value for _, value in course.history.get(REWARD, [])}
     hidden = LOSS if len(rewards) > 1 else REWARD
-    return [chart for chart in CHARTS if course.history.get(chart.metric) and chart.metric != hidden]
+    sampled = [
+        Chart(metric, label, (0.0, 1.0), "green") for metric, label in sampled_accuracies(course.history)
+    ]
+    charts = (CHARTS[0], *sampled, *CHARTS[1:])
+    return [chart for chart in charts if course.history.get(chart.metric) and chart.metric != hidden]
 
 
 def _charts(course: Course, width: int) -> RenderableType | None:

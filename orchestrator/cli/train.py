@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator.capacity.utilisation import utilisation_of
 from orchestrator.cli.assembly import heldout_prompts, loop_settings, mirror_of, parts_of, placement_of
 from orchestrator.cli.bookkeeper import Bookkeeper
 from orchestrator.cli.progress import Progress
@@ -26,7 +27,7 @@ from orchestrator.run_config import RunConfig
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoint import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
-from orchestrator.training.evaluation import Evaluator
+from orchestrator.training.evaluation import Evaluator, SampledAnswers
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.run_directory import RunDirectory
@@ -122,7 +123,10 @@ async def train(
         view = watching.enter_context(
             Progress(title, config.steps, console, config.budget.currency, clock=clock)
         )
-        observer = RunObserver(directory, tracker, view, lambda: books.spent, pace.step_ended, clock)
+        utilisation = utilisation_of(config)
+        observer = RunObserver(
+            directory, tracker, view, lambda: books.spent, utilisation, pace.step_ended, clock
+        )
         books.start(_BudgetVoice(observer, switch, config.budget.webhook))
         await asyncio.to_thread(books.wait_for_first_round, FIRST_ROUND_SECONDS)
 
@@ -148,6 +152,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
     evaluator = Evaluator(
         heldout_prompts(config, attempt.prompts),
         config.rollout.max_new_tokens,
+        SampledAnswers(config.evaluation.samples, config.rollout.temperature, config.rollout.top_p),
         stages.rollouts,
         stages.rewards,
         attempt.directory.evaluations.resolve(),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from decimal import Decimal
+
+SAMPLED = re.compile(r"eval/(pass|maj)_at_(\d+)")
 
 
 def money(amount: Decimal) -> str:
@@ -36,3 +40,17 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def sampled_accuracies(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The metrics among `names` that tell most about sampled held-out answers, with their names for people:
+    those of the most answers.
+
+    >>> sampled_accuracies(["eval/pass_at_1", "eval/pass_at_8", "eval/maj_at_8", "reward/mean"])
+    [('eval/pass_at_8', 'pass@8'), ('eval/maj_at_8', 'maj@8')]
+    """
+    found = {(match[1], int(match[2])) for name in names if (match := SAMPLED.fullmatch(name))}
+    most = {kind: max(k for name, k in found if name == kind) for kind, _ in found}
+    return [
+        (f"eval/{kind}_at_{most[kind]}", f"{kind}@{most[kind]}") for kind in ("pass", "maj") if kind in most
+    ]

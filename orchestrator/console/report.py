@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from orchestrator.clock import NANOSECONDS
 from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_chart
-from orchestrator.console.formats import duration, money, short
+from orchestrator.console.formats import duration, money, sampled_accuracies, short
 from orchestrator.console.heat_map import HeatPanel, heat_panels, scale
 from orchestrator.console.report_data import ReportData, StageData
 from orchestrator.training.telemetry.curve_layout import smooth
@@ -49,6 +49,8 @@ METRICS = (
     ("offpolicy/logprob_gap_mean", "log-prob gap to the sampler"),
     ("rollout/length_mean", "response length, tokens"),
     ("rollout/tokens_per_s", "tokens/s sampled"),
+    ("mfu/learner", "learner's model FLOPs utilisation"),
+    ("mfu/rollout", "sampling's model FLOPs utilisation"),
     ("moe/expert_load_max_over_mean", "busiest expert, times the mean"),
     ("moe/router_entropy", "router entropy"),
 )
@@ -125,6 +127,9 @@ def tiles(data: ReportData) -> list[Tile]:
     if main and heldout:
         before, after = heldout
         found.append(Tile("held-out accuracy", f"{after:.0%}", _points(after - before), f"{before:.0%}"))
+    for metric, label in sampled_accuracies(main.history) if main else []:
+        before, after = main.ends(metric) or (0.0, 0.0)
+        found.append(Tile(label, f"{after:.0%}", "of sampled held-out answers", f"{before:.0%}"))
     checks = smooth(main.history.get(REFLECTION, ())) if main and not main.playback else []
     if checks:
         note = "of the sampled rollouts, smoothed"

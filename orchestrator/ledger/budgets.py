@@ -1,9 +1,9 @@
 """Budgets: money is reserved before it is spent, then settled, voided or left to expire.
 
     reserve   available = limit - settled - pending must cover it; then pending grows
-    settle    pending shrinks by what was reserved, settled grows by what was spent (never more than was
-    reserved) void      pending shrinks; the money is available again expire    a void by time: the run that
-    reserved died
+    settle    pending shrinks by what was reserved, settled grows by what was spent (never more than that)
+    void      pending shrinks; the money is available again
+    expire    a void by time: the run that reserved died
 
 So settled can't pass the limit, however many runs share a budget, and a run that can't reserve what its work
 in flight will still cost knows before it is too late. The two phases are TigerBeetle's
@@ -12,8 +12,8 @@ in flight will still cost knows before it is too late. The two phases are TigerB
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
@@ -343,61 +343,3 @@ def to_micros(amount: Decimal, rounding: str) -> int:
 def from_micros(micros: int) -> Decimal:
     """The amount of so many millionths."""
     return Decimal(micros).scaleb(-6)
-
-
-class MemoryBudgets:
-    """A budget store in lists: the fake of the port, for simulations and tests. For one thread."""
-
-    def __init__(self) -> None:
-        self._budgets: dict[str, Budget] = {}
-        self.transfers: list[Transfer] = []
-
-    def define(self, budget: Budget) -> None:
-        """Add a budget, or change it from now on."""
-        self._budgets[budget.name] = budget
-
-    def budgets(self) -> list[Budget]:
-        """All budgets, by name."""
-        return [self._budgets[name] for name in sorted(self._budgets)]
-
-    @contextmanager
-    def transaction(self) -> Generator[MemoryBudgets]:
-        """All of it happens, or nothing."""
-        before = list(self.transfers)
-        try:
-            yield self
-        except BaseException:
-            self.transfers = before
-            raise
-
-    def budget(self, name: str) -> Budget | None:
-        """The budget of that name."""
-        return self._budgets.get(name)
-
-    def last(self, name: str) -> Transfer | None:
-        """The last transfer of a budget."""
-        return next((transfer for transfer in reversed(self.transfers) if transfer.budget == name), None)
-
-    def of_reservation(self, reservation: str) -> list[Transfer]:
-        """All transfers of a reservation, in order."""
-        return [transfer for transfer in self.transfers if transfer.reservation == reservation]
-
-    def of_run(self, run_id: str) -> list[Transfer]:
-        """All transfers of a run, in order."""
-        return [transfer for transfer in self.transfers if transfer.run_id == run_id]
-
-    def overdue(self, name: str, now_ns: int) -> list[Transfer]:
-        """The reservations of a budget that have not ended and whose time is up."""
-        ended = {transfer.reservation for transfer in self.transfers if transfer.kind in ENDINGS}
-        return [
-            transfer
-            for transfer in self.transfers
-            if transfer.budget == name
-            and transfer.kind is Kind.RESERVE
-            and transfer.expires_ns <= now_ns
-            and transfer.reservation not in ended
-        ]
-
-    def append(self, transfer: Transfer) -> None:
-        """Add a transfer."""
-        self.transfers.append(transfer)

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.ledger.accounts import Accounts, CountedLine
 from orchestrator.ledger.archive import Archive, Close, MemoryArchive, digest_of, verify
 from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPolicy, book
-from orchestrator.ledger.budgets import Budgets, BudgetStore, MemoryBudgets
+from orchestrator.ledger.budgets import Budgets, BudgetStore
 from orchestrator.ledger.completion import Completion, completion
 from orchestrator.ledger.corrections import Rejection, effective
 from orchestrator.ledger.entries import lease_entries, stated_entries
@@ -23,6 +23,7 @@ from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
 from orchestrator.ledger.labels import Labels, labels_of
 from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.mart import Mart, default_folder
+from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.meter import RunMeter, Spent, spent_on
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, PriceTable

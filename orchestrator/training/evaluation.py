@@ -1,4 +1,6 @@
-"""Held-out evaluation: the same rollouts and rewards as training, greedy, no learner."""
+"""Held-out evaluation: the same rollouts and rewards as training, no learner. Every prompt is answered once,
+greedily, and where that is asked for several times more, sampled.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from orchestrator.training.stages import RewardStage, RolloutRequest, RolloutSta
 from orchestrator.training.usage import Activity
 
 T = TypeVar("T")
+Answered = tuple[Scored, tuple[Span, ...]]
+"""The graded answers to some of the prompts, and the time that they took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,51 +28,93 @@ class Evaluated:
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SampledAnswers:
+    """How many answers to each prompt are sampled beside the greedy one, and how."""
+
+    count: int
+    """0: not at all."""
+    temperature: float
+    top_p: float
+
+
+HELDOUT = {
+    "accuracy/heldout": "accuracy/train",
+    "heldout/reward_mean": "reward/mean",
+    "heldout/reflection_fraction": "rollout/reflection_fraction",
+    "heldout/length_mean": "rollout/length_mean",
+    "heldout/truncated_fraction": "rollout/truncated_fraction",
+}
+"""What sums over greedy answers are called here, and what a summary calls them."""
+
+
 class Evaluator:
-    """Asks every held-out prompt once, greedily, and writes what was answered under `directory`."""
+    """Asks every held-out prompt once, greedily, and writes what was answered under `directory`. Sampled
+    answers are only counted (`eval/pass_at_<k>`, `eval/maj_at_<k>`).
+    """
 
     def __init__(
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int,
+        sampled: SampledAnswers,
         rollouts: RolloutStage,
         rewards: RewardStage,
         directory: Path,
     ) -> None:
         self._prompts, self._rollouts, self._rewards, self._directory = prompts, rollouts, rewards, directory
-        self._sampling = SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens, seed=0)
+        self._max_new_tokens, self._sampled = max_new_tokens, sampled
 
     async def evaluate(self, step: int) -> Evaluated:
         """Metrics of the newest weights, after `step` updates; none if there is no prompt."""
         shares = [(first, last) for first, last in itertools.pairwise(self._bounds()) if first < last]
         if not shares:
             return Evaluated({}, ())
-        parts = await _all([self._ask(first, last, step) for first, last in shares])
-        summary = parts[0][0].summary
-        for scored, _ in parts[1:]:
-            summary = summary + scored.summary
-        tickets = [ticket for scored, _ in parts for ticket in scored.tickets]
+        questions = [self._ask(share, step, 1, self._greedily()) for share in shares]
+        if self._sampled.count:
+            questions += [
+                self._ask(share, step, self._sampled.count, self._by_dice(share)) for share in shares
+            ]
+        parts = await _all(questions)
+        answered, sampled = parts[: len(shares)], parts[len(shares) :]
+        tickets = [ticket for scored, _ in answered for ticket in scored.tickets]
         await self._rewards.record(step, tickets, self._directory, 0)
-        metrics = summary.metrics()
-        heldout = {
-            "accuracy/heldout": metrics["accuracy/train"],
-            "heldout/reward_mean": metrics["reward/mean"],
-            "heldout/reflection_fraction": metrics["rollout/reflection_fraction"],
-            "heldout/length_mean": metrics["rollout/length_mean"],
-            "heldout/truncated_fraction": metrics["rollout/truncated_fraction"],
-        }
-        return Evaluated(heldout, tuple(span for _, spans in parts for span in spans))
+        once, often = _sums(answered), _sums(sampled)
+        metrics = {name: once[source] for name, source in HELDOUT.items() if source in once}
+        metrics |= {name: value for name, value in often.items() if name.startswith("eval/")}
+        return Evaluated(metrics, tuple(span for _, spans in parts for span in spans))
+
+    def _greedily(self) -> SamplingParams:
+        return SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=self._max_new_tokens, seed=0)
+
+    def _by_dice(self, share: tuple[int, int]) -> SamplingParams:
+        """Seeded by the first prompt: every evaluation throws the same dice, so that two of them differ by
+        the weights.
+        """
+        return SamplingParams(self._sampled.temperature, self._sampled.top_p, self._max_new_tokens, share[0])
 
     def _bounds(self) -> list[int]:
         width = self._rollouts.width
         return [len(self._prompts) * share // width for share in range(width + 1)]
 
-    async def _ask(self, first: int, last: int, step: int) -> tuple[Scored, tuple[Span, ...]]:
-        groups = tuple((index, self._prompts[index]) for index in range(first, last))
-        request = RolloutRequest(groups, step, step, 1, self._sampling, Activity.EVALUATE)
+    async def _ask(
+        self, share: tuple[int, int], step: int, answers: int, sampling: SamplingParams
+    ) -> Answered:
+        groups = tuple((index, self._prompts[index]) for index in range(*share))
+        request = RolloutRequest(groups, step, step, answers, sampling, Activity.EVALUATE)
         generated = await self._rollouts.generate(request)
         scored = await self._rewards.score(generated)
         return scored, (*generated.spans, *scored.spans)
+
+
+def _sums(parts: Sequence[Answered]) -> dict[str, float]:
+    """The metrics of all parts together; none of nothing."""
+    if not parts:
+        return {}
+    summary = parts[0][0].summary
+    for scored, _ in parts[1:]:
+        summary = summary + scored.summary
+    return summary.metrics()
 
 
 async def _all(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

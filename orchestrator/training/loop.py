@@ -36,7 +36,7 @@ from orchestrator.errors import DataLostError, FailureBudgetExceededError, Orche
 from orchestrator.training.buffer import Buffer, Requested
 from orchestrator.training.checkpoint import Checkpointer, LoopState
 from orchestrator.training.evaluation import Evaluator
-from orchestrator.training.records import Batch, SamplingParams, StepReport, WeightVersion
+from orchestrator.training.records import Batch, SamplingParams, StepReport, TokenWork, WeightVersion
 from orchestrator.training.stages import (
     Generated,
     LearnerStage,
@@ -287,6 +287,7 @@ class TrainingLoop:
         last report, and where the time went.
         """
         arrived = self._summary.metrics() if self._summary else {}
+        sampled = self._summary.work if self._summary else TokenWork()
         timing = self._times.take()
         staleness = [batch.step - ticket.oldest_version for ticket in batch.tickets]
         self._check_grading_budget(arrived)
@@ -301,7 +302,7 @@ class TrainingLoop:
             "rollout/refused_groups": float(self._buffer.refused),
         }
         self._summary, self._resampled = None, 0
-        return StepReport(self._step, merged, learned.routing)
+        return StepReport(self._step, merged, learned.routing, learned.trained, sampled)
 
     def _check_grading_budget(self, arrived: Mapping[str, float]) -> None:
         failed, budget = arrived.get("reward/failed_fraction", 0.0), self._settings.grading_failure_budget

@@ -122,7 +122,9 @@ class ScoreBlock:
 
     `rewards` is the rubric's weighted sum. `components` are its terms by name, before weighting. Where
     `grades` is not OK the reward is what the failure policy says, and `reasons` says why (empty where OK).
-    `reflected` marks rollouts that check themselves ("wait, ..."), by the task's own pattern.
+    `reflected` marks rollouts that check themselves ("wait, ..."), by the task's own pattern. `answers` are
+    what the rollouts answer, without regard to case and white space, "" where they don't; None where nobody
+    knows how to find it.
     """
 
     rewards: NDArray[np.float64]  # [N]
@@ -130,6 +132,7 @@ class ScoreBlock:
     grades: NDArray[np.uint8]  # [N] of Grade
     reasons: tuple[str, ...]  # N
     reflected: NDArray[np.bool_]  # [N]
+    answers: tuple[str, ...] | None = None  # N
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,27 @@ class ExpertLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenWork:
+    """What a model read and predicted, counted so that its operations follow exactly; `a + b` is both.
+
+    The module's example, trained on, with prompts of 4 tokens: rows of 6, 6, 6 and 7 tokens, so 25 tokens, 9
+    predicted ones, and 6 x 7 / 2 + ... + 7 x 8 / 2 = 91 pairs.
+    """
+
+    tokens: int = 0
+    """That went through the layers."""
+    predicted: int = 0
+    """Tokens that the output head predicted, to be sampled or trained on."""
+    pairs: int = 0
+    """Of a token and one that it attends to, itself among them."""
+
+    def __add__(self, other: TokenWork) -> TokenWork:
+        return TokenWork(
+            self.tokens + other.tokens, self.predicted + other.predicted, self.pairs + other.pairs
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after the
     first update).
@@ -200,3 +224,7 @@ class StepReport:
     metrics: Mapping[str, float]
     routing: tuple[ExpertLoad, ...] = ()
     """Of each layer that has experts; empty for a dense model."""
+    trained: TokenWork = TokenWork()
+    """Forward and backward, by all learner ranks together."""
+    sampled: TokenWork = TokenWork()
+    """By the rollout workers, for the rollouts that arrived since the report before."""

@@ -19,6 +19,7 @@ from orchestrator.training.records import (
     Prompt,
     SamplingParams,
     StepReport,
+    TokenWork,
     WeightVersion,
 )
 from orchestrator.training.usage import Activity, Role
@@ -51,6 +52,11 @@ class RolloutRequest:
     sampling: SamplingParams
     activity: Activity = Activity.GENERATE
 
+    @property
+    def samples_heldout(self) -> bool:
+        """Whether it asks for sampled answers to held-out prompts, not for the greedy ones."""
+        return self.activity is Activity.EVALUATE and self.sampling.temperature > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Generated:
@@ -70,7 +76,12 @@ class Summary(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """`reward/*`, `accuracy/train` and `rollout/*`."""
+        """`reward/*`, `accuracy/train` and `rollout/*`; `eval/*` of sampled held-out answers."""
+        ...
+
+    @property
+    def work(self) -> TokenWork:
+        """What the model read and predicted to sample the rollouts."""
         ...
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from orchestrator.clock import FakeClock
 from orchestrator.ledger.budget_guard import BudgetGuard
-from orchestrator.ledger.budgets import Budget, Budgets, BudgetStore, MemoryBudgets
+from orchestrator.ledger.budgets import Budget, Budgets, BudgetStore
 from orchestrator.ledger.calendar import DAY_NS, month_bounds
 from orchestrator.ledger.errors import LedgerError, LedgerStateError
+from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.sql.budgets import SqlBudgets
 from orchestrator.ledger.sql.engine import open_engine
 from orchestrator.ledger.sql.migrations import require_head

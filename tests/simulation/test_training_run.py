@@ -148,3 +148,22 @@ def test_the_time_of_a_synchronous_step_adds_up(tmp_path: Path) -> None:
         for role, part in (("rollout", "generate"), ("reward", "score")):
             share = report.metrics[f"time/{part}"] / report.metrics["time/step"]
             assert report.metrics[f"utilisation/{role}"] == pytest.approx(share)
+
+
+def test_sampled_held_out_answers_are_counted_besides_the_greedy_ones(tmp_path: Path) -> None:
+    """Of four answers to prompt i, i mod 5 are right and come first; 10 prompts, so twice 0, 1, 2, 3 and 4."""
+    settings = replace(BASE, steps=2, evaluate_every=1, heldout_prompts=10, sampled_answers=4)
+    greedy = simulate(replace(settings, sampled_answers=0), tmp_path / "greedy").trace.reports
+    reports = simulate(settings, tmp_path / "sampled").trace.reports
+    assert [report.step for report in reports] == [0, 1, 2]
+    for report, without in zip(reports, greedy, strict=True):
+        found = {name: value for name, value in report.metrics.items() if name.startswith("eval/")}
+        assert found == {
+            "eval/pass_at_1": pytest.approx((0 + 1 + 2 + 3 + 4) / 20),
+            "eval/pass_at_2": pytest.approx((0 + 1 / 2 + 5 / 6 + 1 + 1) / 5),
+            "eval/pass_at_4": pytest.approx(4 / 5),
+            "eval/maj_at_4": pytest.approx(3 / 5),
+        }
+        assert not [name for name in without.metrics if name.startswith("eval/")]
+        assert report.metrics["accuracy/heldout"] == without.metrics["accuracy/heldout"]
+        assert report.metrics.get("rollout/count") == without.metrics.get("rollout/count")

@@ -138,6 +138,13 @@ def test_status_has_the_last_value_and_the_course_of_metrics(tmp_path: Path) -> 
     assert "stages" not in status
 
 
+def test_status_has_the_course_of_sampled_held_out_answers(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261124-065708-grpo-0001")
+    run.append_metrics(0, {"eval/pass_at_8": 0.5}, AT_NS)
+    run.append_metrics(2, {"eval/pass_at_8": 0.75}, AT_NS)
+    assert runs.status_document(run)["history"]["eval/pass_at_8"] == [[0, 0.5], [2, 0.75]]
+
+
 def test_status_of_a_pipeline_shows_its_stages_and_the_newest_ones_metrics(tmp_path: Path) -> None:
     pipeline = RunDirectory(tmp_path / "20261124-065708-r1_demo-0001")
     pipeline.create()

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,16 +106,19 @@ class RewardActor:
         return self._meter.take()
 
     def score(
-        self, block: RolloutBlock, step: int
+        self, block: RolloutBlock, step: int, sampled: bool
     ) -> tuple[ScoreBlock, tuple[list[tuple[int, int, float, bool]], Summary, tuple[Span, ...]]]:
         """The scores, and (a group's oldest version, tokens, mean reward and whether it is informative; sums;
-        spans).
+        spans). The sums have pass@k and maj@k where groups are `sampled` answers to held-out prompts.
         """
+        from orchestrator.training.telemetry.sampled_answers import sampled_answer_means
         from orchestrator.training.telemetry.summary import summarise
 
         with self._meter.span(Activity.SCORE, step) as measure:
             scores = self._grader.grade(block)
             summary = summarise(block, scores)
+            if sampled:
+                summary = replace(summary, sampled=sampled_answer_means(block, scores))
             groups = _group_facts(block, scores)
             measure.tokens = len(block.tokens)
         return scores, (groups, summary, self._meter.take())

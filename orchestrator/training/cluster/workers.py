@@ -86,7 +86,9 @@ class RayRewardWorker(SeatedActor):
     async def score(self, generated: Generated) -> Scored:
         """Grade; the tickets carry the handles of the block and its scores."""
         request = generated.request
-        scores, small = self._actor.score.options(num_returns=2).remote(generated.block, request.step)
+        scores, small = self._actor.score.options(num_returns=2).remote(
+            generated.block, request.step, request.samples_heldout
+        )
         facts, summary, spans = await self._answer(small)
         tickets = tuple(
             GroupTicket(

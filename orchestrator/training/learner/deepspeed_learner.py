@@ -45,7 +45,13 @@ from orchestrator.training.learner.losses.metrics import SUMS, token_means, toke
 from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
 from orchestrator.training.learner.micro_batch import MicroBatch, collate
 from orchestrator.training.learner.routing import RoutingMeter
-from orchestrator.training.learner.rows import TrainingRow, UpdateRule, computed_rows, minibatch_rows
+from orchestrator.training.learner.rows import (
+    TrainingRow,
+    UpdateRule,
+    computed_rows,
+    minibatch_rows,
+    trained_on,
+)
 from orchestrator.training.learner.schedule import learning_rate
 from orchestrator.training.learner.shards import Shard, load_shards, shard_of, write_shard
 from orchestrator.training.learner.snapshot import HostMemory
@@ -149,6 +155,7 @@ class DeepSpeedLearner:
                 "learner/padding_fraction": 1 - float(totals[-3]) / max(1.0, float(totals[-2])),
             },
             load_shares(self._routing.routers, loads),
+            trained_on([row for rows in computed for row in rows]),
         )
 
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:

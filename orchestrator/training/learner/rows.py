@@ -20,7 +20,7 @@ from torch import Tensor
 
 from orchestrator.training.learner.losses.aggregation import Aggregation, rollout_token_weights
 from orchestrator.training.learner.losses.objective import Objective
-from orchestrator.training.records import BatchPart, Finish
+from orchestrator.training.records import BatchPart, Finish, TokenWork
 
 Advantages = Callable[[Tensor], Tensor]
 """Rewards [P, G] float64 to advantages [P, G] float64: an estimator of `orchestrator.training.advantages`."""
@@ -107,6 +107,16 @@ def computed_rows(rows: Sequence[TrainingRow], rule: UpdateRule) -> list[Trainin
     """
     drop = rule.drop_uninformative and rule.objective.kl_coefficient == 0
     return [row for row in rows if row.trained_tokens > 0 and not (drop and row.advantage == 0.0)]
+
+
+def trained_on(rows: Sequence[TrainingRow]) -> TokenWork:
+    """What the model reads and predicts to train on the rows."""
+    lengths = [len(row) for row in rows]
+    return TokenWork(
+        tokens=sum(lengths),
+        predicted=sum(row.trained_tokens for row in rows),
+        pairs=sum(length * (length + 1) // 2 for length in lengths),
+    )
 
 
 def _weighted_rows(

@@ -15,9 +15,13 @@ from orchestrator.training.records import Grade, RolloutBlock, ScoreBlock
 from orchestrator.training.rewards.completion import Completion, Scorer
 from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rewards.overlong import overlong_punishment
+from orchestrator.training.rewards.scorers.accuracy import last_answer
 
 OVERLONG = "overlong"
 """The component that `reward.overlong_buffer` adds, with weight 1."""
+
+ACCURACY = "accuracy"
+"""The scorer that finds answers between tags. Another one of that name may find them elsewhere."""
 
 _REASON_LENGTH = 500
 
@@ -65,6 +69,7 @@ class Rubric:
         self._failure_reward = config.failure_reward
         self._overlong_buffer, self._max_new_tokens = config.overlong_buffer, max_new_tokens
         self._reflects = re.compile(config.reflection_pattern)
+        self._finds_answers = self.scorers.get(ACCURACY) == ACCURACY
 
     def scores(self, block: RolloutBlock, outcomes: Sequence[Outcome]) -> ScoreBlock:
         """Rewards of a block whose rollouts were graded, row for row.
@@ -90,7 +95,13 @@ class Rubric:
             grades=np.array([outcome.grade for outcome in outcomes], dtype=np.uint8),
             reasons=tuple(outcome.reason for outcome in outcomes),
             reflected=np.array([bool(self._reflects.search(text)) for text in block.texts], dtype=np.bool_),
+            answers=tuple(map(_answer, block.texts)) if self._finds_answers else None,
         )
+
+
+def _answer(text: str) -> str:
+    """What the scorer `accuracy` judges, as one votes on it: "The Sun " and "the  sun" are one answer."""
+    return " ".join((last_answer(text) or "").casefold().split())
 
 
 def _names(components: Mapping[str, float]) -> dict[str, str]:

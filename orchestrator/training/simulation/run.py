@@ -13,7 +13,7 @@ from orchestrator.errors import OrchestratorError, WorkerLostError
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoint import Checkpointer
 from orchestrator.training.checkpoint_mirror import CheckpointMirror
-from orchestrator.training.evaluation import Evaluator
+from orchestrator.training.evaluation import Evaluator, SampledAnswers
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
 from orchestrator.training.records import StepReport
 from orchestrator.training.rewards.pool import RewardPool, RewardWorker
@@ -49,6 +49,7 @@ class SimulationSettings:
     dynamic_sampling: bool = False
     max_resampled: float = 4.0
     heldout_prompts: int = 16
+    sampled_answers: int = 0
     keep_checkpoints: int = 2
     asynchronous_checkpoints: bool = True
     max_restarts: int = 1_000
@@ -123,7 +124,14 @@ def assemble(
         rollouts=rollout_stage,
         rewards=reward_stage,
         learner=learner,
-        evaluator=Evaluator(heldout, 8, rollout_stage, reward_stage, directory / "evaluations"),
+        evaluator=Evaluator(
+            heldout,
+            8,
+            SampledAnswers(settings.sampled_answers, 1.0, 1.0),
+            rollout_stage,
+            reward_stage,
+            directory / "evaluations",
+        ),
         checkpoints=Checkpointer(
             directory / "checkpoints",
             settings.keep_checkpoints,

@@ -15,8 +15,17 @@ from typing import Any, Self
 
 from orchestrator.clock import Clock
 from orchestrator.errors import CheckpointError, DataLostError, NonFiniteError, WorkerLostError
-from orchestrator.training.records import Batch, GroupTicket, Prompt, StepReport, WeightVersion
+from orchestrator.training.records import (
+    Batch,
+    GroupTicket,
+    Prompt,
+    StepReport,
+    TokenWork,
+    WeightVersion,
+)
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span, Updated
+from orchestrator.training.telemetry.sampled_answers import prompt_values
+from orchestrator.training.telemetry.summary import Mean, merged
 from orchestrator.training.usage import Activity, Role
 
 TRAINED = "trained.txt"
@@ -84,10 +93,19 @@ class CountingSummary:
 
     rollouts: int
     tokens: int
+    sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
+    """Of sampled held-out answers: pass@k and maj@k."""
 
     def __add__(self, other: Self, /) -> CountingSummary:
         """Both."""
-        return CountingSummary(self.rollouts + other.rollouts, self.tokens + other.tokens)
+        return CountingSummary(
+            self.rollouts + other.rollouts, self.tokens + other.tokens, merged(self.sampled, other.sampled)
+        )
+
+    @property
+    def work(self) -> TokenWork:
+        """As if every token were read once, and attended to itself."""
+        return TokenWork(self.tokens, self.tokens, self.tokens)
 
     def metrics(self) -> dict[str, float]:
         """The metrics that the loop and the evaluation look at."""
@@ -100,6 +118,7 @@ class CountingSummary:
             "reward/mean": 0.5,
             "reward/failed_fraction": 0.0,
             "accuracy/train": 0.5,
+            **{f"eval/{name}": mean.value for name, mean in self.sampled.items()},
         }
 
 
@@ -168,7 +187,8 @@ class SimulatedRewardWorker:
             )
             for row, (group_id, prompt) in enumerate(request.groups)
         )
-        summary = CountingSummary(request.group_size * len(request.groups), generated.tokens)
+        rollouts = request.group_size * len(request.groups)
+        summary = CountingSummary(rollouts, generated.tokens, _sampled_answers(request))
         span = Span(Activity.SCORE, start_ns, self._clock.now_ns(), Role.REWARD, self.name)
         return Scored(tickets, summary, (span,))
 
@@ -177,6 +197,18 @@ class SimulatedRewardWorker:
     ) -> list[dict[str, Any]]:
         """Nothing to write: there are no tokens."""
         return [{"step": step, "group_id": ticket.group_id} for ticket in tickets[:sample]]
+
+
+def _sampled_answers(request: RolloutRequest) -> dict[str, Mean]:
+    """Prompt i of n sampled answers has i mod (n + 1) right ones, which come first; the others agree too."""
+    sums: dict[str, Mean] = {}
+    if request.samples_heldout:
+        size = request.group_size
+        for index, _ in request.groups:
+            right = [answer < index % (size + 1) for answer in range(size)]
+            values = prompt_values(size, right, ["right" if is_right else "wrong" for is_right in right])
+            sums = merged(sums, {name: Mean(value, 1) for name, value in values.items()})
+    return sums
 
 
 @dataclass
@@ -209,7 +241,9 @@ class SimulatedLearner:
         self.trained.extend(ticket.group_id for ticket in batch.tickets)
         self.staleness.append(batch.step - batch.oldest_version)
         self.prompts.update({ticket.group_id: ticket.prompt_id for ticket in batch.tickets})
-        report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)})
+        tokens = sum(ticket.tokens for ticket in batch.tickets)
+        work = TokenWork(tokens, tokens, tokens)
+        report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)}, trained=work)
         span = Span(Activity.UPDATE, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
         return Updated(report, (span,))
 

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.training.records import Finish, Grade, RolloutBlock, ScoreBlock
+from orchestrator.training.records import Finish, Grade, RolloutBlock, ScoreBlock, TokenWork
 
 ACCURACY = "accuracy"
 """The component whose mean is `accuracy/train`."""
@@ -51,10 +51,11 @@ class BlockSummary:
     reward_total: float = 0.0
     reward_square_total: float = 0.0
     components: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
+    work: TokenWork = TokenWork()
+    sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
+    """`pass_at_<k>` and `maj_at_<k>` over the prompts, where held-out answers were sampled."""
 
     def __add__(self, other: Self) -> Self:
-        names = [*self.components, *(name for name in other.components if name not in self.components)]
-        none = Mean()
         return type(self)(
             rollouts=self.rollouts + other.rollouts,
             tokens=self.tokens + other.tokens,
@@ -63,9 +64,9 @@ class BlockSummary:
             failed=self.failed + other.failed,
             reward_total=self.reward_total + other.reward_total,
             reward_square_total=self.reward_square_total + other.reward_square_total,
-            components={
-                name: self.components.get(name, none) + other.components.get(name, none) for name in names
-            },
+            components=merged(self.components, other.components),
+            work=self.work + other.work,
+            sampled=merged(self.sampled, other.sampled),
         )
 
     @property
@@ -93,8 +94,8 @@ class BlockSummary:
         return self._fraction(self.reflected)
 
     def metrics(self) -> dict[str, float]:
-        """`reward/*`, `accuracy/train` and `rollout/*` by name. What has no value (a mean of nothing) is left
-        out, never 0.0.
+        """`reward/*`, `accuracy/train`, `rollout/*` and `eval/*` by name. What has no value (a mean of
+        nothing) is left out, never 0.0.
         """
         values = {
             "reward/mean": self.reward_mean,
@@ -108,6 +109,7 @@ class BlockSummary:
             "rollout/reflection_fraction": self.reflection_fraction,
         }
         values |= {f"reward/{name}": mean.value for name, mean in self.components.items()}
+        values |= {f"eval/{name}": mean.value for name, mean in self.sampled.items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def _fraction(self, count: int) -> float:
@@ -123,17 +125,21 @@ def summarise(
         if groups is not None
         else np.arange(len(rollouts), dtype=np.int64)
     )
-    rewards = scores.rewards[rows]
+    rewards, lengths = scores.rewards[rows], rollouts.lengths[rows]
     graded = scores.grades[rows] == Grade.OK
     return BlockSummary(
         rollouts=len(rows),
-        tokens=int(rollouts.lengths[rows].sum()),
+        tokens=int(lengths.sum()),
         truncated=int((rollouts.finish[rows] == Finish.LENGTH).sum()),
         reflected=int(scores.reflected[rows].sum()),
         failed=int((~graded).sum()),
         reward_total=float(rewards.sum()),
         reward_square_total=float(np.square(rewards).sum()),
         components={name: _mean(values[rows][graded]) for name, values in scores.components.items()},
+        work=_sampling(
+            np.diff(rollouts.prompt_offsets)[rows[:: rollouts.group_size] // rollouts.group_size],
+            lengths.reshape(-1, rollouts.group_size),
+        ),
     )
 
 
@@ -145,6 +151,21 @@ def rows_of(groups: Iterable[int], group_size: int) -> NDArray[np.int64]:
     """
     starts = np.asarray(list(groups), dtype=np.int64) * group_size
     return (starts[:, None] + np.arange(group_size, dtype=np.int64)).reshape(-1)
+
+
+def _sampling(prompts: NDArray[np.int64], responses: NDArray[np.int64]) -> TokenWork:
+    """Of prompts of so many tokens, [P], and their responses, [P, G]: a prompt is read once for its group,
+    which predicts the first token of each response; the last one of a response is never read.
+    """
+    read = np.maximum(responses - 1, 0)
+    pairs = (prompts * (prompts + 1) // 2).sum() + (read * prompts[:, None] + read * (read + 1) // 2).sum()
+    return TokenWork(int(prompts.sum() + read.sum()), int(responses.sum()), int(pairs))
+
+
+def merged(one: Mapping[str, Mean], other: Mapping[str, Mean]) -> dict[str, Mean]:
+    """The sums over both, by name, in the order of `one`."""
+    names = [*one, *(name for name in other if name not in one)]
+    return {name: one.get(name, Mean()) + other.get(name, Mean()) for name in names}
 
 
 def _mean(values: NDArray[np.float64]) -> Mean:

@@ -36,7 +36,7 @@ def test_each_step_says_what_the_run_cost_so_far(tmp_path: Path) -> None:
     spent: list[Spent | None] = [None, Spent(Fraction(1, 3), HOUR_NS), Spent(Fraction(4), 3 * HOUR_NS)]
     steps: list[int] = []
     observer = RunObserver(
-        directory, tracker, view, lambda: spent[len(steps) - 1], lambda: steps.append(1), clock
+        directory, tracker, view, lambda: spent[len(steps) - 1], None, lambda: steps.append(1), clock
     )
     observer.on_step(StepReport(0, {"accuracy/heldout": 0.25}))
     observer.on_step(StepReport(1, {"rollout/tokens": 1_000_000.0}))
@@ -62,7 +62,7 @@ def test_a_budget_warning_is_shown_tagged_and_kept(tmp_path: Path) -> None:
     directory.create()
     clock, view = FakeClock(), View()
     tracker = MemoryTracker(clock)
-    observer = RunObserver(directory, tracker, view, lambda: None, lambda: None, clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, lambda: None, clock)
     observer.on_budget_warning("budget blue: 50% of 10 USD is used or reserved (threshold 50%)")
     assert view.messages == [tracker.tags["budget"]]
     assert tracker.tags["budget"] in directory.events.read_text()

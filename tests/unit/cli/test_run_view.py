@@ -30,6 +30,17 @@ def test_examples_in_docstrings(module: object) -> None:
     assert results.failed == 0
 
 
+def test_the_view_shows_sampled_held_out_answers() -> None:
+    shown = course()
+    shown.add(0, 1 * SECOND, {"accuracy/heldout": 0.25, "eval/pass_at_1": 0.2, "eval/pass_at_8": 0.4})
+    shown.add(1, 2 * SECOND, {"eval/pass_at_8": 0.5, "eval/maj_at_8": 0.3})
+    text = drawn(shown, now_ns=3 * SECOND)
+    assert "pass@8" in text
+    assert "0.40 → 0.50" in text
+    assert "maj@8" in text
+    assert "pass@1" not in text
+
+
 def test_the_view_shows_what_a_person_asks() -> None:
     shown = course()
     shown.add(0, 1 * SECOND, {"accuracy/heldout": 0.31})

@@ -259,6 +259,21 @@ def test_tokens_of_a_cold_start_were_not_sampled() -> None:
     assert shown["learner steps"].value == "2 + 2"
 
 
+def test_sampled_held_out_answers_stand_beside_the_greedy_ones() -> None:
+    history = {
+        "accuracy/heldout": [(0, 0.34), (2, 0.85)],
+        "eval/pass_at_1": [(0, 0.3), (2, 0.8)],
+        "eval/pass_at_8": [(0, 0.5), (2, 0.97)],
+        "eval/maj_at_8": [(0, 0.4), (2, 0.9)],
+    }
+    shown = [(tile.label, tile.before, tile.value) for tile in tiles(data(stages=(stage(history=history),)))]
+    assert shown[:3] == [
+        ("held-out accuracy", "34%", "85%"),
+        ("pass@8", "50%", "97%"),
+        ("maj@8", "40%", "90%"),
+    ]
+
+
 def test_the_run_in_a_sentence() -> None:
     assert summary(data()) == (
         "tiny_moe learns countdown: held-out accuracy rose from 34% to 85% in 2 steps of grpo."

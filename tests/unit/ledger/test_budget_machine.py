@@ -6,8 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from orchestrator.ledger.budgets import ENDINGS, Budget, Budgets, Kind, MemoryBudgets, from_micros
+from orchestrator.ledger.budgets import ENDINGS, Budget, Budgets, Kind, from_micros
 from orchestrator.ledger.errors import LedgerError, LedgerStateError
+from orchestrator.ledger.memory_budgets import MemoryBudgets
 
 LIMIT = Decimal(100)
 amounts = st.decimals(0, 60, places=2)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.training.evaluation import Evaluator
+from orchestrator.training.evaluation import Evaluator, SampledAnswers
 from orchestrator.training.records import GroupTicket, Prompt
 from orchestrator.training.simulation.stages import CountingSummary
 from orchestrator.training.simulation.virtual_time import run_in_virtual_time
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span
 from orchestrator.training.usage import Activity
+
+GREEDY = SampledAnswers(count=0, temperature=0.7, top_p=0.9)
 
 
 class Rollouts:
@@ -63,7 +65,7 @@ def prompts(count: int) -> list[Prompt]:
 @pytest.mark.parametrize(("count", "width"), [(1, 4), (3, 4), (4, 4), (10, 4), (10, 1)])
 def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(width), Rewards()
-    evaluator = Evaluator(prompts(count), 32, rollouts, rewards, tmp_path)
+    evaluator = Evaluator(prompts(count), 32, GREEDY, rollouts, rewards, tmp_path)
     evaluated = run_in_virtual_time(evaluator.evaluate(3))
     asked = [prompt.prompt_id for request in rollouts.requests for _, prompt in request.groups]
     assert asked == [f"task/heldout/{index}" for index in range(count)]
@@ -79,9 +81,37 @@ def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: P
     assert len(evaluated.spans) == 2 * min(count, width)
 
 
+def test_sampled_answers_are_asked_for_besides(tmp_path: Path) -> None:
+    rollouts, rewards = Rollouts(2), Rewards()
+    sampled = SampledAnswers(count=6, temperature=0.7, top_p=0.9)
+    evaluated = run_in_virtual_time(
+        Evaluator(prompts(5), 32, sampled, rollouts, rewards, tmp_path).evaluate(3)
+    )
+    asked = [
+        (request.group_size, request.sampling.temperature, request.sampling.top_p)
+        for request in rollouts.requests
+    ]
+    assert asked == [(1, 0.0, 1.0), (1, 0.0, 1.0), (6, 0.7, 0.9), (6, 0.7, 0.9)]
+    assert [request.samples_heldout for request in rollouts.requests] == [False, False, True, True]
+    assert [[group for group, _ in request.groups] for request in rollouts.requests] == [
+        [0, 1],
+        [2, 3, 4],
+    ] * 2
+    assert rollouts.requests[2].sampling.seed != rollouts.requests[3].sampling.seed
+    assert rewards.recorded == [(3, list(range(5)), tmp_path, 0)]  # the greedy ones
+    assert evaluated.metrics["heldout/length_mean"] == 5.0
+    assert len(evaluated.spans) == 8
+
+
+def test_a_rubric_without_accuracy_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountingSummary, "metrics", lambda _: {"reward/mean": 0.5})
+    evaluator = Evaluator(prompts(2), 32, GREEDY, Rollouts(1), Rewards(), tmp_path)
+    assert run_in_virtual_time(evaluator.evaluate(0)).metrics == {"heldout/reward_mean": 0.5}
+
+
 def test_no_prompts_no_metrics(tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(2), Rewards()
-    evaluated = run_in_virtual_time(Evaluator([], 32, rollouts, rewards, tmp_path).evaluate(0))
+    evaluated = run_in_virtual_time(Evaluator([], 32, GREEDY, rollouts, rewards, tmp_path).evaluate(0))
     assert (evaluated.metrics, evaluated.spans) == ({}, ())
     assert rollouts.requests == rewards.recorded == []
 
@@ -90,7 +120,7 @@ def test_an_error_ends_what_is_still_under_way(tmp_path: Path) -> None:
     async def main() -> None:
         rollouts = Rollouts(4)
         with pytest.raises(ValueError, match="a bug"):
-            await Evaluator(prompts(8), 32, rollouts, Rewards(fail=True), tmp_path).evaluate(0)
+            await Evaluator(prompts(8), 32, GREEDY, rollouts, Rewards(fail=True), tmp_path).evaluate(0)
         assert rollouts.ended == 4
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

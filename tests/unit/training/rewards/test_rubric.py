@@ -45,6 +45,15 @@ def test_overlong_rollouts_are_punished_as_a_component() -> None:
     assert scores.rewards.tolist() == [1.0, 0.25, 0.0, -0.5]
 
 
+def test_answers_are_found_where_the_scorer_of_this_package_finds_them() -> None:
+    texts = ["<answer>3</answer> no, <answer> The  SUN\n</answer>", "the sun", "<answer></answer>"]
+    block, outcomes = rollout_block(texts), [Outcome(Grade.OK, (1.0,))] * 3
+    rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
+    assert rubric.scores(block, outcomes).answers == ("the sun", "", "")
+    elsewhere = Rubric(reward_config({"my_package.my_scorers:accuracy": 1.0}), max_new_tokens=10)
+    assert elsewhere.scores(block, outcomes).answers is None
+
+
 def test_reflection_is_marked_by_the_pattern() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
     scores = rubric.scores(rollout_block(["so wait, 3", "await"]), [Outcome(Grade.OK, (1.0,))] * 2)

@@ -6,7 +6,20 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[4]
-GROUPS = ("reward", "accuracy", "heldout", "rollout", "policy", "learner", "offpolicy", "moe", "time", "cost")
+GROUPS = (
+    "reward",
+    "accuracy",
+    "heldout",
+    "eval",
+    "rollout",
+    "policy",
+    "learner",
+    "offpolicy",
+    "moe",
+    "time",
+    "mfu",
+    "cost",
+)
 NAME = re.compile(rf"(?:{'|'.join(GROUPS)})/[a-z_0-9]*[a-z0-9]")
 
 
@@ -38,6 +51,8 @@ def test_every_documented_metric_is_in_the_code() -> None:
         "time/wait_batch",
         "time/wait_room",
         "utilisation/<role>",
+        "eval/pass_at_<k>",
+        "eval/maj_at_<k>",
         "moe/expert_load_max_over_mean/layer_<i>",
         "moe/router_entropy/layer_<i>",
     }
