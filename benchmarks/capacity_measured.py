@@ -76,6 +76,26 @@ def small_architectures() -> dict[str, Architecture]:
     }
 
 
+def medium_architectures() -> dict[str, Architecture]:
+    """Wider and deeper, where weights are large beside the activations of a micro-batch: a dense model with a
+    large vocabulary, and many experts under either attention.
+    """
+    medium: Architecture = {"hidden_size": 512, "num_hidden_layers": 6, "vocab_size": 4000}
+    experts: Architecture = {"num_experts_per_tok": 4, "moe_intermediate_size": 384}
+    small = small_architectures()
+    return {
+        "smollm2, 12 layers": smollm2(layers=12),
+        "qwen3_moe, medium": small["qwen3_moe"]
+        | medium
+        | experts
+        | {"num_attention_heads": 8, "head_dim": 64, "num_experts": 32},
+        "deepseek_v3, medium": small["deepseek_v3"]
+        | medium
+        | experts
+        | {"intermediate_size": 1536, "n_routed_experts": 32, "kv_lora_rank": 128, "q_lora_rank": 256},
+    }
+
+
 def smollm2(layers: int = 30) -> Architecture:
     """SmolLM2-135M's shape."""
     return {

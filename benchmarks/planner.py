@@ -34,6 +34,7 @@ from benchmarks.capacity_measured import (
     counted_flops,
     engine_bytes,
     measured_pass,
+    medium_architectures,
     parameter_sizes,
     published,
     small_architectures,
@@ -102,7 +103,7 @@ def flops() -> Iterator[Row]:
 
 def activations() -> Iterator[Row]:
     """Bytes of one micro-batch of 8 rows of 128 tokens."""
-    for name, architecture in small_architectures().items():
+    for name, architecture in (small_architectures() | medium_architectures()).items():
         shape = read_shape(architecture)
         for half in (False, True):
             for recompute in (False, True):

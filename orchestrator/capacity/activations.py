@@ -10,6 +10,7 @@ https://arxiv.org/abs/2205.05198, section 4, whose formula is for GPT's layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.capacity.shape import FeedForward, GroupedAttention, LatentAttention, ModelShape
@@ -19,6 +20,10 @@ CHUNK_BYTES = FP32 << 22
 """A float32 temporary of the chunked log-softmax, at most."""
 CHUNKS = 3
 """Such temporaries at once: scaled logits, probabilities, and one in between."""
+FP32_ROUTING = ("deepseek_v2", "deepseek_v3", "mixtral")
+"""Families whose routing weights are float32 in any model, and so experts' outputs that they are multiplied
+with.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +41,21 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes at the moment when they are most: the end of the forward pass, or the beginning of the backward
-    pass.
-    """
+    """Bytes at the two times when they may be most."""
 
     kept: int
-    """What autograd keeps for the backward pass, logits apart."""
+    """What autograd keeps for the backward pass, logits apart, at the end of the forward pass."""
     logits: int
-    """Logits, their gradient, and the temporaries of the log-softmax; or the gradient of the head."""
-    working: int
-    """The layer in flight: computed again, if so configured; the gradients of its widest activation and of
-    its largest weight, before they are added to those of other micro-batches.
+    """Then besides: logits, their gradient, and the temporaries of the log-softmax; or the gradient of the
+    head.
     """
+    backward: int
+    """All that lives in the backward pass of the layer where that is most."""
 
     @property
     def most(self) -> int:
         """At the moment when they are most."""
-        return self.kept + max(self.logits, self.working)
+        return max(self.kept + self.logits, self.backward)
 
 
 def micro_batch_activations(shape: ModelShape, batch: MicroBatch) -> Activations:
@@ -63,13 +66,65 @@ def micro_batch_activations(shape: ModelShape, batch: MicroBatch) -> Activations
     ends = norm(shape.hidden, size) - size * shape.hidden + INT64
     logits = batch.trained * shape.vocabulary * size
     chunks = CHUNKS * min(CHUNK_BYTES, FP32 * batch.trained * shape.vocabulary)
-    widest = max(_widest(shape, layer) for layer in shape.layers)
-    weight = max(_largest(shape, layer, batch.expert_parallel_size) for layer in shape.layers)
     return Activations(
         kept=tokens * (kept + ends) + batch.trained * (shape.hidden * size + INT64),
         logits=max(2 * logits + chunks, logits + shape.vocabulary * shape.hidden * size),
-        working=tokens * ((max(layers) if batch.recompute else 0) + 2 * size * widest) + size * weight,
+        backward=max(_backward_passes(shape, batch, layers)),
     )
+
+
+def _backward_passes(shape: ModelShape, batch: MicroBatch, layers: Sequence[int]) -> Iterator[int]:
+    """Bytes in the backward pass of each layer: what it and the layers before it keep (those after it have
+    given theirs back), the gradient of its output, and what it needs itself. A head that is the embedding
+    keeps its gradient until the embedding has one too.
+    """
+    size, tokens = batch.element_bytes, batch.positions
+    stream = shape.hidden * size
+    head = shape.vocabulary * stream if shape.tied else 0
+    # In float32 the first norm of a layer that is computed again keeps the layer's input itself.
+    again = stream - (FP32 * shape.hidden if size == FP32 else 0)
+    before = 0
+    for layer, kept in zip(shape.layers, layers, strict=True):
+        own = kept + (again if batch.recompute else 0)
+        yield head + tokens * (before + own + stream + INT64) + _in_flight(shape, layer, batch)
+        before += stream if batch.recompute else kept
+
+
+def _in_flight(shape: ModelShape, layer: FeedForward, batch: MicroBatch) -> int:
+    """Gradients of activations and weights inside a layer beyond what the layer keeps, less what it has given
+    back, at the moment when that is most.
+    """
+    return max(_moments(shape, layer, batch))
+
+
+def _moments(shape: ModelShape, layer: FeedForward, batch: MicroBatch) -> Iterator[int]:
+    """The moments that can be the fullest, from the layer's end to its beginning. For f of a dense
+    feed-forward (or of the shared experts, which come last), e of all chosen experts, h of the stream:
+
+        dense product       its input's gradient, f, and its weight's
+        dense gate          gradients of the product, of the gate and of what it gates, 3 f, less the product
+        experts' outputs    their sum's gradient, spread to each, put in order into zeros: three of k h
+        experts' product    its input's gradient, e, and its weight's, with the outputs' in place of outputs
+        experts' gate       3 e, less the product and the outputs
+        experts' input      both gradients of the gate and that of the input, less all but the input; a weight's
+        attention           gradients of output, queries, keys and values, less all of the feed-forward
+    """
+    size, tokens, hidden = batch.element_bytes, batch.positions, shape.hidden
+    dense = layer.dense + layer.shared
+    if dense:
+        yield size * (tokens * dense + hidden * (layer.dense or layer.shared))
+        yield size * tokens * 2 * dense
+    if layer.experts:
+        chosen, outputs = layer.chosen * layer.expert, layer.chosen * hidden
+        weight = layer.experts // batch.expert_parallel_size * layer.expert * hidden
+        routing = FP32 if shape.family in FP32_ROUTING else size
+        beside = size * (hidden - 4 * layer.shared) if layer.shared else 0
+        yield tokens * (beside + 3 * routing * outputs)
+        yield tokens * (beside + size * chosen) + size * weight
+        yield tokens * (beside + size * (2 * chosen - outputs))
+        yield tokens * (beside - size * 2 * chosen) + size * 2 * weight
+    heads = shape.attention.heads * shape.attention.key_width
+    yield tokens * (4 * size * heads - norm(hidden, size) - _feed_forward(shape, layer, size))
 
 
 def cache_bytes(shape: ModelShape, rows: int, length: int, element_bytes: int) -> int:
@@ -133,18 +188,3 @@ def _feed_forward(shape: ModelShape, layer: FeedForward, size: int) -> int:
     if isinstance(shape.attention, LatentAttention) and size < FP32:
         kept += FP32 * shape.hidden  # DeepSeek's routers read hidden states in float32
     return kept
-
-
-def _widest(shape: ModelShape, layer: FeedForward) -> int:
-    """Elements of a token's widest activation in a layer."""
-    attention = shape.attention
-    feed_forward = max(layer.dense, layer.shared, layer.chosen * max(2 * layer.expert, shape.hidden))
-    return max(
-        shape.hidden, attention.heads * attention.key_width, feed_forward if layer.experts else layer.dense
-    )
-
-
-def _largest(shape: ModelShape, layer: FeedForward, expert_parallel_size: int) -> int:
-    """Elements of a layer's largest weight on a rank: the experts' gates are one."""
-    experts = layer.experts // expert_parallel_size * 2 * layer.expert
-    return shape.hidden * max(layer.dense, layer.shared, experts)

@@ -26,7 +26,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    """Of one micro-batch, with the layer in flight."""
+    """Of one micro-batch: what it keeps, and the layer in flight if that needs more than the logits."""
     logits: int
     buckets: int
     """Reduced, gathered and published weights and gradients in flight."""
@@ -45,7 +45,9 @@ class Memory:
 
 
 def learner_memory(job: Job) -> Memory:
-    """One learner rank at its peak: at the end of a forward pass, or in the optimizer's step."""
+    """One learner rank at its peak: at the end of a forward pass, in the backward pass of a layer, or in the
+    optimizer's step.
+    """
     config, size = job.config.learner, job.element_bytes
     sharding = Sharding(
         config.world_size,
@@ -63,13 +65,13 @@ def learner_memory(job: Job) -> Memory:
     batch = MicroBatch(positions, trained, config.activation_checkpointing, size, config.expert_parallel_size)
     activations = micro_batch_activations(job.shape, batch)
     parameters = total_parameters(job.shape).total
-    at_logits = activations.logits >= activations.working
+    at_logits = activations.kept + activations.logits >= activations.backward
     beyond = max(0, state.step - activations.most)  # the optimizer's step needs more than the passes
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer + beyond,
-        activations=activations.kept + (0 if at_logits else activations.working),
+        activations=activations.kept if at_logits else activations.backward,
         logits=activations.logits if at_logits else 0,
         buckets=state.reduce_buckets + state.gathered + config.bucket_bytes,
         reference=size * parameters if job.has_reference else 0,

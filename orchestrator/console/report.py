@@ -127,8 +127,7 @@ def tiles(data: ReportData) -> list[Tile]:
     if main and heldout:
         before, after = heldout
         found.append(Tile("held-out accuracy", f"{after:.0%}", _points(after - before), f"{before:.0%}"))
-    for metric, label in sampled_accuracies(main.history) if main else []:
-        before, after = main.ends(metric) or (0.0, 0.0)
+    for label, (before, after) in _sampled(main) if main else ():
         found.append(Tile(label, f"{after:.0%}", "of sampled held-out answers", f"{before:.0%}"))
     checks = smooth(main.history.get(REFLECTION, ())) if main and not main.playback else []
     if checks:
@@ -147,6 +146,14 @@ def tiles(data: ReportData) -> list[Tile]:
         note = f"{_figure(data.cost['accelerator_hours'])} accelerator-hours"
         found.append(Tile("cost", f"{money(Decimal(data.cost['amount']))} {data.cost['currency']}", note))
     return found
+
+
+def _sampled(stage: StageData) -> Iterator[tuple[str, tuple[float, float]]]:
+    """pass@k and maj@k at the first and the last evaluation."""
+    for metric, label in sampled_accuracies(stage.history):
+        ends = stage.ends(metric)
+        if ends is not None:
+            yield label, ends
 
 
 def summary(data: ReportData) -> str:

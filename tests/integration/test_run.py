@@ -35,6 +35,7 @@ def asynchronous_run(program: Program, small_run: SmallRun) -> str:
         "algorithm=grpo_tis",
         "algorithm.drop_uninformative=false",  # this model earns nothing: compute it all the same
         "tracking=mlflow",
+        "evaluation.samples=4",
     )
     document = program.json(*words)
     assert document["state"] == "done"
@@ -46,6 +47,13 @@ def test_a_run_reports_its_metrics(program: Program, asynchronous_run: str) -> N
 
     assert (status["state"], status["step"], status["steps"]) == ("done", 3, 3)
     assert [step for step, _ in status["history"]["accuracy/heldout"]] == [0, 2, 3]
+    sampled = ("pass_at_1", "pass_at_2", "pass_at_4", "maj_at_4")
+    assert {name for name in status["history"] if name.startswith("eval/")} == {
+        f"eval/{it}" for it in sampled
+    }
+    assert [step for step, _ in status["history"]["eval/pass_at_4"]] == [0, 2, 3]
+    assert status["metrics"]["eval/pass_at_1"] <= status["metrics"]["eval/pass_at_4"] <= 1
+    assert not [name for name in status["metrics"] if name.startswith("mfu/")]  # a CPU slot has no peak
     assert len(status["history"]["policy/loss"]) == 3
     assert 0 <= status["metrics"]["offpolicy/staleness_max"] <= 1
     assert status["metrics"]["rollout/tokens"] > 0

@@ -3,8 +3,11 @@
 
 A worked example, four answers to one prompt, of which the second and the fourth are right:
 
-    answers "7" "12" "" "12"      pass@1 = 1 - C(2, 1) / C(4, 1) = 1/2      pass@2 = 1 - C(2, 2) / C(4, 2) = 5/6
-                                  pass@4 = 1                                maj@4  = 1: "12" has two votes of three
+    answers   "7"  "12"  ""  "12"
+    pass@1    1 - C(2, 1) / C(4, 1) = 1/2
+    pass@2    1 - C(2, 2) / C(4, 2) = 5/6
+    pass@4    1
+    maj@4     1: "12" has two votes of three
 """
 
 from __future__ import annotations

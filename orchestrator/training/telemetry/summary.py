@@ -51,7 +51,7 @@ class BlockSummary:
     reward_total: float = 0.0
     reward_square_total: float = 0.0
     components: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
-    work: TokenWork = TokenWork()
+    work: TokenWork = field(default_factory=TokenWork)
     sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
     """`pass_at_<k>` and `maj_at_<k>` over the prompts, where held-out answers were sampled."""
 

@@ -25,12 +25,28 @@ def test_activations_are_what_autograd_saves(name: str, half: bool) -> None:
     assert planned.most == pytest.approx(measured.peak, rel=0.1)
 
 
-def test_recomputed_layers_keep_their_inputs() -> None:
-    measured = measured_pass(SMALL["smollm2"], ROWS, LENGTH, TRAINED, half=False, recompute=True)
-    shape = read_shape(SMALL["smollm2"])
-    planned = micro_batch_activations(shape, MicroBatch(ROWS * LENGTH, TRAINED, True, 4, 1))
-    assert planned.kept - TRAINED * (shape.hidden * 4 + 8) == pytest.approx(measured.saved, rel=0.02)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_recomputed_layers_keep_their_inputs(name: str, half: bool) -> None:
+    measured = measured_pass(SMALL[name], ROWS, LENGTH, TRAINED, half=half, recompute=True)
+    shape, size = read_shape(SMALL[name]), 2 if half else 4
+    planned = micro_batch_activations(shape, MicroBatch(ROWS * LENGTH, TRAINED, True, size, 1))
+    head = TRAINED * (shape.hidden * size + 8)
+    assert planned.kept - head == pytest.approx(measured.saved, rel=0.02)
     assert planned.most == pytest.approx(measured.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_weights_gradients_of_many_experts_are_the_most_of_a_small_micro_batch(recompute: bool) -> None:
+    rows, length = 2, 16
+    many = SMALL["qwen3_moe"] | {"num_experts": 64, "moe_intermediate_size": 96}
+    measured = measured_pass(many, rows, length, 20, half=False, recompute=recompute)
+    planned = micro_batch_activations(read_shape(many), MicroBatch(rows * length, 20, recompute, 4, 1))
+    gates = 64 * 2 * 96 * 128 * 4
+    assert gates < measured.peak < 1.5 * gates
+    assert planned.most == pytest.approx(measured.peak, rel=0.1)
+    shared = micro_batch_activations(read_shape(many), MicroBatch(rows * length, 20, recompute, 4, 8))
+    assert shared.most < planned.most / 2
 
 
 def sharded(shape: ModelShape, **changes: int | bool) -> State:
