@@ -106,7 +106,7 @@ def _moments(shape: ModelShape, layer: FeedForward, batch: MicroBatch) -> Iterat
         experts' outputs    their sum's gradient, spread to each, put in order into zeros: three of k h
         experts' product    its input's gradient, e, and its weight's, with the outputs' in place of outputs
         experts' gate       3 e, less the product and the outputs
-        experts' input      both gradients of the gate and that of the input, less all but the input; a weight's
+        experts' input      gradients of gates, inputs and their weight, less all but the inputs
         attention           gradients of output, queries, keys and values, less all of the feed-forward
     """
     size, tokens, hidden = batch.element_bytes, batch.positions, shape.hidden

@@ -26,7 +26,7 @@ def test_activations_are_what_autograd_saves(name: str, half: bool) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["smollm2", "deepseek_v3", "qwen3_moe"])  # dense; shared experts; without
 def test_recomputed_layers_keep_their_inputs(name: str, half: bool) -> None:
     measured = measured_pass(SMALL[name], ROWS, LENGTH, TRAINED, half=half, recompute=True)
     shape, size = read_shape(SMALL[name]), 2 if half else 4
