@@ -53,7 +53,7 @@ from orchestrator.training.learner.distributed import DistributedInit
 
 MODELS = {"tiny_moe": (1, 2), "smollm2_135m": (1,)}
 """With the expert-parallel sizes to publish from."""
-CHANNELS = ("shared_memory", "object_store")
+CHANNELS = ("shared_memory", "object_store", "collective")
 WORKERS = 2
 WARM_UP = 3
 MEMORY_ROUNDS = 2
@@ -96,7 +96,9 @@ class Process:
 
     def __init__(self, config: RunConfig, channel: str) -> None:
         torch.set_num_threads(1)
-        self._channel = make_channel(channel)
+        self._channel = make_channel(
+            config.weights.model_copy(update={"channel": channel, "backend": "gloo"})
+        )
         self._config = config
 
     def prepare_memcpy(self, size: int) -> None:

@@ -27,7 +27,6 @@ from orchestrator.training.stages import RolloutRequest
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
 from orchestrator.training.weights.choice import ChannelName
-from orchestrator.training.weights.config import WeightsConfig
 from tests.contracts.weight_channel_contract import WeightChannelContract
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -53,7 +52,7 @@ class Publisher:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._channel = make_channel(parts.weights.channel)
+        self._channel = make_channel(parts.weights)
 
     def publish(self, version: int) -> tuple[Any, int]:
         """The handle, and the process that it came from."""
@@ -78,7 +77,7 @@ class Worker(RolloutActor):
 
 def _parts(channel: ChannelName, directory: Path) -> Parts:
     parts = parts_of(compose("grpo", ["tracking=none"]), "run", 1, directory)
-    return replace(parts, weights=WeightsConfig(channel=channel))
+    return replace(parts, weights=parts.weights.model_copy(update={"channel": channel, "backend": "gloo"}))
 
 
 def _start(shell: type, *arguments: object) -> Any:
@@ -99,7 +98,7 @@ def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
     return set(answer[0].versions.tolist())
 
 
-@pytest.mark.parametrize("channel", ["shared_memory", "object_store"])
+@pytest.mark.parametrize("channel", ["shared_memory", "object_store", "collective"])
 def test_two_workers_sample_from_exactly_what_was_published(channel: ChannelName, tmp_path: Path) -> None:
     parts = _parts(channel, tmp_path)
     publisher, workers = _start(Publisher, parts), [_worker(parts, index) for index in range(2)]
@@ -115,9 +114,12 @@ def test_two_workers_sample_from_exactly_what_was_published(channel: ChannelName
         ray.kill(actor)
 
 
-def test_a_worker_finds_the_weights_of_a_killed_learner_gone_and_lives(tmp_path: Path) -> None:
-    """Over shared memory they go with the process; the object store notices some time later."""
-    parts = _parts("shared_memory", tmp_path)
+@pytest.mark.parametrize("channel", ["shared_memory", "collective"])
+def test_a_worker_finds_the_weights_of_a_killed_learner_gone_and_lives(
+    channel: ChannelName, tmp_path: Path
+) -> None:
+    """They go with the process; the object store notices some time later."""
+    parts = _parts(channel, tmp_path)
     publisher, worker = _start(Publisher, parts), _worker(parts, 0)
     handle, process = _get(publisher.publish.remote(0))
     _get(worker.ready.remote())

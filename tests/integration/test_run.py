@@ -180,6 +180,21 @@ def test_a_run_goes_on_in_another_shape_and_back(program: Program, small_run: Sm
     ]
 
 
+def test_weights_over_gloo_give_the_losses_of_shared_memory(program: Program, small_run: SmallRun) -> None:
+    """Rewards fall with the length, which varies from the start, so there is something to learn."""
+    rules = ("steps=3", "evaluation.every=0", "checkpoint.every=0", "reward.overlong_buffer=8")
+    runs = {channel: f"weights-{channel.replace('_', '-')}" for channel in ("shared_memory", "collective")}
+    for channel, run in runs.items():
+        program(*small_run(run, *rules, f"weights.channel={channel}"))
+
+    losses = {channel: program.losses(run) for channel, run in runs.items()}
+
+    assert losses["collective"] == losses["shared_memory"]
+    assert any(losses["collective"].values())
+    log = program.output_dir / runs["collective"] / "logs"
+    assert "serves" in "".join(path.read_text() for path in log.glob("learner-0.log"))
+
+
 def _wait_for(path: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():

@@ -41,7 +41,7 @@ class RolloutActor:
             from orchestrator.training.cluster.weights import make_channel
             from orchestrator.training.rollouts.engines import ENGINES
 
-            self._channel = make_channel(parts.weights.channel)
+            self._channel = make_channel(parts.weights)
             if parts.rollout.threads:
                 torch.set_num_threads(parts.rollout.threads)
             device = torch.device("cuda" if parts.use_gpu else "cpu")
@@ -161,7 +161,7 @@ class LearnerActor:
             from orchestrator.training.cluster.weights import make_channel
 
             self._publishes = init.rank == 0
-            self._channel = make_channel(self._parts.weights.channel)
+            self._channel = make_channel(self._parts.weights)
             self._learner = build_learner(init, self._parts)
         return self._meter.take()
 

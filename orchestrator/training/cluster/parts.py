@@ -38,7 +38,7 @@ class Parts:
     algorithm: AlgorithmConfig
     learner: LearnerConfig
     weights: WeightsConfig
-    """When an actor reads it, `auto` has been replaced by the channel that was chosen."""
+    """When an actor reads it, each `auto` has been replaced by what was chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from orchestrator.training.rewards.pool import RewardPool
 from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
-from orchestrator.training.weights.choice import choose_channel
+from orchestrator.training.weights.choice import settle
 from orchestrator.training.weights.config import WeightsConfig
 
 A = TypeVar("A", bound=SeatedActor)
@@ -51,7 +51,7 @@ async def cluster_stages(
     """
     timeout = cluster.call_timeout_seconds
     async with hold_slots(cluster, placement, parts.run_id, parts.attempt, sink, clock) as slots:
-        parts = replace(parts, weights=_channel_for(parts, placement, slots))
+        parts = replace(parts, weights=_settled(cluster, parts, placement, slots))
         learner = RayLearnerGroup(placement.of(Role.LEARNER), slots, parts, timeout)
         rollouts = [RayRolloutWorker(seat, slots, parts, timeout) for seat in placement.of(Role.ROLLOUT)]
         rewards = [RayRewardWorker(seat, slots, parts, timeout) for seat in placement.of(Role.REWARD)]
@@ -67,11 +67,11 @@ async def cluster_stages(
                 actor.stop()
 
 
-def _channel_for(parts: Parts, placement: Placement, slots: Slots) -> WeightsConfig:
-    """The weights' config with the channel settled: it depends on where the slots are."""
+def _settled(cluster: ClusterConfig, parts: Parts, placement: Placement, slots: Slots) -> WeightsConfig:
+    """The weights' config with what depends on the slots: where they are, and who shares a GPU."""
     first_rank = placement.of(Role.LEARNER)[:1]
     nodes = [slots.nodes[seat.slot] for seat in (*first_rank, *placement.of(Role.ROLLOUT))]
-    return WeightsConfig(channel=choose_channel(parts.weights, nodes))
+    return settle(parts.weights, nodes, cluster.own_gpus)
 
 
 async def _replace(worker: A) -> A:

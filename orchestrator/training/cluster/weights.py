@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from orchestrator.training.buckets import Bucket, new_bytes
 from orchestrator.training.records import WeightVersion
 from orchestrator.training.weights.channel import BucketSource, WeightChannel, require_rising
+from orchestrator.training.weights.collective import CollectiveChannel
+from orchestrator.training.weights.config import WeightsConfig
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 
 BucketRefs = Sequence["ray.ObjectRef[Bucket]"]
@@ -58,10 +60,12 @@ class _Scratch:
         return self._data
 
 
-def make_channel(name: str) -> WeightChannel:
-    """The channel of that name, in this process. Raises ValueError for one that has not been chosen yet."""
-    if name == "shared_memory":
+def make_channel(config: WeightsConfig) -> WeightChannel:
+    """The channel of a settled config, in this process. Raises ValueError where an `auto` is left."""
+    if config.channel == "shared_memory":
         return SharedMemoryChannel()
-    if name == "object_store":
+    if config.channel == "object_store":
         return ObjectStoreChannel()
-    raise ValueError(f"channel: got {name}, allowed: shared_memory, object_store")
+    if config.channel == "collective" and config.backend != "auto":
+        return CollectiveChannel(ray.util.get_node_ip_address(), config.backend, config.timeout_seconds)
+    raise ValueError(f"weights: {config.channel} over {config.backend} is not settled")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from orchestrator.training.settings import Settings
 
+Backend = Literal["gloo", "nccl"]
+"""What a pair of the `collective` channel moves bytes over."""
+
 NOT_OFFERED = {
-    "collective": "a broadcast needs every rollout worker at the same moment, and workers take weights with"
-    " their next request; object_store moves a bucket once to each node",
-    "nixl": "Ray Direct Transport over NIXL is not proven here; object_store works between nodes",
+    "nixl": "Ray Direct Transport over NIXL is not proven here; collective and object_store work between nodes",
 }
 """Channels that a reader of the field would look for, and why they are refused."""
 
@@ -20,10 +21,19 @@ NOT_OFFERED = {
 class WeightsConfig(Settings):
     """The `weights` part of a config."""
 
-    channel: Literal["auto", "object_store", "shared_memory"]
+    channel: Literal["auto", "collective", "object_store", "shared_memory"]
     """`shared_memory`: written once, into memory that all processes of a host read; the learner and all
     rollout workers must be on one node. `object_store`: through Ray's, which moves a bucket once to each
-    node. `auto`: shared memory where it is possible.
+    node. `collective`: over torch.distributed, from the learner to each worker by itself. `auto`: shared
+    memory where it is possible, else the object store.
+    """
+    backend: Literal["auto", "gloo", "nccl"]
+    """What `collective` goes over. `nccl` needs a GPU on each side that the other does not use; `auto`: nccl
+    where that is so, else gloo.
+    """
+    timeout_seconds: float = Field(gt=0)
+    """`collective`: how long one side waits for the other to answer, or to move a bucket, before it takes it
+    for lost. A side that dies is noticed at once.
     """
 
     @model_validator(mode="before")
@@ -37,7 +47,7 @@ class WeightsConfig(Settings):
                 {
                     "key": "channel",
                     "value": channel,
-                    "allowed": "auto, object_store, shared_memory",
+                    "allowed": "auto, collective, object_store, shared_memory",
                     "hint": NOT_OFFERED[channel],
                 },
             )
