@@ -1,5 +1,5 @@
-"""The weight channel's contract on the fake, on shared memory and on pairs over gloo; on Ray's object store in
-`test_ray_weight_channel.py`."""
+"""The weight channel's contract on the fake, on shared memory and on torch.distributed; on Ray's object store
+in `test_ray_weight_channel.py`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ THREAD_NAME = "weights"
 
 @dataclass(frozen=True, slots=True)
 class CollectiveHandle:
-    """What a worker anywhere finds a version by. `identity` is a secret: who does not know it gets nothing."""
+    """What a worker anywhere finds a version by. Who does not know `identity` gets nothing."""
 
     version: WeightVersion
     host: str
@@ -60,7 +60,8 @@ class CollectiveChannel:
     """
 
     def __init__(self, host: str, backend: Backend, timeout_seconds: float) -> None:
-        self._host, self._backend, self._timeout_seconds = host, backend, timeout_seconds
+        self._host, self._timeout_seconds = host, timeout_seconds
+        self._backend: Backend = backend
         self._memory = SharedMemoryChannel()
         self._server: _Server | None = None
         self._client: _Client | None = None
@@ -171,7 +172,8 @@ class _Server:
     """The publisher's side of all its pairs: listens, and serves each worker in a thread of its own."""
 
     def __init__(self, host: str, backend: Backend, timeout_seconds: float) -> None:
-        self._host, self._backend, self._timeout_seconds = host, backend, timeout_seconds
+        self._host, self._timeout_seconds = host, timeout_seconds
+        self._backend: Backend = backend
         self._store = host_store(host, timeout_seconds)
         self._listener = socket.create_server((host, 0), family=family_of(host))
         self.port: int = self._listener.getsockname()[1]
@@ -220,7 +222,8 @@ class _Server:
         reader, store = SharedMemoryChannel(), (self._host, self._store.port)
         try:
             line.send(Word.WELCOME, _WELCOME.pack(number, self._store.port))
-            with contextlib.closing(join(line, self._backend, store, number, 0, self._timeout_seconds)) as pair:
+            joined = join(line, self._backend, store, number, 0, self._timeout_seconds)
+            with contextlib.closing(joined) as pair:
                 logger.info("serves weights to the worker at %s", peer)
                 while True:
                     _, identity = line.wait()

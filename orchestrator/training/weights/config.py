@@ -13,7 +13,7 @@ Backend = Literal["gloo", "nccl"]
 """What a pair of the `collective` channel moves bytes over."""
 
 NOT_OFFERED = {
-    "nixl": "Ray Direct Transport over NIXL is not proven here; collective and object_store work between nodes",
+    "nixl": "Ray Direct Transport over NIXL is not proven here; collective and object_store do it",
 }
 """Channels that a reader of the field would look for, and why they are refused."""
 

@@ -32,7 +32,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.distributed import PrefixStore, TCPStore, distributed_c10d
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import distributed_c10d
 
 from orchestrator.training.weights.config import Backend
 
@@ -204,8 +205,8 @@ class NcclGroup:
 @contextlib.contextmanager
 def _blocking_wait() -> Generator[None]:
     """An NCCL group that is made meanwhile has no watchdog, which would end the process when the other side
-    is lost: its `wait` waits, for as long as its time limit, and raises. The constructor reads it, and nothing
-    else does later, so that the learner's own group keeps what it has.
+    is lost: its `wait` waits, for as long as its time limit, and raises. The constructor reads the variable
+    and nothing does later, so that the learner's own group keeps what it has.
     """
     with _environment:
         before = os.environ.get(_BLOCKING_WAIT)

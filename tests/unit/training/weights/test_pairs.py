@@ -69,9 +69,7 @@ def _ignore(_: object) -> None:
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_a_death_is_noticed_at_once(
-    patient: tuple[Pair, SideProcess], move: Callable[[Pair], None]
-) -> None:
+def test_a_death_is_noticed_at_once(patient: tuple[Pair, SideProcess], move: Callable[[Pair], None]) -> None:
     pair, other = patient
     timer = threading.Timer(0.2, other.kill)
     timer.start()
