@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -27,11 +28,13 @@ from orchestrator.training.stages import RolloutRequest
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
 from orchestrator.training.weights.choice import ChannelName
-from tests.contracts.weight_channel_contract import WeightChannelContract
+from tests.contracts.weight_channel_contract import WeightChannelContract, pulled, same, source
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 BUCKET_BYTES = 65536
+NEEDS_NIXL = pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="needs the package nixl")
+NIXL = pytest.param("nixl", marks=NEEDS_NIXL)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +48,23 @@ class TestObjectStoreChannel(WeightChannelContract):
     @pytest.fixture
     def channel(self) -> WeightChannel:
         return ObjectStoreChannel()
+
+
+@NEEDS_NIXL
+class TestNixlChannel(WeightChannelContract):
+    @pytest.fixture
+    def channel(self) -> Generator[WeightChannel]:
+        from orchestrator.training.cluster.nixl import NixlChannel
+
+        channel = NixlChannel(timeout_seconds=30.0)
+        yield channel
+        channel.close()
+
+    def test_a_handle_travels_between_processes(self, channel: WeightChannel) -> None:
+        """As Ray's serializer takes it: the plain pickle loses a reference's transport."""
+        handle = channel.publish(0, source(1.0))
+        (travelled,) = ray.get(ray.put([handle]))
+        assert same(pulled(channel, travelled), 1.0)
 
 
 class Publisher:
@@ -98,7 +118,7 @@ def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
     return set(answer[0].versions.tolist())
 
 
-@pytest.mark.parametrize("channel", ["shared_memory", "object_store", "collective"])
+@pytest.mark.parametrize("channel", ["shared_memory", "object_store", "collective", NIXL])
 def test_two_workers_sample_from_exactly_what_was_published(channel: ChannelName, tmp_path: Path) -> None:
     parts = _parts(channel, tmp_path)
     publisher, workers = _start(Publisher, parts), [_worker(parts, index) for index in range(2)]
@@ -114,7 +134,7 @@ def test_two_workers_sample_from_exactly_what_was_published(channel: ChannelName
         ray.kill(actor)
 
 
-@pytest.mark.parametrize("channel", ["shared_memory", "collective"])
+@pytest.mark.parametrize("channel", ["shared_memory", "collective", NIXL])
 def test_a_worker_finds_the_weights_of_a_killed_learner_gone_and_lives(
     channel: ChannelName, tmp_path: Path
 ) -> None:

@@ -61,11 +61,17 @@ class _Scratch:
 
 
 def make_channel(config: WeightsConfig) -> WeightChannel:
-    """The channel of a settled config, in this process. Raises ValueError where an `auto` is left."""
+    """The channel of a settled config, in this process. Raises ConfigError for one that can't be had here,
+    and ValueError where an `auto` is left.
+    """
     if config.channel == "shared_memory":
         return SharedMemoryChannel()
     if config.channel == "object_store":
         return ObjectStoreChannel()
     if config.channel == "collective" and config.backend != "auto":
         return CollectiveChannel(ray.util.get_node_ip_address(), config.backend, config.timeout_seconds)
+    if config.channel == "nixl":
+        from orchestrator.training.cluster.nixl import NixlChannel
+
+        return NixlChannel(config.timeout_seconds)
     raise ValueError(f"weights: {config.channel} over {config.backend} is not settled")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError
-from orchestrator.training.weights.choice import choose_channel, settle
-from orchestrator.training.weights.config import NOT_OFFERED, WeightsConfig
+from orchestrator.training.weights.choice import choose_channel, require_nixl, settle
+from orchestrator.training.weights.config import WeightsConfig
 
 
 def _config(**values: Any) -> WeightsConfig:
@@ -26,6 +27,7 @@ def _config(**values: Any) -> WeightsConfig:
         ("object_store", ["a"], "object_store"),
         ("collective", ["a", "a"], "collective"),
         ("collective", ["a", "b"], "collective"),
+        ("nixl", ["a", "b"], "nixl"),
         ("shared_memory", ["a", "a"], "shared_memory"),
     ],
 )
@@ -63,10 +65,7 @@ def test_who_shares_a_gpu(cluster: list[str], own: bool) -> None:
     assert compose("grpo", [f"cluster={name}", *overrides]).cluster.own_gpus is own
 
 
-@pytest.mark.parametrize("channel", NOT_OFFERED)
-def test_what_is_not_offered_says_why(channel: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        compose("grpo", [f"weights.channel={channel}"])
-    error = caught.value
-    assert (error.key, error.value) == ("weights.channel", channel)
-    assert error.hint == NOT_OFFERED[channel]
+def test_nixl_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nixl", None)
+    with pytest.raises(ConfigError, match=r"weights.channel: got nixl, .* pip install nixl"):
+        require_nixl()
