@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import re
 import socket
 import struct
 import threading
@@ -44,6 +45,7 @@ _FRAME = struct.Struct("!BQ")
 _LONGEST_REQUEST = 64
 """Bytes: who comes to a publisher may be anybody."""
 _BLOCKING_WAIT = "TORCH_NCCL_BLOCKING_WAIT"
+_WHERE_IN_TORCH = re.compile(r"^\[[^\]]*\.cc:\d+\] ")
 _environment = threading.Lock()
 """Held while a variable of the process's environment is changed."""
 
@@ -287,6 +289,7 @@ def _as_os_errors() -> Generator[None]:
         yield
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _WHERE_IN_TORCH.sub("", reason)
         silent = any(word in reason.lower() for word in ("timed out", "timeout"))
         raise (TimeoutError if silent else ConnectionResetError)(reason) from error
 
