@@ -20,6 +20,7 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.records import Prompt
+from orchestrator.training.weights.choice import require_nixl
 
 LONGEST_PROMPTS = 64
 """How many of the longest prompts are tokenized to see whether they fit: tokens grow with characters."""
@@ -29,14 +30,16 @@ def check(config: RunConfig) -> EpochPrompts:
     """The run's prompts; everything that would fail later for the same reason fails here.
 
     Raises ConfigError: a price book that can't be used, actors that don't fit their slot, a missing model
-    folder, a checkpoint store of an unknown kind, a dataset that can't be read, a prompt longer than the
-    context.
+    folder, a checkpoint store of an unknown kind, a weight channel that can't be had here, a dataset that
+    can't be read, a prompt longer than the context.
     """
     check_passwords(config)
     check_prices(config)
     placement_of(config)
     check_model(config.model)
     mirror_of(config, "check")
+    if config.weights.channel == "nixl":
+        require_nixl()
     prompts = load_prompts(config.task, config.seed)
     check_lengths(config.model, prompts)
     return prompts

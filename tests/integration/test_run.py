@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -180,19 +181,55 @@ def test_a_run_goes_on_in_another_shape_and_back(program: Program, small_run: Sm
     ]
 
 
-def test_weights_over_gloo_give_the_losses_of_shared_memory(program: Program, small_run: SmallRun) -> None:
-    """Rewards fall with the length, which varies from the start, so there is something to learn."""
-    rules = ("steps=3", "evaluation.every=0", "checkpoint.every=0", "reward.overlong_buffer=8")
-    runs = {channel: f"weights-{channel.replace('_', '-')}" for channel in ("shared_memory", "collective")}
-    for channel, run in runs.items():
+@pytest.fixture(scope="module")
+def losses_over(program: Program, small_run: SmallRun) -> Callable[[str], dict[int, float]]:
+    """The losses of a run by its weight channel. Rewards fall with the length, which varies from the start,
+    so that there is something to learn.
+    """
+
+    def losses(channel: str) -> dict[int, float]:
+        run = f"weights-{channel.replace('_', '-')}"
+        rules = ("steps=3", "evaluation.every=0", "checkpoint.every=0", "reward.overlong_buffer=8")
         program(*small_run(run, *rules, f"weights.channel={channel}"))
+        return program.losses(run)
 
-    losses = {channel: program.losses(run) for channel, run in runs.items()}
+    return losses
 
-    assert losses["collective"] == losses["shared_memory"]
-    assert any(losses["collective"].values())
-    log = program.output_dir / runs["collective"] / "logs"
-    assert "serves" in "".join(path.read_text() for path in log.glob("learner-0.log"))
+
+@pytest.fixture(scope="module")
+def losses_over_shared_memory(losses_over: Callable[[str], dict[int, float]]) -> dict[int, float]:
+    return losses_over("shared_memory")
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [
+        "collective",
+        pytest.param(
+            "nixl",
+            marks=pytest.mark.skipif(find_spec("nixl") is None, reason="needs the package nixl"),
+        ),
+    ],
+)
+def test_losses_do_not_depend_on_the_weight_channel(
+    program: Program,
+    losses_over: Callable[[str], dict[int, float]],
+    losses_over_shared_memory: dict[int, float],
+    channel: str,
+) -> None:
+    losses = losses_over(channel)
+
+    assert losses == losses_over_shared_memory
+    assert any(losses.values())
+    log = (program.output_dir / f"weights-{channel}" / "logs" / "learner-0.log").read_text()
+    assert ("serves weights to the worker" in log) == (channel == "collective")
+
+
+@pytest.mark.skipif(find_spec("nixl") is not None, reason="for machines without the package nixl")
+def test_nixl_is_refused_before_anything_starts(program: Program, small_run: SmallRun) -> None:
+    refused = program.json(*small_run("no-nixl", "steps=1", "weights.channel=nixl"), code=2)
+    assert (refused["key"], refused["value"]) == ("weights.channel", "nixl")
+    assert "pip install nixl" in refused["hint"]
 
 
 def _wait_for(path: Path, seconds: float = 120) -> None:

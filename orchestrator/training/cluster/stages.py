@@ -21,7 +21,7 @@ from orchestrator.training.rewards.pool import RewardPool
 from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
-from orchestrator.training.weights.choice import require_nixl, settle
+from orchestrator.training.weights.choice import settle
 from orchestrator.training.weights.config import WeightsConfig
 
 A = TypeVar("A", bound=SeatedActor)
@@ -47,12 +47,9 @@ async def cluster_stages(
 ) -> AsyncGenerator[ClusterStages]:
     """Hold the slots, start all actors at once, wait until each is built; stop them all at the end.
 
-    Raises ConfigError if the weight channel is not to be had here, ClusterError if the slots are not, and
-    whatever kept an actor from being built.
+    Raises ClusterError if the slots are not to be had, and whatever kept an actor from being built.
     """
     timeout = cluster.call_timeout_seconds
-    if parts.weights.channel == "nixl":
-        require_nixl()
     async with hold_slots(cluster, placement, parts.run_id, parts.attempt, sink, clock) as slots:
         parts = replace(parts, weights=_settled(cluster, parts, placement, slots))
         learner = RayLearnerGroup(placement.of(Role.LEARNER), slots, parts, timeout)

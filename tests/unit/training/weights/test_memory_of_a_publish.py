@@ -8,9 +8,12 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import torch
 
 from orchestrator.training.buckets import flatten, unflatten
+from orchestrator.training.weights.channel import WeightChannel
+from orchestrator.training.weights.collective import CollectiveChannel
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 
 BUCKET = 4 << 20
@@ -47,18 +50,23 @@ def private_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def test_publish_and_pull_need_no_more_than_a_bucket_beside_the_channels_own_memory() -> None:
+@pytest.mark.parametrize(
+    "make", [SharedMemoryChannel, lambda: CollectiveChannel("127.0.0.1", "gloo", timeout_seconds=30.0)]
+)
+def test_publish_and_pull_need_no_more_than_a_bucket_beside_the_channels_own_memory(
+    make: Callable[[], WeightChannel],
+) -> None:
     state = {str(index): torch.full((size // 4,), 1.0) for index, size in enumerate(SIZES)}
     engine = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for tensor in engine.values():
         tensor.fill_(0.5)  # its pages are there
-    learner, worker = SharedMemoryChannel(), SharedMemoryChannel()
+    learner, worker = make(), make()
 
     def publish(version: int) -> object:
         return learner.publish(version, lambda allocate: flatten(state.items(), BUCKET, allocate))
 
     def load(handle: object) -> None:
-        with closing(worker.pull(handle)) as buckets:  # pyright: ignore[reportArgumentType]
+        with closing(worker.pull(handle)) as buckets:
             for name, tensor in unflatten(buckets, engine.get):
                 if tensor.data_ptr() != engine[name].data_ptr():
                     engine[name].copy_(tensor)
