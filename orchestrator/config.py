@@ -37,7 +37,7 @@ from orchestrator.config_rules import problems
 from orchestrator.errors import ConfigError
 from orchestrator.masking import masked_keys
 from orchestrator.resume_rules import CHANGEABLE, may_change, why_fixed
-from orchestrator.run_config import RunConfig, StageConfig
+from orchestrator.run_config import SECRETS, RunConfig, StageConfig
 
 NOT_JOBS = frozenset({"run"})
 """Files at the top of `conf/` that jobs are composed of."""
@@ -114,7 +114,7 @@ def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
     ConfigError.
     """
     own, for_stages = _split_stage_overrides(overrides)
-    config = validate(_compose_values(job, own))
+    config = validate(_with_secrets_of_environment(_compose_values(job, own)))
     if config.job != job:
         hint = f"this experiment is for job {config.job}: orchestrator run {config.job} ..."
         raise ConfigError("job", config.job, job, hint)
@@ -163,15 +163,17 @@ def load(path: Path) -> RunConfig:
         raise ConfigError("config", str(path), "a YAML file", " ".join(str(error).split())) from error
     if not isinstance(values, dict):
         raise ConfigError("config", str(path), "a YAML mapping")
-    return validate(_with_ledger_of_environment(values))
+    return validate(_with_secrets_of_environment(values))
 
 
-def _with_ledger_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:
-    """A `ledger.url` that was written without its password, replaced by the environment's."""
-    known, ledger = os.environ.get("ORCHESTRATOR_LEDGER_URL"), values.get("ledger")
-    if known is None or not isinstance(ledger, dict) or not any(masked_keys(ledger)):
-        return values
-    return {**values, "ledger": {**ledger, "url": known}}
+def _with_secrets_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:
+    """URLs that were written without their secrets, replaced by the environment's."""
+    found = dict(values)
+    for (part, key), variable in SECRETS.items():
+        known, settings = os.environ.get(variable), found.get(part)
+        if known is not None and isinstance(settings, dict) and any(masked_keys(settings.get(key))):
+            found[part] = {**settings, key: known}
+    return found
 
 
 def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -10,6 +10,8 @@ Exceptions cross process boundaries inside Ray, so each keeps all of its state i
 
 from __future__ import annotations
 
+from orchestrator.masking import mask, mask_value
+
 
 class OrchestratorError(Exception):
     """Base of all errors raised on purpose; `str(error)` is a sentence for a person."""
@@ -18,7 +20,8 @@ class OrchestratorError(Exception):
 
 
 class ConfigError(OrchestratorError):
-    """A config, a command line or an input file that can't be used. Nothing was started.
+    """A config, a command line or an input file that can't be used. Nothing was started. Passwords and webhooks
+    in what was got are masked.
 
     >>> print(ConfigError("max_staleness", "-1", "0 or more", "0 is synchronous training"))
     max_staleness: got -1, allowed: 0 or more (0 is synchronous training)
@@ -27,6 +30,7 @@ class ConfigError(OrchestratorError):
     exit_code = 2
 
     def __init__(self, key: str, value: str, allowed: str, hint: str = "") -> None:
+        value, hint = mask_value(key, value), mask(hint)
         super().__init__(key, value, allowed, hint)
         self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
 

@@ -1,4 +1,6 @@
-"""Passwords in URLs, kept out of everything that is written or shown."""
+"""Secrets in URLs, kept out of everything that is written or shown: passwords, and the path of a webhook, for
+whoever knows it can post there.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +11,56 @@ from typing import Any
 MASK = "***"
 _USER_INFO = re.compile(r"(://[^:/@\s]*:)[^@\s]+(?=@)")
 _PARAMETER = re.compile(r"([?&](?:password|passwd|token|secret)=)[^&\s]+", re.IGNORECASE)
-_MASKED = re.compile(rf"(://[^:/@\s]*:{re.escape(MASK)}@|[?&]\w+={re.escape(MASK)}(&|$))")
+_SERVER = re.compile(r"(?>(?:[a-z][a-z0-9+.-]*://)?[^/?#\s]*)", re.IGNORECASE)
+_WEBHOOK = re.compile(
+    rf"(webhook['\"]?\s*[=:]\s*['\"]?{_SERVER.pattern}|https?://(?=hooks\.|\S*webhook)[^/?#\s]+)"
+    r"[/?#]\S+?(?=['\"]?,?(?:\s|$))",
+    re.IGNORECASE,
+)
+"""A webhook's URL behind its key, as in an override or a line of YAML, or one that looks like a webhook's."""
+_MASKED = re.compile(
+    rf"(://[^:/@\s]*:{re.escape(MASK)}@|[?&]\w+={re.escape(MASK)}(&|$)|://[^/\s]+/{re.escape(MASK)}$)"
+)
 
 
 def mask(text: str) -> str:
-    """The text with the password of each URL in it replaced.
+    """The text with the password of each URL in it replaced, and what follows the server of a webhook.
 
     >>> mask("ledger.url=postgresql://ann:s3cret@db/ledger?sslmode=require")
     'ledger.url=postgresql://ann:***@db/ledger?sslmode=require'
+    >>> mask("budget.webhook=https://hooks.slack.com/services/T0/B0/s3cret")
+    'budget.webhook=https://hooks.slack.com/***'
     """
-    return _PARAMETER.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\1{MASK}", text))
+    without_paths = _WEBHOOK.sub(rf"\1/{MASK}", text)
+    return _PARAMETER.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\1{MASK}", without_paths))
 
 
-def masked(document: Any) -> Any:  # noqa: ANN401 - any JSON
-    """A JSON document with every text masked."""
+def mask_value(key: str, text: str) -> str:
+    """The value of a key. Of a webhook only the server is shown.
+
+    >>> mask_value("budget.webhook", "https://hooks.slack.com/services/T0/B0/s3cret")
+    'https://hooks.slack.com/***'
+    """
+    if not key.lower().endswith("webhook"):
+        return mask(text)
+    match = _SERVER.match(text)
+    server = match.group() if match else ""
+    return mask(server) + (f"/{MASK}" if text[len(server) :].strip("/") else text[len(server) :])
+
+
+def masked(document: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
+    """A JSON document, the value of `key`, with every text masked."""
     if isinstance(document, str):
-        return mask(document)
+        return mask_value(key, document)
     if isinstance(document, Mapping):
-        return {key: masked(value) for key, value in document.items()}
+        return {name: masked(value, str(name)) for name, value in document.items()}
     if isinstance(document, Sequence):
-        return [masked(value) for value in document]
+        return [masked(value, key) for value in document]
     return document
 
 
 def masked_keys(document: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - any JSON
-    """The dotted keys whose text has lost its password, with the text."""
+    """The dotted keys whose text has lost its secret, with the text."""
     if isinstance(document, str):
         if _MASKED.search(document):
             yield key, document

@@ -27,6 +27,12 @@ from orchestrator.training.telemetry.config import TrackingConfig
 from orchestrator.training.weights.config import WeightsConfig
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
+SECRETS = {
+    ("ledger", "url"): "ORCHESTRATOR_LEDGER_URL",
+    ("budget", "webhook"): "ORCHESTRATOR_BUDGET_WEBHOOK",
+}
+"""URLs that config.yaml does not keep whole (part, key), and the environment variables that have them."""
+
 Purpose = Literal["final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation"]
 
 
@@ -89,8 +95,11 @@ class BudgetConfig(Settings):
     """Shares of the limit at which the run warns."""
     currency: str = Field(pattern=r"^[A-Z]{3}$")
     """ISO 4217 code of `limit` and of all reported costs."""
-    webhook: str | None = Field(pattern=r"^https?://")
-    """Where each warning is posted to, as JSON; null: nowhere."""
+    webhook: str | None = Field(pattern=r"^https?://[!-~]+$")
+    """Where each warning is posted to, as JSON; null: nowhere. What follows its server is a secret and written
+    nowhere: a run that is resumed takes the URL of the environment's ORCHESTRATOR_BUDGET_WEBHOOK, or of
+    `budget.webhook=...`.
+    """
     stop_seconds: float = Field(ge=0)
     """What an orderly stop may take beyond the step under way: a checkpoint, giving back the slots. Money for
     it is set aside from the start.
@@ -160,13 +169,13 @@ class RunConfig(Settings):
 
     def to_json(self) -> dict[str, Any]:
         """The config as plain JSON values, for files and people: amounts of money are decimal strings, paths
-        are strings, and passwords in URLs are masked.
+        are strings, and passwords in URLs and webhooks are masked.
         """
         return masked(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
-        """The config as YAML that `orchestrator.config.load` reads back to an equal config, but for masked
-        passwords.
+        """The config as YAML that `orchestrator.config.load` reads back to an equal config, but for what
+        is masked.
         """
         return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=110)
 

@@ -10,7 +10,7 @@ from orchestrator.errors import ConfigError, PromptTooLongError
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.masking import masked_keys
-from orchestrator.run_config import RunConfig
+from orchestrator.run_config import SECRETS, RunConfig
 from orchestrator.training.checkpoint_mirror import CheckpointMirror
 from orchestrator.training.checkpoint_store import open_store
 from orchestrator.training.cluster.parts import Parts
@@ -33,7 +33,7 @@ def check(config: RunConfig) -> EpochPrompts:
     folder, a checkpoint store of an unknown kind, a weight channel that can't be had here, a dataset that
     can't be read, a prompt longer than the context.
     """
-    check_passwords(config)
+    check_secrets(config)
     check_prices(config)
     placement_of(config)
     check_model(config.model)
@@ -45,14 +45,15 @@ def check(config: RunConfig) -> EpochPrompts:
     return prompts
 
 
-def check_passwords(config: RunConfig) -> None:
-    """Raises ConfigError for a URL whose password was masked when the config was written."""
+def check_secrets(config: RunConfig) -> None:
+    """Raises ConfigError for a URL whose password or path was masked when the config was written."""
     values = config.model_dump(mode="json", exclude={"stages"})
+    variables = {f"{part}.{key}": variable for (part, key), variable in SECRETS.items()}
     for key, text in masked_keys(values):
-        hint = f"config.yaml does not keep passwords: orchestrator resume RUN {key}=URL"
-        if key == "ledger.url":
-            hint += ", or set ORCHESTRATOR_LEDGER_URL"
-        raise ConfigError(key, text, "a URL with its password", hint)
+        hint = f"config.yaml keeps neither passwords nor webhooks: orchestrator resume RUN {key}=URL"
+        if key in variables:
+            hint += f", or set {variables[key]}"
+        raise ConfigError(key, text, "the whole URL", hint)
 
 
 def check_prices(config: RunConfig) -> None:

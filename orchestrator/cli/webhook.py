@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import threading
@@ -15,10 +16,15 @@ TIMEOUT_SECONDS = 10.0
 
 
 def post(url: str, message: Mapping[str, Any]) -> None:
-    """POST `message` as JSON and wait for the answer. Raises OSError if there is no good one."""
+    """POST `message` as JSON and wait for the answer. Raises OSError, which does not name the URL, if there is
+    no good one.
+    """
     body = json.dumps(message).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()
+    try:
+        urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()
+    except (http.client.HTTPException, UnicodeError) as error:  # their texts may quote the path, a secret
+        raise OSError(f"no URL that can be asked, or no HTTP: {type(error).__name__}") from None
 
 
 def post_aside(url: str, message: Mapping[str, Any]) -> threading.Thread:

@@ -19,6 +19,7 @@ from tests.conftest import Program
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 MONTH = time.strftime("%Y-%m", time.gmtime())
+SECRET = "s3cr3t-p4th"
 SECOND = 2 * Decimal("0.0408") / 3600
 """What a second of two slots costs by the price book `laptop`."""
 
@@ -29,7 +30,7 @@ class Hook(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Listener)
         self.heard: list[dict[str, Any]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/hook"
+        self.url = f"http://127.0.0.1:{self.server_port}/hook/{SECRET}"
 
 
 class Listener(http.server.BaseHTTPRequestHandler):
@@ -91,11 +92,19 @@ def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
     ]
     assert [tag["budget"] for tag in tags if "budget" in tag] == [hook.heard[0]["text"]]
 
-    program("resume", "thrifty", code=3)  # hardly anything is left: it stops while it starts, if it does
+    for file in (path for path in program.output_dir.rglob("*") if path.is_file()):
+        assert SECRET.encode() not in file.read_bytes(), file
+    told_again = f"budget.webhook={hook.url}"
+    refused = program.json("resume", "thrifty", code=2)
+    assert (refused["key"], refused["value"]) == (
+        "budget.webhook",
+        f"http://127.0.0.1:{hook.server_port}/***",
+    )
+    program("resume", "thrifty", told_again, code=3)  # hardly anything is left: it stops while it starts
     assert program.json("status", "thrifty")["state"] == "budget"
 
     set_budget(program, seconds=2000)
-    program("resume", "thrifty", f"steps={status['step'] + 1}")
+    program("resume", "thrifty", told_again, f"steps={status['step'] + 1}")
     assert program.json("status", "thrifty")["state"] == "done"
     (budget,) = program.json("cost", "budget", "list")
     assert_settled(program, budget)
