@@ -100,14 +100,15 @@ def report(
     with refusing():
         from orchestrator.ledger.exports.sheet import report_sheet, run_sheet, write_sheet
 
-        book = open_ledger(ledger, output_dir, price_book)
+        known_at = moment(as_of)
+        book = open_ledger(ledger, output_dir, price_book, known_at)
         name = None if run is None else resolve_run(book, output_dir, run)
         if by is None and name is not None:
-            of_run = book.report(name, moment(as_of), places)
+            of_run = book.report(name, known_at, places)
             sheet, document = run_sheet(of_run), of_run.to_dict()
         else:
             dimensions = [part.strip() for part in (by or "").split(",")]
-            result = book.report_by(dimensions, start, end, moment(as_of), places, name, idle)
+            result = book.report_by(dimensions, start, end, known_at, places, name, idle)
             period = " ".join(f"{word} {text}" for word, text in (("from", first), ("to", last)) if text)
             sheet = report_sheet(result, f"Costs of {name or 'all runs'} by {', '.join(dimensions)}", period)
             document = result.to_dict()

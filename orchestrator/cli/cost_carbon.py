@@ -72,12 +72,13 @@ def carbon(
     )
     start, end = days(first, last)
     with refusing():
-        book = open_ledger(ledger, output_dir, price_book)
+        known_at = moment(as_of)
+        book = open_ledger(ledger, output_dir, price_book, known_at)
         name = None if run is None else resolve_run(book, output_dir, run)
         grid = Grid(None if grams_per_kwh is None else _decimal(grams_per_kwh), country)
         drawn = read_drawn(sorted(output_dir.glob(f"*/{FILE}")))
         dimensions = [part.strip() for part in by.split(",")]
-        report = carbons.carbon(book, dimensions, grid, model, drawn, start, end, name, moment(as_of))
+        report = carbons.carbon(book, dimensions, grid, model, drawn, start, end, name, known_at)
     if as_json:
         print_json(report.to_dict())
     else:

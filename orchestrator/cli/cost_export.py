@@ -59,9 +59,9 @@ def export_focus(
         raise ConfigError("--json", "no --out", "--out FILE --json", "stdout holds one or the other")
     start, end = days(first, last)
     with refusing():
-        rows = focus.focus_rows(
-            open_ledger(ledger, output_dir, price_book), start, end, moment(as_of), places
-        )
+        known_at = moment(as_of)
+        book = open_ledger(ledger, output_dir, price_book, known_at)
+        rows = focus.focus_rows(book, start, end, known_at, places)
     wrong = violations(focus.COLUMNS, rows)
     if wrong:
         raise ConfigError("FOCUS", wrong[0], f"rows that conform to FOCUS {focus.VERSION}")

@@ -45,14 +45,15 @@ def headline(
     from orchestrator.ledger import headline as accounts
 
     with refusing():
-        book = open_ledger(ledger, output_dir, price_book)
+        known_at = moment(as_of)
+        book = open_ledger(ledger, output_dir, price_book, known_at)
         name = resolve_run(book, output_dir, pipeline)
         unexplained = None
         if reconciled is not None:
             from orchestrator.ledger.reconcile import unexplained_of
 
             unexplained = unexplained_of(book, name, reconciled)
-        account = accounts.headline(book, name, unexplained, moment(as_of), places)
+        account = accounts.headline(book, name, unexplained, known_at, places)
     origins = started_from(output_dir, [share.run for share in account.runs])
     if as_json:
         print_json(account.to_dict(origins))

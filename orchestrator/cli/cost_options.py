@@ -56,15 +56,18 @@ def refusing() -> Generator[None]:
         raise ConfigError(error.key, error.value, error.allowed, error.hint) from error
 
 
-def open_ledger(url: str | None, output_dir: Path, price_book: str | None = None) -> Ledger:
+def open_ledger(
+    url: str | None, output_dir: Path, price_book: str | None = None, as_of_ns: int | None = None
+) -> Ledger:
     """The ledger that a command was pointed to, with the spools of `output_dir` shipped.
 
-    A ledger that was never given a price book is read with the book `laptop`. Raises LedgerError.
+    A ledger that was never given a price book, by `as_of_ns`, is read with the book `laptop`. Raises
+    LedgerError.
     """
     from orchestrator.ledger.ledger import Ledger
 
     ledger = Ledger.open(url or default_ledger(output_dir))
-    if price_book is not None or not ledger.price_books():
+    if price_book is not None or not ledger.price_books(as_of_ns):
         ledger = ledger.priced_with(load_price_book(price_book or "laptop"))
     for spool in sorted(output_dir.glob("*/ledger")):
         ledger.ship(spool)

@@ -68,7 +68,7 @@ def reconcile(
         raise ConfigError("--sign-off", "no --out", "--out FILE", "a signed result is a file")
     with refusing():
         names = {} if nodes is None else dict(reconciling.read_nodes(nodes))
-        book = open_ledger(ledger, output_dir, price_book)
+        book = open_ledger(ledger, output_dir, price_book, moment(as_of))
         read = bills.read_bill(bill)
         known_at = moment(as_of) or time.time_ns()
         result = reconciling.reconcile(book, read, tolerances, names, known_at)

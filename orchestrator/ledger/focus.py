@@ -97,7 +97,7 @@ def focus_rows(
     if report.unpriced:
         hint = "adopt a price book that has it"
         raise LedgerError("price", report.unpriced[0], "a price for everything that is exported", hint)
-    closes = {close.period: close for close in ledger.closes()}
+    closes = {close.period: close for close in ledger.closes(as_of_ns)}
     return list(_rows(report, closes))
 
 

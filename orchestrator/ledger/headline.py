@@ -124,7 +124,7 @@ def headline(
     places: int = AMOUNT_PLACES,
 ) -> Headline:
     """The account of a pipeline, or of a single run. Raises UnknownRunError."""
-    runs = ledger.runs_of(pipeline)
+    runs = ledger.runs_of(pipeline, as_of_ns)
     dimensions = ["stage", "purpose", "activity", "run"]
     report = ledger.report_by(dimensions, as_of_ns=as_of_ns, places=places, name=pipeline)
     recorded = _recorded(report.rows, runs)

@@ -79,8 +79,11 @@ class Journal(Protocol):
         """
         ...
 
-    def runs_of(self, name: str) -> list[str]:
-        """The run of that id and the runs of the pipeline of that id, in order; empty if there is neither."""
+    def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
+        """The run of that id and the runs of the pipeline of that id, in order; empty if there is neither.
+
+        `known_by_ns` leaves out what was heard of later.
+        """
         ...
 
     def head(self) -> int:
@@ -226,10 +229,10 @@ class MemoryJournal:
             if isinstance(recorded.event, named) and recorded.event.run_id in runs
         }
 
-    def runs_of(self, name: str) -> list[str]:
+    def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
         """The run of that id and the runs of the pipeline of that id."""
         runs: dict[str, None] = {}
-        for recorded in self._recorded:
+        for recorded in self.events(known_by_ns=known_by_ns):
             event = recorded.event
             run_id = run_of(event)
             if run_id and (run_id == name or getattr(event, "pipeline", "") == name):

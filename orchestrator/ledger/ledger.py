@@ -113,9 +113,9 @@ class Ledger:
             self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart, self._budgets
         )
 
-    def price_books(self) -> list[PriceBook]:
-        """The adopted price books, the newest first."""
-        return [adopted.book for adopted in self._archive.price_books()]
+    def price_books(self, as_of_ns: int | None = None) -> list[PriceBook]:
+        """The price books adopted by `as_of_ns`, the newest first."""
+        return [adopted.book for adopted in self._archive.price_books(as_of_ns)]
 
     def price_rows(self) -> list[dict[str, str | None]]:
         """Every price that reports use, as plain JSON: by book (newest first), SKU and time."""
@@ -152,7 +152,7 @@ class Ledger:
 
     def report(self, name: str, as_of_ns: int | None = None, places: int = AMOUNT_PLACES) -> RunReport:
         """The report of the run, or of the runs of the pipeline, `name`. Raises UnknownRunError."""
-        runs = self._runs(name)
+        runs = self._runs(name, as_of_ns)
         booked, stated, _ = self._booked(runs, as_of_ns, self._now_ns() if as_of_ns is None else as_of_ns)
         entries = [*lease_entries(booked), *stated_entries(stated)]
         extent = sum(lease.ns for lease in booked) + sum(int(line.accelerator_ns or 0) for line in stated)
@@ -186,7 +186,7 @@ class Ledger:
             counted = self._accounts.counted(self._moment(as_of_ns), keep)
         counted = share_idle(counted, idle)
         if name is not None:
-            runs = set(self._runs(name))
+            runs = set(self._runs(name, as_of_ns))
             counted = [line for line in counted if line.key.run_id in runs]
         return report_by(counted, by, self._pricer(as_of_ns), first_day, end_day, places)
 
@@ -198,9 +198,9 @@ class Ledger:
         """Close a month. Raises LedgerStateError, UnknownPriceError, PriceBookError: `Accounts.close`."""
         return self._accounts.close(month, self._now_ns())
 
-    def closes(self) -> list[Close]:
-        """The closed months, in order."""
-        return self._archive.closes()
+    def closes(self, as_of_ns: int | None = None) -> list[Close]:
+        """The months closed by `as_of_ns`, in order."""
+        return self._archive.closes(as_of_ns)
 
     def verify(self) -> int:
         """Check the hash chain of all postings; returns how many there are.
@@ -243,9 +243,9 @@ class Ledger:
         """The events of a run or pipeline that do not count, and why. Raises UnknownRunError."""
         return self._booked(self._runs(name), None, self._now_ns())[2]
 
-    def runs_of(self, name: str) -> list[str]:
-        """The run, or the runs of the pipeline, `name`. Raises UnknownRunError."""
-        return self._runs(name)
+    def runs_of(self, name: str, as_of_ns: int | None = None) -> list[str]:
+        """The run, or the runs of the pipeline, `name`, as known at `as_of_ns`. Raises UnknownRunError."""
+        return self._runs(name, as_of_ns)
 
     def events(self, runs: Collection[str] | None = None, as_of_ns: int | None = None) -> list[Event]:
         """The events that count, after corrections: all, or those about some runs."""
@@ -325,8 +325,8 @@ class Ledger:
         held = lease_entries(lease for lease in booked if lease.opened.run_id == run_id)
         return spent_on(held, pricer) + spent_on(stated_entries(stated), pricer)
 
-    def _runs(self, name: str) -> list[str]:
-        runs = self._journal.runs_of(name)
+    def _runs(self, name: str, as_of_ns: int | None = None) -> list[str]:
+        runs = self._journal.runs_of(name, as_of_ns)
         if not runs:
             raise UnknownRunError("run", name, "a run or pipeline in the ledger", "is its spool shipped?")
         return runs

@@ -175,6 +175,16 @@ def test_a_name_is_a_run_or_the_runs_of_a_pipeline(stores: Stores):
     assert stores.journal.runs_of("nobody") == []
 
 
+def test_a_pipeline_had_the_runs_that_were_heard_of_by_then(stores: Stores, clock: HostClock):
+    stores.journal.append([declared("r1"), opened("a", "undeclared")])
+    then = clock.now_ns()
+    clock.advance(1)
+    stores.journal.append([declared("r2"), opened("b", "later")])
+    assert stores.journal.runs_of("p", then) == ["r1"] and stores.journal.runs_of("p") == ["r1", "r2"]
+    assert stores.journal.runs_of("undeclared", then) == ["undeclared"]
+    assert stores.journal.runs_of("later", then) == stores.journal.runs_of("r2", then) == []
+
+
 def price_book(amount: str = "2", name: str = "test") -> PriceBook:
     price = {
         "sku": "h100",

@@ -1,22 +1,30 @@
 """XLSX: a sheet with title, total, number formats and a bar chart.
 
-Excel computes in binary floating point: the CSV is exact.
+Excel computes in binary floating point: the CSV is exact. The same report is the same bytes, whenever it is
+written.
 """
 
 from __future__ import annotations
 
+import io
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from openpyxl import Workbook
 from openpyxl.chart import BarChart, Reference
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.worksheet import Worksheet
+from openpyxl.xml.constants import ARC_CORE
+from openpyxl.xml.functions import tostring
 
 from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
 
 HEADER_ROW = 4
+MOMENT = datetime(1980, 1, 1)
+"""When every workbook says that it was saved: the earliest moment that a ZIP file knows."""
 EXACT = 2**53
 """Beyond this a floating-point cell is no longer exact: written as text."""
 
@@ -47,7 +55,19 @@ def write_xlsx(sheet: Sheet, path: Path) -> None:
     _format_numbers(page, sheet, last)
     if sheet.rows:
         _chart(page, sheet, last)
-    book.save(path)
+    _save(book, path)
+
+
+def _save(book: Workbook, path: Path) -> None:
+    """The same bytes for the same content: openpyxl would write the moment of saving into them."""
+    book.properties.created = MOMENT
+    written = io.BytesIO()
+    book.save(written)
+    book.properties.modified = MOMENT
+    with ZipFile(written) as parts, ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name in parts.namelist():
+            part = tostring(book.properties.to_tree()) if name == ARC_CORE else parts.read(name)
+            archive.writestr(ZipInfo(name, MOMENT.timetuple()[:6]), part, ZIP_DEFLATED)
 
 
 def _write(page: Worksheet, row: int, place: int, cell: Cell) -> None:

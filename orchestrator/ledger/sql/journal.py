@@ -89,8 +89,7 @@ class SqlJournal:
     ) -> Iterator[Recorded]:
         """Events in the order of arrival."""
         if known_by_ns is not None:
-            with writing(self._engine):
-                pass  # whoever is appending may have taken its moment before ours: wait until it is visible
+            self._wait_for_appends()
         query = select(EVENTS.c.seq, EVENTS.c.recorded_ns, EVENTS.c.payload).where(EVENTS.c.seq > after_seq)
         if runs is not None:
             query = query.where(
@@ -109,14 +108,25 @@ class SqlJournal:
             for seq, recorded_ns, payload in rows:
                 yield Recorded(seq, recorded_ns, event_from_json(payload))
 
-    def runs_of(self, name: str) -> list[str]:
+    def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
         """The run of that id and the runs of the pipeline of that id."""
         declared = select(RUNS.c.run_id).where(or_(RUNS.c.run_id == name, RUNS.c.pipeline == name))
+        mentioned = select(func.count()).where(EVENTS.c.run_id == name)
+        if known_by_ns is not None:
+            self._wait_for_appends()
+            known = EVENTS.c.recorded_ns <= known_by_ns
+            declared = declared.join(EVENTS, EVENTS.c.seq == RUNS.c.seq).where(known)
+            mentioned = mentioned.where(known)
         with reading(self._engine) as connection:
             runs = dict.fromkeys(connection.scalars(declared.order_by(RUNS.c.seq)))
-            if not runs and connection.scalar(select(func.count()).where(EVENTS.c.run_id == name)):
+            if not runs and connection.scalar(mentioned):
                 runs = {name: None}
         return list(runs)
+
+    def _wait_for_appends(self) -> None:
+        """Whoever is appending may have taken its moment before ours: wait until it is visible."""
+        with writing(self._engine):
+            pass
 
     def head(self) -> int:
         """The place of the last event."""

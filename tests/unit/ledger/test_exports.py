@@ -1,6 +1,8 @@
 """A report as CSV, Parquet, XLSX and HTML: the same rows in each, exact where the format can hold it."""
 
 import csv
+import time
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -67,6 +69,8 @@ def test_xlsx_has_rows_total_and_chart_and_a_name_is_never_a_formula(tmp_path: P
         ["total", None, str(LARGE + 1807), 40000000.000001, 80000000.15],
     ]
     assert page["A5"].data_type == "s"  # type: ignore[index]
+    properties = load_workbook(tmp_path / "costs.xlsx").properties
+    assert properties.created == properties.modified == datetime(1980, 1, 1)
 
 
 def test_html_is_one_page_that_needs_nothing_else_and_escapes_names(tmp_path: Path):
@@ -87,3 +91,16 @@ def test_an_unknown_format_or_a_place_that_can_not_be_written_is_refused(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError, match="a file that can be written"):
         write_sheet(sheet(), tmp_path / "file" / "costs.csv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "html", "parquet", "xlsx"])
+def test_a_report_is_the_same_bytes_whenever_it_is_written(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
+    write_sheet(sheet(), first)
+    later = time.time() + 400 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(later))
+    write_sheet(sheet(), second)
+    assert first.read_bytes() == second.read_bytes()
