@@ -20,8 +20,8 @@ class OrchestratorError(Exception):
 
 
 class ConfigError(OrchestratorError):
-    """A config, a command line or an input file that can't be used. Nothing was started. Passwords and webhooks
-    in what was got are masked.
+    """A config, a command line or an input file that can't be used. Nothing was started. Passwords and
+    webhooks in what was got are masked.
 
     >>> print(ConfigError("max_staleness", "-1", "0 or more", "0 is synchronous training"))
     max_staleness: got -1, allowed: 0 or more (0 is synchronous training)

@@ -96,9 +96,9 @@ class BudgetConfig(Settings):
     currency: str = Field(pattern=r"^[A-Z]{3}$")
     """ISO 4217 code of `limit` and of all reported costs."""
     webhook: str | None = Field(pattern=r"^https?://[!-~]+$")
-    """Where each warning is posted to, as JSON; null: nowhere. What follows its server is a secret and written
-    nowhere: a run that is resumed takes the URL of the environment's ORCHESTRATOR_BUDGET_WEBHOOK, or of
-    `budget.webhook=...`.
+    """Where each warning is posted to, as JSON; null: nowhere. What follows its server is a secret and
+    written nowhere: a run that is resumed takes the URL of the environment's ORCHESTRATOR_BUDGET_WEBHOOK, or
+    of `budget.webhook=...`.
     """
     stop_seconds: float = Field(ge=0)
     """What an orderly stop may take beyond the step under way: a checkpoint, giving back the slots. Money for

@@ -29,6 +29,7 @@ from orchestrator.cli.cost_options import (
     resolve_run,
 )
 from orchestrator.cli.cost_reconcile import reconcile
+from orchestrator.cli.cost_reconcile_ray import reconcile_ray
 from orchestrator.cli.cost_watch import watch
 from orchestrator.cli.cost_wrap import wrap
 from orchestrator.cli.output import print_json, print_table
@@ -53,6 +54,7 @@ app.command()(carbon)
 for command in (waste, units, forecast, trend):
     app.command()(command)
 app.command()(reconcile)
+app.command("reconcile-ray")(reconcile_ray)
 app.command()(watch)
 app.command(context_settings={"allow_interspersed_args": False})(wrap)
 

@@ -6,7 +6,7 @@ import json
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,13 @@ from orchestrator.errors import ConfigError
 if TYPE_CHECKING:
     from orchestrator.ledger.reconcile import Reconciliation
 
+SignOff = Annotated[
+    str | None,
+    typer.Option("--sign-off", metavar="NAME", help="who accepts the result, differences and all"),
+]
+Note = Annotated[str, typer.Option("--note", help="why, if there are differences")]
+Out = Annotated[Path | None, typer.Option("--out", help="write the result here as JSON")]
+
 
 def reconcile(
     bill: Annotated[
@@ -44,12 +51,9 @@ def reconcile(
     price_tolerance: Annotated[
         str, typer.Option("--price-tolerance", help="of the price, as a share")
     ] = "0.005",
-    sign_off: Annotated[
-        str | None,
-        typer.Option("--sign-off", metavar="NAME", help="who accepts the result, differences and all"),
-    ] = None,
-    note: Annotated[str, typer.Option("--note", help="why, if there are differences")] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="write the result here as JSON")] = None,
+    sign_off: SignOff = None,
+    note: Note = "",
+    out: Out = None,
     as_of: AsOf = None,
     ledger: LedgerUrl = None,
     output_dir: OutputDir = RUNS,
@@ -59,31 +63,47 @@ def reconcile(
     """Compare a bill with the leases: per day and resource, what agrees, what does not, and by how much."""
     from orchestrator.ledger import bill as bills
     from orchestrator.ledger import reconcile as reconciling
-    from orchestrator.ledger.calendar import date_of, day_of
 
     tolerances = reconciling.Tolerances(
         _share("--hours-tolerance", hours_tolerance), _share("--price-tolerance", price_tolerance)
     )
-    if sign_off is not None and out is None:
-        raise ConfigError("--sign-off", "no --out", "--out FILE", "a signed result is a file")
+    require_file(sign_off, out)
     with refusing():
         names = {} if nodes is None else dict(reconciling.read_nodes(nodes))
         book = open_ledger(ledger, output_dir, price_book, moment(as_of))
         read = bills.read_bill(bill)
         known_at = moment(as_of) or time.time_ns()
         result = reconciling.reconcile(book, read, tolerances, names, known_at)
-    if sign_off is not None and not result.clean and not note:
-        hint = "say why the differences are accepted"
-        raise ConfigError("--note", "nothing", "a reason", f"{len(result.findings)} differences: {hint}")
-    document = {**result.to_dict(), "as_of_ns": known_at}
-    if sign_off is not None:
-        document = reconciling.sign(document, sign_off, date_of(day_of(time.time_ns())).isoformat(), note)
-    if out is not None:
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    document = accepted({**result.to_dict(), "as_of_ns": known_at}, len(result.findings), sign_off, note, out)
     if as_json:
         print_json(document)
     else:
         print_reconciliation(result)
+
+
+def require_file(sign_off: str | None, out: Path | None) -> None:
+    """Raises ConfigError for a signature that would be written nowhere."""
+    if sign_off is not None and out is None:
+        raise ConfigError("--sign-off", "no --out", "--out FILE", "a signed result is a file")
+
+
+def accepted(
+    document: dict[str, Any], differences: int, sign_off: str | None, note: str, out: Path | None
+) -> dict[str, Any]:
+    """The result, signed and written to `out` if that was asked for. Raises ConfigError for differences that
+    are accepted without a reason.
+    """
+    from orchestrator.ledger.calendar import date_of, day_of
+    from orchestrator.ledger.reconcile import sign
+
+    if sign_off is not None and differences and not note:
+        hint = "say why the differences are accepted"
+        raise ConfigError("--note", "nothing", "a reason", f"{differences} differences: {hint}")
+    if sign_off is not None:
+        document = sign(document, sign_off, date_of(day_of(time.time_ns())).isoformat(), note)
+    if out is not None:
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return document
 
 
 def print_reconciliation(result: Reconciliation) -> None:

@@ -16,8 +16,8 @@ TIMEOUT_SECONDS = 10.0
 
 
 def post(url: str, message: Mapping[str, Any]) -> None:
-    """POST `message` as JSON and wait for the answer. Raises OSError, which does not name the URL, if there is
-    no good one.
+    """POST `message` as JSON and wait for the answer. Raises OSError, which does not name the URL, if there
+    is no good one.
     """
     body = json.dumps(message).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})

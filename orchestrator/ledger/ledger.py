@@ -18,7 +18,7 @@ from orchestrator.ledger.completion import Completion, completion
 from orchestrator.ledger.corrections import Rejection, effective
 from orchestrator.ledger.entries import lease_entries, stated_entries
 from orchestrator.ledger.errors import LedgerError, UnknownRunError
-from orchestrator.ledger.events import Event, UsageStated, parse_event
+from orchestrator.ledger.events import Correction, Event, UsageStated, parse_event
 from orchestrator.ledger.journal import BadLine, Journal, MemoryJournal
 from orchestrator.ledger.labels import Labels, labels_of
 from orchestrator.ledger.lines import LineKey
@@ -28,6 +28,9 @@ from orchestrator.ledger.meter import RunMeter, Spent, spent_on
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer
+from orchestrator.ledger.ray_events import Recording
+from orchestrator.ledger.ray_findings import RayReconciliation
+from orchestrator.ledger.ray_reconcile import leases_to_compare, reconcile_ray
 from orchestrator.ledger.report_by import Report, field_of, report_by, require_dimensions
 from orchestrator.ledger.run_report import RunReport, run_report
 from orchestrator.ledger.sharing import share_idle
@@ -257,6 +260,20 @@ class Ledger:
         if as_of_ns is None:
             return self._accounts.counted_now(self._now_ns())
         return self._accounts.counted(self._moment(as_of_ns))
+
+    def reconcile_ray(
+        self, recording: Recording, tolerance_ns: int, until_ns: int | None = None
+    ) -> RayReconciliation:
+        """The lives of actors as Ray tells them, beside the leases that name them or their placement groups.
+
+        Two moments that are `tolerance_ns` apart or less agree; until `until_ns` (None: the last event) Ray
+        would have told of a death.
+        """
+        head = self._journal.head()
+        leases = leases_to_compare(recording, self._journal.news(0, head))
+        corrections = (event for event in self._journal.unleased(0, head) if isinstance(event, Correction))
+        events = [*corrections, *self._journal.of_leases(leases, head)]
+        return reconcile_ray(events, recording, tolerance_ns, self._now_ns(), self._policy, until_ns)
 
     def pricer(self, as_of_ns: int | None = None) -> Pricer:
         """The prices that reports use, as known at `as_of_ns`."""

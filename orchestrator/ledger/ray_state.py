@@ -19,14 +19,18 @@ from orchestrator.ledger.errors import LedgerUnavailableError
 
 _TIMEOUT_SECONDS = 30
 _LIMIT = 10_000
+_CRASH = re.compile(r"exit type: (?!INTENDED_)|node has died|creation task")
+"""How Ray's text about a death reads if nobody wanted it."""
 _OURS = re.compile(r"(^|[/\s])orchestrator\s+(run|resume)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class RayActor:
-    """An incarnation of an actor. Times in nanoseconds; `end_ns` None while it lives.
+    """An incarnation of an actor. Times in nanoseconds; `end_ns` None while it lives. `crashed`: it is dead,
+    and nobody wanted it to be.
 
-    `gpus` and `cpus` are what it asked for, `group` its placement group (empty: none).
+    `gpus` and `cpus` are what it asked for, `group` its placement group (empty: none). Of an actor that was
+    restarted and is dead, Ray only tells when its first incarnation started.
     """
 
     actor_id: str
@@ -39,6 +43,7 @@ class RayActor:
     cpus: float
     start_ns: int
     end_ns: int | None
+    crashed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +117,21 @@ def _actor(fields: Mapping[str, Any], names: Mapping[str, str]) -> RayActor:
     needs = fields.get("requiredResources") or {}
     node = str((fields.get("address") or {}).get("nodeId", ""))
     end_ms = int(fields.get("endTime") or 0)
+    restarts, state = int(fields.get("numRestarts") or 0), fields.get("state")
+    # `startTime` stays that of the first incarnation; `timestamp` is that of the last change of state.
+    start_ms = int(fields["timestamp"] if restarts and state == "ALIVE" else fields["startTime"])
     return RayActor(
         actor_id=str(fields["actorId"]),
-        restarts=int(fields.get("numRestarts") or 0),
+        restarts=restarts,
         name=str(fields.get("name") or fields.get("actorClass") or "actor"),
         job_id=str(fields.get("jobId", "")),
         node=names.get(node, node),
         group=str(fields.get("placementGroupId") or ""),
         gpus=float(needs.get("GPU", 0)),
         cpus=float(needs.get("CPU", 0)),
-        start_ns=int(fields["startTime"]) * 1_000_000,
-        end_ns=end_ms * 1_000_000 if fields.get("state") == "DEAD" and end_ms else None,
+        start_ns=start_ms * 1_000_000,
+        end_ns=end_ms * 1_000_000 if state == "DEAD" and end_ms else None,
+        crashed=state == "DEAD" and bool(_CRASH.search(str(fields.get("exitDetail")))),
     )
 
 

@@ -4,6 +4,8 @@
   so that is known to within one look. What its actors do not use of it is idle.
 - An actor outside a group holds its own GPUs from its start to its end, or its whole CPUs if it has none.
   Actors that ask for parts of a GPU share one, first fit, and its time is split between them.
+- An actor that Ray restarts holds a new lease from then on; its old one ends there, lost since it was last
+  seen. A lease is also closed as lost if its actor crashed.
 - An actor that asks for nothing holds nothing; tasks are not seen.
 
 Start times, and ends of actors, come from Ray; they are the same at each look. So the same event is emitted
@@ -64,7 +66,7 @@ class Watch:
         self._names = names
         self._declared: set[str] = set()
         self._open: dict[str, int] = {}
-        self._closed: set[str] = set()
+        self._closed: dict[str, int] = {}
         for event in earlier:
             if isinstance(event, RunDeclared):
                 self._declared.add(event.run_id)
@@ -75,7 +77,7 @@ class Watch:
                 self._open[event.lease_id] = max(self._open[event.lease_id], seen)
             elif isinstance(event, LeaseClosed):
                 self._open.pop(event.lease_id, None)
-                self._closed.add(event.lease_id)
+                self._closed[event.lease_id] = event.at_ns
 
     @property
     def held(self) -> int:
@@ -84,18 +86,26 @@ class Watch:
 
     def observe(self, snapshot: RaySnapshot, now_ns: int) -> list[Event]:
         """The events of one look."""
-        events: list[Event] = []
-        seen: set[str] = set()
-        for lease in leases_of(snapshot):
-            seen.add(lease.lease_id)
+        leases = leases_of(snapshot)
+        events: list[Event] = self._close_what_is_gone(snapshot, {lease.lease_id for lease in leases}, now_ns)
+        for lease in leases:
             if lease.lease_id not in self._closed and lease.start_ns <= now_ns:
                 events += self._one(snapshot, lease, now_ns)
+        return events
+
+    def _close_what_is_gone(self, snapshot: RaySnapshot, seen: set[str], now_ns: int) -> list[Event]:
         again = {f"{snapshot.cluster}/{actor.actor_id}": actor.start_ns for actor in snapshot.actors}
+        events: list[Event] = []
         for lease_id in sorted(self._open.keys() - seen):
-            restarted_ns = again.get(lease_id.rpartition("/")[0], now_ns)
-            # What is gone was given back since it was last seen; after a long time, nobody knows when.
-            reason = "released" if now_ns - self._open[lease_id] <= SEEN_NS else "lost"
-            events.append(self._close(lease_id, min(now_ns, restarted_ns), reason))
+            last_seen_ns = self._open[lease_id]
+            restarted_ns = again.get(lease_id.rpartition("/")[0])
+            if restarted_ns is not None:
+                at_ns = min(now_ns, max(restarted_ns, last_seen_ns))
+                events.append(self._close(lease_id, at_ns, "lost"))
+            else:
+                # What is gone was given back since it was last seen; after a long time, nobody knows when.
+                reason = "released" if now_ns - last_seen_ns <= SEEN_NS else "lost"
+                events.append(self._close(lease_id, now_ns, reason))
         return events
 
     def _one(self, snapshot: RaySnapshot, lease: _Lease, now_ns: int) -> Iterator[Event]:
@@ -105,11 +115,12 @@ class Watch:
         for actor in lease.users:
             yield from self._run(snapshot, actor.job_id, actor.start_ns)[1]
         if lease.lease_id not in self._open:
-            self._open[lease.lease_id] = lease.start_ns
+            ended = [self._closed.get(name, 0) for name in _earlier_lives(lease)]
+            start_ns = self._open[lease.lease_id] = max([lease.start_ns, *ended])
             sku = self._names.gpu_sku if lease.resource == "gpu" else self._names.cpu_sku
             yield LeaseOpened(
                 identity("ray", lease.lease_id, "open"),
-                lease.start_ns,
+                start_ns,
                 lease.lease_id,
                 run_id,
                 1,
@@ -125,13 +136,14 @@ class Watch:
         yield from spans
         self._open[lease.lease_id] = max(since, until)
         if lease.end_ns is not None:
-            yield self._close(lease.lease_id, lease.end_ns, "released")
+            crashed = any(actor.crashed and actor.end_ns == lease.end_ns for actor in lease.users)
+            yield self._close(lease.lease_id, lease.end_ns, "lost" if crashed else "released")
         elif not spans:
             yield Heartbeat(uuid.uuid4().hex, now_ns, lease.lease_id)
 
     def _close(self, lease_id: str, at_ns: int, reason: str) -> LeaseClosed:
         del self._open[lease_id]
-        self._closed.add(lease_id)
+        self._closed[lease_id] = at_ns
         return LeaseClosed(identity("ray", lease_id, "close"), at_ns, lease_id, reason)
 
     def _run(self, snapshot: RaySnapshot, job_id: str, at_ns: int) -> tuple[str, list[RunDeclared]]:
@@ -158,6 +170,15 @@ class Watch:
             labels.stage,
         )
         return run_id, [declaration]
+
+
+def _earlier_lives(lease: _Lease) -> list[str]:
+    """The leases of the incarnations of an actor before this one."""
+    if lease.group:
+        return []
+    holder, _, place = lease.lease_id.rpartition("/")
+    number, _, unit = place.partition(".")
+    return [f"{holder}/{life}.{unit}" for life in range(int(number))]
 
 
 def _run_id(snapshot: RaySnapshot, job_id: str) -> str:

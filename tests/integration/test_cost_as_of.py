@@ -1,5 +1,5 @@
-"""What was known on day X about month Y gives the same bytes today as then, in every format that is printed or
-written, whatever became known since.
+"""What was known on day X about month Y gives the same bytes today as then, in every format that is printed
+or written, whatever became known since.
 """
 
 from __future__ import annotations
@@ -70,14 +70,8 @@ class Books:
             "source": "a test",
             "retrieved": "2026-01-01",
         }
-        content = {
-            "name": "t",
-            "currency": "USD",
-            "region": "x",
-            "commitment": "on_demand",
-            "prices": [price],
-        }
-        self.ledger.adopt(PriceBook.parse(content))
+        defaults = {"name": "t", "currency": "USD", "region": "x", "commitment": "on_demand"}
+        self.ledger.adopt(PriceBook.parse({**defaults, "prices": [price]}))
 
     def ask(self, words: Sequence[str], capfdbinary: pytest.CaptureFixture[bytes]) -> bytes:
         """What a command prints."""

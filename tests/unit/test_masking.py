@@ -1,4 +1,4 @@
-"""A password in `ledger.url` and the path of `budget.webhook` are nowhere but in the process that uses them."""
+"""A password in `ledger.url` and the path of `budget.webhook` are only in the process that uses them."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_stage_that_was_not_begun_is_told_the_webhook_again(
     written = tmp_path / "config.yaml"
     written.write_text(config.compose("r1_demo", [f"budget.webhook={HOOK}"]).to_yaml())
     stage = config.load(written).stages[-1]
-    with pytest.raises(ConfigError, match="budget.webhook"):
+    with pytest.raises(ConfigError, match=r"budget\.webhook"):
         check_secrets(config.compose_stage(stage))
     resumed = config.with_resume_overrides(config.load(written), [f"budget.webhook={HOOK}"])
     check_secrets(config.compose_stage(resumed.stages[-1]))

@@ -93,7 +93,7 @@ class RayLearnerGroup:
     def _start(self) -> list[Any]:
         shell = ray.remote(concurrency_groups={DISK: 1})(LearnerActor)  # pyright: ignore[reportCallIssue]
         return [
-            shell.options(**self._slots.options(seat)).remote(
+            shell.options(**self._slots.options(seat, self._life)).remote(
                 self._parts, Post(seat.name, seat.role, self._life, self._slots.leases[seat.slot])
             )
             for seat in self._seats

@@ -81,12 +81,15 @@ class Slots:
     leases: tuple[tuple[str, ...], ...]
     nodes: tuple[str, ...]
 
-    def options(self, seat: Seat) -> dict[str, Any]:
+    def options(self, seat: Seat, life: int) -> dict[str, Any]:
         """Ray options that put an actor on its seat.
 
-        A crashed actor is replaced by its pool, never by Ray.
+        A crashed actor is replaced by its pool, never by Ray. Ray's own events of an actor are compared with
+        the ledger by its name, `<run>/<attempt>-<group>/<seat>/<life>`; no two actors share one.
         """
+        held = self.leases[seat.slot][0].rpartition("/")[0]
         return {
+            "name": f"{held}/{seat.name}/{life}",
             "num_cpus": seat.share.cpus,
             "num_gpus": seat.share.gpus,
             "max_restarts": 0,

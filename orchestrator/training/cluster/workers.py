@@ -53,7 +53,8 @@ class SeatedActor:
 
     def _start(self) -> Any:  # noqa: ANN401 - Ray's actor handles have no static type
         post = Post(self._seat.name, self._seat.role, self._life, self._slots.leases[self._seat.slot])
-        return ray.remote(self._shell).options(**self._slots.options(self._seat)).remote(self._parts, post)
+        options = self._slots.options(self._seat, self._life)
+        return ray.remote(self._shell).options(**options).remote(self._parts, post)
 
     async def _answer(self, ref: Any) -> Any:  # noqa: ANN401
         return await answer(self.name, ref, self._timeout_seconds)

@@ -32,7 +32,7 @@ def actor(
     node: str = "n1",
 ) -> RayActor:
     ended = None if end is None else end * S
-    return RayActor(name, 0, "Worker", job, node, group, gpus, cpus, start * S, ended)
+    return RayActor(name, 0, "Worker", job, node, group, gpus, cpus, start * S, ended, False)
 
 
 def group(start: int, *bundles: RayBundle, held: bool = True) -> RayGroup:
@@ -186,4 +186,19 @@ def test_a_group_that_went_while_nobody_watched_is_lost_since_it_was_last_seen()
 def test_an_actor_that_was_restarted_holds_a_lease_each_time() -> None:
     before, after = actor("a", 10, gpus=1), replace(actor("a", 50, gpus=1), restarts=1)
     events = watched((20, snapshot(before)), (60, snapshot(after)))
-    assert extents(events, 60) == [(10, 50, Ending.RELEASED), (50, 60, Ending.OPEN)]
+    assert extents(events, 60) == [(10, 50, Ending.LOST), (50, 60, Ending.OPEN)]
+    assert [by_activity(lease) for lease in booked(events, 60)] == [{"run": 10, "lost": 30}, {"run": 10}]
+
+
+def test_an_actor_that_was_restarted_and_died_between_two_looks_is_leased_once_at_a_time() -> None:
+    """Of a dead actor Ray only tells when its first incarnation started."""
+    before, after = actor("a", 10, gpus=2), replace(actor("a", 10, 55, gpus=2), restarts=1, crashed=True)
+    events = watched((20, snapshot(before)), (60, snapshot(after)))
+    assert extents(events, 60) == [(10, 20, Ending.LOST)] * 2 + [(20, 55, Ending.LOST)] * 2
+    assert extents(watched((60, snapshot(after))), 60) == [(10, 55, Ending.LOST)] * 2
+
+
+def test_what_a_crashed_actor_worked_counts_and_its_lease_is_lost() -> None:
+    seen = snapshot(replace(actor("a", 10, 40, gpus=1), crashed=True))
+    [lease] = booked(watched((60, seen)), 60)
+    assert (lease.end_ns // S, lease.ending, by_activity(lease)) == (40, Ending.LOST, {"run": 30})

@@ -1,0 +1,83 @@
+"""Ray's own actor events against the ledger, through the command: recorded ones, and those of real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.app import run_command_line
+from tests.chaos.test_killed_workers import pid_of, wait_for_step
+from tests.conftest import Program
+
+pytestmark = pytest.mark.slow
+
+RECORDING = Path(__file__).parents[2] / "docs" / "examples" / "ray"
+
+
+def test_a_recording_is_compared_and_the_result_signed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--output-dir", str(tmp_path)]
+    assert run_command_line(["cost", "ship", str(RECORDING / "ledger"), *where]) == 0
+    words = ["cost", "reconcile-ray", str(RECORDING), *where]
+    assert run_command_line([*words, "--tolerance", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "Ray and ledger agree" in out
+    assert "7 lives of actors that hold something, 6 leases, 18 pieces of work" in out
+    assert run_command_line([*words, "--tolerance", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {kind: number for kind, number in document["counts"].items() if number} == {"leased_too_long": 1}
+    [found] = document["findings"]
+    assert (found["actor"], found["life"], found["node"]) == ("inside", 0, "192.0.2.2")
+    assert found["ns"] == found["ledger_ns"] - found["ray_ns"] > 10**9
+    signed = tmp_path / "signed.json"
+    sign = ["--tolerance", "1", "--sign-off", "Ada", "--out", str(signed)]
+    assert run_command_line([*words, *sign]) == 2, "differences need a note"
+    assert run_command_line([*words, *sign, "--note", "known to within one look"]) == 0
+    assert json.loads(signed.read_text())["signed"]["by"] == "Ada"
+    capsys.readouterr()
+    for wrong in (
+        ["cost", "reconcile-ray", str(tmp_path / "nowhere")],
+        [*words, "--sign-off", "Ada"],
+        [*words, "--until", "yesterday"],
+    ):
+        assert run_command_line([*wrong, "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["allowed"]
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a Ray that is started here writes its events: a short path, for Ray's sockets are under it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.setenv("RAY_enable_export_api_write_config", "EXPORT_ACTOR,EXPORT_NODE")
+    yield folder / "ray"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.ray
+def test_a_real_run_agrees_with_ray_also_where_a_worker_was_killed(
+    tmp_path: Path, exported: Path, small_run: Callable[..., tuple[str, ...]]
+) -> None:
+    program = Program(tmp_path)
+    words = small_run("killed", "steps=6", "evaluation.every=0", "max_staleness=1", "algorithm=grpo_tis")
+    with program.start(*words) as process:
+        wait_for_step(tmp_path / "killed", 2)
+        os.kill(pid_of(tmp_path / "killed", "rollout-0"), signal.SIGKILL)
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+
+    result = program.json("cost", "reconcile-ray", str(exported), "--tolerance", "1")
+
+    assert result["findings"] == []
+    # Each life of an actor of the run spools to a file of its own.
+    spools = list((tmp_path / "killed" / "ledger").glob("1-*-[0-9].jsonl"))
+    assert result["lives"] == len(spools) >= 4
+    assert result["leases"] > 0 and result["spans"] > 20
