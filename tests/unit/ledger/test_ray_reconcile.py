@@ -528,7 +528,7 @@ def test_what_an_actor_holds(tmp_path: Path) -> None:
         ({f"bundle_group_{group}": 0.001}, group, (0, 0, True)),
     )
     for resources, placed, expected in held:
-        fields = {"required_resources": resources, "placement_group_id": text_of(placed)}
+        fields: dict[str, Any] = {"required_resources": resources, "placement_group_id": text_of(placed)}
         [life] = read_ray_events(write(tmp_path / "a.log", export("ALIVE", 5, **fields))).lives
         assert (life.gpus, life.cpus, life.holds, life.group) == (*expected, placed)
 
