@@ -26,7 +26,9 @@ from orchestrator.cli.cost_options import (
     moment,
     open_ledger,
     refusing,
+    require_writable,
     resolve_run,
+    writing,
 )
 from orchestrator.cli.cost_reconcile import reconcile
 from orchestrator.cli.cost_reconcile_ray import reconcile_ray
@@ -252,11 +254,13 @@ def import_aws_prices(
     from orchestrator.ledger.aws_prices import fetch_products, price_book_of, read_products
     from orchestrator.ledger.prices import PriceBook
 
+    require_writable("--out", out)
     with refusing():
         products = fetch_products(region, instance_types.split(",")) if file is None else read_products(file)
         content = price_book_of(products, out.stem, datetime.now(UTC).date())
         rows = PriceBook.parse(content).rows()
-    out.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with writing("--out", out):
+        out.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if as_json:
         print_json(rows)
     else:

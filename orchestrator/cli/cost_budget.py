@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from orchestrator.errors import BudgetStopError, ConfigError
 if TYPE_CHECKING:
     from orchestrator.ledger.budgets import BudgetStatus
     from orchestrator.ledger.ledger import Ledger
+    from orchestrator.ledger.variance import Variance
 
 app = typer.Typer(help="What may be spent, and what is left.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,7 +38,9 @@ def define(
     warn_at: Annotated[
         str, typer.Option("--warn-at", metavar="SHARE[,SHARE]", help="shares of the limit")
     ] = "0.5,0.8,0.95",
-    currency: Annotated[str, typer.Option("--currency")] = "USD",
+    currency: Annotated[
+        str | None, typer.Option("--currency", metavar="CODE", help="the ledger's, which is the default")
+    ] = None,
     ledger: LedgerUrl = None,
     output_dir: OutputDir = RUNS,
     as_json: Json = False,
@@ -48,8 +53,9 @@ def define(
     assert start is not None and end is not None
     with refusing():
         shares = tuple(_decimal("--warn-at", share) for share in warn_at.split(",") if share)
-        budget = Budget(name, parse_scope(scope), start, end, _decimal("--limit", limit), currency, shares)
         book = open_ledger(ledger, output_dir)
+        money = _currency(currency, book)
+        budget = Budget(name, parse_scope(scope), start, end, _decimal("--limit", limit), money, shares)
         book.budgets.define(budget)
         _show([book.budgets.status(name)], as_json)
 
@@ -80,6 +86,14 @@ def variance(ledger: LedgerUrl = None, output_dir: OutputDir = RUNS, as_json: Js
         for one in found
     ]
     print_table(("budget", "limit", "planned until now", "actual", "variance"), rows, "there is no budget")
+    print_unpriced(found)
+
+
+def print_unpriced(found: Iterable[Variance]) -> None:
+    """Say on stderr, as reports do, what counts in a budget's scope and in no amount."""
+    for one in found:
+        for sku, hours in one.unpriced.items():
+            typer.echo(f"no price: {hours:f} accelerator-hours of {sku} in {one.budget.name}", err=True)
 
 
 @app.command()
@@ -126,6 +140,18 @@ def _decimal(option: str, text: str) -> Decimal:
     if not value.is_finite():
         raise ConfigError(option, text, "a decimal number")
     return value
+
+
+def _currency(stated: str | None, ledger: Ledger) -> str:
+    """The currency of the ledger's newest price book: runs are counted in it, and a budget in another one
+    would stop each of them. Raises ConfigError if another is stated.
+    """
+    counted = ledger.pricer().table.currency
+    if stated is None or stated == counted:
+        return counted
+    if not re.fullmatch("[A-Z]{3}", stated):
+        raise ConfigError("--currency", stated, f"three capital letters: {counted}")
+    raise ConfigError("--currency", stated, counted, f"the ledger's newest price book is in {counted}")
 
 
 def _show(statuses: list[BudgetStatus], as_json: bool) -> None:

@@ -19,6 +19,8 @@ from orchestrator.cli.cost_options import (
     moment,
     open_ledger,
     refusing,
+    require_writable,
+    writing,
 )
 from orchestrator.cli.output import print_json
 from orchestrator.errors import ConfigError
@@ -57,6 +59,8 @@ def export_focus(
         raise ConfigError("--out", str(out), "a file named .csv or .parquet")
     if as_json and out is None:
         raise ConfigError("--json", "no --out", "--out FILE --json", "stdout holds one or the other")
+    if out is not None:
+        require_writable("--out", out)
     start, end = days(first, last)
     with refusing():
         known_at = moment(as_of)
@@ -70,8 +74,8 @@ def export_focus(
             focus.write_csv(rows, Path(folder) / "focus.csv")
             typer.echo((Path(folder) / "focus.csv").read_text(encoding="utf-8"), nl=False)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    (focus.write_csv if out.suffix == ".csv" else focus.write_parquet)(rows, out)
+    with writing("--out", out):
+        (focus.write_csv if out.suffix == ".csv" else focus.write_parquet)(rows, out)
     total = sum(row["BilledCost"] for row in rows)  # type: ignore[misc]
     if as_json:
         print_json({"version": focus.VERSION, "file": str(out), "rows": len(rows), "billed_cost": str(total)})

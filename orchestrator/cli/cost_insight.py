@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.cost_budget import print_unpriced
 from orchestrator.cli.cost_options import (
     RUNS,
     Json,
@@ -140,6 +141,7 @@ def forecast(
         for one in variances
     ]
     print_table(("budget", "limit", "actual", "against plan", "at the end"), rows, "there is no budget")
+    print_unpriced(variances)
 
 
 def configured_steps(output_dir: Path, run: str) -> int:

@@ -37,7 +37,9 @@ PriceBookName = Annotated[
 AsOf = Annotated[
     str | None,
     typer.Option(
-        "--as-of", metavar="DATE|TIME", help="as known at the end of that day, or at that moment (UTC)"
+        "--as-of",
+        metavar="DATE|TIME",
+        help="as known at the end of that day (today: now), or at that moment (UTC)",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
@@ -133,6 +135,27 @@ def resolve_run(ledger: Ledger, output_dir: Path, name: str) -> str:
         return find_run(output_dir, name).run_id
     except RunNotFoundError:
         return name
+
+
+def require_writable(option: str, path: Path) -> None:
+    """Make the folder of a file that is to be written after some work. Raises ConfigError where one can see
+    now that it can't be.
+    """
+    with writing(option, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(f"no permission to write {path}")
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Generator[None]:
+    """Turn what the disk refuses into the project's own error, so that it ends with exit code 2."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(option, str(path), "a file that can be written", str(error)) from error
 
 
 def moment(as_of: str | None) -> int | None:

@@ -20,6 +20,8 @@ from orchestrator.cli.cost_options import (
     moment,
     open_ledger,
     refusing,
+    require_writable,
+    writing,
 )
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
@@ -72,7 +74,7 @@ def reconcile(
         names = {} if nodes is None else dict(reconciling.read_nodes(nodes))
         book = open_ledger(ledger, output_dir, price_book, moment(as_of))
         read = bills.read_bill(bill)
-        known_at = moment(as_of) or time.time_ns()
+        known_at = book.moment(moment(as_of) or time.time_ns())
         result = reconciling.reconcile(book, read, tolerances, names, known_at)
     document = accepted({**result.to_dict(), "as_of_ns": known_at}, len(result.findings), sign_off, note, out)
     if as_json:
@@ -82,16 +84,18 @@ def reconcile(
 
 
 def require_file(sign_off: str | None, out: Path | None) -> None:
-    """Raises ConfigError for a signature that would be written nowhere."""
+    """Raises ConfigError for a signature that would be written nowhere, or a result that can't be written."""
     if sign_off is not None and out is None:
         raise ConfigError("--sign-off", "no --out", "--out FILE", "a signed result is a file")
+    if out is not None:
+        require_writable("--out", out)
 
 
 def accepted(
     document: dict[str, Any], differences: int, sign_off: str | None, note: str, out: Path | None
 ) -> dict[str, Any]:
     """The result, signed and written to `out` if that was asked for. Raises ConfigError for differences that
-    are accepted without a reason.
+    are accepted without a reason, or a file that can't be written.
     """
     from orchestrator.ledger.calendar import date_of, day_of
     from orchestrator.ledger.reconcile import sign
@@ -102,7 +106,8 @@ def accepted(
     if sign_off is not None:
         document = sign(document, sign_off, date_of(day_of(time.time_ns())).isoformat(), note)
     if out is not None:
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        with writing("--out", out):
+            out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return document
 
 

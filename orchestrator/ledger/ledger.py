@@ -14,6 +14,7 @@ from orchestrator.ledger.accounts import Accounts, CountedLine
 from orchestrator.ledger.archive import Archive, Close, MemoryArchive, digest_of, verify
 from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPolicy, book
 from orchestrator.ledger.budgets import Budgets, BudgetStore
+from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.completion import Completion, completion
 from orchestrator.ledger.corrections import Rejection, effective
 from orchestrator.ledger.entries import lease_entries, stated_entries
@@ -154,9 +155,14 @@ class Ledger:
         return ship(directory, self._journal)
 
     def report(self, name: str, as_of_ns: int | None = None, places: int = AMOUNT_PLACES) -> RunReport:
-        """The report of the run, or of the runs of the pipeline, `name`. Raises UnknownRunError."""
-        runs = self._runs(name, as_of_ns)
-        booked, stated, _ = self._booked(runs, as_of_ns, self._now_ns() if as_of_ns is None else as_of_ns)
+        """The report of the run, or of the runs of the pipeline, `name`, as known at `as_of_ns`: a moment as
+        for `report_by`.
+
+        Raises UnknownRunError, and LedgerError for a moment in the future.
+        """
+        known = None if as_of_ns is None else self.moment(as_of_ns)
+        runs = self._runs(name, known)
+        booked, stated, _ = self._booked(runs, known, self._now_ns() if known is None else known)
         entries = [*lease_entries(booked), *stated_entries(stated)]
         extent = sum(lease.ns for lease in booked) + sum(int(line.accelerator_ns or 0) for line in stated)
         return run_report(name, runs, entries, extent, self._pricer(as_of_ns), places)
@@ -176,8 +182,8 @@ class Ledger:
 
         `idle`: who pays for idle and lost time (`sharing.METHODS`).
         The same question about a moment in the past gives the same answer for ever. `name` keeps only the
-        lines of a run, or of a pipeline's runs. Raises LedgerError for an unknown dimension or a moment in
-        the future.
+        lines of a run, or of a pipeline's runs. A moment of today that is still to come means now. Raises
+        LedgerError for an unknown dimension, or a day in the future.
         """
         require_dimensions(by)
         keep = {field_of(dimension) for dimension in by} | ({"run_id"} if name else set())
@@ -186,7 +192,7 @@ class Ledger:
         if as_of_ns is None:
             counted = self._accounts.counted_now(self._now_ns(), keep)
         else:
-            counted = self._accounts.counted(self._moment(as_of_ns), keep)
+            counted = self._accounts.counted(self.moment(as_of_ns), keep)
         counted = share_idle(counted, idle)
         if name is not None:
             runs = set(self._runs(name, as_of_ns))
@@ -259,7 +265,7 @@ class Ledger:
         """Every line that counts, as known at `as_of_ns`: what all reports add up."""
         if as_of_ns is None:
             return self._accounts.counted_now(self._now_ns())
-        return self._accounts.counted(self._moment(as_of_ns))
+        return self._accounts.counted(self.moment(as_of_ns))
 
     def reconcile_ray(
         self, recording: Recording, tolerance_ns: int, until_ns: int | None = None
@@ -274,6 +280,16 @@ class Ledger:
         corrections = (event for event in self._journal.unleased(0, head) if isinstance(event, Correction))
         events = [*corrections, *self._journal.of_leases(leases, head)]
         return reconcile_ray(events, recording, tolerance_ns, self._now_ns(), self._policy, until_ns)
+
+    def moment(self, as_of_ns: int) -> int:
+        """A moment that can be asked about: what is left of today means now, as in `--as-of <today>`.
+
+        Raises LedgerError for a later one.
+        """
+        now = self._now_ns()
+        if day_of(as_of_ns) > day_of(now):
+            raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is not known")
+        return min(as_of_ns, now)
 
     def pricer(self, as_of_ns: int | None = None) -> Pricer:
         """The prices that reports use, as known at `as_of_ns`."""
@@ -355,12 +371,6 @@ class Ledger:
         booked, rejected = book(events, as_of_ns, self._policy)
         stated = [event for event in effective(events)[0] if isinstance(event, UsageStated)]
         return booked, stated, rejected
-
-    def _moment(self, as_of_ns: int) -> int:
-        now = self._now_ns()
-        if as_of_ns > now:
-            raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is not known")
-        return as_of_ns
 
     def _pricer(self, as_of_ns: int | None) -> Pricer:
         if as_of_ns is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -14,7 +14,7 @@ from orchestrator.ledger.accounts import CountedLine
 from orchestrator.ledger.budgets import Budget
 from orchestrator.ledger.calendar import DAY_NS, date_of
 from orchestrator.ledger.errors import LedgerError
-from orchestrator.ledger.money import hours, rounded
+from orchestrator.ledger.money import HOUR_PLACES, hours, rounded
 from orchestrator.ledger.pricing import Pricer
 
 RESAMPLES = 2_000
@@ -41,6 +41,7 @@ class Variance:
 
     `planned` is the limit's share of the days that are over; `variance` = actual - planned. `forecast` is
     where the budget's last day will end; None before the second day, when there is nothing to learn from.
+    `unpriced` are the accelerator-hours in its scope that have no price, by SKU: no amount has them in it.
     """
 
     budget: Budget
@@ -48,6 +49,7 @@ class Variance:
     planned: Decimal
     variance: Decimal
     forecast: Forecast | None
+    unpriced: Mapping[str, Decimal]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON; amounts are decimal strings."""
@@ -62,6 +64,7 @@ class Variance:
             "planned": f"{self.planned:f}",
             "variance": f"{self.variance:f}",
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
+            "unpriced": {sku: f"{held:f}" for sku, held in self.unpriced.items()},
         }
 
 
@@ -88,7 +91,7 @@ def variance(
         raise LedgerError(
             f"currency of budget {budget.name}", budget.currency, currency, "what reports are in"
         )
-    daily = daily_amounts(budget, counted, pricer)
+    daily, unpriced = daily_amounts(budget, counted, pricer)
     actual = sum(daily.values(), Fraction(0))
     days = budget.end_day - budget.first_day
     over = min(max(Fraction(now_ns, DAY_NS) - budget.first_day, Fraction(0)), Fraction(days))
@@ -100,20 +103,25 @@ def variance(
         so_far = float(sum((daily.get(day, Fraction(0)) for day in complete), Fraction(0)))
         expected = forecast(so_far, past, budget.end_day - complete.stop, places)
     spent, due = rounded(actual, places), rounded(planned, places)
-    return Variance(budget, spent, due, spent - due, expected)  # of the printed figures: they add up
+    without = {sku: rounded(hours(ns), HOUR_PLACES) for sku, ns in sorted(unpriced.items())}
+    return Variance(budget, spent, due, spent - due, expected, without)  # of the printed figures: they add up
 
 
-def daily_amounts(budget: Budget, counted: Iterable[CountedLine], pricer: Pricer) -> dict[int, Fraction]:
-    """What counts in a budget's scope, by day. Lines without a price count nothing: reports name them."""
+def daily_amounts(
+    budget: Budget, counted: Iterable[CountedLine], pricer: Pricer
+) -> tuple[dict[int, Fraction], dict[str, int]]:
+    """What counts in a budget's scope, by day, and the nanoseconds that have no price, by SKU."""
     daily: dict[int, Fraction] = {}
+    unpriced: dict[str, int] = {}
     for line in counted:
         if budget.covers(labels_of_line(line), line.day):
             try:
                 amount = hours(line.ns) * pricer.unit_price(line.key)
             except LedgerError:
+                unpriced[line.key.sku] = unpriced.get(line.key.sku, 0) + line.ns
                 continue
             daily[line.day] = daily.get(line.day, Fraction(0)) + amount
-    return daily
+    return daily, unpriced
 
 
 def forecast(so_far: float, past: Sequence[float], remaining: int, places: int = 2) -> Forecast:

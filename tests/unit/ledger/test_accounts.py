@@ -11,6 +11,7 @@ from orchestrator.ledger.booking import BookingPolicy
 from orchestrator.ledger.calendar import DAY_NS, HOUR_NS, month_bounds
 from orchestrator.ledger.errors import LedgerError, LedgerStateError, UnknownPriceError
 from orchestrator.ledger.events import Event, LeaseClosed, LeaseOpened, RunDeclared, UsageStated
+from orchestrator.ledger.headline import headline
 from orchestrator.ledger.journal import MemoryJournal
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.prices import PriceBook
@@ -129,8 +130,24 @@ def test_what_was_known_on_a_day_is_the_same_for_ever():
     desk.ledger.close("2026-01")
     assert desk.ledger.report_by(["team", "role"], as_of_ns=then).to_dict() == first
     assert desk.ledger.report_by(["team", "role"]).to_dict() != first
-    with pytest.raises(LedgerError, match="the future is not known"):
-        desk.ledger.report_by(["team"], as_of_ns=desk.now + 1)
+
+
+def test_what_is_left_of_today_is_now_and_a_later_day_is_not_known():
+    opened = lease("a", JANUARY, 10)[0]
+    desk = Desk(declared("blue"), opened)
+    desk.now = JANUARY + HOUR_NS // 10
+    tonight, tomorrow = JANUARY + DAY_NS - 1, JANUARY + DAY_NS
+    assert desk.ledger.report("r", tonight).to_dict() == desk.ledger.report("r").to_dict()
+    assert desk.ledger.report("r", tonight).leased_ns == HOUR_NS // 10
+    assert desk.ledger.report_by(["run"], as_of_ns=tonight).ns == HOUR_NS // 10
+    assert headline(desk.ledger, "r", as_of_ns=tonight).to_dict() == headline(desk.ledger, "r").to_dict()
+    for ask in (
+        lambda: desk.ledger.report("r", tomorrow),
+        lambda: desk.ledger.report_by(["team"], as_of_ns=tomorrow),
+        lambda: headline(desk.ledger, "r", as_of_ns=tomorrow),
+    ):
+        with pytest.raises(LedgerError, match="the future is not known"):
+            ask()
 
 
 def test_days_select_what_counts_on_them_and_an_adjustment_counts_on_the_first():

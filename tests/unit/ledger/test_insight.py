@@ -173,6 +173,19 @@ def test_before_the_second_day_there_is_no_forecast():
     assert made.variances()[0].forecast is None
 
 
+def test_usage_without_a_price_is_named_beside_the_variance():
+    hours = str(5 * HOUR_NS // 2)
+    made = ledger(
+        declared(), UsageStated("u", "r", "gpu", "b300", hours, START, START + 1, "", "", "typed in")
+    )
+    made.budgets.define(Budget("b", {"team": "blue"}, FIRST, END, Decimal(310), "USD", ()))
+    (found,) = made.variances()
+    assert (found.actual, found.unpriced) == (0, {"b300": Decimal("2.5")})
+    assert found.to_dict()["unpriced"] == {"b300": "2.500000"}
+    made.budgets.define(Budget("b", {"team": "green"}, FIRST, END, Decimal(310), "USD", ()))
+    assert made.variances()[0].unpriced == {}
+
+
 def test_a_scope_names_labels():
     assert parse_scope("team=blue,run=r1") == {"team": "blue", "run": "r1"}
     assert parse_scope("") == {}
