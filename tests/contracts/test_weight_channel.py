@@ -22,12 +22,11 @@ class TestMemoryChannel(WeightChannelContract):
         return MemoryChannel()
 
     def test_old_versions_are_pushed_out(self, channel: WeightChannel) -> None:
-        for version in (0, 1, 5):
-            channel.publish(version, source(version))
+        late, *_ = [channel.publish(version, source(version)) for version in (0, 1, 5)]
         with pytest.raises(
             WeightsNotFoundError, match=r"version 0 are gone: the channel holds \[1, 5\]"
         ) as caught:
-            pulled(channel, 0)
+            pulled(channel, late)
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
     def test_a_channel_keeps_at_least_one_version(self) -> None:

@@ -61,6 +61,11 @@ class WeightChannelContract:
         handle = channel.publish(0, source(1.0))
         travelled = pickle.loads(pickle.dumps(handle))
         assert same(pulled(channel, travelled), 1.0)
+        assert travelled.identity == handle.identity
+
+    def test_a_publish_is_told_from_every_other(self, channel: WeightChannel) -> None:
+        identities = [channel.publish(version, source(1.0)).identity for version in range(3)]
+        assert len(set(identities)) == 3
 
     def test_the_version_before_outlives_the_next_publish(self, channel: WeightChannel) -> None:
         handles = [channel.publish(version, source(version)) for version in (0, 1, 5)]

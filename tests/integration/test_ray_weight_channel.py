@@ -65,13 +65,16 @@ class TestNixlChannel(WeightChannelContract):
         handle = channel.publish(0, source(1.0))
         (travelled,) = ray.get(ray.put([handle]))
         assert same(pulled(channel, travelled), 1.0)
+        assert travelled.identity == handle.identity
 
 
 class Publisher:
-    """Rank 0 of a learner as the channel sees it: a model whose version v has the weights of seed v."""
+    """Rank 0 of a learner as the channel sees it: a model whose version v has the weights of seed
+    `first_seed` + v.
+    """
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, first_seed: int = 0) -> None:
+        self._parts, self._first_seed = parts, first_seed
         self._channel = make_channel(parts.weights)
 
     def publish(self, version: int) -> tuple[Any, int]:
@@ -83,7 +86,7 @@ class Publisher:
         return self._channel.publish(version, buckets), os.getpid()
 
     def _state(self, version: int) -> dict[str, Tensor]:
-        return build_model(self._parts.model, version).state_dict()
+        return build_model(self._parts.model, self._first_seed + version).state_dict()
 
 
 class Worker(RolloutActor):
@@ -122,15 +125,16 @@ def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
 def test_two_workers_sample_from_exactly_what_was_published(channel: ChannelName, tmp_path: Path) -> None:
     parts = _parts(channel, tmp_path)
     publisher, workers = _start(Publisher, parts), [_worker(parts, index) for index in range(2)]
-    for version in (3, 4):
-        handle, _ = _get(publisher.publish.remote(version))
-        expected = build_model(parts.model, version).state_dict()
+    restored = _start(Publisher, parts, 100)
+    for learner, version, seed in ((publisher, 3, 3), (publisher, 4, 4), (restored, 4, 104)):
+        handle, _ = _get(learner.publish.remote(version))
+        expected = build_model(parts.model, seed).state_dict()
         for worker in workers:
             assert _sampled_versions(worker, version, handle) == {version}
             held: dict[str, Tensor] = _get(worker.weights.remote())
             assert held.keys() == expected.keys()
             assert all(torch.equal(held[name], expected[name]) for name in expected)
-    for actor in (publisher, *workers):
+    for actor in (publisher, restored, *workers):
         ray.kill(actor)
 
 

@@ -25,12 +25,13 @@ from orchestrator.training.usage import Activity
 if TYPE_CHECKING:
     from orchestrator.training.learner.distributed import DistributedInit
     from orchestrator.training.rollouts.engine import Engine
+    from orchestrator.training.weights.channel import WeightHandle
 
 PartRefs = Sequence[tuple["ray.ObjectRef[RolloutBlock]", "ray.ObjectRef[ScoreBlock]", tuple[int, ...]]]
 
 
 class RolloutActor:
-    """Samples. Pulls the weights it is pointed at if its own are older."""
+    """Samples. Pulls the weights it is pointed at if its own are of another publish."""
 
     def __init__(self, parts: Parts, post: Post) -> None:
         log_to_run_directory(parts, post)
@@ -51,22 +52,21 @@ class RolloutActor:
                 for name in sorted(names)
             }
         self._parts = parts
-        self._version: WeightVersion | None = None
+        self._held: bytes | None = None
+        """Identity of the publish whose weights the engines have."""
 
     def ready(self) -> tuple[Span, ...]:
         """Answers once the engine is built."""
         return self._meter.take()
 
     def generate(
-        self,
-        request: RolloutRequest,
-        version: WeightVersion,
-        handle: Any,  # noqa: ANN401 - the channel's own
+        self, request: RolloutRequest, version: WeightVersion, handle: WeightHandle
     ) -> tuple[RolloutBlock, tuple[int, tuple[Span, ...]]]:
         """The block, and (its tokens, spans). Raises WeightsNotFoundError if that version is gone."""
         from orchestrator.training.rollouts.engine import GenerateRequest
 
-        if version != self._version:
+        # Not the version: a learner that was restored gives the same number to other weights.
+        if handle.identity != self._held:
             self._pull(version, handle, request.step)
         evaluates = request.activity is Activity.EVALUATE
         engine = self._engines[self._parts.evaluation_engine if evaluates else self._parts.rollout.engine]
@@ -76,15 +76,15 @@ class RolloutActor:
             measure.tokens = len(block.tokens)
         return block, (len(block.tokens), self._meter.take())
 
-    def _pull(self, version: WeightVersion, handle: Any, step: int) -> None:  # noqa: ANN401
+    def _pull(self, version: WeightVersion, handle: WeightHandle, step: int) -> None:
         from orchestrator.training.buckets import unflatten
 
-        self._version = None  # until the last tensor is loaded the engine has a mixture
+        self._held = None  # until the last tensor is loaded the engine has a mixture
         with self._meter.span(Activity.SYNC, step):
             for engine in self._engines.values():
                 with contextlib.closing(self._channel.pull(handle)) as buckets:
                     engine.load_weights(version, unflatten(buckets, engine.weight_storage))
-        self._version = version
+        self._held = handle.identity
 
 
 class RewardActor:

@@ -22,7 +22,12 @@ from torch import Tensor
 
 from orchestrator.training.buckets import Bucket, Piece, new_bytes
 from orchestrator.training.records import WeightVersion
-from orchestrator.training.weights.channel import BucketSource, WeightsNotFoundError, require_rising
+from orchestrator.training.weights.channel import (
+    BucketSource,
+    WeightsNotFoundError,
+    new_identity,
+    require_rising,
+)
 from orchestrator.training.weights.choice import require_nixl
 
 BucketRef: TypeAlias = "ray.ObjectRef[tuple[tuple[Piece, ...], Tensor]]"
@@ -33,6 +38,7 @@ class NixlHandle:
     """What a version's buckets are read by: of each its size in bytes and its reference."""
 
     version: WeightVersion
+    identity: bytes
     buckets: tuple[tuple[int, BucketRef], ...]
 
 
@@ -56,7 +62,7 @@ class NixlChannel:
         require_rising(version, self._latest)
         buckets = tuple((bucket.data.nbytes, _put(bucket)) for bucket in source(new_bytes))
         self._latest = version
-        return NixlHandle(version, buckets)
+        return NixlHandle(version, new_identity(), buckets)
 
     def pull(self, handle: NixlHandle) -> Generator[Bucket]:
         """See `WeightChannel.pull`. Raises WeightsNotFoundError between two buckets too, if the publisher is

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -10,38 +11,44 @@ from numpy.typing import NDArray
 
 from orchestrator.training.buckets import Bucket, new_bytes
 from orchestrator.training.records import WeightVersion
-from orchestrator.training.weights.channel import BucketSource, WeightChannel, require_rising
+from orchestrator.training.weights.channel import BucketSource, WeightChannel, new_identity, require_rising
 from orchestrator.training.weights.collective import CollectiveChannel
 from orchestrator.training.weights.config import WeightsConfig
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 
-BucketRefs = Sequence["ray.ObjectRef[Bucket]"]
+
+@dataclass(frozen=True, slots=True)
+class ObjectStoreHandle:
+    """What a version's buckets are read by."""
+
+    identity: bytes
+    buckets: tuple[ray.ObjectRef[Bucket], ...]
 
 
 class ObjectStoreChannel:
-    """A `WeightChannel` between any nodes of a cluster. The handle is the buckets' own handles: the store
+    """A `WeightChannel` between any nodes of a cluster. The handle has the buckets' own handles: the store
     frees a version when nobody holds them any more, and all of them when the publisher's process ends.
     """
 
     def __init__(self) -> None:
         self._latest: WeightVersion | None = None
 
-    def publish(self, version: WeightVersion, source: BucketSource) -> BucketRefs:
+    def publish(self, version: WeightVersion, source: BucketSource) -> ObjectStoreHandle:
         """See `WeightChannel.publish`."""
         require_rising(version, self._latest)
         scratch = _Scratch()
-        refs = [ray.put(bucket) for bucket in source(scratch.allocate)]
+        refs = tuple(ray.put(bucket) for bucket in source(scratch.allocate))
         self._latest = version
-        return refs
+        return ObjectStoreHandle(new_identity(), refs)
 
-    def pull(self, handle: BucketRefs) -> Generator[Bucket]:
+    def pull(self, handle: ObjectStoreHandle) -> Generator[Bucket]:
         """See `WeightChannel.pull`; the next bucket is on its way while one is loaded. Raises Ray's
         ObjectLostError if the publisher is gone.
         """
-        for index, ref in enumerate(handle):
+        for index, ref in enumerate(handle.buckets):
             bucket = ray.get(ref)
-            if index + 1 < len(handle):
-                ray.wait([handle[index + 1]], timeout=0, fetch_local=True)
+            if index + 1 < len(handle.buckets):
+                ray.wait([handle.buckets[index + 1]], timeout=0, fetch_local=True)
             yield bucket
 
     def close(self) -> None:

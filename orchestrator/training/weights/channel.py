@@ -9,7 +9,9 @@ what it published in storage of its own, and beside that each side needs one buc
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.errors import OrchestratorError
@@ -18,6 +20,22 @@ from orchestrator.training.records import WeightVersion
 
 BucketSource = Callable[[Allocate], Iterator[Bucket]]
 """Makes the buckets, in memory that the channel gives: `learner.weights`."""
+
+
+def new_identity() -> bytes:
+    """What tells a publish from every other one, of whichever process."""
+    return secrets.token_bytes(16)
+
+
+class WeightHandle(Protocol):
+    """What all channels' handles have in common."""
+
+    @property
+    def identity(self) -> bytes:
+        """Of this publish alone: a learner that was restored publishes the same version once more, with other
+        weights. Who remembers it, unlike the handle, keeps no weights alive.
+        """
+        ...
 
 
 class WeightsNotFoundError(OrchestratorError):
@@ -35,9 +53,9 @@ class WeightChannel(Protocol):
     """Where published weights are. A version becomes visible whole or not at all."""
 
     def publish(self, version: WeightVersion, source: BucketSource) -> Any:  # noqa: ANN401 - each channel's own
-        """Take all buckets of `source` and return the handle that pulls them: picklable, and small. Versions
-        rise: raises ValueError otherwise. If `source` raises, nothing was published, and the version before
-        is still there; it also outlives the whole of the next publish.
+        """Take all buckets of `source` and return the `WeightHandle` that pulls them: picklable, and small.
+        Versions rise: raises ValueError otherwise. If `source` raises, nothing was published, and the version
+        before is still there; it also outlives the whole of the next publish.
         """
         ...
 
@@ -60,9 +78,17 @@ def require_rising(version: WeightVersion, latest: WeightVersion | None) -> None
         raise ValueError(f"weights: got version {version}, and {latest} is already published")
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryHandle:
+    """A version in this process."""
+
+    version: WeightVersion
+    identity: bytes
+
+
 class MemoryChannel:
     """Keeps the last `keep` versions in this process: the fake of the port, and the real thing where learner
-    and workers share a process. The handle is the version.
+    and workers share a process.
     """
 
     def __init__(self, keep: int = 2) -> None:
@@ -71,19 +97,19 @@ class MemoryChannel:
         self._keep = keep
         self._versions: dict[WeightVersion, tuple[Bucket, ...]] = {}
 
-    def publish(self, version: WeightVersion, source: BucketSource) -> WeightVersion:
+    def publish(self, version: WeightVersion, source: BucketSource) -> MemoryHandle:
         """See `WeightChannel.publish`."""
         require_rising(version, max(self._versions, default=None))
         self._versions[version] = tuple(source(new_bytes))
         for old in sorted(self._versions)[: -self._keep]:
             del self._versions[old]
-        return version
+        return MemoryHandle(version, new_identity())
 
-    def pull(self, handle: WeightVersion) -> Generator[Bucket]:
+    def pull(self, handle: MemoryHandle) -> Generator[Bucket]:
         """See `WeightChannel.pull`."""
-        if handle not in self._versions:
-            raise WeightsNotFoundError(handle, f"the channel holds {sorted(self._versions)}")
-        yield from self._versions[handle]
+        if handle.version not in self._versions:
+            raise WeightsNotFoundError(handle.version, f"the channel holds {sorted(self._versions)}")
+        yield from self._versions[handle.version]
 
     def close(self) -> None:
         """See `WeightChannel.close`."""

@@ -25,7 +25,6 @@ import fcntl
 import mmap
 import os
 import pickle
-import secrets
 import struct
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -37,12 +36,16 @@ from numpy.typing import NDArray
 
 from orchestrator.training.buckets import Bucket, Piece
 from orchestrator.training.records import WeightVersion
-from orchestrator.training.weights.channel import BucketSource, WeightsNotFoundError, require_rising
+from orchestrator.training.weights.channel import (
+    BucketSource,
+    WeightsNotFoundError,
+    new_identity,
+    require_rising,
+)
 
 PAGE = mmap.PAGESIZE
 HEADER = struct.Struct("16sQQ")
 """Identity of the version, offset and length of its manifest."""
-IDENTITY_BYTES = 16
 KEPT = 2
 """Segments that a writer writes in turn, and that a reader keeps mapped."""
 
@@ -100,7 +103,7 @@ class _Segment:
         if os.fstat(self.descriptor).st_size < end + len(content):
             os.ftruncate(self.descriptor, end + len(content))
         os.pwrite(self.descriptor, content, end)
-        identity = secrets.token_bytes(IDENTITY_BYTES)
+        identity = new_identity()
         self.header[: HEADER.size] = HEADER.pack(identity, end, len(content))
         self.version = version
         return identity
