@@ -104,6 +104,11 @@ class BudgetConfig(Settings):
     """What an orderly stop may take beyond the step under way: a checkpoint, giving back the slots. Money for
     it is set aside from the start.
     """
+    break_off_seconds: float = Field(ge=0)
+    """What it takes to break a run off in the middle of a step: killing the actors, giving back the slots. A
+    run that was told to stop, and is still in the same step when no more than that (or than `stop_seconds`)
+    is left, is broken off: what it did since its last checkpoint is done again when it is resumed.
+    """
     reserve_seconds: float = Field(gt=0)
     """For how long a run reserves money of the budgets that it shares, beside what a stop will cost."""
     expire_seconds: float = Field(gt=0)

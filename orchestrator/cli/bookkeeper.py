@@ -33,6 +33,10 @@ class Listener(Protocol):
         """A budget does not cover what comes next: the run must stop."""
         ...
 
+    def on_exhausted(self, reason: BudgetStopError) -> None:
+        """The run was told to stop and still goes on at the end of its reservation: break it off."""
+        ...
+
 
 class Bookkeeper:
     """At once, and every `every_seconds`, takes what is new in the spool, asks what the run cost so far, and
@@ -59,7 +63,7 @@ class Bookkeeper:
         self._spent: Spent | None = None
         self._shipped = False
         self._troubled: set[str] = set()
-        self._told = False
+        self._told = self._told_twice = False
         self._thread: threading.Thread | None = None
 
     @property
@@ -123,6 +127,10 @@ class Bookkeeper:
             self._told = True
             reason = f"the run cost {self._budgets.spent} so far; {self._budgets.refusal}"
             listener.on_refusal(BudgetStopError(reason))
+        if self._budgets.exhausted and not ending and not self._told_twice:
+            self._told_twice = True
+            reason = f"the run cost {self._budgets.spent} so far; {self._budgets.exhausted}: broken off"
+            listener.on_exhausted(BudgetStopError(f"{reason} in the middle of a step"))
 
     def _say_once(self, about: str, text: str) -> None:
         """Once for each spell of trouble: rounds come every few seconds."""

@@ -9,7 +9,10 @@ that is refused, the run stops within the old one.
     rate       = price of an accelerator-hour x accelerators held
 
 The step that is under way counts as a step of its length so far, so that a first step of unknown length is
-covered too, as long as it is no more than twice as long as what was seen of it.
+covered too, as long as it is no more than twice as long as what was seen of it. A step that goes on for
+longer uses up what was set aside for the stop. When that is just enough to break the run off, that is done:
+
+    last       = rate x (a round + `budget.break_off_seconds`, or `budget.stop_seconds` where that is less)
 """
 
 from __future__ import annotations
@@ -113,10 +116,13 @@ class RunBudgets:
         self._own = None if config.limit is None else self._open_own(config.limit)
         self._shared: BudgetGuard | None = None
         self._last: tuple[Decimal, int] | None = None
+        self._stop_is_covered: set[BudgetGuard] = set()
         self.spent = Decimal(0)
         """What the run had cost at the last round."""
         self.refusal = ""
         """Why the run must stop; empty: it may go on."""
+        self.exhausted = ""
+        """Why it must not even end its step: what was set aside for the stop is used up; empty: it may."""
 
     def round(self, ledger: Ledger | None, cost: Decimal | None) -> list[Warned]:
         """The run has cost `cost` in all, over its attempts (None: the ledger is away, and it is estimated).
@@ -146,9 +152,12 @@ class RunBudgets:
                 logger.warning("%s spent beyond what any budget covers", self._shared.uncovered)
 
     def _look_at(self, budgets: Budgets, guard: BudgetGuard, spent: Decimal, rate: Fraction) -> list[Warned]:
+        if self.refusal:
+            self._look_at_what_is_left(guard, spent, rate)
+            return []
         seconds = self._round_seconds + 2 * self._pace.longest() + self._config.stop_seconds
         need = rate * Fraction(seconds)
-        if self.refusal or guard.left(spent) >= need:
+        if guard.left(spent) >= need:
             return []
         refusal = guard.advance(spent, _money(need + rate * Fraction(self._config.reserve_seconds)))
         if refusal is not None:
@@ -157,8 +166,23 @@ class RunBudgets:
             self.refusal = refusal.reason
         elif guard.uncovered:
             self.refusal = f"budget {', '.join(guard.names)}: {guard.uncovered} was spent beyond it"
+        if self.refusal:
+            self._look_at_what_is_left(guard, spent, rate)
         fresh = [(name, share) for name in guard.names for share in budgets.warn_once(name)]
         return [Warned(budgets.status(name), share) for name, share in fresh]
+
+    def _look_at_what_is_left(self, guard: BudgetGuard, spent: Decimal, rate: Fraction) -> None:
+        """A run that was refused ends its step within its last reservation, or is broken off within it. One
+        whose reservation did not even cover that any more when it was refused (the ledger was away) still
+        makes its checkpoint: what it is over can't be helped.
+        """
+        config = self._config
+        seconds = self._round_seconds + min(config.break_off_seconds, config.stop_seconds)
+        left = guard.left(spent)
+        if left >= rate * Fraction(seconds):
+            self._stop_is_covered.add(guard)
+        elif guard in self._stop_is_covered:
+            self.exhausted = f"{left} is left of what was reserved of budget {', '.join(guard.names)}"
 
     def _open_own(self, limit: Decimal) -> tuple[Budgets, BudgetGuard]:
         """The run's own budget: for all days, and kept in memory, for nobody shares it."""

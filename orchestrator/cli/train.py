@@ -49,6 +49,8 @@ class StopSwitch:
         self._reason: OrchestratorError | None = None
         self._loop: TrainingLoop | None = None
         self._starting: asyncio.Task[Any] | None = None
+        self._running: asyncio.Task[Any] | None = None
+        self._broken_off: OrchestratorError | None = None
 
     @property
     def asked(self) -> bool:
@@ -64,6 +66,13 @@ class StopSwitch:
             self._starting.cancel()
         if self._loop is not None:
             self._loop.request_stop(self._reason)
+
+    def break_off(self, reason: OrchestratorError) -> None:
+        """End what runs where it is, without a checkpoint; the last one stands. It raises `reason`."""
+        self.ask(reason)
+        if self._running is not None and self._broken_off is None:
+            self._broken_off = reason
+            self._running.cancel()
 
     @contextlib.contextmanager
     def starting(self) -> Generator[None]:
@@ -86,14 +95,20 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def connected(self, loop: TrainingLoop) -> Generator[None]:
-        """`loop` is the one that is asked while the body runs."""
+        """`loop` is the one that is asked while the body runs; broken off, the body raises the reason."""
         self._loop = loop
         if self._reason is not None:
             loop.request_stop(self._reason)
+        self._running = asyncio.current_task()
+        assert self._running is not None
         try:
             yield
+        except asyncio.CancelledError:
+            if self._broken_off is None or self._running.uncancel():
+                raise  # somebody else wants this task to end
+            raise self._broken_off from None
         finally:
-            self._loop = None
+            self._loop = self._running = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +261,8 @@ class _BudgetVoice:
         """Ask the loop for a checkpoint and an orderly end."""
         logger.warning("stopping: %s", reason)
         self._loop.call_soon_threadsafe(self._switch.ask, reason)
+
+    def on_exhausted(self, reason: BudgetStopError) -> None:
+        """End the step where it is."""
+        logger.warning("breaking off: %s", reason)
+        self._loop.call_soon_threadsafe(self._switch.break_off, reason)

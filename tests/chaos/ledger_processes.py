@@ -77,6 +77,9 @@ class Deaf:
     def on_refusal(self, reason: Any) -> None:
         return
 
+    def on_exhausted(self, reason: Any) -> None:
+        return
+
 
 def control(spool: Path, url: str) -> None:
     from orchestrator.cli.bookkeeper import Bookkeeper
@@ -98,8 +101,8 @@ def control(spool: Path, url: str) -> None:
     labels = ("job", "final", "organisation", "centre", "team", "project", "", "")
     emit_and_say(usage.RunDeclared, time.time_ns(), RUN, me, *labels)
     config = BudgetConfig(
-        limit=None, warn_at=(0.5,), currency="USD", webhook=None, stop_seconds=0.1, reserve_seconds=0.1,
-        expire_seconds=3600.0,
+        limit=None, warn_at=(0.5,), currency="USD", webhook=None, stop_seconds=0.1, break_off_seconds=0.1,
+        reserve_seconds=0.1, expire_seconds=3600.0,
     )  # fmt: skip
     spender = Spender(RUN, me, {"team": "team"}, 1, "s")
     budgets = RunBudgets(spender, config, PriceBook.parse(PRICES), Pace(), 0.01, time.time_ns)

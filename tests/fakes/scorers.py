@@ -37,6 +37,11 @@ def hangs(completion: Completion) -> float:
     return 1.0
 
 
+def takes_five_seconds(completion: Completion) -> float:
+    time.sleep(5)
+    return 1.0
+
+
 def dies(completion: Completion) -> float:
     if "bad" in completion.text:
         os.kill(os.getpid(), signal.SIGSEGV)

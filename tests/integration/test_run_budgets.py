@@ -121,3 +121,24 @@ def test_a_run_goes_on_while_its_ledger_is_away(
     here = f"sqlite:///{tmp_path}/later.db"
     report = program.json("cost", "report", "away", "--ledger", here)
     assert report["difference_ns"] == 0 and report["leased_ns"] > 0
+
+
+def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
+    program: Program, small_run: Callable[..., tuple[str, ...]]
+) -> None:
+    """The first evaluation: 16 answers are graded one after the other, for five seconds each. (Training
+    rollouts under way are given up at once when a run is asked to stop.)
+    """
+    limit = SECOND * 40
+    slow = r"+reward.components={tests.fakes.scorers\:takes_five_seconds: 1.0}"
+    budget = (f"budget.limit={limit:.6f}", "budget.stop_seconds=6", "budget.break_off_seconds=4")
+    words = small_run("endless", slow, *budget, "reward.workers=1", "reward.timeout_seconds=60", "steps=2")
+
+    program(*words, code=3)
+
+    status = program.json("status", "endless")
+    assert (status["state"], status["step"]) == ("budget", 0)
+    assert "broken off in the middle of a step" in status["why"]
+    report = program.json("cost", "report", "endless")
+    assert report["difference_ns"] == 0
+    assert limit / 2 < Decimal(report["amount"]) <= limit

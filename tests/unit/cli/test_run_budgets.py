@@ -47,6 +47,7 @@ def config(limit: str | None = None) -> BudgetConfig:
         currency="USD",
         webhook=None,
         stop_seconds=10.0,
+        break_off_seconds=3.0,
         reserve_seconds=20.0,
         expire_seconds=600.0,
     )
@@ -305,3 +306,57 @@ def test_each_reservation_ends_once(ledger: Ledger, clock: FakeClock):
     reserved = [line.reservation for line in lines if line.kind is Kind.RESERVE]
     settled = [line.reservation for line in lines if line.kind is Kind.SETTLE]
     assert sorted(reserved) == sorted(settled) and len(set(settled)) == len(settled) > 3
+
+
+@pytest.mark.parametrize(("own", "limit"), [(None, 200), ("90", 90)])
+def test_a_step_that_goes_on_for_ever_is_broken_off_before_the_limit_is_passed(
+    own: str | None, limit: int, ledger: Ledger, clock: FakeClock
+):
+    """Steps of 5 s, then one that does not end."""
+    if own is None:
+        define(ledger, "blue", str(limit), team="blue")
+    run = Run(ledger, clock, own=own)
+    run.hold()
+    run.until_refused(at_most=8)
+    assert not run.budgets.refusal
+    refused_at = None
+    while not run.budgets.exhausted:
+        clock.advance(SECOND)
+        run.look()
+        refused_at = refused_at or (run.cost() if run.budgets.refusal else None)
+        assert run.cost() <= limit
+    assert refused_at is not None and run.cost() - refused_at >= 5, "broken off as late as can be"
+    assert "is left of what was reserved of budget" in run.budgets.exhausted
+    run.stop(seconds=3)
+    assert limit / 2 <= run.cost() <= limit
+    if own is None:
+        assert ledger.budgets.status("blue").settled == run.cost()
+
+
+def test_a_step_that_ends_within_twice_the_longest_is_not_broken_off(ledger: Ledger, clock: FakeClock):
+    run = Run(ledger, clock, own="100")
+    run.hold()
+    run.until_refused(step=5, at_most=4)
+    while not run.budgets.refusal:
+        run.until_refused(step=10, at_most=1)
+    clock.advance(8 * SECOND)  # a checkpoint, during which the books are looked at too
+    run.look()
+    assert not run.budgets.exhausted
+    run.stop(seconds=1)
+    assert run.cost() <= 100
+
+
+def test_a_run_whose_reservation_is_used_up_when_the_ledger_comes_back_still_makes_its_checkpoint(
+    ledger: Ledger, clock: FakeClock
+):
+    define(ledger, "blue", "60", team="blue")
+    run = Run(ledger, clock)
+    run.hold()
+    run.look()
+    run.away = True
+    run.until_refused(at_most=20)
+    run.away = False
+    for _ in range(5):
+        run.look()
+        clock.advance(SECOND)
+    assert run.budgets.refusal and not run.budgets.exhausted
