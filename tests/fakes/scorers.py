@@ -37,8 +37,8 @@ def hangs(completion: Completion) -> float:
     return 1.0
 
 
-def takes_five_seconds(completion: Completion) -> float:
-    time.sleep(5)
+def takes_ten_seconds(completion: Completion) -> float:
+    time.sleep(10)
     return 1.0
 
 

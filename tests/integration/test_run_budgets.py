@@ -126,11 +126,11 @@ def test_a_run_goes_on_while_its_ledger_is_away(
 def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
     program: Program, small_run: Callable[..., tuple[str, ...]]
 ) -> None:
-    """The first evaluation: 16 answers are graded one after the other, for five seconds each. (Training
+    """The first evaluation: 16 answers are graded one after the other, for ten seconds each. (Training
     rollouts under way are given up at once when a run is asked to stop.)
     """
-    limit = SECOND * 40
-    slow = r"+reward.components={tests.fakes.scorers\:takes_five_seconds: 1.0}"
+    limit = SECOND * 80
+    slow = r"+reward.components={tests.fakes.scorers\:takes_ten_seconds: 1.0}"
     budget = (f"budget.limit={limit:.6f}", "budget.stop_seconds=6", "budget.break_off_seconds=4")
     words = small_run("endless", slow, *budget, "reward.workers=1", "reward.timeout_seconds=60", "steps=2")
 
