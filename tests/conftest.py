@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROGRAM = Path(sys.executable).parent / "orchestrator"
+
+NEEDS_NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="needs the package nixl")
+NIXL = pytest.param("nixl", marks=NEEDS_NIXL)
+"""The weight channel of that name, where it can be had."""
 
 SMALL = (
     "task.solutions=null",

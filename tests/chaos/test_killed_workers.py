@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Program
+from tests.conftest import NIXL, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS = 14
 
 
+@pytest.mark.parametrize("channel", ["auto", "collective", NIXL])
 def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
-    program: Program, small_run: Callable[..., tuple[str, ...]]
+    program: Program, small_run: Callable[..., tuple[str, ...]], channel: str
 ) -> None:
+    run = f"killed-{channel}"
     words = small_run(
-        "killed",
+        run,
         f"steps={STEPS}",
         "checkpoint.every=2",
         "evaluation.every=0",
@@ -31,8 +33,9 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
         "learner.expert_parallel_size=2",
         "max_staleness=1",
         "algorithm=grpo_tis",
+        f"weights.channel={channel}",
     )
-    directory = program.output_dir / "killed"
+    directory = program.output_dir / run
     with program.start(*words) as process:
         wait_for_step(directory, 2)
         os.kill(pid_of(directory, "rollout-0"), signal.SIGKILL)
@@ -45,9 +48,9 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
     kinds = [event["event"] for event in events]
     assert "rollout-0" in [event["worker"] for event in events if event["event"] == "worker_lost"]
     assert kinds.count("learner_lost") == kinds.count("restored") == 1
-    losses = program.losses("killed")
+    losses = program.losses(run)
     assert sorted(losses) == list(range(1, STEPS + 1)), "every step once, those after the restore again"
-    report = program.json("cost", "report", "killed")
+    report = program.json("cost", "report", run)
     assert report["difference_ns"] == 0
 
 

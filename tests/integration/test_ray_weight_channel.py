@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -28,13 +27,12 @@ from orchestrator.training.stages import RolloutRequest
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
 from orchestrator.training.weights.choice import ChannelName
+from tests.conftest import NEEDS_NIXL, NIXL
 from tests.contracts.weight_channel_contract import WeightChannelContract, pulled, same, source
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 BUCKET_BYTES = 65536
-NEEDS_NIXL = pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="needs the package nixl")
-NIXL = pytest.param("nixl", marks=NEEDS_NIXL)
 
 
 @pytest.fixture(scope="module", autouse=True)

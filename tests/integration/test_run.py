@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.training.run_directory import RunDirectory
-from tests.conftest import Program
+from tests.conftest import NIXL, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -201,16 +201,7 @@ def losses_over_shared_memory(losses_over: Callable[[str], dict[int, float]]) ->
     return losses_over("shared_memory")
 
 
-@pytest.mark.parametrize(
-    "channel",
-    [
-        "collective",
-        pytest.param(
-            "nixl",
-            marks=pytest.mark.skipif(find_spec("nixl") is None, reason="needs the package nixl"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("channel", ["collective", NIXL])
 def test_losses_do_not_depend_on_the_weight_channel(
     program: Program,
     losses_over: Callable[[str], dict[int, float]],
