@@ -174,6 +174,7 @@ class NcclGroup:
         del line  # NCCL chooses its networks itself
         factory: Any = distributed_c10d.ProcessGroupNCCL
         options = factory.Options()
+        options.global_ranks_in_group = [0, 1]
         options._timeout = timedelta(seconds=timeout_seconds)
         with _blocking_wait():
             self._group: Any = factory(store, rank, 2, options)
