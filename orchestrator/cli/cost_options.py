@@ -64,12 +64,13 @@ def open_ledger(
     """The ledger that a command was pointed to, with the spools of `output_dir` shipped.
 
     A ledger that was never given a price book, by `as_of_ns`, is read with the book `laptop`. Raises
-    LedgerError.
+    LedgerError, also for a moment on a later day than today.
     """
     from orchestrator.ledger.ledger import Ledger
 
     ledger = Ledger.open(url or default_ledger(output_dir))
-    if price_book is not None or not ledger.price_books(as_of_ns):
+    known_at = None if as_of_ns is None else ledger.moment(as_of_ns)
+    if price_book is not None or not ledger.price_books(known_at):
         ledger = ledger.priced_with(load_price_book(price_book or "laptop"))
     for spool in sorted(output_dir.glob("*/ledger")):
         ledger.ship(spool)

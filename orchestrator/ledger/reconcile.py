@@ -319,6 +319,9 @@ def unexplained_of(ledger: Ledger, pipeline: str, path: Path) -> HeadlineLine:
     """The pipeline's share of what a signed reconciliation leaves unexplained: in proportion to what it used,
     of all that was used on those days.
 
+    Use that names no node is part of the pipelines' accounts already, and may well be what the bill has and
+    no lease explains: that much of it is left out, so that nothing counts twice.
+
     Raises LedgerError if the result was changed, or is in another currency.
     """
     from orchestrator.ledger.calendar import parse_period
@@ -329,12 +332,15 @@ def unexplained_of(ledger: Ledger, pipeline: str, path: Path) -> HeadlineLine:
     everything = ledger.report_by(["kind"], first, last)
     if document["currency"] != own.currency:
         raise LedgerError(f"{path} currency", document["currency"], own.currency)
-    unexplained = Fraction(document["unexplained"])
+    placeless = Fraction(document["without_node_amount"])
+    unexplained = max(Fraction(0), Fraction(document["unexplained"]) - placeless)
     share = Fraction(own.amount) / Fraction(everything.amount) if everything.amount else Fraction(0)
     reason = (
         f"{document['unexplained']} {own.currency} billed from {document['first_day']} to"
         f" {document['last_day']} that no lease explains, shared by use"
     )
+    if placeless:
+        reason += f"; less {document['without_node_amount']} {own.currency} of use that names no node"
     return HeadlineLine("", "", WORK, None, rounded(unexplained * share, PLACES), UNEXPLAINED, reason)
 
 

@@ -6,7 +6,8 @@
 JobID, State, Start, End and AllocTRES are needed, the others are used where they are there. One line a job
 counts: its steps (`123.batch`) are parts of it. A job holds the GPUs of its allocated TRES, by type where
 Slurm tells types apart; a job without GPUs holds its CPUs. A job that has not ended is left for the next
-import; one that never started used nothing.
+import; one that never started used nothing. A job on several nodes held as many accelerators on each, as far
+as its line tells: where they can't be shared evenly, or are of several types, its usage names no node.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.imports.hostlist import expand
 from orchestrator.ledger.imports.statements import Lines, Statement, identity
 from orchestrator.ledger.labels import UNLABELLED, Labels
 
@@ -81,17 +83,25 @@ def _read_job(where: str, header: list[str], cells: list[str], names: SlurmNames
     start, end = _instant(job, "Start", names.zone), _instant(job, "End", names.zone)
     if end < start:
         raise LedgerError("End", job["End"], f"{job['Start']} or later", "a negative duration")
-    for kind, held in _held(job["AllocTRES"]).items():
-        lines.statements.append(_statement(where, job, kind, held, start, end, names))
+    held = _held(job["AllocTRES"])
+    nodes = _nodes(job.get("NodeList", ""), held)
+    for kind, number in held.items():
+        lines.statements.append(_statement(where, job, kind, number, start, end, names, nodes))
 
 
 def _statement(
-    where: str, job: Mapping[str, str], kind: str, held: int, start: int, end: int, names: SlurmNames
+    where: str,
+    job: Mapping[str, str],
+    kind: str,
+    held: int,
+    start: int,
+    end: int,
+    names: SlurmNames,
+    nodes: tuple[str, ...],
 ) -> Statement:
     cluster = job.get("Cluster") or "slurm"
     state = job["State"].split(" ")[0]
     given = names.labels
-    nodes = job.get("NodeList", "")
     return Statement(
         where=where,
         # A job that was requeued has one line for each start.
@@ -108,8 +118,18 @@ def _statement(
         start_ns=start,
         end_ns=end,
         source=f"sacct, {cluster}, job {job['JobID']}",
-        node="" if set("[,") & set(nodes) else nodes,
+        nodes=nodes,
     )
+
+
+def _nodes(text: str, held: Mapping[str, int]) -> tuple[str, ...]:
+    """The nodes that share evenly what a job held; none if the line does not tell."""
+    try:
+        nodes = expand(text)
+    except ValueError:
+        return ()
+    even = len(held) == 1 and all(number % len(nodes) == 0 for number in held.values())
+    return nodes if len(nodes) == 1 or even else ()
 
 
 def _held(tres: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from orchestrator.ledger.calendar import HOUR_NS, day_of
@@ -20,6 +20,7 @@ from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.events import SCHEMA_VERSION, Event, RunDeclared, UsageStated, parse_event
 from orchestrator.ledger.labels import Labels, labels_of
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.money import split_evenly
 
 PURPOSES = ("final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation")
 """What a run can be for."""
@@ -38,7 +39,8 @@ class Statement:
     """One line of somebody's account, wherever it comes from.
 
     `where` names the line for people (`file:line`). `accelerator_ns` None is a figure that was not
-    published. Without `start_ns` and `end_ns` the usage has no date.
+    published. Without `start_ns` and `end_ns` the usage has no date. `nodes` share it evenly; none: nobody
+    said where it was.
     """
 
     where: str
@@ -52,7 +54,7 @@ class Statement:
     unit_price: str = ""
     currency: str = ""
     source: str = ""
-    node: str = ""
+    nodes: tuple[str, ...] = ()
 
     @property
     def resource(self) -> str:
@@ -109,16 +111,16 @@ def take(ledger: Ledger, lines: Lines, undated_ns: int) -> Imported:
                 _require_same(before, statement)
                 continue
             run_id, declared = _run_for(statement, labels, statement.run in split, undated_ns)
-            usage = _usage(statement, run_id, undated_ns)
-            _require_price(ledger, usage)
+            usages = _usages(statement, run_id, undated_ns)
+            _require_price(ledger, usages[0])
         except LedgerError as error:
             refused.append(_at(statement.where, error))
             continue
         if declared is not None:
             labels[run_id] = _stated(statement.labels)
             events.append(declared)
-        events.append(usage)
-        stated[usage.event_id] = usage
+        events.extend(usages)
+        stated[statement.event_id] = usages[0]
         new += 1
     ledger.book(events)
     known_before = len(lines.statements) - new - (len(refused) - len(lines.refused))
@@ -189,7 +191,22 @@ def _stated(labels: Labels) -> Labels:
     return labels if labels.purpose else labels._replace(purpose=UNSTATED)
 
 
-def _usage(statement: Statement, run_id: str, undated_ns: int) -> UsageStated:
+def _usages(statement: Statement, run_id: str, undated_ns: int) -> list[UsageStated]:
+    """One for each node. The first has the statement's own id, by which the whole line is known again."""
+    nodes = statement.nodes or ("",)
+    quantity = statement.accelerator_ns
+    shares = [None] * len(nodes) if quantity is None else split_evenly(quantity, len(nodes))
+    return [
+        _usage(replace(statement, event_id=event_id, accelerator_ns=share), node, run_id, undated_ns)
+        for event_id, share, node in zip(_ids(statement.event_id, nodes), shares, nodes, strict=True)
+    ]
+
+
+def _ids(event_id: str, nodes: Sequence[str]) -> list[str]:
+    return [event_id, *(identity(event_id, node) for node in nodes[1:])]
+
+
+def _usage(statement: Statement, node: str, run_id: str, undated_ns: int) -> UsageStated:
     quantity = statement.accelerator_ns
     event = parse_event(
         {
@@ -206,7 +223,7 @@ def _usage(statement: Statement, run_id: str, undated_ns: int) -> UsageStated:
             "currency": statement.currency,
             "source": statement.source,
             "activity": STATED,
-            "node": statement.node,
+            "node": node,
         }
     )
     assert isinstance(event, UsageStated)
@@ -214,10 +231,19 @@ def _usage(statement: Statement, run_id: str, undated_ns: int) -> UsageStated:
 
 
 def _require_same(before: UsageStated, statement: Statement) -> None:
-    now = "" if statement.accelerator_ns is None else str(statement.accelerator_ns)
+    """Refuse a line that says something else than when it was imported: with its nodes, then, or (by another
+    version, or without that column) as a whole.
+    """
+    nodes = statement.nodes if before.node else ()
+    whole = statement.accelerator_ns
+    share = whole if whole is None or not nodes else split_evenly(whole, len(nodes))[0]
+    now = "" if share is None else str(share)
     if before.accelerator_ns != now:
         hours = [f"{int(ns or 0) / HOUR_NS:g} accelerator-hours" for ns in (now, before.accelerator_ns)]
-        raise LedgerError("hours", hours[0], f"{hours[1]}, as it was imported before", "correct the event")
+        where = f" for {before.node}" if before.node else ""
+        raise LedgerError(
+            "hours", hours[0], f"{hours[1]}{where}, as it was imported before", "correct the event"
+        )
 
 
 def _require_price(ledger: Ledger, usage: UsageStated) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from orchestrator.ledger.calendar import HOUR_NS
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.events import UsageStated
-from orchestrator.ledger.imports import csv, mlflow, slurm
+from orchestrator.ledger.imports import csv, hostlist, mlflow, slurm
 from orchestrator.ledger.imports.statements import Imported, Lines, take
 from orchestrator.ledger.labels import UNLABELLED, Labels
 from orchestrator.ledger.ledger import Ledger
@@ -205,6 +205,8 @@ def test_a_file_of_another_kind_is_refused_whole(tmp_path: Path, content: bytes)
 
 
 ALLOCATED = "cpu=64,gres/gpu:h100=8,gres/gpu=8"
+SLURM_JOB = "JobID|State|Start|End|AllocTRES"
+SLURM_ROW = "1|COMPLETED|2026-11-01T00:00:00|2026-11-01T01:00:00"
 SACCT = [
     "JobID|JobName|Cluster|Account|WCKey|State|Start|End|AllocTRES|NodeList",
     f"101|pre|alps|nlp|*|COMPLETED|2026-11-01T00:00:00|2026-11-01T02:00:00|{ALLOCATED},node=2|n[01-02]",
@@ -225,10 +227,12 @@ def test_slurm_jobs_hold_their_gpus_or_else_their_cpus(ledger: Ledger, tmp_path:
     names = slurm.SlurmNames(Labels(organisation="lab", project="other"))
     done = take(ledger, slurm.read(file, names), DAY)
     assert amounts(ledger, "run", "team", "project", "purpose", "sku", "node") == {
-        ("alps/101", "nlp", "other", "unstated", "h100", ""): (16 * HOUR_NS, Decimal("48.000000")),
+        ("alps/101", "nlp", "other", "unstated", "h100", "n01"): (8 * HOUR_NS, Decimal("24.000000")),
+        ("alps/101", "nlp", "other", "unstated", "h100", "n02"): (8 * HOUR_NS, Decimal("24.000000")),
         ("alps/102_7", "nlp", "r1", "failed", "gpu", "n03"): (2 * HOUR_NS, Decimal("2.000000")),
         ("alps/103", "data", "other", "unstated", "cpu-slot", "n04"): (2 * HOUR_NS, Decimal("0.080000")),
     }
+    assert done.new == 3
     assert [error.key for error in done.refused] == [f"{file}:9 End", f"{file}:10 line"]
     assert [line.partition(" ")[0] for line in (*done.waiting, *done.passed_over)] == [
         f"{file}:7",
@@ -252,6 +256,67 @@ def test_a_slurm_job_counts_once_it_has_ended_and_each_time_it_was_requeued(
         ("unstated",): (3 * HOUR_NS, Decimal("3.000000")),
         ("failed",): (HOUR_NS, Decimal("1.000000")),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("n1", "n1"),
+        ("n[01-03,07]", "n01 n02 n03 n07"),
+        ("n[098-101]", "n098 n099 n100 n101"),
+        ("n[8-10],login,gpu[2,4]a", "n8 n9 n10 login gpu2a gpu4a"),
+        ("r[1-2]n[08-09].x", "r1n08.x r1n09.x r2n08.x r2n09.x"),
+    ],
+)
+def test_a_slurm_list_of_nodes_is_expanded(text: str, nodes: str) -> None:
+    assert hostlist.expand(text) == tuple(nodes.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "n[", "n]", "n[]", "n[1-]", "n[3-1]", "n[a]", "n[1 2]", "n1,", ",n1", "n1,,n2", "n[[1]]"),
+        *("None assigned", "n[000x133]", "n1,n[1-2]", "n[1-99999999]", "n[1-999]m[1-999]"),
+    ],
+)
+def test_what_is_no_slurm_list_of_nodes_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"list of nodes|twice|range|more than"):
+        hostlist.expand(text)
+
+
+@pytest.mark.parametrize(
+    ("held", "nodes", "places"),
+    [
+        ("gres/gpu=6", "n[01-03]", {"n01": 2, "n02": 2, "n03": 2}),
+        ("gres/gpu=7", "n[01-03]", {"": 7}),
+        ("gres/gpu:h100=2,gres/gpu=4", "n[1-2]", {"": 4}),
+        ("gres/gpu:h100=2,gres/gpu=4", "n[1]", {"n1": 4}),
+        ("gres/gpu=4", "n[1-", {"": 4}),
+    ],
+)
+def test_a_slurm_job_is_on_each_of_its_nodes_where_its_line_tells(
+    held: str, nodes: str, places: dict[str, int], ledger: Ledger, tmp_path: Path
+) -> None:
+    file = tmp_path / "sacct.txt"
+    file.write_text(f"{SLURM_JOB}|NodeList\n{SLURM_ROW}|{held}|{nodes}\n")
+    take(ledger, slurm.read(file, slurm.SlurmNames()), DAY)
+    assert {node[0]: ns for node, (ns, _) in amounts(ledger, "node").items()} == {
+        node: number * HOUR_NS for node, number in places.items()
+    }
+
+
+@pytest.mark.parametrize("first", ["whole", "nodes"])
+def test_a_slurm_job_counts_once_with_its_nodes_or_without(
+    first: str, ledger: Ledger, tmp_path: Path
+) -> None:
+    whole, nodes = tmp_path / "whole.txt", tmp_path / "nodes.txt"
+    whole.write_text(f"{SLURM_JOB}\n{SLURM_ROW}|gres/gpu=4\n")
+    nodes.write_text(f"{SLURM_JOB}|NodeList\n{SLURM_ROW}|gres/gpu=4|n[1-2]\n")
+    order = (whole, nodes) if first == "whole" else (nodes, whole)
+    done = [take(ledger, slurm.read(file, slurm.SlurmNames()), DAY) for file in (*order, order[0])]
+    assert [one.new for one in done] == [1, 0, 0]
+    assert [len(one.refused) for one in done] == [0, 0 if first == "whole" else 1, 0]
+    assert sum(ns for ns, _ in amounts(ledger, "node").values()) == 4 * HOUR_NS
 
 
 def test_slurm_types_get_skus_and_times_a_zone(ledger: Ledger, tmp_path: Path) -> None:

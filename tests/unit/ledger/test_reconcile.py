@@ -19,6 +19,8 @@ from orchestrator.ledger.bill import Bill, read_bill
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.events import Event, LeaseClosed, LeaseOpened, RunDeclared
 from orchestrator.ledger.headline import headline
+from orchestrator.ledger.imports import slurm
+from orchestrator.ledger.imports.statements import take
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.reconcile import (
     Reconciliation,
@@ -336,3 +338,34 @@ def test_a_signed_result_can_not_be_changed_and_gives_the_headline_its_share(tmp
     file.write_text(file.read_text().replace('"220.160000"', '"0.000000"'))
     with pytest.raises(LedgerError, match="changed since"):
         read_signed(file)
+
+
+@pytest.mark.parametrize(("hours_without", "left"), [(4, 0), (1, 3)])
+def test_use_without_a_node_is_not_counted_again_as_unexplained(
+    hours_without: int, left: int, tmp_path: Path
+) -> None:
+    ledger = Ledger.in_memory(PRICES)
+    ledger.book(leases("", START, START + timedelta(hours=hours_without)))
+    result = reconcile(ledger, day_bill(tmp_path, *one_day("i-1")[:4]), Tolerances())
+    assert result.unexplained == 4 * PER_HOUR
+    file = tmp_path / "signed.json"
+    file.write_text(json.dumps(sign(result.to_dict(), "Ada", "2026-11-24", "which node?")))
+    line = unexplained_of(ledger, "r1", file)
+    assert line.amount == left * PER_HOUR
+    assert "of use that names no node" in line.reason
+    assert headline(ledger, "r1", line).full.amount == 4 * PER_HOUR
+
+
+def test_a_slurm_job_on_two_nodes_is_found_on_the_bill_and_counts_once(tmp_path: Path) -> None:
+    ledger = Ledger.in_memory(PRICES)
+    sacct = tmp_path / "sacct.txt"
+    sacct.write_text(
+        "JobID|JobName|WCKey|State|Start|End|AllocTRES|NodeList\n"
+        "1|pre|r1|COMPLETED|2026-10-03T00:00:00|2026-10-04T00:00:00|gres/gpu=16|i-[01-02]\n"
+    )
+    take(ledger, slurm.read(sacct, slurm.SlurmNames(skus={"gpu": SKU})), 0)
+    bill = day_bill(tmp_path, *one_day("i-01"), *one_day("i-02"))
+    result = reconcile(ledger, bill, Tolerances())
+    assert result.clean
+    assert (result.without_node_hours, result.unexplained) == (0, 0)
+    assert result.matched.billed_amount == result.billed_amount == 48 * PER_HOUR
