@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -140,6 +142,33 @@ def ship(
         print_json({"new_events": new})
     else:
         typer.echo(f"{new} new events")
+
+
+@app.command()
+def purpose(
+    run: Annotated[str, typer.Argument(help="a run")],
+    what: Annotated[str, typer.Argument(metavar="PURPOSE", help="final, ablation, failed, ...")],
+    ledger: LedgerUrl = None,
+    output_dir: OutputDir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Say what a run turned out to be for; the latest word counts, and closed months get an adjustment."""
+    from orchestrator.ledger.imports.statements import PURPOSES
+
+    if what not in PURPOSES:
+        raise ConfigError("PURPOSE", what, ", ".join(PURPOSES))
+    with refusing():
+        from orchestrator.ledger.events import PurposeSet
+
+        book = open_ledger(ledger, output_dir)
+        run_id = resolve_run(book, output_dir, run)
+        if not book.knows(run_id):
+            raise ConfigError("RUN", run, "a run of the ledger", "see: orchestrator cost report --by run")
+        book.book([PurposeSet(uuid.uuid4().hex, time.time_ns(), run_id, what)])
+    if as_json:
+        print_json({"run_id": run_id, "purpose": what})
+    else:
+        typer.echo(f"{run_id} counts as {what}")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from orchestrator.cli.run_observer import RunObserver
 from orchestrator.cli.run_report import ledger_url
 from orchestrator.cli.webhook import post_aside
 from orchestrator.clock import Clock
-from orchestrator.errors import BudgetStopError, OrchestratorError, WorkerLostError
+from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError, WorkerLostError
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.run_config import RunConfig
@@ -32,7 +32,7 @@ from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.run_directory import RunDirectory
 from orchestrator.training.telemetry.tracker import Tracker
-from orchestrator.training.usage import RunDeclared, SpoolSink, new_event_id
+from orchestrator.training.usage import PurposeSet, RunDeclared, SpoolSink, UsageSink, new_event_id
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ async def train(
         observer = RunObserver(
             directory, tracker, view, lambda: books.spent, utilisation, pace.step_ended, clock
         )
+        watching.enter_context(failure_told(sink, directory.run_id, clock))
         books.start(_BudgetVoice(observer, switch, config.budget.webhook))
         await asyncio.to_thread(books.wait_for_first_round, FIRST_ROUND_SECONDS)
 
@@ -189,6 +190,20 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
     )
     buffer = Buffer(config.rollout.prompts_per_step, config.max_staleness)
     return TrainingLoop(loop_settings(config), wired, buffer, path, clock)
+
+
+@contextlib.contextmanager
+def failure_told(sink: UsageSink, run_id: str, clock: Clock) -> Generator[None]:
+    """If the body fails, the run's purpose is `failed`: it leaves the headline until an attempt that goes on
+    from here declares it anew. To be stopped by a budget or a signal is no failure.
+    """
+    try:
+        yield
+    except (BudgetStopError, DrainedError):
+        raise
+    except BaseException:
+        sink.emit(PurposeSet(new_event_id(), clock.now_ns(), run_id, "failed"))
+        raise
 
 
 def _declaration(attempt: Attempt, clock: Clock) -> RunDeclared:

@@ -87,6 +87,17 @@ class RunDeclared:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PurposeSet:
+    """What a run turned out to be for, whatever it was declared for: `failed`, if it came to no good end."""
+
+    type: ClassVar[str] = "purpose_set"
+    event_id: str
+    at_ns: int
+    run_id: str
+    purpose: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LeaseOpened:
     """From `at_ns` on the run holds one `resource` ("gpu" or "cpu") of kind `sku`, slot `slot` of `node`."""
 
@@ -142,7 +153,7 @@ class SpanRecorded:
     tokens: int
 
 
-UsageEvent = RunDeclared | LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded
+UsageEvent = RunDeclared | PurposeSet | LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded
 
 
 def event_to_json(event: UsageEvent) -> str:

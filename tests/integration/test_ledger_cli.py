@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_a_pipeline_is_its_runs_and_dimensions_split_it(command: Command, tmp_pa
     assert by_team["total"]["ns"] == 60 * HOUR
     _, of_run = command("report", "run-b", "--by", "activity")
     assert of_run["total"]["ns"] == 20 * HOUR
+
+
+def test_a_run_that_turned_out_to_be_something_else_leaves_the_headline(command: Command, tmp_path: Path):
+    for run in ("run-a", "run-b"):
+        spool(tmp_path, run).close()
+    before = command("headline", "pipe")[1]
+    assert command("purpose", "run-b", "failed") == (0, {"run_id": "run-b", "purpose": "failed"})
+    _, by_purpose = command("report", "pipe", "--by", "run,purpose")
+    assert [(row["run"], row["purpose"]) for row in by_purpose["rows"]] == [
+        ("run-a", "final"),
+        ("run-b", "failed"),
+    ]
+    after = command("headline", "pipe")[1]
+    assert Decimal(after["headline"]["amount"]) * 2 == Decimal(before["headline"]["amount"])
+    assert after["full"]["amount"] == before["full"]["amount"]
+    assert command("purpose", "run-b", "good")[0] == 2
+    assert command("purpose", "nobody", "failed")[0] == 2
 
 
 def test_a_late_line_in_the_spool_is_in_the_next_report_and_a_bad_one_in_the_quarantine(

@@ -13,6 +13,7 @@ from orchestrator.training.usage import (
     LeaseClosed,
     LeaseOpened,
     MemorySink,
+    PurposeSet,
     Role,
     RunDeclared,
     SpanRecorded,
@@ -28,6 +29,7 @@ EVENTS: list[UsageEvent] = [
     SpanRecorded("e3", "run/1/0.0", "rollout-0", Role.ROLLOUT, Activity.GENERATE, 3, 4, 7, 512),
     Heartbeat("e4", 5, "run/1/0.0"),
     LeaseClosed("e5", 6, "run/1/0.0", CloseReason.LOST),
+    PurposeSet("e6", 7, "run", "failed"),
 ]
 
 

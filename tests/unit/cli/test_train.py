@@ -1,0 +1,33 @@
+"""What one attempt tells the ledger about how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from orchestrator.cli.train import failure_told
+from orchestrator.clock import FakeClock
+from orchestrator.errors import BudgetStopError, DrainedError, NonFiniteError
+from orchestrator.training.usage import MemorySink, PurposeSet
+
+
+def _told(error: BaseException | None) -> list[tuple[str, str]]:
+    sink = MemorySink()
+    with contextlib.suppress(BaseException), failure_told(sink, "run", FakeClock()):
+        if error is not None:
+            raise error
+    return [(event.run_id, event.purpose) for event in sink.events if isinstance(event, PurposeSet)]
+
+
+@pytest.mark.parametrize(
+    "error", [NonFiniteError("policy/loss", float("nan"), 3), RuntimeError("a bug"), asyncio.CancelledError()]
+)
+def test_a_run_that_ends_by_an_error_is_failed_work(error: BaseException) -> None:
+    assert _told(error) == [("run", "failed")]
+
+
+@pytest.mark.parametrize("error", [None, BudgetStopError("the limit"), DrainedError("SIGTERM")])
+def test_a_run_that_ends_or_was_told_to_keeps_its_purpose(error: BaseException | None) -> None:
+    assert _told(error) == []
