@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.clock import Clock
 from orchestrator.errors import ConfigError, PromptTooLongError
+from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.masking import masked_keys
@@ -26,15 +28,15 @@ LONGEST_PROMPTS = 64
 """How many of the longest prompts are tokenized to see whether they fit: tokens grow with characters."""
 
 
-def check(config: RunConfig) -> EpochPrompts:
+def check(config: RunConfig, clock: Clock) -> EpochPrompts:
     """The run's prompts; everything that would fail later for the same reason fails here.
 
-    Raises ConfigError: a price book that can't be used, actors that don't fit their slot, a missing model
-    folder, a checkpoint store of an unknown kind, a weight channel that can't be had here, a dataset that
-    can't be read, a prompt longer than the context.
+    Raises ConfigError: a price book that can't be used or lacks the run's SKU, actors that don't fit their
+    slot, a missing model folder, a checkpoint store of an unknown kind, a weight channel that can't be had
+    here, a dataset that can't be read, a prompt longer than the context.
     """
     check_secrets(config)
-    check_prices(config)
+    check_prices(config, day_of(clock.now_ns()))
     placement_of(config)
     check_model(config.model)
     mirror_of(config, "check")
@@ -56,16 +58,23 @@ def check_secrets(config: RunConfig) -> None:
         raise ConfigError(key, text, "the whole URL", hint)
 
 
-def check_prices(config: RunConfig) -> None:
-    """Raises ConfigError for a price book that can't be used, or that prices in another currency than the
-    budget's.
+def check_prices(config: RunConfig, day: int) -> None:
+    """Raises ConfigError for a price book that can't be used, that prices in another currency than the
+    budget's, or that has no price for what the run holds on the day number `day`: no limit could stop it.
     """
     try:
-        currency = PriceBook.parse(config.price_book).currency
+        book = PriceBook.parse(config.price_book)
     except LedgerError as error:
         raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
-    if currency != config.budget.currency:
-        raise ConfigError("budget.currency", config.budget.currency, currency, "what the price book is in")
+    if book.currency != config.budget.currency:
+        raise ConfigError(
+            "budget.currency", config.budget.currency, book.currency, "what the price book is in"
+        )
+    try:
+        book.price(config.cluster.sku, day)
+    except LedgerError as error:
+        hint = f"{error.key}: got {error.value}, {error.hint}; choose another by price_book=NAME, or add it"
+        raise ConfigError("cluster.sku", config.cluster.sku, error.allowed, hint) from error
 
 
 def check_model(model: ModelConfig) -> None:

@@ -68,7 +68,8 @@ def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConf
 
 def _plan(stages: dict[str, RunConfig]) -> Plan:
     """Check every stage: what can be wrong is wrong now. Raises ConfigError."""
-    return Plan(stages, {name: check(config) for name, config in stages.items()})
+    clock = SystemClock()
+    return Plan(stages, {name: check(config, clock) for name, config in stages.items()})
 
 
 def _carry_out(config: RunConfig, directory: RunDirectory, plan: Plan, json_output: bool) -> int:

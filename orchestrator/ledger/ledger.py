@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.accounts import Accounts, CountedLine
-from orchestrator.ledger.archive import Archive, Close, MemoryArchive, digest_of, verify
+from orchestrator.ledger.archive import Archive, Close, MemoryArchive, verify
 from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPolicy, book
 from orchestrator.ledger.budgets import Budgets, BudgetStore
 from orchestrator.ledger.calendar import day_of
@@ -126,13 +126,18 @@ class Ledger:
         return [row for book in self._table(None).books for row in book.rows()]
 
     def offer(self, price_book: PriceBook) -> bool:
-        """Adopt a price book unless this very content was adopted before, however long ago. Returns whether
-        it was new.
+        """Adopt what a run brings along, if it has prices for something that no adopted book prices, and is
+        in the ledger's currency. Returns whether anything was new.
 
-        So a run that is resumed with its old price book does not turn prices back.
+        Nothing that is priced gets another price: that is for those who answer for the ledger, by `adopt`.
         """
-        known = {adopted.digest for adopted in self._archive.price_books()}
-        return digest_of(price_book) not in known and self.adopt(price_book)
+        adopted = self.price_books()
+        if not adopted:
+            return self.adopt(price_book)
+        new = price_book.without(frozenset(series for book in adopted for series in book.series()))
+        if new is None or adopted[0].currency != new.currency:
+            return False
+        return self.adopt(new)
 
     def adopt(self, price_book: PriceBook) -> bool:
         """Make a price book the newest, unless the newest of its name is equal.

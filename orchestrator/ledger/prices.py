@@ -9,7 +9,7 @@ without source or date, because such a price is worthless.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -206,6 +206,15 @@ class PriceBook:
         return json.dumps(
             self._content.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")
         )
+
+    def series(self) -> frozenset[SeriesKey]:
+        """What it has prices for: (SKU, region, commitment)."""
+        return frozenset(self._series)
+
+    def without(self, known: Collection[SeriesKey]) -> PriceBook | None:
+        """The book less those series; None if nothing is left."""
+        left = [row for row in self._content.prices if (row.sku, row.region, row.commitment) not in known]
+        return PriceBook(self._content.model_copy(update={"prices": tuple(left)})) if left else None
 
     def skus(self) -> list[str]:
         """The SKUs it has prices for."""

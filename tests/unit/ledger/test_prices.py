@@ -10,6 +10,7 @@ import yaml
 
 from orchestrator.ledger.calendar import day_number
 from orchestrator.ledger.errors import PriceBookError, UnknownPriceError
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.prices import PriceBook, PriceTable
 
 CONF = Path(__file__).parents[3] / "conf" / "price_book"
@@ -187,3 +188,21 @@ def test_aws_prices_by_the_hour_of_one_accelerator():
     made = PriceBook.load(CONF / "aws.yaml")
     assert made.price("p5.48xlarge", on("2025-05-31")).per_hour == Fraction("12.29")
     assert made.price("p5.48xlarge", on("2025-06-01")).per_hour == Fraction("6.88")
+
+
+def test_a_run_brings_prices_for_what_had_none_and_changes_no_other():
+    ledger = Ledger.in_memory(book(price()))
+    cheap = book(price(amount="1"), price(sku="a100", amount="8"), name="somebody's own")
+    assert ledger.offer(cheap)
+    assert not ledger.offer(cheap)
+    table = PriceTable(ledger.price_books())
+    assert [table.price(sku, on("2026-02-01")).per_hour for sku in ("h100", "a100")] == [2, 1]
+    assert ledger.adopt(book(price(amount="8"), name="finance's"))
+    assert PriceTable(ledger.price_books()).price("h100", on("2026-02-01")).per_hour == 1
+
+
+def test_a_run_does_not_change_the_currency_of_a_ledger():
+    ledger = Ledger.in_memory(book(price()))
+    euros = book(price(sku="a100", currency="EUR"), currency="EUR")
+    assert not ledger.offer(euros)
+    assert PriceTable(ledger.price_books()).currency == "USD"
