@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import BudgetStopError
+from orchestrator.ledger.errors import PriceBookError, UnknownPriceError
 from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 
@@ -104,11 +105,16 @@ class Bookkeeper:
             self._ledger.ship(self._spool)
             self._shipped = True
             self._spent = self._ledger.spent_so_far(self._run_id)
+        except (PriceBookError, UnknownPriceError) as error:
+            self._say_once(
+                "prices", f"the ledger can't price this run, its limit holds on an estimate: {error}"
+            )
+            return None
         except Exception as error:  # noqa: BLE001 - no error of a database may end the run or this thread
             self._shipped = False
             self._say_once("ledger", f"the ledger can't be reached, events stay in {self._spool}: {error}")
             return None
-        self._troubled.discard("ledger")
+        self._troubled -= {"ledger", "prices"}
         return rounded(self._spent.amount, AMOUNT_PLACES)
 
     def _keep_within_budgets(self, listener: Listener, cost: Decimal | None, ending: bool) -> None:

@@ -130,6 +130,10 @@ class RunBudgets:
         Reserves and settles; sets `refusal`; gives the thresholds that were crossed now. Raises LedgerError
         if the ledger can't be asked; then the run's own budget was looked at all the same.
         """
+        if ledger is not None and (counted := ledger.pricer().table.currency) != self._config.currency:
+            # Its figures are no measure for this run's budgets, and this run's cost none for its own.
+            self.refusal = f"the ledger counts in {counted}, the run in {self._config.currency}"
+            return []
         self.spent = spent = self._estimate() if cost is None else cost
         if cost is not None:
             self._last = (cost, self._now_ns())

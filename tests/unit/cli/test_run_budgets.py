@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from orchestrator.run_config import BudgetConfig
 
 FIRST, END = month_bounds("2026-02")
 SECOND = 1_000_000_000
-BOOK = {
+BOOK: dict[str, Any] = {
     "name": "b",
     "currency": "USD",
     "region": "x",
@@ -293,6 +294,15 @@ def test_a_budget_in_another_currency_can_not_be_kept_and_refuses_the_run(ledger
     run = Run(ledger, clock)
     run.look()
     assert run.budgets.refusal == "budget blue is in EUR, the run counts in USD"
+
+
+def test_a_ledger_that_counts_in_another_currency_is_no_measure_for_a_limit(clock: FakeClock):
+    prices = [{**BOOK["prices"][0], "currency": "EUR"}]
+    euros = Ledger.in_memory({**BOOK, "currency": "EUR", "prices": prices}, now_ns=clock.now_ns)
+    run = Run(euros, clock, own="100")
+    run.hold()
+    run.look()
+    assert run.budgets.refusal == "the ledger counts in EUR, the run in USD"
 
 
 def test_each_reservation_ends_once(ledger: Ledger, clock: FakeClock):
