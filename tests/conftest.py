@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Read once, when torch is imported. The cores are shared out already, by pytest's workers or by ranks, and
 # threads that wait for a core that another one has make small tensors many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# How long an example takes says how busy the machine is. What a test's own settings leave out is taken from
+# here.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+LONGEST_COMMAND = 900.0
+"""Seconds: many times what any command here takes, on a machine that is busy."""
 PROGRAM = Path(sys.executable).parent / "orchestrator"
 
 NEEDS_NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="needs the package nixl")
@@ -58,7 +66,7 @@ class Program:
     def __call__(self, *words: str, code: int = 0) -> str:
         """Carry a command out; its stdout. The test fails unless it ends with `code`."""
         with self.start(*words) as process:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=LONGEST_COMMAND)
         assert process.returncode == code, f"{words} ended with {process.returncode}:\n{out}\n{err}"
         return out
 

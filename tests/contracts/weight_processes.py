@@ -1,4 +1,8 @@
-"""The two sides of the collective channel in processes of their own, told what to do through a pipe."""
+"""The two sides of the collective channel in processes of their own, told what to do through a pipe.
+
+They are forked by a server that has imported torch and runs no thread: as fast as a fork of the test's own
+process, whose threads (gloo's, those that serve) might hold a lock at that moment, for ever.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import closing
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,54 +25,69 @@ from orchestrator.training.weights.pairs import Line
 from tests.contracts.weight_channel_contract import source
 
 HOST = "127.0.0.1"
+PRELOADED = ["__main__", "tests.contracts.weight_processes"]
+LONGEST_ANSWER = 300.0
+"""Seconds: longer than every time limit that is told to a process, so that its own error comes first."""
 
 
 class SideProcess:
     """A process that does what it is told, and can be stopped, continued and killed."""
 
-    def __init__(
-        self, work: Callable[..., None], *arguments: object, start: Literal["fork", "spawn"] = "fork"
-    ) -> None:
-        context: Any = mp.get_context(start)
-        self.pipe, theirs = context.Pipe()
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_single_threaded, args=(work, theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
 
-    def signal(self, number: signal.Signals) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        return self._process.pid
+
+    def tell(self, what: object) -> None:
+        self._pipe.send(what)
+
+    def answer(self) -> Any:
+        """What it says next. Raises EOFError if it has ended, and fails if it says nothing."""
+        assert self._pipe.poll(LONGEST_ANSWER), f"process {self.pid} said nothing for {LONGEST_ANSWER:g} s"
+        return self._pipe.recv()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        self._process.join()
+        self._process.join(LONGEST_ANSWER)
+        assert not self._process.is_alive()
 
     def close(self) -> None:
         if self._process.is_alive():
             self.kill()
-        self.pipe.close()
+        self._pipe.close()
 
 
 class WorkerProcess(SideProcess):
     """A rollout worker: pulls, one bucket after the other, as its generator is read."""
 
     def __init__(self, timeout_seconds: float, gpu: int | None = None) -> None:
-        """On `gpu` it goes over NCCL, and is spawned: CUDA does not survive a fork."""
-        super().__init__(_pull_as_told, timeout_seconds, gpu, start="fork" if gpu is None else "spawn")
+        """On `gpu` it goes over NCCL."""
+        super().__init__(_pull_as_told, timeout_seconds, gpu)
 
     def pull(self, handle: CollectiveHandle) -> Generator[Bucket]:
-        self.pipe.send(handle)
-        while (answer := self.pipe.recv()) is not None:
+        self.tell(handle)
+        while (answer := self.answer()) is not None:
             if isinstance(answer, Exception):
                 raise answer
             try:
                 yield answer
             except GeneratorExit:
                 with contextlib.suppress(OSError, EOFError):  # it was killed
-                    self.pipe.send("enough")
-                    self.pipe.recv()
+                    self.tell("enough")
+                    self.answer()
                 raise
-            self.pipe.send("next")
+            self.tell("next")
 
 
 class PublisherProcess(SideProcess):
@@ -78,13 +97,13 @@ class PublisherProcess(SideProcess):
         super().__init__(_publish_as_told, timeout_seconds)
 
     def publish(self, version: int) -> CollectiveHandle:
-        self.pipe.send(version)
-        return self.pipe.recv()
+        self.tell(version)
+        return self.answer()
 
     def hang_up(self) -> None:
         """Close all connections to workers, as a network that was down for a while does."""
-        self.pipe.send("hang up")
-        self.pipe.recv()
+        self.tell("hang up")
+        self.answer()
 
 
 class PullsElsewhere:
@@ -104,7 +123,7 @@ class PullsElsewhere:
 
 
 def _single_threaded(work: Callable[..., None], *arguments: object) -> None:
-    torch.set_num_threads(1)  # the parent's OpenMP threads do not survive a fork
+    torch.set_num_threads(1)  # the cores have enough to do
     work(*arguments)
 
 

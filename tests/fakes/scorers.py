@@ -94,10 +94,10 @@ def prints(completion: Completion) -> float:
 
 
 class _SlowToLoad:
-    """Loading takes longer than the timeout of a rollout."""
+    """Loading takes longer than a rollout may: 5 s."""
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
-        time.sleep(0.6)
+        time.sleep(5.5)
 
     def __call__(self, completion: Completion, /) -> float:
         return 1.0

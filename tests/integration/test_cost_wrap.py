@@ -55,6 +55,11 @@ def beats(folder: Path) -> int:
     return sum(isinstance(event, SpanRecorded) for event in spooled(folder))
 
 
+def sleeping(folder: Path) -> bool:
+    """Whether the command has come so far that it said who it is."""
+    return (folder / "pid").exists() and (folder / "pid").read_text() != ""
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -65,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 def test_a_killed_wrapper_ends_its_leases_with_its_last_beat(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
-    until(lambda: beats(tmp_path) >= 6)
+    until(lambda: beats(tmp_path) >= 6 and sleeping(tmp_path))
     command = int((tmp_path / "pid").read_text())
     wrapper.kill()
     wrapper.wait()
@@ -85,7 +90,7 @@ def test_a_killed_wrapper_ends_its_leases_with_its_last_beat(tmp_path: Path) -> 
 
 def test_a_stopped_wrapper_stops_its_command_and_settles(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
-    until(lambda: beats(tmp_path) >= 2 and (tmp_path / "pid").exists())
+    until(lambda: beats(tmp_path) >= 2 and sleeping(tmp_path))
     wrapper.send_signal(signal.SIGTERM)
     assert wrapper.wait(60) == 128 + signal.SIGTERM
     booked, _ = book(spooled(tmp_path), time.time_ns())
@@ -98,7 +103,7 @@ def test_a_stopped_wrapper_stops_its_command_and_settles(tmp_path: Path) -> None
 
 def test_a_killed_command_is_settled_as_failed(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+    until(lambda: sleeping(tmp_path))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert wrapper.wait(60) == 137
     words = ["cost", "report", "--by", "purpose", "--json", "--output-dir", str(tmp_path)]

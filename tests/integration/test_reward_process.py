@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 FAKES = "tests.fakes.scorers"
 ROOT = Path(__file__).resolve().parents[2]
+ENOUGH = 5.0
+"""Seconds in which a rollout that does not hang is scored, on a machine that is busy."""
 Make = Callable[..., Grader]
 
 
@@ -47,19 +49,19 @@ def alive(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     return condition()
 
 
 def test_a_rollout_that_hangs_is_killed_and_costs_no_other(make: Make) -> None:
-    grader = make("hangs", timeout_seconds=1.0)
+    grader = make("hangs", timeout_seconds=ENOUGH)
     pid = grader.pid
     scores = grader.grade(rollout_block(["a", "bad", "c", "d"]))
     assert scores.grades.tolist() == [Grade.OK, Grade.TIMEOUT, Grade.OK, Grade.OK]
     assert scores.rewards.tolist() == [1.0, -0.5, 1.0, 1.0]
-    assert scores.reasons[1] == "no score within 1 s"
+    assert scores.reasons[1] == "no score within 5 s"
     assert grader.pid != pid and pid is not None and not alive(pid)
 
 
@@ -86,13 +88,13 @@ def test_a_block_that_only_hangs_ends_soon(make: Make) -> None:
 
 
 def test_retries_after_a_hang(make: Make) -> None:
-    grader = make("hangs", timeout_seconds=0.5, retries=1)
+    grader = make("hangs", timeout_seconds=ENOUGH, retries=1)
     scores = grader.grade(rollout_block(["bad", "b"]))
     assert scores.grades.tolist() == [Grade.TIMEOUT, Grade.OK]
 
 
 def test_loading_does_not_count_against_the_timeout(make: Make) -> None:
-    scores = make("slow_to_load", timeout_seconds=0.3).grade(rollout_block(["a"]))
+    scores = make("slow_to_load", timeout_seconds=ENOUGH).grade(rollout_block(["a"]))
     assert scores.grades.tolist() == [Grade.OK]
 
 

@@ -30,6 +30,7 @@ class Server(MemoryTracker):
         self.asked = threading.Semaphore(0)
         self.requests: list[tuple[int, ...]] = []
         self.refuse_artifacts = False
+        self.refused_after_a_tag = threading.Event()
 
     def log_rows(self, rows: Sequence[MetricRow]) -> None:
         self.asked.release()
@@ -41,8 +42,15 @@ class Server(MemoryTracker):
     def log_artifact(self, path: Path, folder: str = "") -> None:
         self.asked.release()
         if self.refuse_artifacts:
+            if self.tags:
+                self.refused_after_a_tag.set()
             raise TrackerUnavailableError("no such bucket")
         super().log_artifact(path, folder)
+
+    def set_tag(self, key: str, value: str) -> None:
+        if not self.up.is_set():
+            raise TrackerUnavailableError("connection refused")
+        super().set_tag(key, value)
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self.up.is_set():
@@ -170,6 +178,7 @@ def test_an_artifact_store_that_is_down_does_not_hold_up_the_rest(tmp_path: Path
     server.asked.acquire()
     tracker.log_metrics(1, {"policy/loss": 1.0})
     tracker.set_tag("note", "arrived")
+    assert server.refused_after_a_tag.wait(60)
     tracker.finish("done")
     assert server.history["policy/loss"] == [(1, 1.0)]
     assert server.tags["note"] == "arrived"

