@@ -7,8 +7,8 @@
         rng/<rank>/<device>            uint8: torch's generators
         metadata: format, rank, world_size, zero_stage, shapes (JSON)
 
-Parameters carry their own names, so another number of ranks, at another ZeRO stage, can read them; the ranks
-of the same shape restore every bit.
+`shard_files.py` reads them. Parameters carry their own names, so another number of ranks, at another ZeRO
+stage, can read them; the ranks of the same shape restore every bit.
 """
 
 from __future__ import annotations
@@ -20,21 +20,18 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.errors import CheckpointError
 from orchestrator.training.learner.fragments import Fragment, base_optimizer, fragments, publish_masters
 from orchestrator.training.learner.gather import persistent_buffers
+from orchestrator.training.learner.shard_files import FORMAT, MASTER, ShardFiles
 from orchestrator.training.learner.zero import ZeroEngine
-
-FORMAT = "1"
-MASTER = "master"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
     """
     with ExitStack() as stack:
         try:
-            shards = _Shards(directory, stack)
+            shards = ShardFiles(directory, stack)
             _read_fragments(zero, shards)
             for name, buffer in persistent_buffers(zero.module, zero.layout):
                 buffer.copy_(shards.tensor(f"buffer/{name}"))
@@ -105,81 +102,6 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{directory}: {error}") from error
     publish_masters(zero)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    start: int
-    count: int
-    prefix: str
-    file: Any
-
-
-class _Shards:
-    """All shards of a directory, read lazily."""
-
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
-        paths = sorted(directory.glob("rank-*-of-*.safetensors"))
-        if not paths:
-            raise CheckpointError(f"{directory}: no shards of a learner")
-        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
-        wanted = int(files[0].metadata()["world_size"])
-        if len(files) != wanted or any(file.metadata()["format"] != FORMAT for file in files):
-            raise CheckpointError(
-                f"{directory}: got {len(files)} shards, expected {wanted} of format {FORMAT}"
-            )
-        self._directory = directory
-        self._keys = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - not a dict
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._stretches: dict[str, list[_Stretch]] = {}
-        for file in files:
-            for name, shape in json.loads(file.metadata()["shapes"]).items():
-                self.shapes[name] = tuple(shape)
-        for key, file in self._keys.items():
-            prefix, _, state = key.rpartition("/")
-            if state == MASTER:
-                name, _, start = prefix.rpartition("@")
-                count = file.get_slice(key).get_shape()[0]
-                self._stretches.setdefault(name, []).append(_Stretch(int(start), count, prefix, file))
-
-    def has(self, key: str) -> bool:
-        return key in self._keys
-
-    def tensor(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise CheckpointError(f"{self._directory}: {key} is missing")
-        return self._keys[key].get_tensor(key)
-
-    def states(self, name: str) -> list[str]:
-        """What was saved of a parameter's optimizer state; nothing before the first step."""
-        prefix = self._stretches[name][0].prefix
-        return [
-            key.rpartition("/")[2]
-            for key in self._keys
-            if key.startswith(f"{prefix}/") and not key.endswith(MASTER)
-        ]
-
-    def is_scalar(self, name: str, state: str) -> bool:
-        first = self._stretches[name][0]
-        return not first.file.get_slice(f"{first.prefix}/{state}").get_shape()
-
-    def scalar(self, name: str, state: str) -> Tensor:
-        return self.tensor(f"{self._stretches[name][0].prefix}/{state}")
-
-    def copy(self, fragment: Fragment, state: str, into: Tensor) -> None:
-        """Fill `into` [count] with the fragment's elements, from whichever stretches hold them."""
-        arrived, end = 0, fragment.start + fragment.count
-        for stretch in self._stretches[fragment.name]:
-            first, last = max(fragment.start, stretch.start), min(end, stretch.start + stretch.count)
-            if first < last:
-                saved = stretch.file.get_slice(f"{stretch.prefix}/{state}")
-                part = saved[first - stretch.start : last - stretch.start]
-                into[first - fragment.start : last - fragment.start] = part.to(into)
-                arrived += last - first
-        if arrived != fragment.count:
-            raise CheckpointError(
-                f"{self._directory}: {fragment.name}/{state} has {arrived} of {fragment.count} elements"
-            )
 
 
 def _states(zero: ZeroEngine, fragment: Fragment) -> dict[str, Tensor]:
@@ -190,13 +112,13 @@ def _states(zero: ZeroEngine, fragment: Fragment) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _read_fragments(zero: ZeroEngine, shards: _Shards) -> None:
+def _read_fragments(zero: ZeroEngine, shards: ShardFiles) -> None:
     mine = fragments(zero)
     _check_same_model(mine, shards)
     optimizer = base_optimizer(zero)
     optimizer.state.clear()
     for fragment in mine:
-        shards.copy(fragment, MASTER, fragment.stretch(fragment.flat))
+        _copy(shards, fragment, MASTER, fragment.flat)
         for state in shards.states(fragment.name):
             held = optimizer.state[fragment.flat]
             if shards.is_scalar(fragment.name, state):
@@ -204,10 +126,14 @@ def _read_fragments(zero: ZeroEngine, shards: _Shards) -> None:
                 continue
             if state not in held:
                 held[state] = torch.zeros_like(fragment.flat, requires_grad=False)
-            shards.copy(fragment, state, fragment.stretch(held[state]))
+            _copy(shards, fragment, state, held[state])
 
 
-def _check_same_model(mine: Iterable[Fragment], shards: _Shards) -> None:
+def _copy(shards: ShardFiles, fragment: Fragment, state: str, flat: Tensor) -> None:
+    shards.copy(fragment.name, fragment.start, fragment.count, state, fragment.stretch(flat))
+
+
+def _check_same_model(mine: Iterable[Fragment], shards: ShardFiles) -> None:
     for fragment in mine:
         saved = shards.shapes.get(fragment.name)
         if saved != fragment.shape:
@@ -225,7 +151,7 @@ def _random_states() -> dict[str, Tensor]:
     return states
 
 
-def _restore_random_states(shards: _Shards) -> None:
+def _restore_random_states(shards: ShardFiles) -> None:
     """A rank that the saved group did not have keeps its own."""
     cpu, cuda = (f"rng/{dist.get_rank()}/{device}" for device in ("cpu", "cuda"))
     if shards.has(cpu):

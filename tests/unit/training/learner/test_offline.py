@@ -44,7 +44,7 @@ def test_stretches_become_whole_parameters_and_buffers_follow(tmp_path: Path) ->
 def test_a_missing_stretch_is_named(tmp_path: Path) -> None:
     shard(tmp_path, 0, {"a@0/master": torch.zeros(5)})
     shard(tmp_path, 1, {"a@7/master": torch.zeros(5)})
-    with pytest.raises(CheckpointError, match="a has 5 of 12 elements"):
+    with pytest.raises(CheckpointError, match="a/master has 5 of 12 elements"):
         list(read_weights(tmp_path))
 
 
@@ -56,6 +56,22 @@ def test_missing_shards_and_other_formats_are_refused(tmp_path: Path) -> None:
         list(read_weights(tmp_path))
     shard(tmp_path, 1, {"b@0/master": torch.zeros(12)}, format="0")
     with pytest.raises(CheckpointError, match="got format 0, expected 1"):
+        list(read_weights(tmp_path))
+
+
+@pytest.mark.parametrize("shapes", [None, "{", "[]", '{"a": 3}'], ids=str)
+def test_metadata_that_is_no_shards_is_refused(shapes: str | None, tmp_path: Path) -> None:
+    """Also when a learner loads it: there is one reader."""
+    metadata = None if shapes is None else {"format": "1", "world_size": "1", "shapes": shapes}
+    save_file({"a@0/master": torch.zeros(12)}, tmp_path / "rank-0-of-1.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="got format None" if shapes is None else "names no shapes"):
+        list(read_weights(tmp_path))
+
+
+def test_elements_that_two_stretches_hold_do_not_count_twice(tmp_path: Path) -> None:
+    shard(tmp_path, 0, {"a@0/master": torch.zeros(7)})
+    shard(tmp_path, 1, {"a@2/master": torch.zeros(5)})
+    with pytest.raises(CheckpointError, match="a/master has 7 of 12 elements"):
         list(read_weights(tmp_path))
 
 
