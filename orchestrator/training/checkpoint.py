@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from orchestrator.training.checkpoint_format import (
     partial_of,
     remove,
     remove_partial,
+    set_aside,
     step_of,
     verify,
 )
@@ -140,30 +142,28 @@ class Checkpointer:
         return written
 
     async def restore(self, learner: Savable) -> LoopState | None:
-        """Load the newest checkpoint, here or in the store, into the learner; None if there is none.
+        """Load the newest good checkpoint, here or in the store, into the learner; None if there is none at
+        all.
 
-        A checkpoint under way is waited for; one that went with a lost rank is done without. Raises
-        CheckpointError, naming the file, if its files don't match its manifest, and if nothing is here and
-        the store can't be asked.
+        One here whose files don't match its manifest is done without, and set aside, with a warning that
+        names the file. A checkpoint under way is waited for; one that went with a lost rank is done without.
+
+        Raises CheckpointError if there are some and none is good (they stay as they are), if the store has a
+        newer one that is damaged, and if the store can't be asked while the newest here is missing or
+        damaged.
         """
         try:
             await self.settle()
         except WorkerLostError as lost:
             logger.warning("going on without the checkpoint under way: %s", lost)
         await _in_thread(self._remove_partials)
-        newest = await self._newest_anywhere()
+        newest = await self._newest_good()
         if newest is None:
             return None
-        await _in_thread(lambda: verify(newest))
         await learner.load(newest)
         raw = json.loads((newest / LOOP_STATE).read_text())
         outstanding = tuple((int(group_id), str(prompt_id)) for group_id, prompt_id in raw["outstanding"])
         return LoopState(raw["step"], raw["next_group"], outstanding, raw["prompts"])
-
-    def newest(self) -> Path | None:
-        """The checkpoint with the highest step in the directory."""
-        found = complete(self._directory)
-        return found[-1] if found else None
 
     async def flush(self) -> None:
         """Wait until the newest checkpoint is there, and in the store. Raises CheckpointError if it can't be
@@ -173,14 +173,38 @@ class Checkpointer:
         if self._mirror is not None:
             await self._mirror.flush()
 
-    async def _newest_anywhere(self) -> Path | None:
-        here, mirror = self.newest(), self._mirror
+    async def _newest_good(self) -> Path | None:
+        damaged: dict[Path, Exception] = {}
+        while (newest := await self._newest_anywhere(damaged)) is not None:
+            try:
+                await _in_thread(partial(verify, newest))
+            except (CheckpointError, OSError) as error:
+                if newest in damaged:  # again, just after the store's good copy was put there
+                    raise
+                damaged[newest] = error
+                continue
+            for path, error in damaged.items():
+                where = "the store has a good copy"
+                if path != newest:
+                    where = f"what is left of it is in {await _in_thread(partial(set_aside, path))}"
+                logger.warning("going on from %s: %s; %s", newest.name, error, where)
+            return newest
+        if damaged:
+            raise next(iter(damaged.values()))
+        return None
+
+    async def _newest_anywhere(self, damaged: Collection[Path]) -> Path | None:
+        """The checkpoint with the highest step that is not known to be damaged, fetched if it is in the store
+        only.
+        """
+        good = [path for path in complete(self._directory) if path not in damaged]
+        here, mirror = good[-1] if good else None, self._mirror
         if mirror is None:
             return here
         try:
             there = await _in_thread(mirror.store.newest)
         except CheckpointError as error:
-            if here is None:
+            if here is None or damaged:
                 raise
             logger.warning("going on from %s: %s", here, error)
             return here

@@ -69,6 +69,14 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that its name is free and its files can be looked at; the new path."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time that this step was trained
+    checkpoint.rename(aside)
+    return aside
+
+
 def verify(checkpoint: Path) -> None:
     """Raises CheckpointError, naming the file, if a file of the checkpoint is missing, has another size or
     another digest, or if the manifest itself can't be read.

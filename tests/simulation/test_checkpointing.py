@@ -11,9 +11,10 @@ import pytest
 
 from orchestrator.errors import CheckpointConflictError, CheckpointError, DrainedError, NonFiniteError
 from orchestrator.training import checkpoint_format
-from orchestrator.training.checkpoint_format import MANIFEST, complete
+from orchestrator.training.checkpoint_format import MANIFEST, complete, verify
 from orchestrator.training.checkpoint_mirror import CheckpointMirror
 from orchestrator.training.checkpoint_store import CheckpointStore, DirectoryStore
+from orchestrator.training.records import StepReport
 from orchestrator.training.simulation.run import Simulation, SimulationSettings, Stop, assemble, simulate
 from orchestrator.training.simulation.stages import TRAINED, Faults, SimulatedLearner, Timing
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
@@ -186,24 +187,76 @@ def shorten(path: Path) -> None:
 
 @pytest.mark.parametrize("tamper", [change, shorten, Path.unlink])
 @pytest.mark.parametrize("name", [TRAINED, "loop.json"])
-def test_a_changed_file_is_refused_by_name(name: str, tamper: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken(
+    name: str, tamper: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     simulate(BASE, tmp_path)
-    newest = complete(tmp_path / "checkpoints")[-1]
+    before, newest = complete(tmp_path / "checkpoints")
     tamper(newest / name)
-    with pytest.raises(CheckpointError, match=f"{newest}/{name} differs from its manifest"):
-        simulate(replace(BASE, steps=25), tmp_path, resume=True)
+    left = {path.name for path in newest.iterdir()}
+    settings = replace(BASE, steps=25)
+    resumed = simulate(settings, tmp_path, resume=True)
+    assert_complete(resumed, settings, tmp_path)
+    assert resumed.trace.reports[0].step == 16
+    assert f"going on from {before.name}: {newest}/{name} differs from its manifest" in caplog.text
+    aside = newest.with_name("step-000020.damaged")
+    assert f"what is left of it is in {aside}" in caplog.text
+    assert {path.name for path in aside.iterdir()} == left
+    assert names(tmp_path / "checkpoints") == ["step-000020", aside.name, "step-000025"]
+    verify(newest)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path: Path) -> None:
+    simulate(BASE, tmp_path)
+    for checkpoint in complete(tmp_path / "checkpoints"):
+        change(checkpoint / TRAINED)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=rf"step-000020/{TRAINED} differs from its manifest"):
+            simulate(replace(BASE, steps=25), tmp_path, resume=True)
+        assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
+
+
+def test_a_learner_that_is_rebuilt_does_without_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """The run goes on as after any loss, from one checkpoint further back."""
+
+    async def main() -> Simulation:
+        simulation = assemble(BASE, tmp_path, VirtualClock())
+        on_step = simulation.trace.on_step
+
+        def damage(report: StepReport) -> None:
+            on_step(report)
+            if report.step == 13 and simulation.learner.rebuilt == 0:
+                change(tmp_path / "checkpoints" / "step-000010" / TRAINED)
+                simulation.learner.faults = Faults(learner_death=1.0)
+            if report.step == 6 and simulation.learner.rebuilt:
+                assert len(simulation.learner.trained) == 6 * BASE.prompts_per_step
+
+        simulation.trace.on_step = damage
+        rebuild = simulation.learner.rebuild
+
+        async def healthy() -> None:
+            simulation.learner.faults = Faults()
+            await rebuild()
+
+        simulation.learner.rebuild = healthy  # pyright: ignore[reportAttributeAccessIssue]
+        await simulation.loop.run()
+        return simulation
+
+    simulation = run_in_virtual_time(main())
+    assert [report.step for report in simulation.trace.reports].count(6) == 2
+    assert_complete(simulation, BASE, tmp_path)
 
 
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "{}", '{"format": 2, "files": {"loop.json": {}}}', '{"format": 1, "files": {}}'],
 )
-def test_a_changed_manifest_is_refused_by_name(content: str, tmp_path: Path) -> None:
+def test_a_changed_manifest_is_named(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     simulate(BASE, tmp_path)
     manifest = complete(tmp_path / "checkpoints")[-1] / MANIFEST
     manifest.write_text(content)
-    with pytest.raises(CheckpointError, match=str(manifest)):
-        simulate(BASE, tmp_path, resume=True)
+    assert simulate(BASE, tmp_path, resume=True).trace.reports[0].step == 16
+    assert f"going on from step-000015: {manifest}" in caplog.text
 
 
 def test_a_checkpoint_that_was_half_removed_does_not_count(tmp_path: Path) -> None:
@@ -242,6 +295,32 @@ def test_the_newer_of_the_disk_and_the_store_counts(tmp_path: Path) -> None:
     back = simulate(BASE, first, resume=True, mirror=mirror_to(DirectoryStore(store, 2)))
     assert back.trace.reports == []
     assert (first / "model" / TRAINED).read_text() == (second / "model" / TRAINED).read_text()
+
+
+def test_the_stores_copy_takes_the_place_of_a_damaged_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    simulate(BASE, run, mirror=mirror_to(DirectoryStore(store, 2)))
+    newest = complete(run / "checkpoints")[-1]
+    change(newest / TRAINED)
+    settings = replace(BASE, steps=25)
+    resumed = simulate(settings, run, resume=True, mirror=mirror_to(DirectoryStore(store, 2)))
+    assert_complete(resumed, settings, run)
+    assert resumed.trace.reports[0].step == 21
+    assert f"{newest}/{TRAINED} differs from its manifest" in caplog.text
+    assert "the store has a good copy" in caplog.text
+    assert names(run / "checkpoints") == ["step-000020", "step-000025"]
+
+
+def test_a_damaged_checkpoint_is_not_done_without_while_the_store_can_not_be_asked(tmp_path: Path) -> None:
+    """It may have a good copy."""
+    simulate(BASE, tmp_path / "run")
+    change(tmp_path / "run" / "checkpoints" / "step-000020" / TRAINED)
+    deaf = DownStore(tmp_path / "store", range(0), deaf=True)
+    with pytest.raises(CheckpointError, match="connection refused"):
+        simulate(replace(BASE, steps=25), tmp_path / "run", resume=True, mirror=mirror_to(deaf))
+    assert names(tmp_path / "run" / "checkpoints") == ["step-000015", "step-000020"]
 
 
 class DownStore(DirectoryStore):

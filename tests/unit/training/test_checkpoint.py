@@ -84,7 +84,7 @@ def test_other_things_in_the_directory_do_not_matter(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         if name != "step-000002":
             (tmp_path / name / MANIFEST).write_text("{}")
-    assert Checkpointer(tmp_path, keep=1).newest() is None
+    assert complete(tmp_path) == []
 
 
 def test_a_removal_that_is_cut_short_leaves_no_checkpoint(
