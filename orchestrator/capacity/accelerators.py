@@ -63,7 +63,7 @@ def _row(row: dict[str, Any]) -> Accelerator:
     return Accelerator(
         name=row["name"],
         flops={dtype: float(peak) for dtype, peak in row["flops"].items()},
-        published=row["peak"] == "published",
+        published={"published": True, "measured": False}[row["peak"]],
         memory_bytes=None if memory is None else float(memory),
         memory_bytes_per_second=float(row["memory_bytes_per_second"]),
         link_bytes_per_second=float(row["link_bytes_per_second"]),

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.capacity.accelerators import TABLE, accelerator_of
 from orchestrator.capacity.flops import Pass, inference_flops, work_flops
 from orchestrator.capacity.shape import FeedForward, GroupedAttention, ModelShape
 from orchestrator.capacity.utilisation import Utilisation, accelerators_of, utilisation_of
 from orchestrator.config import compose
+from orchestrator.errors import ConfigError
 from orchestrator.training.cluster.placement import plan_placement
 from orchestrator.training.learner.rows import TrainingRow, trained_on
 from orchestrator.training.records import StepReport, TokenWork
@@ -121,3 +123,14 @@ def test_a_shared_accelerator_counts_for_each_of_its_roles() -> None:
     shared = plan_placement(compose("grpo", ["cluster=gpu"]).cluster, 2, 1, 2)
     assert len(shared.slots) == 2
     assert [accelerators_of(shared, role) for role in (Role.LEARNER, Role.ROLLOUT)] == [2, 2]
+
+
+@pytest.mark.parametrize(("old", "new"), [("peak: published", "peak: guessed"), ("    peak: measured\n", "")])
+def test_a_table_must_say_where_a_peak_is_from(old: str, new: str, tmp_path: Path) -> None:
+    table = tmp_path / "mine.yaml"
+    text = TABLE.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        accelerator_of("cpu-slot", table)
+    assert caught.value.key == "accelerators"
