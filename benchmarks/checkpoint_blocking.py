@@ -60,11 +60,11 @@ class InProcess(Savable):
     def __init__(self, learner: DeepSpeedLearner) -> None:
         self.learner = learner
 
-    async def save(self, directory: Path) -> tuple[Span, ...]:
+    async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
         await asyncio.to_thread(self.learner.save, directory)
         return ()
 
-    async def snapshot(self) -> tuple[Span, ...]:
+    async def snapshot(self, step: int) -> tuple[Span, ...]:
         await asyncio.to_thread(self.learner.snapshot)
         return ()
 

@@ -4,6 +4,7 @@ again, and rollouts that were generated and never trained on.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,12 +23,19 @@ KINDS = {
     IDLE: "leased, and no actor did anything",
     LOST: "leased, and its holder was dead",
     FAILED: "work of runs whose purpose is `failed`",
-    "superseded": "steps that a later attempt did again, because no checkpoint had them",
-    "restart": "loading again in later attempts",
+    "superseded": "steps that were done again, because no checkpoint had them",
+    "restart": "loading again: in later attempts, and what replaced an actor that was lost",
     "untrained": "rollouts generated and never trained on: stale, refused, or without a learning signal",
     "useful": "everything else",
 }
 """Each nanosecond is of one kind: the first one that fits."""
+
+LEARNER, LOAD = "learner", "load"
+AFTER_THE_STEP = ("checkpoint", "evaluate")
+"""The step of these is the number of steps done: they come after the one before."""
+
+Life = tuple[str, int, int]
+"""A run, an attempt, and the how manieth learner of it: each one that was lost ends a life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ def waste_report(
 ) -> WasteReport:
     """The waste of some leases. Raises UnknownPriceError for a SKU without a price."""
     leases = list(booked)
-    redone = first_redone_steps(leases)
+    lives = Lives(leases)
     untrained = untrained_shares(leases)
     quantities = dict.fromkeys(KINDS, Fraction(0))
     amounts = dict.fromkeys(KINDS, Fraction(0))
@@ -87,40 +95,101 @@ def waste_report(
         for piece in lease.slices:
             day = day_of(piece.start_ns)
             price = pricer.per_hour(lease.opened.sku, lease.opened.region, lease.opened.commitment, day)
-            kind = kind_of(piece, lease.opened.attempt, labels, redone)
+            kind = kind_of(piece, lease.opened.attempt, labels, lives)
             for share_kind, share in _split(kind, piece, untrained):
                 quantities[share_kind] += share * piece.ns
                 amounts[share_kind] += share * hours(piece.ns) * price
     return _report(quantities, amounts, pricer.table.currency, places)
 
 
-def kind_of(
-    piece: Slice, attempt: int, labels: Mapping[str, Labels], redone: Mapping[tuple[str, int], int]
-) -> str:
+def kind_of(piece: Slice, attempt: int, labels: Mapping[str, Labels], lives: Lives) -> str:
     """The kind of a slice; `useful` for one that is none of the others."""
     if piece.activity in (IDLE, LOST):
         return piece.activity
     if labels.get(piece.run_id, UNLABELLED).purpose == FAILED:
         return FAILED
-    if piece.activity != "load" and piece.step >= redone.get((piece.run_id, attempt), piece.step + 1):
-        return "superseded"
-    return "restart" if piece.activity == "load" and attempt > 1 else "useful"
+    if piece.activity == LOAD:
+        return "restart" if lives.loads_again(piece, attempt) else "useful"
+    return "superseded" if lives.does_again(piece, attempt) else "useful"
 
 
-def first_redone_steps(leases: Iterable[BookedLease]) -> dict[tuple[str, int], int]:
-    """For each (run, attempt) with a later attempt: the first step that a later one did (again)."""
-    firsts: dict[tuple[str, int], int] = {}
-    for lease in leases:
+class Lives:
+    """What the runs' attempts did more than once.
+
+    A new attempt goes on from a checkpoint. So does an attempt whose learner was lost and rebuilt: there, a
+    learner loads after it has worked. Either way the steps from there on are done again, and with them the
+    rollouts that they need.
+    """
+
+    def __init__(self, leases: Iterable[BookedLease]) -> None:
+        booked = list(leases)
+        self._worked = _first_work(booked)
+        self._rebuilt = _rebuilds(booked)
+        self._redone = self._first_redone_steps(booked)
+
+    def does_again(self, piece: Slice, attempt: int) -> bool:
+        """Whether a later life did the step of a slice again."""
+        first = self._redone.get(self._life(piece, attempt))
+        done = max(piece.step - 1, 0) if piece.activity in AFTER_THE_STEP else piece.step
+        return first is not None and done >= first
+
+    def loads_again(self, piece: Slice, attempt: int) -> bool:
+        """Whether the actor of a slice, or an earlier attempt, was loaded and at work before."""
+        worked = self._worked.get((piece.run_id, attempt, piece.actor))
+        return attempt > 1 or (worked is not None and piece.start_ns >= worked)
+
+    def _life(self, piece: Slice, attempt: int) -> Life:
+        rebuilt = self._rebuilt.get((piece.run_id, attempt), ())
+        return piece.run_id, attempt, bisect_right(rebuilt, piece.start_ns)
+
+    def _first_redone_steps(self, booked: Iterable[BookedLease]) -> dict[Life, int]:
+        """For each life with a later one: the first step that a later one did (again)."""
+        firsts: dict[Life, int] = {}
+        lives: set[Life] = set()
+        for lease in booked:
+            for piece in lease.slices:
+                life = self._life(piece, lease.opened.attempt)
+                lives.add(life)
+                if piece.activity == "update":
+                    firsts[life] = min(piece.step, firsts.get(life, piece.step))
+        redone: dict[Life, int] = {}
+        lowest: dict[str, int] = {}
+        for life in sorted(lives, reverse=True):
+            run = life[0]
+            if run in lowest:
+                redone[life] = lowest[run]
+            if life in firsts:
+                lowest[run] = min(firsts[life], lowest.get(run, firsts[life]))
+        return redone
+
+
+def _first_work(booked: Iterable[BookedLease]) -> dict[tuple[str, int, str], int]:
+    """When each actor of each attempt first did something else than to load."""
+    first: dict[tuple[str, int, str], int] = {}
+    for lease in booked:
         for piece in lease.slices:
-            if piece.activity == "update":
+            if piece.actor and piece.activity != LOAD:
+                key = (piece.run_id, lease.opened.attempt, piece.actor)
+                first[key] = min(piece.start_ns, first.get(key, piece.start_ns))
+    return first
+
+
+def _rebuilds(booked: Iterable[BookedLease]) -> dict[tuple[str, int], list[int]]:
+    """When each attempt's learner began to load again, in order of time; the loads of all ranks are one."""
+    acts: dict[tuple[str, int], list[tuple[int, bool]]] = {}
+    for lease in booked:
+        for piece in lease.slices:
+            if piece.role == LEARNER:
                 key = (piece.run_id, lease.opened.attempt)
-                firsts[key] = min(piece.step, firsts.get(key, piece.step))
-    redone: dict[tuple[str, int], int] = {}
-    for run, attempt in {(lease.opened.run_id, lease.opened.attempt) for lease in leases}:
-        later = [step for (other, number), step in firsts.items() if other == run and number > attempt]
-        if later:
-            redone[run, attempt] = min(later)
-    return redone
+                acts.setdefault(key, []).append((piece.start_ns, piece.activity == LOAD))
+    rebuilt: dict[tuple[str, int], list[int]] = {}
+    for key, done in acts.items():
+        worked = False
+        for start_ns, loads in sorted(done):
+            if loads and worked:
+                rebuilt.setdefault(key, []).append(start_ns)
+            worked = not loads
+    return rebuilt
 
 
 def token_counts(leases: Iterable[BookedLease]) -> dict[tuple[str, str], int]:

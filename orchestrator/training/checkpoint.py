@@ -86,10 +86,10 @@ class Checkpointer:
         if (self._directory / name_of(state.step) / MANIFEST).exists():
             return ()
         if self._asynchronous:
-            spans = await learner.snapshot()
+            spans = await learner.snapshot(state.step)
             self._writing = asyncio.ensure_future(self._write(learner.write, state))
             return spans
-        return await self._write(learner.save, state)
+        return await self._write(lambda directory: learner.save(directory, state.step), state)
 
     def raise_if_failed(self) -> None:
         """Raise what kept the checkpoint under way from being written, if that is known by now."""

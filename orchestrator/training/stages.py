@@ -145,12 +145,16 @@ class RewardStage(Protocol):
 class Savable(Protocol):
     """What a checkpoint is made of: the state of all learner ranks."""
 
-    async def save(self, directory: Path) -> tuple[Span, ...]:
-        """Write all ranks' state into `directory`. Raises CheckpointError or OSError if the disk refuses."""
+    async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
+        """Write all ranks' state, after `step` steps, into `directory`. Raises CheckpointError or OSError if
+        the disk refuses.
+        """
         ...
 
-    async def snapshot(self) -> tuple[Span, ...]:
-        """Copy all ranks' state to memory: what `write` writes, whatever is trained in between."""
+    async def snapshot(self, step: int) -> tuple[Span, ...]:
+        """Copy all ranks' state, after `step` steps, to memory: what `write` writes, whatever is trained in
+        between.
+        """
         ...
 
     async def write(self, directory: Path) -> None:

@@ -37,12 +37,15 @@ def fill_while_the_learner_saves(monkeypatch: pytest.MonkeyPatch) -> None:
         real = getattr(SimulatedLearner, name)
 
         async def save(
-            self: SimulatedLearner, directory: Path, real: Callable[..., Awaitable[object]] = real
+            self: SimulatedLearner,
+            directory: Path,
+            *step: int,
+            real: Callable[..., Awaitable[object]] = real,
         ) -> object:
             if "15" in directory.name:
                 (directory / TRAINED).write_text("half of it")
                 no_space()
-            return await real(self, directory)
+            return await real(self, directory, *step)
 
         monkeypatch.setattr(SimulatedLearner, name, save)
 

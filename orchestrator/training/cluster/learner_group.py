@@ -56,13 +56,13 @@ class RayLearnerGroup:
         answers = await self._gather([rank.publish.remote(version) for rank in self._ranks])
         return PublishedWeights(version, answers[0][0], _spans(spans for _, spans in answers))
 
-    async def save(self, directory: Path) -> tuple[Span, ...]:
+    async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
         """Every rank writes its shard."""
-        return _spans(await self._gather([rank.save.remote(directory, 0) for rank in self._ranks]))
+        return _spans(await self._gather([rank.save.remote(directory, step) for rank in self._ranks]))
 
-    async def snapshot(self) -> tuple[Span, ...]:
+    async def snapshot(self, step: int) -> tuple[Span, ...]:
         """Every rank copies its shard to host memory."""
-        return _spans(await self._gather([rank.snapshot.remote(0) for rank in self._ranks]))
+        return _spans(await self._gather([rank.snapshot.remote(step) for rank in self._ranks]))
 
     async def write(self, directory: Path) -> None:
         """Every rank writes its copy, beside whatever else it does."""

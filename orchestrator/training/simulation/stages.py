@@ -256,7 +256,7 @@ class SimulatedLearner:
         span = Span(Activity.SYNC, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
         return PublishedWeights(version, None, (span,))
 
-    async def save(self, directory: Path) -> tuple[Span, ...]:
+    async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
         """Write the list."""
         lines = [str(group) for group in self.trained]
         (directory / TRAINED).write_text("\n".join(lines[: len(lines) // 2]))
@@ -264,7 +264,7 @@ class SimulatedLearner:
         (directory / TRAINED).write_text("\n".join(lines))
         return ()
 
-    async def snapshot(self) -> tuple[Span, ...]:
+    async def snapshot(self, step: int) -> tuple[Span, ...]:
         """Copy the list."""
         self._may_die("copying")
         self._copied = list(self.trained)

@@ -90,6 +90,84 @@ def test_each_hour_is_of_one_kind():
     assert kinds(made) == {"idle": 2, "lost": 4, "superseded": 3, "restart": 2, "useful": 9}
 
 
+def test_steps_that_a_rebuilt_learner_did_again_are_superseded():
+    made = ledger(
+        declared(),
+        *lease("a", 0, 24),
+        span("a", "load", 0, 1),
+        span("a", "update", 1, 2, step=0),
+        span("a", "evaluate", 2, 3, step=1),
+        span("a", "checkpoint", 3, 4, step=1),
+        span("a", "update", 4, 6, step=1),
+        span("a", "checkpoint", 6, 7, step=2),
+        # died; the checkpoint of one step was the last whole one
+        span("a", "load", 8, 10),
+        span("a", "load", 10, 11),
+        span("a", "update", 11, 13, step=1),
+        span("a", "update", 13, 15, step=2),
+        # died again, and lost only step 2
+        span("a", "load", 16, 17),
+        span("a", "update", 17, 19, step=2),
+        span("a", "checkpoint", 19, 20, step=3),
+    )
+    # once: load 1, step 0, evaluation and checkpoint of it 3, steps 1 and 2 (the last time) 4, checkpoint 1
+    # again: step 1 and the checkpoint after it 3, step 2 2; reloads 3 + 1
+    assert kinds(made) == {"idle": 6, "superseded": 5, "restart": 4, "useful": 9}
+
+
+def test_rollouts_that_went_with_the_learner_are_superseded_and_those_before_are_not():
+    made = ledger(
+        declared(),
+        *lease("a", 0, 10),
+        *lease("g", 0, 10),
+        span("a", "load", 0, 1),
+        span("a", "sync", 1, 2, step=0),
+        span("a", "update", 2, 3, step=0),
+        span("a", "load", 5, 6),
+        span("a", "update", 6, 7, step=1),
+        *(rollout("g", activity, at, step) for activity, at, step in WORKER),
+    )
+    assert kinds(made) == {"idle": 8, "superseded": 2, "restart": 2, "useful": 8}
+
+
+def test_the_first_load_of_each_rank_and_of_late_workers_is_no_restart():
+    made = ledger(
+        declared(),
+        *lease("a", 0, 10),
+        *lease("b", 0, 10),
+        *lease("g", 0, 10),
+        *(rank("a", "learner-0", activity, at, 0) for activity, at in (("load", 0), ("update", 3))),
+        *(rank("b", "learner-1", activity, at, 0) for activity, at in (("load", 1), ("update", 3))),
+        rollout("g", "load", 5, 0),
+        rollout("g", "generate", 6, 1),
+    )
+    assert kinds(made) == {"idle": 24, "useful": 6}
+
+
+WORKER = (
+    ("load", 0, 0),
+    ("generate", 1, 0),
+    ("generate", 3, 1),  # for the step that the learner died in
+    ("score", 4, 1),
+    ("generate", 5, 1),  # sampled again: begun with the learner's load, or after it
+    ("load", 7, 0),  # lost and replaced
+    ("generate", 8, 2),
+)
+
+
+def rollout(lease: str, activity: str, at: int, step: int) -> SpanRecorded:
+    return _span(lease, "rollout-0", "rollout", activity, at, step)
+
+
+def rank(lease: str, actor: str, activity: str, at: int, step: int) -> SpanRecorded:
+    return _span(lease, actor, "learner", activity, at, step)
+
+
+def _span(lease: str, actor: str, role: str, activity: str, at: int, step: int) -> SpanRecorded:
+    start = START + at * HOUR_NS
+    return SpanRecorded(f"{lease}-{at}", lease, actor, role, activity, start, start + HOUR_NS, step, 0)
+
+
 def test_generated_tokens_that_were_never_trained_on_are_waste():
     made = ledger(
         declared(),

@@ -99,7 +99,7 @@ def test_a_removal_that_is_cut_short_leaves_no_checkpoint(
 
 def test_files_in_folders_are_verified_too(tmp_path: Path) -> None:
     class Sharded(SimulatedLearner):
-        async def save(self, directory: Path) -> tuple[()]:
+        async def save(self, directory: Path, step: int) -> tuple[()]:
             (directory / "ranks").mkdir()
             (directory / "ranks" / "0").write_text("weights")
             (directory / "ranks" / MANIFEST).write_text("a rank's own")
@@ -115,7 +115,7 @@ def test_files_in_folders_are_verified_too(tmp_path: Path) -> None:
 
 def test_a_learner_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
     class Failing(SimulatedLearner):
-        async def save(self, directory: Path) -> tuple[()]:
+        async def save(self, directory: Path, step: int) -> tuple[()]:
             (directory / "half").write_text("half")
             raise CheckpointError("rank 1 could not write its shard")
 
