@@ -7,6 +7,7 @@ import random
 from fractions import Fraction
 from itertools import pairwise
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def covered(lease: BookedLease, spans: list[SpanRecorded]) -> int:
     )
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=700)
 @given(ledgers(), moments)
 def test_a_lease_is_its_spans_idle_and_lost_time(events: list[Event], as_of: int):
@@ -70,6 +72,7 @@ def test_order_and_duplicates_change_nothing(events: list[Event], chance: random
     assert sorted(map(str, book(again, LATER, POLICY)[1])) == sorted(map(str, book(events, LATER, POLICY)[1]))
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=300)
 @given(ledgers(), st.lists(st.integers(0, 30), max_size=4), st.integers(0, 3))
 def test_closing_months_moves_nothing_and_the_past_stays_as_it_was(

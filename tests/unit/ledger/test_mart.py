@@ -30,6 +30,7 @@ def nonzero(lines: Lines) -> Lines:
     return {key: ns for key, ns in lines.items() if ns}
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     ledgers(),
