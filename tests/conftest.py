@@ -24,7 +24,7 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 LONGEST_COMMAND = 900.0
-"""Seconds: many times what any command here takes, on a machine that is busy."""
+"""Seconds: many times what any command here takes, or any step of a run, on a machine that is busy."""
 PROGRAM = Path(sys.executable).parent / "orchestrator"
 
 NEEDS_NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="needs the package nixl")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NIXL, Program
+from tests.conftest import LONGEST_COMMAND, NIXL, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -41,7 +41,7 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
         os.kill(pid_of(directory, "rollout-0"), signal.SIGKILL)
         wait_for_step(directory, 5)
         os.kill(pid_of(directory, "learner-1"), signal.SIGKILL)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=LONGEST_COMMAND)
     assert process.returncode == 0, f"{out}\n{err}"
 
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
@@ -54,12 +54,12 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
     assert report["difference_ns"] == 0
 
 
-def wait_for_step(directory: Path, step: int, seconds: float = 180) -> None:
+def wait_for_step(directory: Path, step: int) -> None:
     """Wait until the run has reported `step`."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + LONGEST_COMMAND
     metrics = directory / "metrics.jsonl"
     while not (metrics.exists() and f'"step":{step},' in metrics.read_text()):
-        assert time.monotonic() < deadline, f"step {step} did not come in {seconds:g} s"
+        assert time.monotonic() < deadline, f"step {step} did not come in {LONGEST_COMMAND:g} s"
         time.sleep(0.05)
 
 

@@ -26,7 +26,7 @@ class MemoryUnderTest(TrackerUnderTest):
             capacity=100,
             first_retry_seconds=0.01,
             max_retry_seconds=0.01,
-            finish_seconds=5,
+            finish_seconds=60,
         )
         return BackgroundTracker(lambda: self.memory, delivery, FakeClock(1_000))
 

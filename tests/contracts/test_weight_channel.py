@@ -45,7 +45,7 @@ class TestCollectiveChannel(WeightChannelContract):
 
     @pytest.fixture
     def channel(self) -> Generator[WeightChannel]:
-        channel = CollectiveChannel(HOST, "gloo", timeout_seconds=30.0)
+        channel = CollectiveChannel(HOST, "gloo", timeout_seconds=120.0)
         yield channel
         channel.close()
 
@@ -53,7 +53,7 @@ class TestCollectiveChannel(WeightChannelContract):
 @pytest.fixture(scope="module")
 def worker() -> Generator[WorkerProcess]:
     """One for all tests: each has a publisher of its own, which the worker finds in the handle."""
-    worker = WorkerProcess(timeout_seconds=30.0)
+    worker = WorkerProcess(timeout_seconds=120.0)
     yield worker
     worker.close()
 
@@ -61,7 +61,7 @@ def worker() -> Generator[WorkerProcess]:
 class TestCollectiveChannelBetweenProcesses(WeightChannelContract):
     @pytest.fixture
     def channel(self, worker: WorkerProcess) -> Generator[WeightChannel]:
-        channel = PullsElsewhere(CollectiveChannel(HOST, "gloo", timeout_seconds=30.0), worker)
+        channel = PullsElsewhere(CollectiveChannel(HOST, "gloo", timeout_seconds=120.0), worker)
         yield channel
         channel.close()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Program
+from tests.conftest import LONGEST_COMMAND, Program
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,7 +79,7 @@ def test_the_commands_of_a_page_run(page: Path, reader: dict[str, str]) -> None:
         env=reader,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONGEST_COMMAND,
         check=False,
     )
     assert done.returncode == 0, f"{page.name}:\n{done.stdout}\n{done.stderr}"

@@ -37,9 +37,9 @@ def hangs(completion: Completion) -> float:
     return 1.0
 
 
-def takes_ten_seconds(completion: Completion) -> float:
-    time.sleep(10)
-    return 1.0
+def never_ends(completion: Completion) -> float:
+    while True:
+        time.sleep(60)
 
 
 def dies(completion: Completion) -> float:

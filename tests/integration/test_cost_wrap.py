@@ -23,7 +23,7 @@ SLEEPER = "; ".join(
     [
         "import os, pathlib, sys, time",
         "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))",
-        "time.sleep(60)",
+        "time.sleep(1000)",
     ]
 )
 
@@ -37,7 +37,7 @@ def sleeper(folder: Path) -> list[str]:
     return ["--", sys.executable, "-c", SLEEPER, str(folder / "pid")]
 
 
-def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
@@ -92,7 +92,7 @@ def test_a_stopped_wrapper_stops_its_command_and_settles(tmp_path: Path) -> None
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
     until(lambda: beats(tmp_path) >= 2 and sleeping(tmp_path))
     wrapper.send_signal(signal.SIGTERM)
-    assert wrapper.wait(60) == 128 + signal.SIGTERM
+    assert wrapper.wait(300) == 128 + signal.SIGTERM
     booked, _ = book(spooled(tmp_path), time.time_ns())
     assert [lease.ending for lease in booked] == [Ending.RELEASED] * 2
     report = ["cost", "report", "w", "--json", "--output-dir", str(tmp_path)]
@@ -105,7 +105,7 @@ def test_a_killed_command_is_settled_as_failed(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
     until(lambda: sleeping(tmp_path))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    assert wrapper.wait(60) == 137
+    assert wrapper.wait(300) == 137
     words = ["cost", "report", "--by", "purpose", "--json", "--output-dir", str(tmp_path)]
     document = json.loads(subprocess.run([str(PROGRAM), *words], check=True, capture_output=True).stdout)
     assert [row["purpose"] for row in document["rows"]] == ["failed"]

@@ -23,7 +23,7 @@ from tests.contracts.tracker_contract import IDENTITY, TrackerContract, TrackerU
 pytestmark = pytest.mark.slow
 
 
-def tracking_config(uri: str | None = None, finish_seconds: float = 60.0) -> TrackingConfig:
+def tracking_config(uri: str | None = None, finish_seconds: float = 600.0) -> TrackingConfig:
     return TrackingConfig(
         backend="mlflow",
         uri=uri,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.training.run_directory import RunDirectory
-from tests.conftest import NIXL, Program
+from tests.conftest import LONGEST_COMMAND, NIXL, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -132,7 +132,7 @@ def test_the_last_checkpoint_exports_the_model_that_the_learner_exported(
 
 def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -> None:
     """Synchronous, world size 1: the losses after the resume are those of a run that was never broken."""
-    rules = ("steps=5", "checkpoint.every=1")
+    rules = ("steps=9", "checkpoint.every=1")  # so many that it is killed before it ends
     program(*small_run("unbroken", *rules))
     with program.start(*small_run("broken", *rules)) as process:
         _wait_for(program.output_dir / "broken" / "checkpoints" / "step-000002" / "manifest.json")
@@ -148,10 +148,10 @@ def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -
 
 
 def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, small_run: SmallRun) -> None:
-    with program.start(*small_run("interrupted", "steps=500", "checkpoint.every=0")) as process:
+    with program.start(*small_run("interrupted", "steps=100000", "checkpoint.every=0")) as process:
         _wait_for(program.output_dir / "interrupted" / "metrics.jsonl")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 4
+        assert process.wait(timeout=LONGEST_COMMAND) == 4
 
     assert program.json("status", "interrupted")["state"] == "drained"
     (checkpoint,) = (program.output_dir / "interrupted" / "checkpoints").glob("step-*")
@@ -223,8 +223,8 @@ def test_nixl_is_refused_before_anything_starts(program: Program, small_run: Sma
     assert "pip install nixl" in refused["hint"]
 
 
-def _wait_for(path: Path, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + LONGEST_COMMAND
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear in {seconds:g} s"
+        assert time.monotonic() < deadline, f"{path} did not appear in {LONGEST_COMMAND:g} s"
         time.sleep(0.05)

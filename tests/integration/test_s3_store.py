@@ -40,7 +40,7 @@ IDENTITIES = {
         }
     ]
 }
-READY_SECONDS = 60.0
+READY_SECONDS = 300.0
 
 
 def free_ports(count: int) -> list[int]:

@@ -313,7 +313,7 @@ def test_watch_waits_for_the_end(
 
 def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorded_run: RunDirectory) -> None:
     script = (
-        "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
+        "import time\ntry:\n    print('up', flush=True)\n    time.sleep(300)\n"
         "except KeyboardInterrupt:\n    raise SystemExit(4)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
@@ -325,7 +325,7 @@ def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorde
         write_atomically(recorded_run.state, replace(record, process=identity).to_json())
         answer = call("stop", RUN_ID, "--json")
         assert (answer.code, answer.json["pid"], answer.json["signal"]) == (0, process.pid, "SIGINT")
-        assert process.wait(timeout=30) == 4
+        assert process.wait(timeout=200) == 4
     assert call("stop", RUN_ID, "--json").json["hint"] == "it is failed"
 
 

@@ -91,7 +91,17 @@ def test_a_command_that_a_signal_ended_gives_128_and_the_signal(tmp_path: Path) 
 
 
 def test_a_long_command_gives_signs_of_life(tmp_path: Path) -> None:
-    _, events = wrapped(tmp_path, "import time; time.sleep(0.3)", 0.02)
+    """The command ends when it has seen several of them."""
+    file = tmp_path / "ledger" / "wrap.jsonl"
+    command = f"""
+import pathlib, time
+file = pathlib.Path({str(file)!r})
+for _ in range(6000):
+    if file.exists() and file.read_bytes().count(b"span_recorded") >= 8:
+        break
+    time.sleep(0.01)
+"""
+    _, events = wrapped(tmp_path, command, 0.02)
     booked, rejected = book(events, 2 * 10**18)
     assert rejected == []
     for lease in booked:

@@ -51,7 +51,7 @@ def private_bytes() -> int:
 
 
 @pytest.mark.parametrize(
-    "make", [SharedMemoryChannel, lambda: CollectiveChannel("127.0.0.1", "gloo", timeout_seconds=30.0)]
+    "make", [SharedMemoryChannel, lambda: CollectiveChannel("127.0.0.1", "gloo", timeout_seconds=120.0)]
 )
 def test_publish_and_pull_need_no_more_than_a_bucket_beside_the_channels_own_memory(
     make: Callable[[], WeightChannel],
