@@ -71,7 +71,7 @@ def run_until_stopped(program: Program, small_run: Callable[..., tuple[str, ...]
     machine can start a run within: the others are used up before there is a step.
     """
     rules = ("steps=100000", "tracking=mlflow", "checkpoint.every=0", f"budget.webhook={hook.url}")
-    for seconds in (150, 750):
+    for seconds in (150, 400, 850):
         name = f"thrifty-{seconds}"
         hook.heard.clear()
         set_budget(program, name, seconds)
@@ -147,14 +147,14 @@ def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
     """
     endless = r"+reward.components={tests.fakes.scorers\:never_ends: 1.0}"
     rules = ("budget.stop_seconds=6", "budget.break_off_seconds=4", "reward.timeout_seconds=3000", "steps=2")
-    for seconds in (80, 500):
+    for seconds in (80, 240, 720):
         run, limit = f"endless-{seconds}", SECOND * seconds
         program(*small_run(run, endless, *rules, f"budget.limit={limit:.6f}"), code=3)
         status = program.json("status", run)
         assert (status["state"], status["step"]) == ("budget", 0)
         report = program.json("cost", "report", run)
         assert report["difference_ns"] == 0
-        assert limit / 2 < Decimal(report["amount"]) <= limit
+        assert limit / 3 < Decimal(report["amount"]) <= limit
         if "broken off in the middle of a step" in status["why"]:
             return
     pytest.fail("the run never came to its first step")
