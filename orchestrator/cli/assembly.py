@@ -28,7 +28,7 @@ LONGEST_PROMPTS = 64
 """How many of the longest prompts are tokenized to see whether they fit: tokens grow with characters."""
 
 
-def check(config: RunConfig, clock: Clock) -> EpochPrompts:
+def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
     """The run's prompts; everything that would fail later for the same reason fails here.
 
     Raises ConfigError: a price book that can't be used or lacks the run's SKU, actors that don't fit their
@@ -36,7 +36,7 @@ def check(config: RunConfig, clock: Clock) -> EpochPrompts:
     here, a dataset that can't be read, a prompt longer than the context.
     """
     check_secrets(config)
-    check_prices(config, day_of(clock.now_ns()))
+    check_prices(config, day_of(clock.now_ns()), resumes=resumes)
     placement_of(config)
     check_model(config.model)
     mirror_of(config, "check")
@@ -58,9 +58,12 @@ def check_secrets(config: RunConfig) -> None:
         raise ConfigError(key, text, "the whole URL", hint)
 
 
-def check_prices(config: RunConfig, day: int) -> None:
+def check_prices(config: RunConfig, day: int, *, resumes: bool) -> None:
     """Raises ConfigError for a price book that can't be used, that prices in another currency than the
     budget's, or that has no price for what the run holds on the day number `day`: no limit could stop it.
+
+    A run that goes on keeps its price book, which may have ended since; so it needs that price only for a
+    limit of its own.
     """
     try:
         book = PriceBook.parse(config.price_book)
@@ -70,10 +73,13 @@ def check_prices(config: RunConfig, day: int) -> None:
         raise ConfigError(
             "budget.currency", config.budget.currency, book.currency, "what the price book is in"
         )
+    if resumes and config.budget.limit is None:
+        return
     try:
         book.price(config.cluster.sku, day)
     except LedgerError as error:
-        hint = f"{error.key}: got {error.value}, {error.hint}; choose another by price_book=NAME, or add it"
+        way = "go on by budget.limit=null" if resumes else "choose another by price_book=NAME, or add it"
+        hint = f"{error.key}: got {error.value}, {error.hint}; {way}"
         raise ConfigError("cluster.sku", config.cluster.sku, error.allowed, hint) from error
 
 
@@ -118,7 +124,7 @@ def parts_of(config: RunConfig, run_id: str, attempt: int, directory: Path) -> P
         steps=config.steps,
         evaluation_engine=config.evaluation.engine,
         use_gpu=config.cluster.resource == "gpu",
-        snapshots=config.checkpoint.asynchronous,
+        snapshots=config.checkpoint.asynchronous and config.checkpoint.every > 0,
         model=config.model,
         rollout=config.rollout,
         reward=config.reward,

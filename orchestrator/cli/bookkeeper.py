@@ -106,8 +106,10 @@ class Bookkeeper:
             self._shipped = True
             self._spent = self._ledger.spent_so_far(self._run_id)
         except (PriceBookError, UnknownPriceError) as error:
+            adopt = "orchestrator cost prices adopt FILE"
             self._say_once(
-                "prices", f"the ledger can't price this run, its limit holds on an estimate: {error}"
+                "prices",
+                f"the ledger can't price this run ({adopt}), its limit holds on an estimate: {error}",
             )
             return None
         except Exception as error:  # noqa: BLE001 - no error of a database may end the run or this thread

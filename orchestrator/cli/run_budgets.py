@@ -17,6 +17,7 @@ longer uses up what was set aside for the stop. When that is just enough to brea
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from typing import Any
 from orchestrator.ledger.budget_guard import BudgetGuard
 from orchestrator.ledger.budgets import Budget, Budgets, BudgetStatus
 from orchestrator.ledger.calendar import day_number, day_of
+from orchestrator.ledger.errors import UnknownPriceError
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
@@ -118,6 +120,7 @@ class RunBudgets:
         self._last: tuple[Decimal, int] | None = None
         self._stop_is_covered: set[BudgetGuard] = set()
         self.spent = Decimal(0)
+        self._compared = False
         """What the run had cost at the last round."""
         self.refusal = ""
         """Why the run must stop; empty: it may go on."""
@@ -132,7 +135,8 @@ class RunBudgets:
         """
         if ledger is not None and (counted := ledger.pricer().table.currency) != self._config.currency:
             # Its figures are no measure for this run's budgets, and this run's cost none for its own.
-            self.refusal = f"the ledger counts in {counted}, the run in {self._config.currency}"
+            how = f"choose a price_book in {counted} and budget.currency={counted}"
+            self.refusal = f"the ledger counts in {counted}, the run in {self._config.currency}: {how}"
             return []
         self.spent = spent = self._estimate() if cost is None else cost
         if cost is not None:
@@ -141,6 +145,7 @@ class RunBudgets:
         if self._own is not None:
             warned += self._look_at(*self._own, spent, self._rate(None))
         if ledger is not None:
+            self._say_what_counts(ledger)
             shared = self._shared = self._shared or self._join(ledger, spent)
             warned += self._look_at(ledger.budgets, shared, spent, self._rate(ledger))
         return warned
@@ -154,6 +159,18 @@ class RunBudgets:
             self._shared.close(cost)
             if self._shared.uncovered:
                 logger.warning("%s spent beyond what any budget covers", self._shared.uncovered)
+
+    def _say_what_counts(self, ledger: Ledger) -> None:
+        """Once: the ledger keeps its prices, whatever price book the run has brought along."""
+        if self._compared:
+            return
+        self._compared = True
+        with contextlib.suppress(UnknownPriceError):  # the run's own book may have ended since it began
+            if self._rate(ledger) != self._rate(None):
+                adopt = "orchestrator cost prices adopt FILE makes a price book count"
+                logger.warning(
+                    "the ledger has another price for %s, and that counts: %s", self._spender.sku, adopt
+                )
 
     def _look_at(self, budgets: Budgets, guard: BudgetGuard, spent: Decimal, rate: Fraction) -> list[Warned]:
         if self.refusal:

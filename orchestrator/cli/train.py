@@ -202,7 +202,10 @@ def failure_told(sink: UsageSink, run_id: str, clock: Clock) -> Generator[None]:
     except (BudgetStopError, DrainedError):
         raise
     except BaseException:
-        sink.emit(PurposeSet(new_event_id(), clock.now_ns(), run_id, "failed"))
+        try:
+            sink.emit(PurposeSet(new_event_id(), clock.now_ns(), run_id, "failed"))
+        except OSError as refused:  # a full disk may be why the run failed: that must be what is told
+            logger.error("not told to the ledger: %s (orchestrator cost purpose %s failed)", refused, run_id)
         raise
 
 

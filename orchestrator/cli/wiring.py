@@ -33,7 +33,7 @@ def run(config: RunConfig, *, run_id: str | None, json_output: bool) -> int:
     clock = SystemClock()
     directory = RunDirectory(config.output_dir / (run_id or new_run_id(config.job, clock.now_ns())))
     stages = {stage.name: configs.compose_stage(stage) for stage in config.stages}
-    plan = _plan(stages or {"": config})
+    plan = _plan(stages or {"": config}, resumes=False)
     directory.create()
     return _carry_out(config, directory, plan, json_output)
 
@@ -51,7 +51,7 @@ def resume(run_id: str, overrides: Sequence[str], output_dir: Path, json_output:
     if record.state is RunState.DONE and config == before:
         raise ConfigError("run", run_id, "a run that did not finish", "give it more steps: steps=N")
     stages = {stage.name: _stage_to_resume(directory, before, config, stage.name) for stage in config.stages}
-    return _carry_out(config, directory, _plan(stages or {"": config}), json_output)
+    return _carry_out(config, directory, _plan(stages or {"": config}, resumes=True), json_output)
 
 
 def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConfig, name: str) -> RunConfig:
@@ -66,10 +66,10 @@ def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConf
     return configs.with_resume_overrides(configs.load(begun.config), stage.overrides[len(old.overrides) :])
 
 
-def _plan(stages: dict[str, RunConfig]) -> Plan:
+def _plan(stages: dict[str, RunConfig], *, resumes: bool) -> Plan:
     """Check every stage: what can be wrong is wrong now. Raises ConfigError."""
     clock = SystemClock()
-    return Plan(stages, {name: check(config, clock) for name, config in stages.items()})
+    return Plan(stages, {name: check(config, clock, resumes=resumes) for name, config in stages.items()})
 
 
 def _carry_out(config: RunConfig, directory: RunDirectory, plan: Plan, json_output: bool) -> int:

@@ -163,8 +163,9 @@ def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> 
     """The tensors again, in order; each is valid until the next one is asked for.
 
     A tensor is copied to `destination(name)`, if that has its shape and is contiguous, and comes as that very
-    memory. Otherwise one that lies in one bucket is a view of the bucket's bytes, not to be written to, and
-    one that was cut is put together in memory of its own. Raises ValueError if pieces of a tensor are missing
+    memory; one that was not cut only if that is in host memory and has its dtype, too. Otherwise a tensor
+    that lies in one bucket is a view of the bucket's bytes, not to be written to, and one that was cut is
+    put together in memory of its own. Raises ValueError if pieces of a tensor are missing
     or out of order.
     """
     unfinished: tuple[str, Tensor, int] | None = None  # name, flat tensor, elements that have arrived

@@ -302,7 +302,16 @@ def test_a_ledger_that_counts_in_another_currency_is_no_measure_for_a_limit(cloc
     run = Run(euros, clock, own="100")
     run.hold()
     run.look()
-    assert run.budgets.refusal == "the ledger counts in EUR, the run in USD"
+    assert run.budgets.refusal.startswith("the ledger counts in EUR, the run in USD: ")
+
+
+def test_a_price_that_is_not_the_ledgers_is_said_once(clock: FakeClock, caplog: pytest.LogCaptureFixture):
+    dearer = {**BOOK, "prices": [{**BOOK["prices"][0], "amount": "3600"}]}
+    run = Run(Ledger.in_memory(dearer, now_ns=clock.now_ns), clock)
+    run.hold()
+    for _ in range(2):
+        run.look()
+    assert caplog.text.count("the ledger has another price for s") == 1
 
 
 def test_each_reservation_ends_once(ledger: Ledger, clock: FakeClock):

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.cli.train import failure_told
 from orchestrator.clock import FakeClock
-from orchestrator.errors import BudgetStopError, DrainedError, NonFiniteError
-from orchestrator.training.usage import MemorySink, PurposeSet
+from orchestrator.errors import BudgetStopError, CheckpointError, DrainedError, NonFiniteError
+from orchestrator.training.usage import MemorySink, PurposeSet, UsageEvent
 
 
 def _told(error: BaseException | None) -> list[tuple[str, str]]:
@@ -26,6 +26,19 @@ def _told(error: BaseException | None) -> list[tuple[str, str]]:
 )
 def test_a_run_that_ends_by_an_error_is_failed_work(error: BaseException) -> None:
     assert _told(error) == [("run", "failed")]
+
+
+class _FullDisk:
+    """A sink that refuses."""
+
+    def emit(self, event: UsageEvent) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_ended_the_run_is_told_although_the_disk_is_full(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(CheckpointError, match="step 3"), failure_told(_FullDisk(), "run", FakeClock()):
+        raise CheckpointError("the checkpoint of step 3 could not be written")
+    assert "orchestrator cost purpose run failed" in caplog.text
 
 
 @pytest.mark.parametrize("error", [None, BudgetStopError("the limit"), DrainedError("SIGTERM")])
