@@ -30,7 +30,8 @@ import torch
 from machine import describe, write_result
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.learner_exactness import VOCABULARY, Case, batch, learner_config, update_rule
+from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
+from benchmarks.moe_families import VOCABULARY
 from orchestrator.training.checkpoint import Checkpointer, LoopState
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit

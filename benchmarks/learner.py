@@ -36,7 +36,8 @@ from machine import write_result
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.learner_exactness import start_ranks, update_rule
+from benchmarks.exactness_setting import update_rule
+from benchmarks.ranks import start_ranks
 from orchestrator.config import compose
 from orchestrator.training.learner import batching, deepspeed_learner
 from orchestrator.training.learner.config import LearnerConfig
@@ -187,7 +188,7 @@ def in_one_process(rounds: int) -> list[dict[str, Any]]:
     return [row(name, tokens, ours, other, ratio) for name, ours, other, ratio in rows]
 
 
-def timed_rank(rank: int, counts: Sequence[int], port: int, directory: str) -> None:
+def timed_rank(rank: int, port: int, counts: Sequence[int], directory: str) -> None:
     """Wall seconds of each step on this rank."""
     torch.set_num_threads(1)
     rounds, world_size = counts

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-from torch.multiprocessing.spawn import spawn
 from transformers import PreTrainedModel
 
 from benchmarks.capacity_measured import (
@@ -40,16 +39,17 @@ from benchmarks.capacity_measured import (
     small_architectures,
     smollm2,
 )
-from benchmarks.learner_exactness import Case, batch, learner_config, update_rule
-from benchmarks.learner_exactness import build as build_exactness_model
+from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
 from benchmarks.machine import write_result
+from benchmarks.moe_families import build as build_exactness_model
+from benchmarks.ranks import start_ranks
 from orchestrator.capacity.activations import MicroBatch, micro_batch_activations
 from orchestrator.capacity.flops import Pass, inference_flops, training_flops
 from orchestrator.capacity.parameters import total_parameters
 from orchestrator.capacity.shape import ModelShape, read_shape
 from orchestrator.capacity.state import Sharding, learner_state
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit, free_port
+from orchestrator.training.learner.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
@@ -173,10 +173,9 @@ def seconds() -> Iterator[Row]:
 
 
 def _spawned(work: Callable[..., None], world_size: int, *arguments: Any) -> Any:  # noqa: ANN401
-    """Run `work(rank, world_size, port, queue, *arguments)` on fresh processes; what rank 0 puts."""
+    """Run `work(rank, port, world_size, queue, *arguments)` on fresh processes; what rank 0 puts."""
     queue = mp.get_context("spawn").SimpleQueue()
-    port = free_port("127.0.0.1")
-    spawn(work, (world_size, port, queue, *arguments), nprocs=world_size)
+    start_ranks(world_size, work, world_size, queue, *arguments)
     return queue.get()
 
 
@@ -191,7 +190,7 @@ def _learner(
     return DeepSpeedLearner(init, config, rule, Trainee(model, character_tokenizer(64)), 10)
 
 
-def _hold_states(rank: int, world_size: int, port: int, queue: Any) -> None:  # noqa: ANN401
+def _hold_states(rank: int, port: int, world_size: int, queue: Any) -> None:  # noqa: ANN401
     found: dict[tuple[int, bool], dict[str, int]] = {}
     for stage in range(4):
         for half in (False, True):
@@ -228,7 +227,7 @@ Work = dict[str, tuple[Architecture, int, int]]
 """By case: the model, rows, and tokens of a row."""
 
 
-def _time_updates(rank: int, world_size: int, port: int, queue: Any, work: Work) -> None:  # noqa: ANN401
+def _time_updates(rank: int, port: int, world_size: int, queue: Any, work: Work) -> None:  # noqa: ANN401
     """The least CPU seconds of an update of each case; rounds go over all cases, so that a machine that is
     slower for a while slows all of them.
     """

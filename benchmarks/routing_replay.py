@@ -28,7 +28,7 @@ import torch
 from machine import write_result
 from transformers import PreTrainedModel
 
-from benchmarks.learner_exactness import Case, learner_config, update_rule
+from benchmarks.exactness_setting import Case, learner_config, update_rule
 from benchmarks.moe_families import MODELS, build
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit

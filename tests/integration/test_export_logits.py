@@ -11,7 +11,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from benchmarks.learner_exactness import STEPS, Case, batch, learner_config, start_ranks, update_rule
+from benchmarks.exactness_setting import STEPS, Case, batch, learner_config, update_rule
+from benchmarks.ranks import start_ranks
 from orchestrator.config import conf_dir
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit
@@ -27,7 +28,7 @@ MODEL = ModelConfig.model_validate(yaml.safe_load((conf_dir() / "model" / "tiny_
 PROMPT = torch.arange(7, 47).view(2, 20)
 
 
-def _train_and_save(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+def _train_and_save(rank: int, port: int, cases: Sequence[Case], directory: str) -> None:
     torch.set_num_threads(1)
     for index, case in enumerate(cases):
         init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")

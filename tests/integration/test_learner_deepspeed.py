@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.learner_exactness import Case, batch, build, learner_config, update_rule
+from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
+from benchmarks.moe_families import build
 from orchestrator.errors import CheckpointError, ConfigError, NonFiniteError
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.learner_exactness import Case, batch, build, learner_config, start_ranks, update_rule
+from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
+from benchmarks.moe_families import build
+from benchmarks.ranks import start_ranks
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.training.buckets import unflatten
 from orchestrator.training.learner.adapters import (
@@ -178,7 +180,7 @@ def test_a_bfloat16_model_has_bfloat16_adapters_with_float32_masters(tmp_path: P
     assert {tensor.dtype for key, tensor in saved.items() if key.endswith("/master")} == {torch.float32}
 
 
-def _train(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+def _train(rank: int, port: int, cases: Sequence[Case], directory: str) -> None:
     torch.set_num_threads(1)
     for case in cases:
         folder = Path(directory) / str(case.zero_stage)

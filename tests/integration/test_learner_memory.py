@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.learner_exactness import (
-    Case,
-    Training,
-    batch,
-    build,
-    learner_config,
-    start_ranks,
-    update_rule,
-)
+from benchmarks.exactness_setting import Case, Training, batch, learner_config, update_rule
+from benchmarks.moe_families import build
+from benchmarks.ranks import start_ranks
 from orchestrator.training.buckets import unflatten
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
 from orchestrator.training.learner.distributed import DistributedInit
@@ -119,7 +113,7 @@ _WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def _each_way(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
+def _each_way(rank: int, port: int, cases: Sequence[Case], directory: str) -> None:
     torch.set_num_threads(1)
     for case in cases:
         for way, changes in _WAYS.items():

@@ -17,21 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.learner_exactness import (
-    OPTIMIZERS,
-    Case,
-    Difference,
-    OptimizerName,
-    Training,
-    batch,
-    build_rank,
-    compare,
-    learner_config,
-    rank_main,
-    read_results,
-    start_ranks,
-    train_plainly,
-)
+from benchmarks.exactness_setting import OPTIMIZERS, Case, OptimizerName, Training, batch, learner_config
+from benchmarks.learner_exactness import Difference, build_rank, compare, rank_main, read_results
+from benchmarks.plain_training import train_plainly
+from benchmarks.ranks import start_ranks
 from orchestrator.errors import NonFiniteError
 from orchestrator.training.buckets import unflatten
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner
@@ -99,8 +88,8 @@ def _with_routes(parts: Sequence[BatchPart]) -> list[BatchPart]:
     return routed
 
 
-def _two_ranks(rank: int, cases: Sequence[Case], port: int, directory: str) -> None:
-    rank_main(rank, cases, port, directory)
+def _two_ranks(rank: int, port: int, cases: Sequence[Case], directory: str) -> None:
+    rank_main(rank, port, cases, directory)
     for index, case in enumerate(_SAVED):
         _train_save_and_refuse(case, rank, port, Path(directory) / f"saved-{index}")
         _go_on(case, rank, port, Path(directory) / "single", Path(directory) / f"resumed-{index}")

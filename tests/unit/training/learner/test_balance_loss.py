@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.learner_exactness import update_rule
+from benchmarks.exactness_setting import update_rule
 from benchmarks.moe_families import build
 from orchestrator.training.learner.balance_loss import SequenceBalanceLoss, sequence_balance
 from orchestrator.training.learner.micro_batch import collate

@@ -1,0 +1,35 @@
+"""Ranks as processes of this machine, for benchmarks and tests. On a cluster they are Ray actors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import torch.multiprocessing as mp
+
+from orchestrator.training.learner.distributed import free_port
+
+
+def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) -> None:
+    """Run `main(rank, port, *arguments)`, one fresh process a rank, to the end; rank 0 listens on `port` of
+    127.0.0.1. Raises what a rank raised.
+    """
+    mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in the documentation
+        _run_and_exit,
+        args=(main, free_port("127.0.0.1"), *arguments),
+        nprocs=world_size,
+        start_method="spawn",
+    )
+
+
+def _run_and_exit(rank: int, main: Callable[..., None], *arguments: object) -> None:
+    """Without Python's finalization. gloo's threads may still hold the tensors of the last collective, and
+    releasing one from such a thread while the interpreter ends aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291). `destroy_process_group` would not join these threads:
+    DeepSpeed keeps groups in globals.
+    """
+    main(rank, *arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

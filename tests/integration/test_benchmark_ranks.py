@@ -1,0 +1,35 @@
+"""Processes that stand for ranks end well, whatever the interpreter's end would do to them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from pathlib import Path
+
+import pytest
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from benchmarks.ranks import start_ranks
+
+pytestmark = pytest.mark.slow
+
+
+def _write_then_abort_at_exit(rank: int, port: int, directory: str) -> None:
+    atexit.register(os.abort)
+    Path(directory, str(rank)).write_text(str(port))
+
+
+def _raise(rank: int, port: int) -> None:
+    if rank == 1:
+        raise ValueError("rank 1 is told")
+
+
+def test_an_abort_in_the_interpreters_end_is_not_a_failed_rank(tmp_path: Path) -> None:
+    start_ranks(2, _write_then_abort_at_exit, str(tmp_path))
+    first, second = ((tmp_path / str(rank)).read_text() for rank in (0, 1))
+    assert first == second
+
+
+def test_what_a_rank_raises_is_raised() -> None:
+    with pytest.raises(ProcessRaisedException, match="rank 1 is told"):
+        start_ranks(2, _raise)
