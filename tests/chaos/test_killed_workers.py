@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import LONGEST_COMMAND, NIXL, Program
+from tests.conftest import NIXL, Program
+from tests.running import events_of, going_on, interrupt, last_step, pid_of, wait_for_step, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-
-STEPS = 14
 
 
 @pytest.mark.parametrize("channel", ["auto", "collective", NIXL])
@@ -26,7 +22,6 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
     run = f"killed-{channel}"
     words = small_run(
         run,
-        f"steps={STEPS}",
         "checkpoint.every=2",
         "evaluation.every=0",
         "learner.world_size=2",
@@ -36,34 +31,23 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
         f"weights.channel={channel}",
     )
     directory = program.output_dir / run
-    with program.start(*words) as process:
-        wait_for_step(directory, 2)
-        os.kill(pid_of(directory, "rollout-0"), signal.SIGKILL)
-        wait_for_step(directory, 5)
-        os.kill(pid_of(directory, "learner-1"), signal.SIGKILL)
-        out, err = process.communicate(timeout=LONGEST_COMMAND)
-    assert process.returncode == 0, f"{out}\n{err}"
 
-    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    kinds = [event["event"] for event in events]
-    assert "rollout-0" in [event["worker"] for event in events if event["event"] == "worker_lost"]
-    assert kinds.count("learner_lost") == kinds.count("restored") == 1
-    losses = program.losses(run)
-    assert sorted(losses) == list(range(1, STEPS + 1)), "every step once, those after the restore again"
+    def told(kind: str) -> list[dict[str, Any]]:
+        return [event for event in events_of(directory) if event["event"] == kind]
+
+    with going_on(program, *words) as process:
+        wait_for_step(directory, 2, process)
+        os.kill(pid_of(directory, "rollout-0"), signal.SIGKILL)
+        wait_until(lambda: bool(told("worker_lost")), "the loss of the worker", process)
+        wait_for_step(directory, last_step(directory) + 3, process)
+        os.kill(pid_of(directory, "learner-1"), signal.SIGKILL)
+        wait_until(lambda: bool(told("restored")), "the restored learner", process)
+        wait_for_step(directory, told("learner_lost")[0]["step"] + 6, process)
+        interrupt(process)
+
+    assert "rollout-0" in [event["worker"] for event in told("worker_lost")]
+    assert len(told("learner_lost")) == len(told("restored")) == 1
+    last = program.json("status", run)["step"]
+    assert sorted(program.losses(run)) == list(range(1, last + 1)), "every step once, after the restore too"
     report = program.json("cost", "report", run)
     assert report["difference_ns"] == 0
-
-
-def wait_for_step(directory: Path, step: int) -> None:
-    """Wait until the run has reported `step`."""
-    deadline = time.monotonic() + LONGEST_COMMAND
-    metrics = directory / "metrics.jsonl"
-    while not (metrics.exists() and f'"step":{step},' in metrics.read_text()):
-        assert time.monotonic() < deadline, f"step {step} did not come in {LONGEST_COMMAND:g} s"
-        time.sleep(0.05)
-
-
-def pid_of(directory: Path, actor: str) -> int:
-    """The process of an actor's newest life."""
-    found = re.findall(r"is process (\d+)", (directory / "logs" / f"{actor}.log").read_text())
-    return int(found[-1])

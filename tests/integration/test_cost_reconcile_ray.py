@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.app import run_command_line
-from tests.chaos.test_killed_workers import pid_of, wait_for_step
-from tests.conftest import LONGEST_COMMAND, Program
+from tests.conftest import Program
+from tests.running import events_of, going_on, interrupt, last_step, pid_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -67,19 +67,22 @@ def test_a_real_run_agrees_with_ray_also_where_a_worker_was_killed(
     tmp_path: Path, exported: Path, small_run: Callable[..., tuple[str, ...]]
 ) -> None:
     program = Program(tmp_path)
-    words = small_run("killed", "steps=25", "evaluation.every=0", "max_staleness=1", "algorithm=grpo_tis")
-    with program.start(*words) as process:
-        wait_for_step(tmp_path / "killed", 2)
-        os.kill(pid_of(tmp_path / "killed", "rollout-0"), signal.SIGKILL)
-        _, err = process.communicate(timeout=LONGEST_COMMAND)
-    assert process.returncode == 0, err
+    run = tmp_path / "killed"
+    words = small_run(run.name, "evaluation.every=0", "max_staleness=1", "algorithm=grpo_tis")
+    with going_on(program, *words) as process:
+        wait_for_step(run, 2, process)
+        os.kill(pid_of(run, "rollout-0"), signal.SIGKILL)
+        second_life = run / "ledger" / "1-rollout-0-1.jsonl"
+        wait_until(lambda: second_life.exists() and second_life.stat().st_size > 0, "its next life", process)
+        wait_for_step(run, max(last_step(run) + 3, 12), process)
+        interrupt(process)
 
     result = program.json("cost", "reconcile-ray", str(exported), "--tolerance", "10")
 
     assert result["findings"] == []
     # Each life of an actor of the run spools to a file of its own.
-    spools = list((tmp_path / "killed" / "ledger").glob("1-*-[0-9].jsonl"))
+    spools = list((run / "ledger").glob("1-*-[0-9].jsonl"))
     assert result["lives"] >= len(spools) >= 4
-    lost = [json.loads(line) for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()]
-    assert "rollout-0" in [event["worker"] for event in lost if event["event"] == "worker_lost"]
+    lost = [event["worker"] for event in events_of(run) if event["event"] == "worker_lost"]
+    assert "rollout-0" in lost
     assert result["leases"] > 0 and result["spans"] > 20

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +14,10 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orchestrator.training.checkpoint_format import complete
 from orchestrator.training.run_directory import RunDirectory
-from tests.conftest import LONGEST_COMMAND, NIXL, Program
+from tests.conftest import NIXL, PATIENT_TRACKING, Program
+from tests.running import going_on, interrupt, last_step, wait_for_step, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -35,7 +35,7 @@ def asynchronous_run(program: Program, small_run: SmallRun) -> str:
         "learner.zero_stage=2",
         "algorithm=grpo_tis",
         "algorithm.drop_uninformative=false",  # this model earns nothing: compute it all the same
-        "tracking=mlflow",
+        *PATIENT_TRACKING,
         "evaluation.samples=4",
     )
     document = program.json(*words)
@@ -132,14 +132,16 @@ def test_the_last_checkpoint_exports_the_model_that_the_learner_exported(
 
 def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -> None:
     """Synchronous, world size 1: the losses after the resume are those of a run that was never broken."""
-    rules = ("steps=9", "checkpoint.every=1")  # so many that it is killed before it ends
-    program(*small_run("unbroken", *rules))
-    with program.start(*small_run("broken", *rules)) as process:
-        _wait_for(program.output_dir / "broken" / "checkpoints" / "step-000002" / "manifest.json")
-        process.send_signal(signal.SIGKILL)
+    directory = program.output_dir / "broken"
+    with going_on(program, *small_run("broken", "checkpoint.every=1")) as process:
+        # Whichever they are: two are kept, and how far the run is when this test looks, nobody knows.
+        wait_until(lambda: len(complete(directory / "checkpoints")) >= 2, "a second checkpoint", process)
+        process.kill()
     assert program.json("status", "broken")["state"] == "failed"
 
-    program("resume", "broken")
+    steps = f"steps={last_step(directory) + 3}"
+    program("resume", "broken", steps)
+    program(*small_run("unbroken", "checkpoint.every=1", steps))
 
     assert program.losses("broken") == program.losses("unbroken")
     assert program.json("status", "broken")["history"] == program.json("status", "unbroken")["history"]
@@ -148,13 +150,13 @@ def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -
 
 
 def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, small_run: SmallRun) -> None:
-    with program.start(*small_run("interrupted", "steps=100000", "checkpoint.every=0")) as process:
-        _wait_for(program.output_dir / "interrupted" / "metrics.jsonl")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=LONGEST_COMMAND) == 4
+    directory = program.output_dir / "interrupted"
+    with going_on(program, *small_run("interrupted", "checkpoint.every=0")) as process:
+        wait_for_step(directory, 0, process)
+        interrupt(process)
 
     assert program.json("status", "interrupted")["state"] == "drained"
-    (checkpoint,) = (program.output_dir / "interrupted" / "checkpoints").glob("step-*")
+    (checkpoint,) = (directory / "checkpoints").glob("step-*")
     step = int(checkpoint.name.removeprefix("step-"))
     program("resume", "interrupted", f"steps={step + 1}")
     assert program.json("status", "interrupted")["step"] == step + 1
@@ -221,10 +223,3 @@ def test_nixl_is_refused_before_anything_starts(program: Program, small_run: Sma
     refused = program.json(*small_run("no-nixl", "steps=1", "weights.channel=nixl"), code=2)
     assert (refused["key"], refused["value"]) == ("weights.channel", "nixl")
     assert "pip install nixl" in refused["hint"]
-
-
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + LONGEST_COMMAND
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear in {LONGEST_COMMAND:g} s"
-        time.sleep(0.05)
