@@ -150,6 +150,7 @@ def test_the_database_is_killed_and_every_promise_is_kept(tmp_path: Path, server
     require_head(engine)
     engine.dispose()
     actor = start("emit", spool, "a")
+    wait_for_line(actor)
     shipper = start("ship", spool, server.url)
     wait_for_line(shipper)
     for _ in range(DATABASE_ROUNDS):

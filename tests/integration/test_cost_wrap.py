@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator.ledger.booking import STANDARD_POLICY, Ending, book
 from orchestrator.ledger.events import Event, SpanRecorded, event_from_json
+from tests.processes import alive
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def spooled(folder: Path) -> list[Event]:
     file = folder / "w" / "ledger" / "wrap.jsonl"
     if not file.exists():
         return []
-    return [event_from_json(line) for line in file.read_text().splitlines()]
+    return [event_from_json(line) for line in file.read_text().split("\n")[:-1]]
 
 
 def beats(folder: Path) -> int:
@@ -60,21 +61,13 @@ def sleeping(folder: Path) -> bool:
     return (folder / "pid").exists() and (folder / "pid").read_text() != ""
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_a_killed_wrapper_ends_its_leases_with_its_last_beat(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
     until(lambda: beats(tmp_path) >= 6 and sleeping(tmp_path))
     command = int((tmp_path / "pid").read_text())
     wrapper.kill()
     wrapper.wait()
-    until(lambda: not is_alive(command))
+    until(lambda: not alive(command))
     events = spooled(tmp_path)
     last = max(event.end_ns for event in events if isinstance(event, SpanRecorded))
     booked, rejected = book(events, last + 10**15)
