@@ -94,10 +94,10 @@ def prints(completion: Completion) -> float:
 
 
 class _SlowToLoad:
-    """Loading takes longer than a rollout may: 5 s."""
+    """Loading takes longer than a rollout may: 10 s."""
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
-        time.sleep(5.5)
+        time.sleep(10.5)
 
     def __call__(self, completion: Completion, /) -> float:
         return 1.0

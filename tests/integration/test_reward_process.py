@@ -16,12 +16,13 @@ from orchestrator.training.records import Grade
 from orchestrator.training.rewards import process as process_module
 from orchestrator.training.rewards.grader import FEWEST_LOST_CHILDREN, Grader
 from tests.fakes.graded import reward_config, rollout_block
+from tests.processes import alive
 
 pytestmark = pytest.mark.slow
 
 FAKES = "tests.fakes.scorers"
 ROOT = Path(__file__).resolve().parents[2]
-ENOUGH = 5.0
+ENOUGH = 10.0
 """Seconds in which a rollout that does not hang is scored, on a machine that is busy."""
 Make = Callable[..., Grader]
 
@@ -40,16 +41,8 @@ def make() -> Iterator[Make]:
         grader.close()
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     return condition()
@@ -61,7 +54,7 @@ def test_a_rollout_that_hangs_is_killed_and_costs_no_other(make: Make) -> None:
     scores = grader.grade(rollout_block(["a", "bad", "c", "d"]))
     assert scores.grades.tolist() == [Grade.OK, Grade.TIMEOUT, Grade.OK, Grade.OK]
     assert scores.rewards.tolist() == [1.0, -0.5, 1.0, 1.0]
-    assert scores.reasons[1] == "no score within 5 s"
+    assert scores.reasons[1] == f"no score within {ENOUGH:g} s"
     assert grader.pid != pid and pid is not None and not alive(pid)
 
 
