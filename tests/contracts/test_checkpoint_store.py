@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from moto import mock_aws
+from moto.s3.responses import S3Response
 
 from orchestrator.errors import CheckpointConflictError, CheckpointError, ConfigError
 from orchestrator.training.checkpoint_format import MANIFEST
@@ -95,9 +96,21 @@ class TestDirectoryStore(CheckpointStoreContract):
         return DirectoryUnderTest(tmp_path / "store" / "run-1")
 
 
+def one_at_a_time(write: Callable[..., Any]) -> Callable[..., Any]:
+    """S3 decides on a condition and writes at once; moto looks, and writes later."""
+    lock = threading.Lock()
+
+    def locked(*arguments: Any) -> Any:
+        with lock:
+            return write(*arguments)
+
+    return locked
+
+
 @pytest.fixture(scope="module")
 def session() -> Iterator[boto3.Session]:
     with pytest.MonkeyPatch.context() as patch, mock_aws():
+        patch.setattr(S3Response, "put_object", one_at_a_time(S3Response.put_object))
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
         session = boto3.Session("testing", "testing", region_name="us-east-1")
         session.client("s3").create_bucket(Bucket=BUCKET)
