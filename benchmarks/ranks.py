@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch.multiprocessing as mp
 
-from orchestrator.training.learner.distributed import free_port
+from benchmarks.ports import quiet_ports
 
 
 def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) -> None:
@@ -17,7 +17,7 @@ def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) 
     """
     mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in the documentation
         _run_and_exit,
-        args=(main, free_port("127.0.0.1"), *arguments),
+        args=(main, *quiet_ports(1), *arguments),
         nprocs=world_size,
         start_method="spawn",
     )

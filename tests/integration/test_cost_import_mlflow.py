@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
+import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ports import quiet_ports
 from orchestrator.cli.app import run_command_line
 
 pytestmark = pytest.mark.slow
@@ -53,28 +54,27 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = quiet_ports(1)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
     command += ["--artifacts-destination", str(tmp_path_factory.mktemp("artifacts"))]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
-                with urllib.request.urlopen(f"{url}/health", timeout=5):
+                with urllib.request.urlopen(f"{url}/health", timeout=30):
                     break
-            except urllib.error.URLError:
+            except OSError:  # nobody listens yet, or nobody answers
                 assert process.poll() is None
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.2)
         yield url
     finally:
-        process.terminate()
-        process.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)  # with its workers
+        process.wait()
 
 
 def taken(source: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from benchmarks.ports import quiet_ports
 from orchestrator.errors import CheckpointError
 from orchestrator.training.checkpoint_store import S3Store
 from tests.contracts.checkpoint_store_contract import (
@@ -43,21 +44,6 @@ IDENTITIES = {
 READY_SECONDS = 300.0
 
 
-def free_ports(count: int) -> list[int]:
-    """Below 50,000: the server's gRPC ports lie 10,000 above."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        for port in range(18_000 + time.time_ns() % 20_000, 50_000):
-            if len(found) == count:
-                break
-            pair = (held.enter_context(socket.socket()), held.enter_context(socket.socket()))
-            with contextlib.suppress(OSError):
-                pair[0].bind(("127.0.0.1", port))
-                pair[1].bind(("127.0.0.1", port + 10_000))
-                found.append(port)
-    return found
-
-
 def client_of(endpoint: str, secret: str = "secret") -> S3Client:
     session = boto3.Session("run", secret, region_name="us-east-1")
     return session.client("s3", endpoint_url=endpoint)
@@ -67,7 +53,7 @@ def client_of(endpoint: str, secret: str = "secret") -> S3Client:
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("seaweed")
     (folder / "identities.json").write_text(json.dumps(IDENTITIES))
-    master, volume, filer, s3 = free_ports(4)
+    master, volume, filer, s3 = quiet_ports(4, also=10_000)  # where each one's gRPC is
     command = [
         str(WEED),
         "server",
@@ -91,7 +77,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         server.kill()  # it would take half a minute to say goodbye to itself
-        server.wait(30)
+        server.wait()
 
 
 def wait_until_ready(url: str, server: subprocess.Popen[Any], log: Path) -> None:
@@ -143,9 +129,11 @@ def test_keys_that_the_server_does_not_know(endpoint: str, tmp_path: Path) -> No
 
 
 def test_a_server_that_is_gone() -> None:
-    (port,) = free_ports(1)
-    with (
-        contextlib.closing(client_of(f"http://127.0.0.1:{port}")) as client,
-        pytest.raises(CheckpointError, match="could not be read"),
-    ):
-        S3Store(client, BUCKET, "run", keep=1).newest()
+    with socket.socket() as taken:  # so that nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            contextlib.closing(client_of(url)) as client,
+            pytest.raises(CheckpointError, match="could not be read"),
+        ):
+            S3Store(client, BUCKET, "run", keep=1).newest()
