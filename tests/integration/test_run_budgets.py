@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.conftest import Program
+from tests.conftest import PATIENT_TRACKING, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -70,7 +70,7 @@ def run_until_stopped(program: Program, small_run: Callable[..., tuple[str, ...]
     """The name of a run, its team and its budget, which has stopped it. It is the smallest of a few that this
     machine can start a run within: the others are used up before there is a step.
     """
-    rules = ("steps=100000", "tracking=mlflow", "checkpoint.every=0", f"budget.webhook={hook.url}")
+    rules = ("steps=100000", *PATIENT_TRACKING, "checkpoint.every=0", f"budget.webhook={hook.url}")
     for seconds in (150, 400, 850):
         name = f"thrifty-{seconds}"
         hook.heard.clear()
@@ -83,9 +83,9 @@ def run_until_stopped(program: Program, small_run: Callable[..., tuple[str, ...]
 
 
 def assert_settled(program: Program, budget: dict[str, Any]) -> None:
-    """What the run cost is settled: at most a second more, for a lease may end while its cost is asked."""
+    """What the run cost is settled: at most seconds more, for a lease may end while its cost is asked."""
     cost = Decimal(program.json("cost", "report", budget["name"])["amount"])
-    assert cost <= Decimal(budget["settled"]) <= cost + SECOND
+    assert cost <= Decimal(budget["settled"]) <= cost + 5 * SECOND
 
 
 def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
@@ -116,8 +116,9 @@ def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
         "budget.webhook",
         f"http://127.0.0.1:{hook.server_port}/***",
     )
-    program("resume", name, told_again, code=3)  # hardly anything is left: it stops while it starts
-    assert program.json("status", name)["state"] == "budget"
+    program("resume", name, told_again, code=3)  # hardly anything is left: it stops while it starts, or soon
+    status = program.json("status", name)
+    assert status["state"] == "budget"
 
     set_budget(program, name, seconds=4000)
     program("resume", name, told_again, f"steps={status['step'] + 1}")
@@ -146,10 +147,10 @@ def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
     larger one.
     """
     endless = r"+reward.components={tests.fakes.scorers\:never_ends: 1.0}"
-    rules = ("budget.stop_seconds=6", "budget.break_off_seconds=4", "reward.timeout_seconds=3000", "steps=2")
-    for seconds in (80, 240, 720):
+    rules = ("budget.stop_seconds=20", "budget.break_off_seconds=15", "reward.timeout_seconds=3000")
+    for seconds in (110, 330, 800):
         run, limit = f"endless-{seconds}", SECOND * seconds
-        program(*small_run(run, endless, *rules, f"budget.limit={limit:.6f}"), code=3)
+        program(*small_run(run, endless, *rules, "steps=2", f"budget.limit={limit:.6f}"), code=3)
         status = program.json("status", run)
         assert (status["state"], status["step"]) == ("budget", 0)
         report = program.json("cost", "report", run)
