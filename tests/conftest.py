@@ -18,10 +18,15 @@ from hypothesis import HealthCheck, settings
 # threads that wait for a core that another one has make small tensors many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long an example takes says how busy the machine is. What a test's own settings leave out is taken from
-# here.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# Ray gives up on its own processes after half a minute.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
+
+# How long an example takes says how busy the machine is. Every run draws the same examples; others are looked
+# for with HYPOTHESIS_PROFILE=others. What a test's own settings leave out is taken from here.
+_BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("others", _BUSY)
+settings.register_profile("any machine", _BUSY, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "any machine"))
 
 LONGEST_COMMAND = 900.0
 """Seconds: many times what any command here takes, or any step of a run, on a machine that is busy."""

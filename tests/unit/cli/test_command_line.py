@@ -313,7 +313,8 @@ def test_watch_waits_for_the_end(
 
 def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorded_run: RunDirectory) -> None:
     script = (
-        "import time\ntry:\n    print('up', flush=True)\n    time.sleep(300)\n"
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n    print('up', flush=True)\n    time.sleep(300)\n"
         "except KeyboardInterrupt:\n    raise SystemExit(4)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
