@@ -46,10 +46,11 @@ from machine import describe, write_result
 from orchestrator.cli.assembly import parts_of
 from orchestrator.config import compose
 from orchestrator.run_config import RunConfig
-from orchestrator.training.buckets import Piece, unflatten
+from orchestrator.training.buckets import Piece
 from orchestrator.training.cluster.learner_parts import build_learner
 from orchestrator.training.cluster.weights import make_channel
 from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.weights.publishing import Meeting, WeightPublisher
 
 MODELS = {"tiny_moe": (1, 2), "smollm2_135m": (1,)}
 """With the expert-parallel sizes to publish from."""
@@ -125,6 +126,8 @@ class Rank(Process):
         size = self._config.learner.world_size
         init = DistributedInit(rank, size, *address, "gloo", "cpu")
         self._learner = build_learner(init, parts_of(self._config, "benchmark", 1, directory))
+        meeting = Meeting(":".join(map(str, address)), size, self._config.weights.timeout_seconds)
+        self._publisher = WeightPublisher(rank, self._learner, self._channel, meeting)
         buckets = list(self._learner.weights())
         whole = [piece for bucket in buckets for piece in bucket.pieces if not piece.start]
         far = torch.tensor(sum(_far_bytes(piece, size) for piece in whole))
@@ -135,7 +138,7 @@ class Rank(Process):
     def publish(self, version: int) -> tuple[Any, Timing]:
         """The handle, and what it took from the moment on that all ranks have come."""
         dist.barrier()
-        timing, handle = timed(lambda: self._publish(version))
+        timing, handle = timed(lambda: self._publisher.publish(version))
         return handle, timing
 
     def transfer(self) -> Timing:
@@ -151,13 +154,8 @@ class Rank(Process):
         """The handle, and the extra bytes at the peak."""
         dist.barrier()
         with PeakMemory() as peak:
-            handle = self._publish(version)
+            handle = self._publisher.publish(version)
         return handle, peak.bytes
-
-    def _publish(self, version: int) -> Any:  # noqa: ANN401
-        if dist.get_rank() == 0:
-            return self._channel.publish(version, self._learner.weights)
-        return list(self._learner.weights())
 
 
 def _far_bytes(piece: Piece, size: int) -> int:
@@ -172,16 +170,19 @@ class Worker(Process):
 
     def __init__(self, config: RunConfig, channel: str) -> None:
         super().__init__(config, channel)
-        from orchestrator.training.rollouts.engines import ENGINES  # here: it must not travel with the class
+        # Here: they must not travel with the class.
+        from orchestrator.training.rollouts.engines import ENGINES
+        from orchestrator.training.rollouts.loading import WeightLoader
 
-        self._engine = ENGINES.get("hf")(config.model, config.rollout, torch.device("cpu"), config.seed + 1)
+        engine = ENGINES.get("hf")(config.model, config.rollout, torch.device("cpu"), config.seed + 1)
+        self._loader = WeightLoader(engine)
 
     def pull(self, version: int, handle: Any) -> Timing:  # noqa: ANN401 - the channel's own
         """What it took."""
 
         def load() -> None:
             with closing(self._channel.pull(handle)) as buckets:
-                self._engine.load_weights(version, unflatten(buckets, self._engine.weight_storage))
+                self._loader.load(version, buckets)
 
         return timed(load)[0]
 

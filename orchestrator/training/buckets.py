@@ -97,29 +97,58 @@ def flatten(
     `allocate` may give the same memory again: then a bucket is valid until the next one is asked for. Raises
     ValueError if `bucket_bytes` is less than one aligned element needs (64).
     """
+    filling: Filling | None = None
+    writing: Writing | None = None
+    for placed in placements(tensors, bucket_bytes):
+        if filling is None or writing is None or placed.filling is not filling:
+            if filling is not None and writing is not None:
+                yield filling.bucket(writing.data)
+            filling, writing = placed.filling, Writing(allocate(bucket_bytes))
+        writing.write(placed.offset, placed.part.data, placed.first, placed.length)
+    if filling is not None and writing is not None:
+        yield filling.bucket(writing.data)
+
+
+class Placed(NamedTuple):
+    """`length` elements of `part.data`, from `first` on: at byte `offset` of a bucket."""
+
+    filling: Filling
+    part: TensorPart
+    first: int
+    length: int
+    offset: int
+
+
+def placements(tensors: Iterable[NamedTensor | TensorPart], bucket_bytes: int) -> Iterator[Placed]:
+    """What `flatten` copies where, bucket by bucket. Only shapes and dtypes are looked at: tensors may be on
+    the device "meta". A bucket is full when the next one's first placement comes. Raises ValueError as
+    `flatten` does.
+    """
     if bucket_bytes < ALIGNMENT:
         raise ValueError(f"bucket_bytes: got {bucket_bytes}, allowed: {ALIGNMENT} or more")
-    filling: _Filling | None = None
+    filling = Filling(bucket_bytes)
     for item in tensors:
         part = item if isinstance(item, TensorPart) else TensorPart(item[0], tuple(item[1].shape), 0, item[1])
         numel, taken = part.data.numel(), 0
         while taken < numel or taken == 0:
-            if filling is not None and not filling.takes(part, taken):
-                yield filling.bucket()
-                filling = None
-            if filling is None:
-                filling = _Filling(allocate(bucket_bytes))
-            taken += max(1, filling.add(part, taken))
-    if filling is not None:
-        yield filling.bucket()
+            if filling.pieces and not filling.takes(part, taken):
+                filling = Filling(bucket_bytes)
+            length, offset = filling.add(part, taken)
+            yield Placed(filling, part, taken, length, offset)
+            taken += max(1, length)
 
 
-class _Filling:
-    """A bucket on its way to being full."""
+class Filling:
+    """A bucket on its way to being full: what lies where in it, without its memory."""
 
-    def __init__(self, data: NDArray[np.uint8]) -> None:
-        self._data, self._pieces, self._end = data, list[Piece](), 0
-        self._address, self._size = data.ctypes.data, data.nbytes
+    def __init__(self, size: int) -> None:
+        self.pieces: list[Piece] = []
+        self._size, self._end = size, 0
+
+    @property
+    def used(self) -> int:
+        """Bytes, as they are sent."""
+        return min(self._size, _aligned(self._end))
 
     def takes(self, part: TensorPart, taken: int) -> bool:
         """There is room for what follows the part's first `taken` elements; for some of it, if the tensor
@@ -132,31 +161,42 @@ class _Filling:
         whole = math.prod(part.shape)
         return room > 0 and (whole <= room or whole * size > self._size)
 
-    def add(self, part: TensorPart, taken: int) -> int:
-        """Copy as much of that as there is room for; the number of elements."""
+    def add(self, part: TensorPart, taken: int) -> tuple[int, int]:
+        """Give room to as much of that as there is; the number of elements, and at which byte."""
         data, start = part.data, part.start + taken
         size, offset = data.element_size(), self._offset(start)
         length = min(data.numel() - taken, (self._size - offset) // size)
-        if _is_plain(data):
-            ctypes.memmove(self._address + offset, data.data_ptr() + taken * size, length * size)
+        if start and self.pieces:
+            last = self.pieces[-1]
+            self.pieces[-1] = last._replace(length=last.length + length)
         else:
-            room = torch.from_numpy(self._data[offset : offset + length * size]).view(data.dtype)
-            room.copy_(data.detach().reshape(-1)[taken : taken + length])
-        if start and self._pieces:
-            last = self._pieces[-1]
-            self._pieces[-1] = last._replace(length=last.length + length)
-        else:
-            self._pieces.append(Piece(part.name, part.shape, _dtype_name(data.dtype), start, length, offset))
+            self.pieces.append(Piece(part.name, part.shape, _dtype_name(data.dtype), start, length, offset))
         self._end = offset + length * size
-        return length
+        return length, offset
 
-    def bucket(self) -> Bucket:
-        """As it is now."""
-        return Bucket(tuple(self._pieces), self._data[: min(self._size, _aligned(self._end))])
+    def bucket(self, data: NDArray[np.uint8]) -> Bucket:
+        """As it is now, with its memory."""
+        return Bucket(tuple(self.pieces), data[: self.used])
 
     def _offset(self, start: int) -> int:
         """Where the element `start` of a tensor goes: what continues the last piece follows it at once."""
         return self._end if start else _aligned(self._end)
+
+
+class Writing:
+    """A bucket's memory, to be written."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self.data, self._address = data, data.ctypes.data
+
+    def write(self, offset: int, tensor: Tensor, first: int, length: int) -> None:
+        """Copy elements [first, first + length) of `tensor` to byte `offset`."""
+        size = tensor.element_size()
+        if is_plain(tensor):
+            ctypes.memmove(self._address + offset, tensor.data_ptr() + first * size, length * size)
+        else:
+            room = torch.from_numpy(self.data[offset : offset + length * size]).view(tensor.dtype)
+            room.copy_(tensor.detach().reshape(-1)[first : first + length])
 
 
 def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> Iterator[NamedTensor]:
@@ -225,13 +265,13 @@ class _Reading:
 
     def view(self, piece: Piece) -> Tensor:
         """[length], of the bucket's memory."""
-        dtype = _dtype(piece.dtype)
+        dtype = dtype_named(piece.dtype)
         return self._bytes[piece.offset : piece.offset + piece.length * dtype.itemsize].view(dtype)
 
     def in_place(self, piece: Piece, place: Tensor | None) -> Tensor:
         """A whole tensor, copied to its place if it can be; else a view."""
-        fits = place is not None and place.shape == piece.shape and place.dtype == _dtype(piece.dtype)
-        if place is None or not fits or not _is_plain(place):
+        fits = place is not None and place.shape == piece.shape and place.dtype == dtype_named(piece.dtype)
+        if place is None or not fits or not is_plain(place):
             return self.view(piece).view(piece.shape)
         ctypes.memmove(place.data_ptr(), self._address + piece.offset, place.nbytes)
         return place
@@ -246,13 +286,14 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Its elements follow each other in memory that this process can copy from and to."""
     return tensor.is_cpu and tensor.is_contiguous()
 
 
 @functools.cache
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of `Piece.dtype`."""
     return getattr(torch, name)
 
 
@@ -261,4 +302,4 @@ def _room_for(piece: Piece, destination: Destination) -> Tensor:
     found = destination(piece.name)
     if found is not None and tuple(found.shape) == piece.shape and found.is_contiguous():
         return found.detach().view(-1)
-    return torch.empty(math.prod(piece.shape), dtype=_dtype(piece.dtype))
+    return torch.empty(math.prod(piece.shape), dtype=dtype_named(piece.dtype))

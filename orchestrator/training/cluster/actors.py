@@ -41,6 +41,7 @@ class RolloutActor:
 
             from orchestrator.training.cluster.weights import make_channel
             from orchestrator.training.rollouts.engines import ENGINES
+            from orchestrator.training.rollouts.loading import WeightLoader
 
             self._channel = make_channel(parts.weights)
             if parts.rollout.threads:
@@ -51,6 +52,7 @@ class RolloutActor:
                 name: ENGINES.get(name)(parts.model, parts.rollout, device, parts.seed)
                 for name in sorted(names)
             }
+            self._loaders = [WeightLoader(engine) for engine in self._engines.values()]
         self._parts = parts
         self._held: bytes | None = None
         """Identity of the publish whose weights the engines have."""
@@ -77,13 +79,11 @@ class RolloutActor:
         return block, (len(block.tokens), self._meter.take())
 
     def _pull(self, version: WeightVersion, handle: WeightHandle, step: int) -> None:
-        from orchestrator.training.buckets import unflatten
-
         self._held = None  # until the last tensor is loaded the engine has a mixture
         with self._meter.span(Activity.SYNC, step):
-            for engine in self._engines.values():
+            for loader in self._loaders:
                 with contextlib.closing(self._channel.pull(handle)) as buckets:
-                    engine.load_weights(version, unflatten(buckets, engine.weight_storage))
+                    loader.load(version, buckets)
         self._held = handle.identity
 
 
@@ -154,15 +154,21 @@ class LearnerActor:
             probe.bind((host, 0))
             return f"{host}:{probe.getsockname()[1]}"
 
-    def setup(self, init: DistributedInit) -> tuple[Span, ...]:
-        """Join the other ranks and build the model. Every rank must be called."""
+    def setup(self, init: DistributedInit, together: bool) -> tuple[Span, ...]:
+        """Join the other ranks and build the model. Every rank must be called. `together`: all are on one
+        host.
+        """
         with self._meter.span(Activity.LOAD, 0):
             from orchestrator.training.cluster.learner_parts import build_learner
             from orchestrator.training.cluster.weights import make_channel
+            from orchestrator.training.weights.publishing import Meeting, WeightPublisher
 
-            self._publishes = init.rank == 0
-            self._channel = make_channel(self._parts.weights)
+            weights = self._parts.weights
+            name = f"{init.master_addr}:{init.master_port}"
+            meeting = Meeting(name, init.world_size, weights.timeout_seconds) if together else None
             self._learner = build_learner(init, self._parts)
+            channel = make_channel(weights)
+            self._publisher = WeightPublisher(init.rank, self._learner, channel, meeting)
         return self._meter.take()
 
     def update(self, step: int, refs: PartRefs) -> tuple[StepReport, tuple[Span, ...]]:
@@ -175,14 +181,9 @@ class LearnerActor:
         return report, self._meter.take()
 
     def publish(self, version: WeightVersion) -> tuple[Any, tuple[Span, ...]]:
-        """Rank 0: the handle of the published version; the others help to gather and answer with None."""
-        handle = None
+        """Rank 0: the handle of the published version; the others help and answer with None."""
         with self._meter.span(Activity.SYNC, version):
-            if self._publishes:
-                handle = self._channel.publish(version, self._learner.weights)
-            else:
-                for _ in self._learner.weights():
-                    pass
+            handle = self._publisher.publish(version)
         return handle, self._meter.take()
 
     def save(self, directory: Path, step: int) -> tuple[Span, ...]:

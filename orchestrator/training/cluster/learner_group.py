@@ -43,7 +43,9 @@ class RayLearnerGroup:
             DistributedInit(rank, len(self._ranks), host, int(port), backend, device)
             for rank in range(len(self._ranks))
         ]
-        await self._gather([rank.setup.remote(init) for rank, init in zip(self._ranks, inits, strict=True)])
+        together = len({self._slots.nodes[seat.slot] for seat in self._seats}) == 1
+        ranks = zip(self._ranks, inits, strict=True)
+        await self._gather([rank.setup.remote(init, together) for rank, init in ranks])
 
     async def update(self, batch: Batch) -> Updated:
         """One step on all ranks; every rank reports the same numbers."""

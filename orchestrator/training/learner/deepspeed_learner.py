@@ -59,6 +59,7 @@ from orchestrator.training.learner.zero import OptimizerFactory, ZeroEngine, ada
 from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
 from orchestrator.training.models.routers import RouteReplay
 from orchestrator.training.records import BatchPart, StepReport
+from orchestrator.training.write_plan import WritePlan
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class DeepSpeedLearner:
         self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
         self._full_tensors = FullTensors(self._zero, config.bucket_bytes)
+        self._plan = None if self._adapters else self._full_tensors.plan(together=False)
         self._replay = RouteReplay(trainee.model)
         self._balance = SequenceBalanceLoss(trainee.model, config.sequence_balance_coefficient, self._device)
         self._routing = RoutingMeter(trainee.model, self._device)
@@ -160,7 +162,13 @@ class DeepSpeedLearner:
 
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
         """See `Learner.weights`."""
-        return flatten(self._tensors(), self._config.bucket_bytes, allocate)
+        if self._plan is None:
+            return flatten(self._tensors(), self._config.bucket_bytes, allocate)
+        return self._plan.fill(allocate) if dist.get_rank() == 0 else iter(())
+
+    def write_plan(self) -> WritePlan | None:
+        """See `Learner.write_plan`."""
+        return None if self._adapters else self._full_tensors.plan(together=True)
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""

@@ -57,6 +57,9 @@ class FakeLearner:
         """See `Learner.weights`."""
         return flatten([("updates", torch.tensor([self._updates]))], self._bucket_bytes, allocate)
 
+    def write_plan(self) -> None:
+        """See `Learner.write_plan`. A tensor made for each version lies nowhere before."""
+
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
         self.snapshot()

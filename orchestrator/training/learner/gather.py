@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from orchestrator.training.buckets import NamedTensor, TensorPart
 from orchestrator.training.learner.expert_parallel import Layout, is_expert
 from orchestrator.training.learner.zero import ZeroEngine
+from orchestrator.training.write_plan import WritePlan
 
 _NamedParameter = tuple[str, Parameter]
 
@@ -26,7 +28,7 @@ class FullTensors:
     """
 
     def __init__(self, zero: ZeroEngine, bytes_at_once: int) -> None:
-        self._zero = zero
+        self._zero, self._bytes_at_once = zero, bytes_at_once
         self._buffers = persistent_buffers(zero.module, zero.layout)
         self._groups = [
             _Group.of(zero.layout, group, bytes_at_once) for group in _groups(zero, bytes_at_once)
@@ -51,6 +53,53 @@ class FullTensors:
         if dist.get_rank() == 0:
             yield from self._buffers
 
+    def plan(self, together: bool) -> WritePlan | None:
+        """The same, in buckets of `bytes_at_once`, without a message between ranks: either rank 0 writes all
+        of it, or all ranks write it together, each the experts that it has and a share of what all have.
+        None where that can't be: at stage 3, where tensors are first put together, and where rank 0 would
+        need the experts of others.
+        """
+        layout = self._zero.layout
+        if self._zero.stage == 3 or (layout.group is not None and not together):
+            return None
+        rank, loads = dist.get_rank(), [0] * (dist.get_world_size() if together else 1)
+        cuts = {id(group): group.cuts(layout) for group in self._groups}
+        for cut in chain.from_iterable(cuts.values()):
+            loads[cut.rank] += cut.count * cut.parameter.element_size()
+        whole = [*chain.from_iterable(group.here for group in self._groups), *self._buffers]
+        writers = _shared_out(whole, loads)
+
+        def parts() -> Iterator[TensorPart]:
+            for group in self._groups:
+                yield from (_whole_part(each, writers[each[0]] == rank) for each in group.here)
+                yield from (_expert_part(layout, cut) for cut in cuts[id(group)])
+            yield from (_whole_part(each, writers[each[0]] == rank) for each in self._buffers)
+
+        return WritePlan(parts(), self._bytes_at_once)
+
+
+def _shared_out(tensors: Sequence[NamedTensor], loads: list[int]) -> dict[str, int]:
+    """The rank that writes each tensor, so that all have about as many bytes to write; `loads` is what they
+    have already. The same on every rank.
+    """
+    writers: dict[str, int] = {}
+    for name, tensor in sorted(tensors, key=lambda each: -each[1].nbytes):
+        writers[name] = loads.index(min(loads))
+        loads[writers[name]] += tensor.nbytes
+    return writers
+
+
+def _whole_part(named: NamedTensor, mine: bool) -> TensorPart:
+    name, tensor = named
+    data = tensor if mine else torch.empty_like(tensor, device="meta")
+    return TensorPart(name, tuple(tensor.shape), 0, data)
+
+
+def _expert_part(layout: Layout, cut: _Cut) -> TensorPart:
+    mine = dist.get_process_group_ranks(layout.group)[0] == 0 and cut.rank == dist.get_rank(layout.group)
+    data = cut.data if mine else torch.empty(cut.count, dtype=cut.parameter.dtype, device="meta")
+    return TensorPart(cut.name, cut.shape, cut.start, data)
+
 
 def persistent_buffers(model: PreTrainedModel, layout: Layout) -> list[NamedTensor]:
     """Buffers that belong to the weights (a router's selection bias), without those that are computed from
@@ -68,6 +117,7 @@ class _Group:
 
     parameters: list[Parameter]
     here: list[NamedTensor]
+    experts: list[_NamedParameter]
     messages: list[list[_Cut]]
 
     @classmethod
@@ -79,7 +129,11 @@ class _Group:
         messages: list[list[_Cut]] = []
         if experts and dist.get_process_group_ranks(layout.group)[0] == 0:  # others have the same experts
             messages = list(_messages(_cuts(layout, experts), bytes_at_once))
-        return cls([parameter for _, parameter in group], here, messages)
+        return cls([parameter for _, parameter in group], here, experts, messages)
+
+    def cuts(self, layout: Layout) -> list[_Cut]:
+        """All ranks' experts, in order."""
+        return list(_cuts(layout, self.experts)) if self.experts else []
 
 
 def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParameter]]:

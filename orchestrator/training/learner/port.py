@@ -8,6 +8,7 @@ from typing import Protocol
 
 from orchestrator.training.buckets import Allocate, Bucket, new_bytes
 from orchestrator.training.records import BatchPart, StepReport
+from orchestrator.training.write_plan import WritePlan
 
 
 class Learner(Protocol):
@@ -27,6 +28,13 @@ class Learner(Protocol):
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
         """All weights and persistent buffers, in buckets of memory that `allocate` gives: on rank 0. Other
         ranks get none, but must exhaust the iterator too: rank 0's needs their parts.
+        """
+        ...
+
+    def write_plan(self) -> WritePlan | None:
+        """How the ranks write the weights together, into memory that all of them share and without a message:
+        this rank's part, for as long as the learner lives. None where tensors have to be put together first;
+        the same answer on all ranks.
         """
         ...
 

@@ -39,6 +39,13 @@ class Engine(Protocol):
 
     def weight_storage(self, name: str) -> torch.Tensor | None:
         """The memory that holds a weight, if pieces of a new version may be written straight into it while
-        `load_weights` runs; None if the engine keeps weights in another form, or has none of that name.
+        `load_weights` runs, or before `weights_written`; None if the engine keeps weights in another form,
+        or has none of that name.
+        """
+        ...
+
+    def weights_written(self, version: WeightVersion) -> None:
+        """`weight_storage` of every weight has been written to: like `load_weights`, with nothing left to
+        copy.
         """
         ...

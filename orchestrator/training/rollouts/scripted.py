@@ -49,6 +49,10 @@ class ScriptedEngine:
     def weight_storage(self, name: str) -> None:
         """It has no weights."""
 
+    def weights_written(self, version: WeightVersion) -> None:
+        """Tokens from here on carry `version`."""
+        self._version = version
+
     def _respond(self, prompt: Prompt, sampling: SamplingParams, row: int, room: int) -> Response:
         choices = self._script.get(prompt.text, [str(number) for number in range(12)])
         chosen = (

@@ -22,30 +22,27 @@ header, or the lock taken, and is told that the version is gone.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import mmap
 import os
 import pickle
-import struct
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.training.buckets import Bucket, Piece
 from orchestrator.training.records import WeightVersion
 from orchestrator.training.weights.channel import (
     BucketSource,
     WeightsNotFoundError,
-    new_identity,
     require_rising,
 )
+from orchestrator.training.weights.segments import HEADER, Contents, Segment
+from orchestrator.training.weights.writers import Helpers
+from orchestrator.training.write_plan import WritePlan
 
-PAGE = mmap.PAGESIZE
-HEADER = struct.Struct("16sQQ")
-"""Identity of the version, offset and length of its manifest."""
 KEPT = 2
 """Segments that a writer writes in turn, and that a reader keeps mapped."""
 
@@ -65,67 +62,49 @@ class SegmentHandle:
     identity: bytes
 
 
-@dataclass(slots=True)
-class _Segment:
-    """A segment in the process that writes it. Its mappings are kept, so that the next version that is
-    written here finds its pages in place.
-    """
-
-    descriptor: int
-    header: mmap.mmap
-    version: WeightVersion | None = None
-    blocks: list[NDArray[np.uint8]] = field(default_factory=list)
-    used: int = 0
-    """Blocks that the version under way has taken."""
-
-    def allocate(self, size: int) -> NDArray[np.uint8]:
-        """The next block of the segment, which grows if it has to; `size` is the same every time."""
-        if self.used == len(self.blocks):
-            # Doubled each time: a mapping holds a file descriptor, and a page costs nothing until it is used.
-            stride, more = _whole_pages(size), max(1, self.used)
-            start = PAGE + self.used * stride
-            os.ftruncate(self.descriptor, start + more * stride)
-            mapping = mmap.mmap(self.descriptor, more * stride, offset=start)
-            self.blocks += [np.frombuffer(mapping, np.uint8, size, index * stride) for index in range(more)]
-        self.used += 1
-        return self.blocks[self.used - 1]
-
-    def write(self, version: WeightVersion, source: BucketSource) -> bytes:
-        """Write a version and only then make it findable; its identity. The caller holds the lock."""
-        self.header[: HEADER.size] = bytes(HEADER.size)
-        self.version, self.used = None, 0
-        manifest: list[tuple[list[Any], int, int]] = []
-        for index, bucket in enumerate(source(self.allocate)):
-            start = PAGE + index * _whole_pages(self.blocks[index].nbytes)
-            manifest.append((list(map(tuple, bucket.pieces)), start, bucket.data.nbytes))
-        content = pickle.dumps(manifest)
-        end = PAGE + len(self.blocks) * (_whole_pages(self.blocks[0].nbytes) if self.blocks else 0)
-        if os.fstat(self.descriptor).st_size < end + len(content):
-            os.ftruncate(self.descriptor, end + len(content))
-        os.pwrite(self.descriptor, content, end)
-        identity = new_identity()
-        self.header[: HEADER.size] = HEADER.pack(identity, end, len(content))
-        self.version = version
-        return identity
-
-
 class SharedMemoryChannel:
     """A `WeightChannel` for processes of one host, and one user, that see each other in /proc (Linux). Keeps
     the last two versions, and older ones as long as somebody reads them.
     """
 
     def __init__(self) -> None:
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
+        self._numbers = itertools.count()
         self._latest: WeightVersion | None = None
         self._mappings = _Mappings()
         self._content, self._manifest = b"", Manifest()
 
     def publish(self, version: WeightVersion, source: BucketSource) -> SegmentHandle:
         """See `WeightChannel.publish`. Raises OSError if there is not memory enough."""
+
+        def write(segment: Segment) -> Contents:
+            places = itertools.count()
+            buckets = source(lambda size: segment.block(next(places), size))
+            return [(bucket.pieces, bucket.data.nbytes) for bucket in buckets]
+
+        return self._publish(version, write)
+
+    def publish_together(self, version: WeightVersion, plan: WritePlan, helpers: Helpers) -> SegmentHandle:
+        """Like `publish`, with other ranks that write their parts of the plan (`Helper.write`). Raises also
+        ConnectionError, PermissionError or TimeoutError if one of them does not.
+        """
+
+        def write(segment: Segment) -> Contents:
+            count = len(plan.buckets)
+            segment.block(count - 1, plan.bucket_bytes)
+            helpers.start(version, segment, count)
+            plan.write(segment.blocks[:count])
+            helpers.wait(version)
+            return plan.contents
+
+        return self._publish(version, write)
+
+    def _publish(self, version: WeightVersion, write: Callable[[Segment], Contents]) -> SegmentHandle:
         require_rising(version, self._latest)
         segment = self._free_segment()
         try:
-            identity = segment.write(version, source)
+            segment.open()
+            identity = segment.seal(version, write(segment))
         finally:
             fcntl.flock(segment.descriptor, fcntl.LOCK_UN)
         self._latest = version
@@ -163,7 +142,7 @@ class SharedMemoryChannel:
         os.close(descriptor)
         raise WeightsNotFoundError(handle.version, "a newer version is being written over it")
 
-    def _free_segment(self) -> _Segment:
+    def _free_segment(self) -> Segment:
         """One that nobody reads and that does not hold the latest version, locked; a new one if there is
         none.
         """
@@ -175,10 +154,8 @@ class SharedMemoryChannel:
                 return segment
             self._segments.remove(segment)
             os.close(segment.descriptor)
-        descriptor = os.memfd_create("orchestrator-weights")
-        os.ftruncate(descriptor, PAGE)
-        segment = _Segment(descriptor, mmap.mmap(descriptor, PAGE))
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        segment = Segment.fresh(next(self._numbers))
+        fcntl.flock(segment.descriptor, fcntl.LOCK_EX)
         self._segments.append(segment)
         return segment
 
@@ -247,7 +224,3 @@ def _lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _whole_pages(size: int) -> int:
-    return -(-size // PAGE) * PAGE

@@ -114,6 +114,10 @@ class HFEngine:
         """The parameter or buffer itself: the forward reads it where it lies and keeps nothing derived."""
         return self._weights.get(name)
 
+    def weights_written(self, version: WeightVersion) -> None:
+        """See `Engine.weights_written`."""
+        self._version = version
+
 
 @dataclass(frozen=True, slots=True)
 class _Admission:

@@ -67,6 +67,10 @@ class WorkedSolutionsEngine:
     def weight_storage(self, name: str) -> None:
         """It has no weights."""
 
+    def weights_written(self, version: WeightVersion) -> None:
+        """Tokens from here on carry `version`."""
+        self._version = version
+
     def _play_back(self, prompt: Prompt, room: int) -> Response:
         if not prompt.solution:
             raise ConfigError(

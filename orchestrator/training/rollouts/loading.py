@@ -1,0 +1,85 @@
+"""Published weights into an engine. Versions of one model differ in nothing but their bytes: where each piece
+belongs is found out once, and a version is then one memmove a piece.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Self
+
+from orchestrator.training.buckets import Bucket, Piece, dtype_named, is_plain, unflatten
+from orchestrator.training.records import WeightVersion
+from orchestrator.training.rollouts.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A bucket whose pieces all have a place in the engine's memory."""
+
+    pieces: tuple[Piece, ...]
+    moves: tuple[tuple[int, Callable[[], int], int, int], ...]
+    """Byte in the bucket; the method that tells a place's address, and byte from there on; bytes."""
+
+    @classmethod
+    def of(cls, pieces: tuple[Piece, ...], engine: Engine) -> Self | None:
+        """None if a piece has no place, or one of another shape, dtype or kind of memory."""
+        moves: list[tuple[int, Callable[[], int], int, int]] = []
+        for piece in pieces:
+            place, dtype = engine.weight_storage(piece.name), dtype_named(piece.dtype)
+            if place is None or place.dtype != dtype or place.shape != piece.shape or not is_plain(place):
+                return None
+            size = dtype.itemsize
+            moves.append((piece.offset, place.data_ptr, piece.start * size, piece.length * size))
+        return cls(pieces, tuple(moves))
+
+    def load(self, bucket: Bucket) -> None:
+        """Copy each piece to its place."""
+        address, memmove = bucket.data.ctypes.data, ctypes.memmove
+        for offset, place, first, size in self.moves:
+            memmove(place() + first, address + offset, size)
+
+
+class WeightLoader:
+    """Loads one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: tuple[_Known, ...] = ()
+
+    def load(self, version: WeightVersion, buckets: Iterable[Bucket]) -> None:
+        """Replace all weights by those of `buckets`, each of which is valid until the next one is asked for.
+
+        Raises ValueError if they are not the engine's weights; it has a mixture then.
+        """
+        arriving = iter(buckets)
+        first = next(arriving, None)
+        arriving = arriving if first is None else chain((first,), arriving)
+        if first is not None and self._known and self._known[0].pieces == first.pieces:
+            self._load_as_before(version, arriving)
+        else:
+            self._load_by_name(version, arriving)
+
+    def _load_as_before(self, version: WeightVersion, buckets: Iterator[Bucket]) -> None:
+        for known, bucket in zip(self._known, buckets, strict=True):
+            if known.pieces != bucket.pieces:
+                raise ValueError(f"weights of version {version}: a bucket has other pieces than before")
+            known.load(bucket)
+        self._engine.weights_written(version)
+
+    def _load_by_name(self, version: WeightVersion, buckets: Iterator[Bucket]) -> None:
+        seen: list[tuple[Piece, ...]] = []
+
+        def noted() -> Iterator[Bucket]:
+            for bucket in buckets:
+                seen.append(bucket.pieces)
+                yield bucket
+
+        self._known = ()
+        self._engine.load_weights(version, unflatten(noted(), self._engine.weight_storage))
+        known = [_Known.of(pieces, self._engine) for pieces in seen]
+        self._known = tuple(each for each in known if each is not None)
+        if len(self._known) < len(known):
+            self._known = ()

@@ -1,0 +1,85 @@
+"""One rank's side of a publish. How the ranks work together depends on where they are and how the model is
+partitioned:
+
+- all on one host, weights in shared memory, and no tensor to be put together first: each writes its part;
+- else rank 0 gathers, bucket by bucket, what its channel publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from orchestrator.training.buckets import Allocate, Bucket
+from orchestrator.training.records import WeightVersion
+from orchestrator.training.weights.channel import WeightChannel
+from orchestrator.training.weights.shared_memory import SharedMemoryChannel
+from orchestrator.training.weights.writers import Helper, Helpers
+from orchestrator.training.write_plan import WritePlan
+
+
+class Rank(Protocol):
+    """What a rank of the learner has to offer; see `Learner`."""
+
+    def weights(self, allocate: Allocate = ...) -> Iterator[Bucket]:
+        """See `Learner.weights`."""
+        ...
+
+    def write_plan(self) -> WritePlan | None:
+        """See `Learner.write_plan`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the ranks of one host find each other."""
+
+    name: str
+    """Nobody else's on the host."""
+    ranks: int
+    timeout_seconds: float
+    """How long one waits for another."""
+
+
+class WeightPublisher:
+    """Rank 0's has to be there before another rank publishes."""
+
+    def __init__(
+        self, rank: int, learner: Rank, channel: WeightChannel, meeting: Meeting | None = None
+    ) -> None:
+        """`meeting` if all ranks are on one host. Raises OSError if its name is taken."""
+        self._writers: Helpers | Helper | None = None
+        self._publish: Callable[[WeightVersion], Any]
+        plan = None
+        if meeting is not None and meeting.ranks > 1 and isinstance(channel, SharedMemoryChannel):
+            plan = learner.write_plan()
+            if plan is not None and rank == 0:
+                self._writers = Helpers(meeting.name, meeting.ranks - 1, meeting.timeout_seconds)
+                self._publish = partial(channel.publish_together, plan=plan, helpers=self._writers)
+            elif plan is not None:
+                self._writers = Helper(meeting.name, meeting.timeout_seconds)
+                self._publish = partial(self._writers.write, plan=plan)
+        if plan is None and rank == 0:
+            self._publish = partial(channel.publish, source=learner.weights)
+        elif plan is None:
+            self._publish = partial(_help_to_gather, learner)
+
+    def publish(self, version: WeightVersion) -> Any:  # noqa: ANN401 - the channel's own handle
+        """Every rank calls it. On rank 0 it returns the channel's handle, on others None.
+
+        Raises what the channel raises. Where the ranks write together also ConnectionError if another rank is
+        gone, TimeoutError if it says nothing, PermissionError if it is another user's.
+        """
+        return self._publish(version)
+
+    def close(self) -> None:
+        """Let go of the other ranks; the channel is its owner's."""
+        if self._writers is not None:
+            self._writers.close()
+
+
+def _help_to_gather(learner: Rank, version: WeightVersion) -> None:
+    for _ in learner.weights():
+        raise RuntimeError(f"weights of version {version}: a rank that is not rank 0 was given a bucket")

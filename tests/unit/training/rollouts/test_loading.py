@@ -1,0 +1,110 @@
+"""Weights into an engine: by name the first time, piece by piece to known places from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.training.buckets import NamedTensor, flatten
+from orchestrator.training.records import WeightVersion
+from orchestrator.training.rollouts.loading import WeightLoader
+from orchestrator.training.rollouts.scripted import ScriptedEngine
+
+BUCKET_BYTES = 256
+
+
+class HoldsWeights(ScriptedEngine):
+    """An engine with weights in memory of its own; counts the tensors that come by name."""
+
+    def __init__(self, storage: dict[str, Tensor]) -> None:
+        super().__init__(context=32)
+        self.storage, self.by_name = storage, 0
+        self.versions: list[WeightVersion] = []
+
+    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
+        for name, tensor in tensors:
+            self.by_name += 1
+            self.storage[name].copy_(tensor)
+        self.versions.append(version)
+
+    def weight_storage(self, name: str) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.storage[name]
+
+    def weights_written(self, version: WeightVersion) -> None:
+        self.versions.append(version)
+
+
+def state(value: float) -> list[NamedTensor]:
+    """One tensor that is cut into pieces, and three that are not."""
+    small = [(f"{index}", torch.full((9,), value + index)) for index in range(3)]
+    return [("wide", torch.full((40, 5), value)), *small]
+
+
+def room() -> dict[str, Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in state(0.0)}
+
+
+def holds(engine: HoldsWeights, value: float) -> bool:
+    return all(torch.equal(engine.storage[name], tensor) for name, tensor in state(value))
+
+
+def test_only_the_first_version_comes_by_name() -> None:
+    engine = HoldsWeights(room())
+    loader = WeightLoader(engine)
+    for version in range(1, 4):
+        loader.load(version, flatten(state(float(version)), BUCKET_BYTES))
+        assert holds(engine, version)
+    assert engine.by_name == 4
+    assert engine.versions == [1, 2, 3]
+
+
+def test_memory_that_the_engine_took_anew_is_found() -> None:
+    engine = HoldsWeights(room())
+    loader = WeightLoader(engine)
+    loader.load(1, flatten(state(1.0), BUCKET_BYTES))
+    engine.storage["wide"].data = torch.zeros(40, 5)
+    loader.load(2, flatten(state(2.0), BUCKET_BYTES))
+    assert holds(engine, 2.0)
+
+
+@pytest.mark.parametrize(
+    "place", [torch.zeros(40, 5, dtype=torch.bfloat16), torch.zeros(5, 40).T], ids=["dtype", "strides"]
+)
+def test_weights_whose_place_is_of_another_kind_always_come_by_name(place: Tensor) -> None:
+    engine = HoldsWeights(room() | {"wide": place})
+    loader = WeightLoader(engine)
+    for version in (1, 2):
+        loader.load(version, flatten(state(float(version)), BUCKET_BYTES))
+        assert bool((place == version).all())
+    assert engine.by_name == 8
+
+
+def test_an_engine_without_weights_is_loaded_by_name() -> None:
+    engine = ScriptedEngine(context=32)
+    loader = WeightLoader(engine)
+    for version in (1, 2):
+        loader.load(version, flatten(state(0.0), BUCKET_BYTES))
+
+
+def test_buckets_of_another_size_are_learnt_anew() -> None:
+    engine = HoldsWeights(room())
+    loader = WeightLoader(engine)
+    for version, bucket_bytes in enumerate((256, 512, 512, 256)):
+        loader.load(version, flatten(state(float(version)), bucket_bytes))
+        assert holds(engine, version)
+    assert engine.by_name == 12
+
+
+def test_a_version_that_breaks_off_or_goes_on_otherwise_is_refused() -> None:
+    engine = HoldsWeights(room())
+    loader = WeightLoader(engine)
+    whole = list(flatten(state(1.0), BUCKET_BYTES))
+    loader.load(1, whole)
+    with pytest.raises(ValueError, match="shorter"):
+        loader.load(2, whole[:-1])
+    with pytest.raises(ValueError, match="weights of version 3: a bucket has other pieces than before"):
+        loader.load(3, [*whole[:-1], whole[0]])
+    assert engine.versions == [1]

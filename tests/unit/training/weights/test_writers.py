@@ -1,0 +1,202 @@
+"""Ranks of one host that write a version together."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from multiprocessing.connection import Connection
+
+import pytest
+import torch
+
+from orchestrator.training.buckets import Allocate, Bucket, TensorPart, flatten, new_bytes, unflatten
+from orchestrator.training.weights.channel import MemoryChannel
+from orchestrator.training.weights.publishing import Meeting, WeightPublisher
+from orchestrator.training.weights.shared_memory import SegmentHandle, SharedMemoryChannel
+from orchestrator.training.weights.writers import Helpers
+from orchestrator.training.write_plan import WritePlan
+from tests.contracts.weight_channel_contract import BUCKET_BYTES, pulled, same, tensors
+from tests.contracts.weight_processes import SideProcess
+
+LONG, SHORT = 300.0, 0.2
+"""Seconds: for an answer that comes, and for one that does not."""
+_NAMES = itertools.count()
+
+
+class Rank:
+    """Has every tensor and writes every second one: `tensors(value)`, whose value is set."""
+
+    def __init__(self, rank: int, ranks: int = 2, plans: bool = True) -> None:
+        self.values = tensors(0.0)
+        self._rank, self._ranks, self._plans = rank, ranks, plans
+
+    def become(self, value: float) -> None:
+        for (_, held), (_, wanted) in zip(self.values, tensors(value), strict=True):
+            held.copy_(wanted)
+
+    def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
+        return flatten(self.values, BUCKET_BYTES, allocate) if self._rank == 0 else iter(())
+
+    def write_plan(self) -> WritePlan | None:
+        if not self._plans:
+            return None
+        parts = [
+            TensorPart(
+                name,
+                tuple(tensor.shape),
+                0,
+                tensor if index % self._ranks == self._rank else torch.empty_like(tensor, device="meta"),
+            )
+            for index, (name, tensor) in enumerate(self.values)
+        ]
+        return WritePlan(parts, BUCKET_BYTES)
+
+
+def _help(pipe: Connection, rank: int, meeting: Meeting) -> None:
+    """Publish each version that is told, whose value is its number; answer with None, or what was raised."""
+    learner = Rank(rank, meeting.ranks)
+    publisher = WeightPublisher(rank, learner, SharedMemoryChannel(), meeting)
+    while True:
+        version: int = pipe.recv()
+        learner.become(float(version))
+        try:
+            pipe.send(publisher.publish(version))
+        except OSError as error:
+            pipe.send(error)
+
+
+def _meeting(ranks: int = 2, timeout_seconds: float = LONG) -> Meeting:
+    return Meeting(f"test-{os.getpid()}-{next(_NAMES)}", ranks, timeout_seconds)
+
+
+class Group:
+    """Rank 0 in this process, the others in processes of their own."""
+
+    def __init__(self, channel: SharedMemoryChannel, ranks: int = 2) -> None:
+        meeting = _meeting(ranks)
+        self._learner = Rank(0, ranks)
+        self._publisher = WeightPublisher(0, self._learner, channel, meeting)
+        self.helpers = [SideProcess(_help, rank, meeting) for rank in range(1, ranks)]
+
+    def publish(self, version: int) -> SegmentHandle:
+        self._learner.become(float(version))
+        for helper in self.helpers:
+            helper.tell(version)
+        handle = self._publisher.publish(version)
+        assert [helper.answer() for helper in self.helpers] == [None] * len(self.helpers)
+        return handle
+
+    def publish_alone(self, version: int) -> SegmentHandle:
+        """Nobody else is told."""
+        return self._publisher.publish(version)
+
+    def close(self) -> None:
+        self._publisher.close()
+        for helper in self.helpers:
+            helper.close()
+
+
+@pytest.fixture
+def channel() -> Generator[SharedMemoryChannel]:
+    channel = SharedMemoryChannel()
+    yield channel
+    channel.close()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_rank_writes_its_part_of_every_version(channel: SharedMemoryChannel, ranks: int) -> None:
+    with closing(Group(channel, ranks)) as group:
+        for version in range(5):
+            assert same(pulled(channel, group.publish(version)), version)
+
+
+def test_a_version_that_is_being_read_is_not_written_over(channel: SharedMemoryChannel) -> None:
+    """The ranks go on in other memory, and find it."""
+    with closing(Group(channel)) as group, closing(channel.pull(group.publish(0))) as slow:
+        reading = unflatten(slow)
+        read = [(name, tensor.clone()) for name, tensor in itertools.islice(reading, 1)]
+        for version in range(1, 8):
+            assert same(pulled(channel, group.publish(version)), version)
+        read += [(name, tensor.clone()) for name, tensor in reading]
+    assert same(dict(read), 0.0)
+
+
+def test_a_rank_that_dies_is_noticed_and_the_version_before_stays(channel: SharedMemoryChannel) -> None:
+    with closing(Group(channel)) as group:
+        handle = group.publish(0)
+        group.helpers[0].kill()
+        with pytest.raises(ConnectionError):
+            group.publish_alone(1)
+        assert same(pulled(channel, handle), 0.0)
+
+
+def test_ranks_that_are_asked_for_different_versions_are_told(channel: SharedMemoryChannel) -> None:
+    """Both, and at once."""
+    with closing(Group(channel)) as group:
+        group.publish(0)
+        group.helpers[0].tell(4)
+        with pytest.raises(ConnectionError, match="another rank of the learner is gone"):
+            group.publish_alone(1)
+        assert "got version 1 of rank 0, expected 4" in str(group.helpers[0].answer())
+
+
+def test_another_users_process_is_refused(
+    channel: SharedMemoryChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Group(channel)) as group:
+        group.helpers[0].tell(0)
+        monkeypatch.setattr(os, "getuid", lambda: 4711)
+        with pytest.raises(PermissionError, match=f"process {group.helpers[0].pid} of user"):
+            group.publish_alone(0)
+
+
+def test_a_rank_that_says_nothing_is_not_waited_for_longer_than_told(channel: SharedMemoryChannel) -> None:
+    meeting, plan = _meeting(), Rank(0).write_plan()
+    assert plan is not None
+    with (
+        closing(Helpers(meeting.name, 1, LONG)) as helpers,
+        closing(SideProcess(_help, 1, meeting)) as helper,
+    ):
+        helper.tell(0)
+        channel.publish_together(0, plan, helpers)
+        helpers.timeout_seconds = SHORT
+        with pytest.raises(TimeoutError, match=r"said nothing for 0\.2 s"):
+            channel.publish_together(1, plan, helpers)
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_longer_than_told(channel: SharedMemoryChannel) -> None:
+    publisher = WeightPublisher(0, Rank(0), channel, _meeting(timeout_seconds=SHORT))
+    with closing(publisher), pytest.raises(TimeoutError):
+        publisher.publish(0)
+
+
+def test_a_rank_without_rank_0_is_told(channel: SharedMemoryChannel) -> None:
+    publisher = WeightPublisher(1, Rank(1), channel, _meeting())
+    with closing(publisher), pytest.raises(ConnectionError):
+        publisher.publish(0)
+
+
+def test_a_name_that_is_taken_is_refused(channel: SharedMemoryChannel) -> None:
+    meeting = _meeting()
+    with closing(Helpers(meeting.name, 1, LONG)), pytest.raises(OSError, match="in use"):
+        WeightPublisher(0, Rank(0), channel, meeting)
+
+
+@pytest.mark.parametrize(
+    ("together", "plans", "ranks"), [(False, True, 2), (True, False, 2), (True, True, 1)]
+)
+def test_rank_0_publishes_all_where_ranks_can_not_write_together(
+    channel: SharedMemoryChannel, together: bool, plans: bool, ranks: int
+) -> None:
+    meeting = _meeting(ranks) if together else None
+    publishers = [WeightPublisher(rank, Rank(rank, ranks, plans), channel, meeting) for rank in range(ranks)]
+    handle, *nothing = [publisher.publish(3) for publisher in publishers]
+    assert same(pulled(channel, handle), 0.0)
+    assert nothing == [None] * (ranks - 1)
+
+
+def test_other_channels_are_published_to_by_rank_0() -> None:
+    memory = MemoryChannel()
+    assert same(pulled(memory, WeightPublisher(0, Rank(0), memory, _meeting()).publish(0)), 0.0)
