@@ -52,8 +52,31 @@ from orchestrator.training.cluster.weights import make_channel
 from orchestrator.training.learner.distributed import DistributedInit
 from orchestrator.training.weights.publishing import Meeting, WeightPublisher
 
-MODELS = {"tiny_moe": (1, 2), "smollm2_135m": (1,)}
+MODELS = {"tiny_moe": (1, 2), "moe_70m": (1, 2), "smollm2_135m": (1,)}
 """With the expert-parallel sizes to publish from."""
+OVERRIDES = {
+    "tiny_moe": ["model=tiny_moe"],
+    "moe_70m": [
+        "model=tiny_moe",
+        "model.name=moe_70m",
+        *(
+            f"model.architecture.{key}={value}"
+            for key, value in {
+                "hidden_size": 512,
+                "num_hidden_layers": 6,
+                "intermediate_size": 1024,
+                "n_routed_experts": 16,
+                "moe_intermediate_size": 512,
+                "kv_lora_rank": 128,
+                "qk_nope_head_dim": 64,
+                "qk_rope_head_dim": 32,
+                "v_head_dim": 64,
+            }.items()
+        ),
+    ],
+    "smollm2_135m": ["model=smollm2_135m"],
+}
+"""`moe_70m` is the tiny one made large enough that its bytes, not the calls, take the time."""
 CHANNELS = ("shared_memory", "object_store", "collective")
 WORKERS = 2
 WARM_UP = 3
@@ -205,7 +228,8 @@ def measure(
 ) -> dict[str, Any]:
     """One row."""
     size = f"learner.expert_parallel_size={expert_parallel_size}"
-    overrides = [f"model={model}", "tracking=none", f"learner.world_size={expert_parallel_size}", size]
+    world_size = f"learner.world_size={expert_parallel_size}"
+    overrides = [*OVERRIDES[model], "tracking=none", world_size, size]
     config = compose("grpo", [*overrides, "learner.zero_stage=1"])
     ranks: list[Any] = [ray.remote(Rank).remote(config, channel) for _ in range(expert_parallel_size)]
     workers: list[Any] = [ray.remote(Worker).remote(config, channel) for _ in range(WORKERS)]

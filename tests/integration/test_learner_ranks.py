@@ -22,9 +22,10 @@ from benchmarks.learner_exactness import Difference, build_rank, compare, rank_m
 from benchmarks.plain_training import train_plainly
 from benchmarks.ranks import start_ranks
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import unflatten
+from orchestrator.training.buckets import Bucket, unflatten
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner
 from orchestrator.training.records import BatchPart
+from orchestrator.training.write_plan import WritePlan
 from tests.contracts.learner_contract import spoilt
 
 pytestmark = pytest.mark.slow
@@ -43,6 +44,19 @@ _SAVED = [Case("tiny_moe", 2, 1, 2), *(Case("tiny_moe", 2, 2, stage) for stage i
 
 def _weights(learner: DeepSpeedLearner) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
+
+
+def _written_together(plan: WritePlan) -> dict[str, Tensor]:
+    """What the ranks write, in memory that was zero and whose bytes are added up: a byte that two of them
+    write would show.
+    """
+    memory = [torch.zeros(plan.bucket_bytes, dtype=torch.uint8) for _ in plan.buckets]
+    plan.write([room.numpy() for room in memory])
+    for room in memory:
+        dist.all_reduce(room)
+    found = zip(plan.contents, memory, strict=True)
+    buckets = [Bucket(pieces, room.numpy()[:used]) for (pieces, used), room in found]
+    return {name: tensor.clone() for name, tensor in unflatten(buckets)}
 
 
 def _largest_message(learner: DeepSpeedLearner) -> int:
@@ -126,10 +140,13 @@ def _go_on(case: Case, rank: int, port: int, checkpoint: Path, directory: Path) 
     """On from the first two steps, which another number of ranks made."""
     directory.mkdir(exist_ok=True)
     learner = build_rank(case, rank, port)
+    plan = learner.write_plan()
     learner.load(checkpoint)
     weights, message = _weights(learner), _largest_message(learner)
     reports = _two_steps(learner)
+    gathered, together = _weights(learner), None if plan is None else _written_together(plan)
     if rank == 0:
+        torch.save((gathered, together), directory / "together.pt")
         (directory / "message").write_text(str(message))
         (directory / "reports.json").write_text(json.dumps(reports))
         torch.save(weights, directory / "weights.pt")
@@ -200,6 +217,16 @@ def test_two_ranks_go_on_from_the_checkpoint_of_one(directory: Path, index: int)
     reports = [json.loads((path / "reports.json").read_text()) for path in (resumed, single)]
     for got, expected in zip(*reports, strict=True):
         _assert_same_step(got, expected)
+
+
+@pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
+def test_what_the_ranks_write_together_is_what_rank_0_gathers(directory: Path, index: int) -> None:
+    """By a plan of before a checkpoint was loaded and two steps were taken. At stage 3 there is none."""
+    gathered, together = torch.load(directory / f"resumed-{index}" / "together.pt")
+    if _SAVED[index].zero_stage == 3:
+        assert together is None
+    else:
+        _assert_same_weights(together, gathered)
 
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)

@@ -69,5 +69,39 @@ async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def all_ranks(calls: Iterable[Coroutine[Any, Any, T]], notice_seconds: float) -> list[T]:
+    """Like `all_or_none`, for actors that wait for each other. One whose peer died raises whatever its
+    collective raises, and is often heard before Ray tells of the death: then the death is waited for, for
+    `notice_seconds` at the most, and raised instead.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except ActorCrashError as crash:
+        lost = await _first_loss(tasks, notice_seconds)
+        if lost is None:
+            raise
+        raise lost from crash
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _first_loss(tasks: Iterable[asyncio.Task[Any]], notice_seconds: float) -> WorkerLostError | None:
+    """Of one of the tasks, once it is known."""
+    until = asyncio.get_running_loop().time() + notice_seconds
+    waiting = set(tasks)
+    while waiting:
+        left = max(0.0, until - asyncio.get_running_loop().time())
+        done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled() and isinstance(error := task.exception(), WorkerLostError):
+                return error
+        if not done:
+            return None
+    return None
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from orchestrator.training.cluster.actors import LearnerActor
-from orchestrator.training.cluster.calls import all_or_none, answer
+from orchestrator.training.cluster.calls import all_ranks, answer
 from orchestrator.training.cluster.parts import Parts, Post
 from orchestrator.training.cluster.placement import Seat
 from orchestrator.training.cluster.session import Slots
@@ -19,11 +19,13 @@ from orchestrator.training.stages import PublishedWeights, Span, Updated
 
 DISK = "disk"
 """The concurrency group of a rank's `write`: one thread beside the one that trains."""
+DEATH_NOTICE_SECONDS = 10.0
+"""How long after a rank's crash Ray may tell that another one's death was the cause."""
 
 
 class RayLearnerGroup:
     """Calls every rank with the same arguments, in the same order. If one is lost the others hang in a
-    collective: the first loss is raised at once, and `rebuild` replaces them all.
+    collective, or crash in it: the loss is raised, and `rebuild` replaces them all.
     """
 
     def __init__(self, seats: Sequence[Seat], slots: Slots, parts: Parts, timeout_seconds: float) -> None:
@@ -102,7 +104,8 @@ class RayLearnerGroup:
         ]
 
     async def _gather(self, refs: Sequence[Any]) -> list[Any]:
-        return await all_or_none(self._answer(index, ref) for index, ref in enumerate(refs))
+        calls = (self._answer(index, ref) for index, ref in enumerate(refs))
+        return await all_ranks(calls, DEATH_NOTICE_SECONDS)
 
     async def _answer(self, index: int, ref: Any) -> Any:  # noqa: ANN401 - Ray's handles have no static type
         return await answer(self._seats[index].name, ref, self._timeout_seconds)

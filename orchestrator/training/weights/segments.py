@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import mmap
 import os
 import pickle
@@ -18,8 +20,13 @@ from orchestrator.training.records import WeightVersion
 from orchestrator.training.weights.channel import new_identity
 
 PAGE = mmap.PAGESIZE
-HEADER = struct.Struct("16sQQ")
-"""Identity of the version, offset and length of its manifest."""
+HEADER = struct.Struct("16s16sQQ")
+"""Identity of the version; digest, offset and length of its manifest."""
+
+Manifest = list[tuple[tuple[Any, ...], int, int]]
+"""Of each bucket: its pieces, its offset in the segment, its length in bytes. Plain tuples for pieces pickle
+several times faster.
+"""
 
 Contents = list[tuple[tuple[Piece, ...], int]]
 """Of each bucket: its pieces, its length in bytes."""
@@ -38,6 +45,7 @@ class Segment:
     version: WeightVersion | None = None
     blocks: list[NDArray[np.uint8]] = field(default_factory=list)
     _contents: Contents = field(default_factory=list)
+    _digest: bytes = b""
     _end: int = 0
     _length: int = 0
 
@@ -73,17 +81,18 @@ class Segment:
         if not self._length or contents != self._contents:  # versions of one model differ in nothing here
             self._write_manifest(contents)
         identity = new_identity()
-        self.header[: HEADER.size] = HEADER.pack(identity, self._end, self._length)
+        self.header[: HEADER.size] = HEADER.pack(identity, self._digest, self._end, self._length)
         self.version = version
         return identity
 
     def _write_manifest(self, contents: Contents) -> None:
         stride = whole_pages(self.blocks[0].nbytes) if self.blocks else 0
-        manifest: list[tuple[list[Any], int, int]] = [
-            (list(map(tuple, pieces)), PAGE + index * stride, length)
+        manifest: Manifest = [
+            (tuple(map(tuple, pieces)), PAGE + index * stride, length)
             for index, (pieces, length) in enumerate(contents)
         ]
         written = pickle.dumps(manifest)
+        self._digest = hashlib.blake2b(written, digest_size=16).digest()
         self._end, self._length = PAGE + len(self.blocks) * stride, len(written)
         if os.fstat(self.descriptor).st_size < self._end + self._length:
             os.ftruncate(self.descriptor, self._end + self._length)
@@ -105,3 +114,12 @@ def map_blocks(path: Path, count: int, size: int) -> list[NDArray[np.uint8]]:
 def whole_pages(size: int) -> int:
     """`size` rounded up."""
     return -(-size // PAGE) * PAGE
+
+
+def lock(descriptor: int, kind: int) -> bool:
+    """Without waiting: False if somebody holds a lock against it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

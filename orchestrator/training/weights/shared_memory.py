@@ -23,43 +23,19 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import mmap
 import os
-import pickle
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Generator
 
-import numpy as np
-
-from orchestrator.training.buckets import Bucket, Piece
+from orchestrator.training.buckets import Bucket
 from orchestrator.training.records import WeightVersion
-from orchestrator.training.weights.channel import (
-    BucketSource,
-    WeightsNotFoundError,
-    require_rising,
-)
-from orchestrator.training.weights.segments import HEADER, Contents, Segment
+from orchestrator.training.weights.attached import AttachedSegments, SegmentHandle
+from orchestrator.training.weights.channel import BucketSource, require_rising
+from orchestrator.training.weights.segments import Contents, Segment, lock
 from orchestrator.training.weights.writers import Helpers
 from orchestrator.training.write_plan import WritePlan
 
 KEPT = 2
 """Segments that a writer writes in turn, and that a reader keeps mapped."""
-
-Manifest = list[tuple[tuple[Piece, ...], int, int]]
-"""Of each bucket: its pieces, its offset in the segment, its length in bytes. Written with plain tuples for
-pieces, which pickle several times faster.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentHandle:
-    """What a worker on the same host finds a version by."""
-
-    version: WeightVersion
-    process: int
-    descriptor: int
-    identity: bytes
 
 
 class SharedMemoryChannel:
@@ -71,8 +47,7 @@ class SharedMemoryChannel:
         self._segments: list[Segment] = []
         self._numbers = itertools.count()
         self._latest: WeightVersion | None = None
-        self._mappings = _Mappings()
-        self._content, self._manifest = b"", Manifest()
+        self._attached = AttachedSegments(KEPT)
 
     def publish(self, version: WeightVersion, source: BucketSource) -> SegmentHandle:
         """See `WeightChannel.publish`. Raises OSError if there is not memory enough."""
@@ -112,35 +87,18 @@ class SharedMemoryChannel:
 
     def pull(self, handle: SegmentHandle) -> Generator[Bucket]:
         """See `WeightChannel.pull`. The buckets are read-only."""
-        descriptor = self._open(handle)
+        attached = self._attached.take(handle)
         try:
-            content = _read_manifest(descriptor, handle)
-            if content != self._content:  # versions of one model differ in nothing here
-                self._content, self._manifest = content, _manifest(content)
-            manifest = self._manifest
-            yield from _buckets(self._mappings.of(descriptor), manifest)
+            yield from attached.buckets()
         finally:
-            os.close(descriptor)  # and with it goes the lock
+            self._attached.give_back(handle, attached)
 
     def close(self) -> None:
         """See `WeightChannel.close`. Readers under way keep what they read."""
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments.clear()
-        self._mappings.clear()
-
-    def _open(self, handle: SegmentHandle) -> int:
-        """The segment, with a shared lock. Raises WeightsNotFoundError."""
-        try:
-            # Without waiting: by now the number may stand for a pipe.
-            descriptor = os.open(_path(handle), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            self._mappings.clear()  # the publisher is gone: what it left must not be kept in memory
-            raise WeightsNotFoundError(handle.version, f"{_path(handle)}: {error.strerror}") from error
-        if _lock(descriptor, fcntl.LOCK_SH):
-            return descriptor
-        os.close(descriptor)
-        raise WeightsNotFoundError(handle.version, "a newer version is being written over it")
+        self._attached.clear()
 
     def _free_segment(self) -> Segment:
         """One that nobody reads and that does not hold the latest version, locked; a new one if there is
@@ -150,7 +108,7 @@ class SharedMemoryChannel:
             segment for segment in self._segments if self._latest is None or segment.version != self._latest
         ]
         for segment in old:
-            if _lock(segment.descriptor, fcntl.LOCK_EX):
+            if lock(segment.descriptor, fcntl.LOCK_EX):
                 return segment
             self._segments.remove(segment)
             os.close(segment.descriptor)
@@ -158,69 +116,3 @@ class SharedMemoryChannel:
         fcntl.flock(segment.descriptor, fcntl.LOCK_EX)
         self._segments.append(segment)
         return segment
-
-
-class _Mappings:
-    """The segments that this process reads. The last two stay mapped: to map one anew costs more, in page
-    faults, than to copy from it.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], mmap.mmap] = {}
-
-    def of(self, descriptor: int) -> mmap.mmap:
-        """The segment that is open as `descriptor`, which the caller has locked. It is opened once more: a
-        mapping holds open what it was made of, and with it a lock.
-        """
-        found = os.fstat(descriptor)
-        segment = (found.st_dev, found.st_ino)
-        mapping = self._kept.pop(segment, None)
-        if mapping is None or len(mapping) < found.st_size:
-            unlocked = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                mapping = mmap.mmap(unlocked, found.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
-            finally:
-                os.close(unlocked)
-        self._kept[segment] = mapping
-        for oldest in list(self._kept)[:-KEPT]:
-            del self._kept[oldest]
-        return mapping
-
-    def clear(self) -> None:
-        """Unmap all of them."""
-        self._kept.clear()
-
-
-def _path(handle: SegmentHandle) -> Path:
-    return Path(f"/proc/{handle.process}/fd/{handle.descriptor}")
-
-
-def _read_manifest(descriptor: int, handle: SegmentHandle) -> bytes:
-    """The manifest, pickled. Raises WeightsNotFoundError if the segment holds something else by now."""
-    try:
-        header = os.pread(descriptor, HEADER.size, 0)
-    except OSError:  # not even a file
-        header = b""
-    identity, start, length = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0, 0)
-    if identity != handle.identity:
-        raise WeightsNotFoundError(handle.version, "a newer version was written over it")
-    return os.pread(descriptor, length, start)
-
-
-def _manifest(content: bytes) -> Manifest:
-    return [
-        (tuple(map(Piece._make, pieces)), start, length) for pieces, start, length in pickle.loads(content)
-    ]
-
-
-def _buckets(mapping: mmap.mmap, manifest: Manifest) -> Iterator[Bucket]:
-    for pieces, start, length in manifest:
-        yield Bucket(pieces, np.frombuffer(mapping, dtype=np.uint8, count=length, offset=start))
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

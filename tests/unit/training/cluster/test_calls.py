@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from orchestrator.errors import CheckpointError, OrchestratorError, StorageError
-from orchestrator.training.cluster.calls import ActorCrashError, answer
+from orchestrator.errors import CheckpointError, OrchestratorError, StorageError, WorkerLostError
+from orchestrator.training.cluster.calls import ActorCrashError, all_ranks, answer
 
 
 class _Failed:
@@ -52,3 +52,37 @@ def test_everything_else_that_nobody_foresaw_is_a_crash(cause: Exception) -> Non
 def test_what_is_raised_on_purpose_arrives_as_it_is() -> None:
     error = CheckpointError("rank 1 could not write its shard")
     assert _raised(error) is error
+
+
+async def _after(seconds: float, error: Exception | None = None) -> str:
+    await asyncio.sleep(seconds)
+    if error is not None:
+        raise error
+    return "done"
+
+
+CRASH = ActorCrashError("learner-0", "RuntimeError: Connection closed by peer")
+LOST = WorkerLostError("learner-1", "killed")
+
+
+def test_a_rank_whose_peer_died_may_be_heard_first_and_the_death_is_what_counts() -> None:
+    with pytest.raises(WorkerLostError, match="learner-1 was lost: killed") as caught:
+        asyncio.run(all_ranks([_after(0, CRASH), _after(0), _after(0.05, LOST)], 60.0))
+    assert caught.value.__cause__ is CRASH
+
+
+def test_a_rank_that_crashed_by_itself_is_told_though_its_peers_wait_for_it() -> None:
+    with pytest.raises(ActorCrashError, match="Connection closed by peer"):
+        asyncio.run(all_ranks([_after(3600), _after(0, CRASH)], 0.05))
+
+
+def test_ranks_that_all_crashed_are_not_waited_for() -> None:
+    with pytest.raises(ActorCrashError):
+        asyncio.run(asyncio.wait_for(all_ranks([_after(0, CRASH), _after(0, CRASH)], 3600.0), 60.0))
+
+
+def test_what_ranks_raise_on_purpose_and_what_they_answer_is_passed_on() -> None:
+    refused = CheckpointError("rank 1 could not write its shard")
+    with pytest.raises(CheckpointError, match="could not write"):
+        asyncio.run(all_ranks([_after(3600), _after(0, refused)], 3600.0))
+    assert asyncio.run(all_ranks([_after(0.01), _after(0)], 1.0)) == ["done", "done"]
