@@ -1,0 +1,69 @@
+"""A rank that is killed while the others wait for it in a collective."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.errors import WorkerLostError
+from orchestrator.training.cluster.calls import all_ranks, answer
+from orchestrator.training.cluster.learner_group import DEATH_NOTICE_SECONDS
+from orchestrator.training.learner.distributed import DistributedInit, free_port, join
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+ROUNDS = 4
+PATIENCE = 300.0
+"""Seconds until an actor is taken for hung."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Generator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**28)
+    yield
+    ray.shutdown()
+
+
+class Rank:
+    """One of two that never stop adding up."""
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def meet(self, rank: int, port: int) -> None:
+        join(DistributedInit(rank, 2, "127.0.0.1", port, "gloo", "cpu"), threads=1)
+
+    def add_up(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        while True:
+            dist.all_reduce(torch.ones(1000))
+
+
+@pytest.mark.parametrize("_", range(ROUNDS))
+def test_the_death_is_told_and_not_what_it_did_to_the_other_rank(_: int) -> None:
+    """gloo's error on the other rank and Ray's notice come in any order."""
+    ranks: list[Any] = [ray.remote(Rank).remote() for _ in range(2)]
+    port = free_port("127.0.0.1")
+    ray.get([rank.meet.remote(number, port) for number, rank in enumerate(ranks)], timeout=PATIENCE)
+    (victim,) = ray.get([ranks[1].process.remote()], timeout=PATIENCE)
+    refs = [rank.add_up.remote() for rank in ranks]
+
+    async def kill_one() -> None:
+        calls = (answer(f"learner-{number}", ref, PATIENCE) for number, ref in enumerate(refs))
+        waiting = asyncio.ensure_future(all_ranks(calls, DEATH_NOTICE_SECONDS))
+        await asyncio.sleep(0.2)
+        os.kill(victim, signal.SIGKILL)
+        await waiting
+
+    with pytest.raises(WorkerLostError, match="learner-1 was lost"):
+        asyncio.run(kill_one())
+    for rank in ranks:
+        ray.kill(rank)
