@@ -28,5 +28,6 @@ class WeightsConfig(Settings):
     """
     timeout_seconds: float = Field(gt=0)
     """`collective` and `nixl`: how long one side waits for the other to answer, or to move a bucket, before
-    it takes it for lost. A side that dies is noticed at once.
+    it takes it for lost. `shared_memory`: how long learner ranks that write together wait for each other. A
+    side that dies is noticed at once.
     """
