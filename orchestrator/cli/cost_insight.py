@@ -22,6 +22,7 @@ from orchestrator.cli.cost_options import (
 )
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError, RunNotFoundError
+from orchestrator.percent import percent
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run or a pipeline")]
 
@@ -41,7 +42,7 @@ def waste(
         print_json(found.to_dict())
         return
     rows = [
-        (row.kind, f"{row.accelerator_hours:f}", f"{row.amount:f}", f"{row.share:.1%}") for row in found.rows
+        (row.kind, f"{row.accelerator_hours:f}", f"{row.amount:f}", percent(row.share)) for row in found.rows
     ]
     rows.append(("total", f"{found.accelerator_hours:f}", f"{found.amount:f}", ""))
     print_table(("kind", "accelerator-hours", found.currency, "share"), rows, "nothing was used")

@@ -36,6 +36,7 @@ from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, PriceTable
 from orchestrator.ledger.pricing import Pricer
+from orchestrator.percent import percent
 from orchestrator.run_config import BudgetConfig
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,10 @@ class Warned:
     @property
     def text(self) -> str:
         """A sentence for a person."""
-        budget = self.status.budget
+        budget, used = self.status.budget, percent(self.status.used)
         return (
-            f"budget {budget.name}: {self.status.used:.0%} of {budget.limit.normalize():f} {budget.currency}"
-            f" is used or reserved (threshold {self.threshold:.0%})"
+            f"budget {budget.name}: {used} of {budget.limit.normalize():f} {budget.currency}"
+            f" is used or reserved (threshold {percent(self.threshold)})"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from orchestrator.console.formats import sampled_accuracies
 from orchestrator.console.report_reader import write_report
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.percent import percent
 from orchestrator.run_config import RunConfig
 from orchestrator.runs import leading_stage, progress
 from orchestrator.training.run_directory import RunDirectory, RunState
@@ -64,7 +65,7 @@ def print_outcome(directory: RunDirectory, config: RunConfig, console: Console) 
     for name, label in (*HEADLINES, *sampled_accuracies(history.history)):
         series = history.history.get(name, [])
         if series:
-            console.print(f"  {label}: {series[0][1]:.0%} -> {series[-1][1]:.0%}")
+            console.print(f"  {label}: {percent(series[0][1])} -> {percent(series[-1][1])}")
     spent = cost(directory, config)
     if spent is not None:
         console.print(

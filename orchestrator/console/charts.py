@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from orchestrator.percent import percent
 from orchestrator.training.telemetry.curve_layout import (
     Panel,
     Series,
@@ -90,13 +91,13 @@ def learning_curve(stages: Sequence[StageCurve], frame: Frame) -> str:
                 "circle",
                 {"cx": frame.x(panel.x(step)), "cy": frame.y(value), "r": frame.dot, "class": "heldout dot"},
             )
-            _add(dot, "title", {}).text = f"step {step}: {value:.1%} of the held-out prompts"
+            _add(dot, "title", {}).text = f"step {step}: {percent(value)} of the held-out prompts"
     _end_labels(svg, frame, stages)
     if panels and len(panels[-1].stage.heldout) > 1:
         step, value = panels[-1].stage.heldout[0]
         anchor = ("end", -6) if panels[-1].left else ("", 6)
         x = frame.x(panels[-1].x(step)) + anchor[1]
-        _text(svg, x, frame.y(value) - 9, f"{value:.0%}", f"label heldout {anchor[0]}")
+        _text(svg, x, frame.y(value) - 9, percent(value), f"label heldout {anchor[0]}")
     return ElementTree.tostring(svg, encoding="unicode")
 
 
@@ -126,10 +127,9 @@ def _svg(width: int, height: int, name: str, spoken: str) -> ElementTree.Element
 
 def _spoken(stages: Sequence[StageCurve]) -> str:
     """What a screen reader says for the picture."""
+    ends = [(stage.name, stage.heldout[0][1], stage.heldout[-1][1]) for stage in stages if stage.heldout]
     parts = [
-        f"{stage.name}: held-out accuracy from {stage.heldout[0][1]:.0%} to {stage.heldout[-1][1]:.0%}"
-        for stage in stages
-        if stage.heldout
+        f"{name}: held-out accuracy from {percent(start)} to {percent(end)}" for name, start, end in ends
     ]
     return "; ".join(parts) or "Nothing was measured yet"
 
@@ -169,7 +169,7 @@ def _end_labels(svg: ElementTree.Element, frame: Frame, stages: Sequence[StageCu
     shown = [(name, style, values[-1]) for name, style, values in ends if values]
     heights = spread([value for _, _, value in shown], frame.label_gap, 0.0, 1.0)
     for (name, style, value), height in zip(shown, heights, strict=True):
-        text = f"{name} {value:.0%}" if frame.names else f"{value:.0%}"
+        text = f"{name} {percent(value)}" if frame.names else percent(value)
         _text(svg, frame.x(1) + 10, frame.y(height) + 4, text, f"label {style}")
 
 

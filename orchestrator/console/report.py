@@ -22,6 +22,7 @@ from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_char
 from orchestrator.console.formats import duration, money, sampled_accuracies, short
 from orchestrator.console.heat_map import HeatPanel, heat_panels, scale
 from orchestrator.console.report_data import ReportData, StageData
+from orchestrator.percent import percent
 from orchestrator.training.telemetry.curve_layout import smooth
 from orchestrator.training.telemetry.run_curves import stage_curve
 
@@ -126,13 +127,13 @@ def tiles(data: ReportData) -> list[Tile]:
     heldout = main.ends(HELDOUT) if main else None
     if main and heldout:
         before, after = heldout
-        found.append(Tile("held-out accuracy", f"{after:.0%}", _points(after - before), f"{before:.0%}"))
+        found.append(Tile("held-out accuracy", percent(after), _points(after - before), percent(before)))
     for label, (before, after) in _sampled(main) if main else ():
-        found.append(Tile(label, f"{after:.0%}", "of sampled held-out answers", f"{before:.0%}"))
+        found.append(Tile(label, percent(after), "of sampled held-out answers", percent(before)))
     checks = smooth(main.history.get(REFLECTION, ())) if main and not main.playback else []
     if checks:
         note = "of the sampled rollouts, smoothed"
-        found.append(Tile("self-checks", f"{checks[-1][1]:.0%}", note, f"{checks[0][1]:.0%}"))
+        found.append(Tile("self-checks", percent(checks[-1][1]), note, percent(checks[0][1])))
     steps = " + ".join(f"{stage.step:,}" for stage in data.stages)
     if steps:
         found.append(Tile("learner steps", steps, " + ".join(stage.name for stage in data.stages)))
@@ -164,7 +165,7 @@ def summary(data: ReportData) -> str:
         return f"{data.title}: {data.state}"
     before, after = heldout
     verb = "rose" if after > before else "fell" if after < before else "stayed"
-    change = f"from {before:.0%} to {after:.0%}" if after != before else f"at {after:.0%}"
+    change = f"from {percent(before)} to {percent(after)}" if after != before else f"at {percent(after)}"
     return f"{data.title}: held-out accuracy {verb} {change} in {main.step:,} steps of {main.name}."
 
 
@@ -218,7 +219,7 @@ def _checks_shown(data: ReportData) -> bool:
 
 
 def _points(change: float) -> str:
-    return f"{change * 100:+.0f} points over the last stage" if round(change * 100) else "unchanged"
+    return f"{change * 100:+.1f} points over the last stage" if round(change * 100, 1) else "unchanged"
 
 
 def _wall_seconds(data: ReportData) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.percent import percent
 from orchestrator.training.models.origin import Origin
 
 
@@ -80,7 +81,8 @@ def _rows(facts: CardFacts) -> list[tuple[str, str]]:
     )
     accuracy = "not evaluated"
     if facts.heldout is not None:
-        accuracy = f"{facts.heldout[1]:.1%} on task `{facts.task}` (after step {facts.heldout[0]}, greedy)"
+        step, share = facts.heldout
+        accuracy = f"{percent(share)} on task `{facts.task}` (after step {step}, greedy)"
     data = ", ".join(f"{name} sha256:{digest[:16]}" for name, digest in facts.data_sha256.items())
     return [
         ("base model", base),

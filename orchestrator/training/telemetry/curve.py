@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.percent import percent
 from orchestrator.training.telemetry.curve_layout import (
     Panel,
     Series,
@@ -72,10 +73,10 @@ def seeds_png(curves: Mapping[str, Series], title: str, target: float | None = N
         colour = SEED_COLOURS[index % len(SEED_COLOURS)]
         _line(axes, [(step / last, value) for step, value in series], colour, 4.0, dots=True)
         if series:
-            labels.append((series[-1][1], f"{name}  {series[-1][1]:.0%}", colour))
+            labels.append((series[-1][1], f"{name}  {percent(series[-1][1])}", colour))
     if target is not None:
         axes.axhline(target, xmax=RIGHT_EDGE, color=FAINT, linewidth=2, linestyle=(0, (4, 3)))
-        labels.append((target, f"target  {target:.0%}", FAINT))
+        labels.append((target, f"target  {percent(target)}", FAINT))
     _write_labels(axes, labels)
     steps = nice_steps(last, 5)
     axes.set_xticks([step / last for step in steps], [f"{step:,}" if step else "step 0" for step in steps])
@@ -147,7 +148,7 @@ def _end_labels(stages: Sequence[StageCurve]) -> list[Label]:
     for name, colour, series in curves:
         ends = [points[-1][1] for points in series if points]
         if ends:
-            labels.append((ends[-1], f"{name} {ends[-1]:.0%}", colour))
+            labels.append((ends[-1], f"{name} {percent(ends[-1])}", colour))
     return labels
 
 
@@ -156,7 +157,7 @@ def _label_start(axes: Axes, panel: Panel) -> None:
     step, value = panel.stage.heldout[0]
     left = panel.left > 0
     axes.annotate(
-        f"{value:.0%}",
+        percent(value),
         (panel.x(step), value),
         xytext=(-6 if left else 4, 16),
         textcoords="offset points",

@@ -175,9 +175,9 @@ def test_the_page_is_whole_and_loads_nothing(shown: ReportData) -> None:
 def test_a_person_finds_the_numbers() -> None:
     text = Page(render_report(data())).text
     for expected in (
-        "34% → 85%",
-        "+51 points",
-        "36% → 61%",
+        "34.0% → 85.0%",
+        "+51.0 points",
+        "36.0% → 61.0%",
         "2.52M",
         "1:40",  # wall time
         "1,234.50 EUR",
@@ -268,19 +268,19 @@ def test_sampled_held_out_answers_stand_beside_the_greedy_ones() -> None:
     }
     shown = [(tile.label, tile.before, tile.value) for tile in tiles(data(stages=(stage(history=history),)))]
     assert shown[:3] == [
-        ("held-out accuracy", "34%", "85%"),
-        ("pass@8", "50%", "97%"),
-        ("maj@8", "40%", "90%"),
+        ("held-out accuracy", "34.0%", "85.0%"),
+        ("pass@8", "50.0%", "97.0%"),
+        ("maj@8", "40.0%", "90.0%"),
     ]
 
 
 def test_the_run_in_a_sentence() -> None:
     assert summary(data()) == (
-        "tiny_moe learns countdown: held-out accuracy rose from 34% to 85% in 2 steps of grpo."
+        "tiny_moe learns countdown: held-out accuracy rose from 34.0% to 85.0% in 2 steps of grpo."
     )
     assert summary(data(stages=(), state="failed")) == "tiny_moe learns countdown: failed"
     flat = stage(history={"accuracy/heldout": [(0, 0.5), (1, 0.5)]})
-    assert "stayed at 50%" in summary(data(stages=(flat,)))
+    assert "stayed at 50.0%" in summary(data(stages=(flat,)))
 
 
 def test_nothing_is_claimed_that_was_not_measured() -> None:

@@ -164,7 +164,7 @@ def test_the_page_is_written_into_the_run(run: RunDirectory) -> None:
     run.write_state(RunState.FAILED, "the learner was lost", 70 * SECOND)
     write_report(run, None)
     page = run.report.read_text()
-    for expected in ("25% →", "75%", "the learner was lost", "0123456789ab with uncommitted changes"):
+    for expected in ("25.0% →", "75.0%", "the learner was lost", "0123456789ab with uncommitted changes"):
         assert expected in page
 
 
