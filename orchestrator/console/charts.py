@@ -55,7 +55,7 @@ WIDE = Frame(
     width=900,
     height=400,
     left=48,
-    right=150,
+    right=172,
     top=34,
     bottom=34,
     ticks=5,
@@ -64,7 +64,7 @@ WIDE = Frame(
     names=True,
 )
 NARROW = Frame(
-    width=360, height=290, left=46, right=46, top=30, bottom=30, ticks=3, label_gap=0.075, dot=0, names=False
+    width=360, height=290, left=46, right=62, top=30, bottom=30, ticks=3, label_gap=0.075, dot=0, names=False
 )
 
 
