@@ -1,5 +1,6 @@
 """One suite for the journal and the archive: in memory, on SQLite, on PostgreSQL."""
 
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -356,3 +357,18 @@ def test_two_engines_that_open_a_new_store_at_once_make_it_once(tmp_path: Path):
     assert {version_of(engine) for engine in engines} == {HEAD}
     for engine in engines:
         engine.dispose()
+
+
+def test_a_new_store_that_another_program_reads_is_waited_for(tmp_path: Path):
+    """SQLite alone would not: its file can't get a write-ahead log meanwhile."""
+    other = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE theirs (x)")
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM theirs").fetchall()
+    done = threading.Timer(0.1, other.close)
+    done.start()
+    engine = open_engine(f"sqlite:///{tmp_path}/new.db")
+    require_head(engine)
+    assert version_of(engine) == HEAD
+    done.join()
+    engine.dispose()
