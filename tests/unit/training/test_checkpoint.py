@@ -133,7 +133,7 @@ def test_a_cancelled_save_leaves_no_thread_that_still_writes(
 
     def slow(*arguments: object) -> None:
         entered.set()
-        assert leave.wait(60)
+        assert leave.wait(300)
         real(*arguments)
         left.set()
 
@@ -141,7 +141,7 @@ def test_a_cancelled_save_leaves_no_thread_that_still_writes(
 
     async def main() -> None:
         saving = asyncio.ensure_future(Checkpointer(tmp_path, keep=1).save(learner(1), state(1)))
-        await asyncio.to_thread(entered.wait, 60)
+        await asyncio.to_thread(entered.wait, 300)
         saving.cancel()
         await asyncio.sleep(0)
         assert not saving.done()
@@ -163,7 +163,7 @@ class SlowStore(DirectoryStore):
 
     def put(self, checkpoint: Path) -> None:
         self.started.release()
-        assert self.go.acquire(timeout=60)
+        assert self.go.acquire(timeout=300)
         super().put(checkpoint)
 
 
