@@ -6,9 +6,10 @@ of the same bytes, measured in turn in the same processes.
 The learner is the real one at ZeRO 1: a rank, or two that have half of the experts each. Two more processes
 have rollout engines (`hf`). A round is
 
-- channel: `publish` in the ranks, then `pull` and `load_weights` in both workers at once. Seconds: those of
-  rank 0's publish, once all ranks have come, and those of the slower pull, taken inside the processes.
-- memcpy: as many copies of as many bytes by the same processes: one in the first, then one in each worker at
+- channel: `publish` in the ranks, then `pull` and load in both workers at once. Seconds: those of rank 0's
+  publish, once all ranks have come, and those of the slower pull, taken inside the processes; CPU seconds of
+  all ranks and workers.
+- memcpy: as many bytes, copied once by rank 0 alone, whatever the number of ranks, then by both workers at
   once, between two flat arrays of its own whose pages are there. Seconds are taken alike.
 - transfer: what another rank holds of the experts, sent to rank 0 in one message by torch.distributed alone.
 
@@ -239,7 +240,7 @@ def measure(
     _get([process.prepare_memcpy.remote(weights) for process in (*ranks, *workers)])
     seen: list[tuple[Timing, Timing, Timing]] = []
     for version in range(WARM_UP + rounds):
-        handle, published = _get([rank.publish.remote(version) for rank in ranks])[0]
+        handle, published = _first_of(_get([rank.publish.remote(version) for rank in ranks]))
         pulled = _get([worker.pull.remote(version, handle) for worker in workers])
         copied = _get(ranks[0].memcpy.remote())
         received = _get([worker.memcpy.remote() for worker in workers])
@@ -247,7 +248,8 @@ def measure(
         seen.append((_together(published, pulled), _together(copied, received), sent))
     peaks: list[list[int]] = []
     for version in range(WARM_UP + rounds, WARM_UP + rounds + MEMORY_ROUNDS):
-        handle, peak = _get([rank.publish_watched.remote(version) for rank in ranks])[0]
+        answers = _get([rank.publish_watched.remote(version) for rank in ranks])
+        handle, peak = answers[0][0], max(peak for _, peak in answers)
         peaks.append([peak, *_get([worker.pull_watched.remote(version, handle) for worker in workers])])
     for process in (*ranks, *workers):
         ray.kill(process)
@@ -272,6 +274,12 @@ def measure(
         "target_ratio": TARGET_RATIO,
         "target_extra_buckets": TARGET_BUCKETS,
     }
+
+
+def _first_of(answers: list[tuple[Any, Timing]]) -> tuple[Any, Timing]:
+    """Rank 0's handle and wall seconds; CPU seconds of all ranks."""
+    (handle, (wall, _)), *_ = answers
+    return handle, (wall, sum(cpu for _, (_, cpu) in answers))
 
 
 def _together(one: Timing, others: list[Timing]) -> Timing:

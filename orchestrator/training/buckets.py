@@ -40,6 +40,8 @@ class TensorPart:
     shape: tuple[int, ...]
     start: int
     data: Tensor
+    base: Tensor | None = None
+    """What `data` is a view of, where that is a parameter: it may be given other memory later."""
 
 
 Allocate = Callable[[int], NDArray[np.uint8]]

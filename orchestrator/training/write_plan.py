@@ -40,17 +40,18 @@ class BucketPlan:
     @classmethod
     def of(cls, placed: Sequence[Placed]) -> BucketPlan:
         """All of one bucket's placements."""
-        mine = [each for each in placed if not each.part.data.is_meta]
-        moves = [
-            (each.offset, data.data_ptr, each.first * data.element_size(), each.length * data.element_size())
-            for each in mine
-            if is_plain(data := each.part.data)
-        ]
-        copies = [
-            (each.offset, each.part.data, each.first, each.length)
-            for each in mine
-            if not is_plain(each.part.data)
-        ]
+        moves: list[tuple[int, Callable[[], int], int, int]] = []
+        copies: list[tuple[int, Tensor, int, int]] = []
+        for each in placed:
+            data = each.part.data
+            if data.is_meta:
+                continue
+            base, size = data if each.part.base is None else each.part.base, data.element_size()
+            first = (data.data_ptr() - base.data_ptr()) // size + each.first
+            if is_plain(base):
+                moves.append((each.offset, base.data_ptr, first * size, each.length * size))
+            else:
+                copies.append((each.offset, base, first, each.length))
         filling = placed[0].filling
         return cls(tuple(filling.pieces), filling.used, tuple(moves), tuple(copies))
 

@@ -22,7 +22,7 @@ from benchmarks.learner_exactness import Difference, build_rank, compare, rank_m
 from benchmarks.plain_training import train_plainly
 from benchmarks.ranks import start_ranks
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import Bucket, unflatten
+from orchestrator.training.buckets import Bucket, joined, unflatten
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner
 from orchestrator.training.records import BatchPart
 from orchestrator.training.write_plan import WritePlan
@@ -144,7 +144,9 @@ def _go_on(case: Case, rank: int, port: int, checkpoint: Path, directory: Path) 
     learner.load(checkpoint)
     weights, message = _weights(learner), _largest_message(learner)
     reports = _two_steps(learner)
-    gathered, together = _weights(learner), None if plan is None else _written_together(plan)
+    tensors = joined(learner._full_tensors.stream())  # pyright: ignore[reportPrivateUsage] - not by a plan
+    gathered = {name: tensor.detach().clone() for name, tensor in tensors}
+    together = None if plan is None else _written_together(plan)
     if rank == 0:
         torch.save((gathered, together), directory / "together.pt")
         (directory / "message").write_text(str(message))

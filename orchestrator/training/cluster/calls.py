@@ -39,13 +39,7 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
     future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return await asyncio.wait_for(future, timeout_seconds)
-    except TimeoutError as error:
-        raise WorkerLostError(actor, f"no answer in {timeout_seconds:g} s") from error
-    except RayActorError as error:
-        raise WorkerLostError(actor, _first_line(error)) from error
-    except ObjectLostError as error:
-        raise DataLostError(actor, _first_line(error)) from error
-    except RayTaskError as error:
+    except RayTaskError as error:  # before the others: what it is made of is an instance of its cause, too
         cause: object = error.cause
         if isinstance(cause, (RayActorError, ObjectLostError)):
             raise DataLostError(actor, _first_line(cause)) from error
@@ -56,6 +50,12 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
         # Ray's class inherits from the cause's too: its text is the actor's traceback, its other attributes
         # are the cause's.
         raise ActorCrashError(actor, str(error)) from error
+    except RayActorError as error:
+        raise WorkerLostError(actor, _first_line(error)) from error
+    except ObjectLostError as error:
+        raise DataLostError(actor, _first_line(error)) from error
+    except TimeoutError as error:
+        raise WorkerLostError(actor, f"no answer in {timeout_seconds:g} s") from error
 
 
 async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -70,37 +70,40 @@ async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def all_ranks(calls: Iterable[Coroutine[Any, Any, T]], notice_seconds: float) -> list[T]:
-    """Like `all_or_none`, for actors that wait for each other. One whose peer died raises whatever its
-    collective raises, and is often heard before Ray tells of the death: then the death is waited for, for
-    `notice_seconds` at the most, and raised instead.
+    """Like `all_or_none`, for actors that wait for each other. One whose peer is gone raises whatever its
+    collective raises, and is often heard before the peer: so after a crash the others are waited for, for
+    `notice_seconds` at the most. What one of them raised on purpose, or WorkerLostError, is raised instead;
+    if there is nothing of the kind, the first crash, with the others' as notes.
     """
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
     except ActorCrashError as crash:
-        lost = await _first_loss(tasks, notice_seconds)
-        if lost is None:
-            raise
-        raise lost from crash
+        errors = await _errors(tasks, notice_seconds)
+        foreseen = [error for error in errors if not isinstance(error, ActorCrashError)]
+        if foreseen:
+            raise foreseen[0] from crash
+        for other in errors:
+            if other is not crash:
+                crash.add_note(str(other))
+        raise
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first_loss(tasks: Iterable[asyncio.Task[Any]], notice_seconds: float) -> WorkerLostError | None:
-    """Of one of the tasks, once it is known."""
+async def _errors(tasks: Iterable[asyncio.Task[Any]], notice_seconds: float) -> list[OrchestratorError]:
+    """Of all tasks that end in time; not waiting for more once one is no crash."""
     until = asyncio.get_running_loop().time() + notice_seconds
-    waiting = set(tasks)
-    while waiting:
+    waiting, errors = set(tasks), list[OrchestratorError]()
+    while waiting and all(isinstance(error, ActorCrashError) for error in errors):
         left = max(0.0, until - asyncio.get_running_loop().time())
         done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if not task.cancelled() and isinstance(error := task.exception(), WorkerLostError):
-                return error
+        errors += [error for task in done if isinstance(error := task.exception(), OrchestratorError)]
         if not done:
-            return None
-    return None
+            break
+    return errors
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,8 +19,10 @@ from orchestrator.training.stages import PublishedWeights, Span, Updated
 
 DISK = "disk"
 """The concurrency group of a rank's `write`: one thread beside the one that trains."""
-DEATH_NOTICE_SECONDS = 10.0
-"""How long after a rank's crash Ray may tell that another one's death was the cause."""
+DEATH_NOTICE_SECONDS = 60.0
+"""How long after a rank's crash Ray may tell that another one's death was the cause: for a lost node, tens of
+seconds.
+"""
 
 
 class RayLearnerGroup:
@@ -56,7 +58,7 @@ class RayLearnerGroup:
         return Updated(answers[0][0], _spans(spans for _, spans in answers))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
-        """Gather the weights in rank 0, which publishes them through the run's weight channel."""
+        """Rank 0 publishes them through the run's weight channel, with the help of the others."""
         answers = await self._gather([rank.publish.remote(version) for rank in self._ranks])
         return PublishedWeights(version, answers[0][0], _spans(spans for _, spans in answers))
 

@@ -58,7 +58,7 @@ class FakeLearner:
         return flatten([("updates", torch.tensor([self._updates]))], self._bucket_bytes, allocate)
 
     def write_plan(self) -> None:
-        """See `Learner.write_plan`. A tensor made for each version lies nowhere before."""
+        """See `Learner.write_plan`. There is none: each version is a tensor that is made for it."""
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""

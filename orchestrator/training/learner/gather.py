@@ -97,7 +97,9 @@ def _whole_part(named: NamedTensor, mine: bool) -> TensorPart:
 
 def _expert_part(layout: Layout, cut: _Cut) -> TensorPart:
     mine = dist.get_process_group_ranks(layout.group)[0] == 0 and cut.rank == dist.get_rank(layout.group)
-    data = cut.data if mine else torch.empty(cut.count, dtype=cut.parameter.dtype, device="meta")
+    if mine:
+        return TensorPart(cut.name, cut.shape, cut.start, cut.data, base=cut.parameter)
+    data = torch.empty(cut.count, dtype=cut.parameter.dtype, device="meta")
     return TensorPart(cut.name, cut.shape, cut.start, data)
 
 

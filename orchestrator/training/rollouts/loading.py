@@ -63,10 +63,14 @@ class WeightLoader:
             self._load_by_name(version, arriving)
 
     def _load_as_before(self, version: WeightVersion, buckets: Iterator[Bucket]) -> None:
-        for known, bucket in zip(self._known, buckets, strict=True):
+        loaded = 0
+        for known, bucket in zip(self._known, buckets, strict=False):
             if known.pieces != bucket.pieces:
-                raise ValueError(f"weights of version {version}: a bucket has other pieces than before")
+                raise ValueError(f"weights of version {version}: bucket {loaded} has other pieces now")
             known.load(bucket)
+            loaded += 1
+        if loaded < len(self._known) or next(buckets, None) is not None:
+            raise ValueError(f"weights of version {version}: not the {len(self._known)} buckets of before")
         self._engine.weights_written(version)
 
     def _load_by_name(self, version: WeightVersion, buckets: Iterator[Bucket]) -> None:

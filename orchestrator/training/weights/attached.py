@@ -27,7 +27,7 @@ class SegmentHandle:
     identity: bytes
 
 
-class _Attached:
+class AttachedSegment:
     """A segment that this process has opened and mapped."""
 
     def __init__(self, path: str) -> None:
@@ -40,14 +40,14 @@ class _Attached:
 
     def holds(self, identity: bytes) -> bool:
         """That version is in it. The lock is held."""
-        header = self._header()
-        return header is not None and header[0] == identity
+        try:
+            return self._header()[0] == identity
+        except (OSError, ValueError):  # not a segment, not even a file
+            return False
 
     def buckets(self) -> Sequence[Bucket]:
-        """Of the version that is in it, read-only. The lock is held."""
-        header = self._header()
-        assert header is not None
-        _, digest, start, length = header
+        """Of the version that it `holds`, read-only. The lock is held."""
+        _, digest, start, length = self._header()
         if digest != self._digest:  # versions of one model differ in nothing but the bytes
             mapping = self._mapped(start + length)
             self._buckets = [
@@ -63,12 +63,9 @@ class _Attached:
         self._buckets, self._mapping = (), None
         os.close(self.descriptor)
 
-    def _header(self) -> tuple[bytes, bytes, int, int] | None:
-        """Identity, digest of the manifest, its offset and length. None if this is no segment."""
-        try:
-            return HEADER.unpack(self._mapped(HEADER.size)[: HEADER.size])
-        except (OSError, ValueError):
-            return None
+    def _header(self) -> tuple[bytes, bytes, int, int]:
+        """Identity, digest of the manifest, its offset and length."""
+        return HEADER.unpack(self._mapped(HEADER.size)[: HEADER.size])
 
     def _mapped(self, size: int) -> mmap.mmap:
         """All of it, `size` bytes at least."""
@@ -85,9 +82,10 @@ class AttachedSegments:
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
-        self._idle: dict[tuple[int, int], _Attached] = {}
+        self._idle: dict[tuple[int, int], AttachedSegment] = {}
+        self._closed = False
 
-    def take(self, handle: SegmentHandle) -> _Attached:
+    def take(self, handle: SegmentHandle) -> AttachedSegment:
         """The segment with the handle's version, locked against writers; nobody else is given it until it
         comes back. Raises WeightsNotFoundError.
         """
@@ -100,8 +98,11 @@ class AttachedSegments:
         attached.close()  # the number may stand for another segment by now
         return self._find(handle)
 
-    def give_back(self, handle: SegmentHandle, attached: _Attached) -> None:
+    def give_back(self, handle: SegmentHandle, attached: AttachedSegment) -> None:
         """It is read."""
+        if self._closed:
+            attached.close()
+            return
         fcntl.flock(attached.descriptor, fcntl.LOCK_UN)
         before = self._idle.pop((handle.process, handle.descriptor), None)
         self._idle[handle.process, handle.descriptor] = attached
@@ -110,18 +111,22 @@ class AttachedSegments:
         for oldest in list(self._idle)[: -self._kept]:
             self._idle.pop(oldest).close()
 
-    def clear(self) -> None:
-        """Let go of all that nobody reads."""
+    def close(self) -> None:
+        """Let go of all, of what is read when it comes back."""
+        self._closed = True
+        self._clear()
+
+    def _clear(self) -> None:
         for attached in self._idle.values():
             attached.close()
         self._idle.clear()
 
-    def _find(self, handle: SegmentHandle) -> _Attached:
+    def _find(self, handle: SegmentHandle) -> AttachedSegment:
         path = f"/proc/{handle.process}/fd/{handle.descriptor}"
         try:
-            attached = _Attached(path)
+            attached = AttachedSegment(path)
         except OSError as error:
-            self.clear()  # the publisher is gone: what it left must not be kept in memory
+            self._clear()  # the publisher is gone: what it left must not be kept in memory
             raise WeightsNotFoundError(handle.version, f"{path}: {error.strerror}") from error
         if not lock(attached.descriptor, fcntl.LOCK_SH):
             attached.close()

@@ -7,7 +7,7 @@ partitioned:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -50,27 +50,24 @@ class WeightPublisher:
         self, rank: int, learner: Rank, channel: WeightChannel, meeting: Meeting | None = None
     ) -> None:
         """`meeting` if all ranks are on one host. Raises OSError if its name is taken."""
+        together = meeting is not None and meeting.ranks > 1 and isinstance(channel, SharedMemoryChannel)
+        plan = learner.write_plan() if together else None
         self._writers: Helpers | Helper | None = None
-        self._publish: Callable[[WeightVersion], Any]
-        plan = None
-        if meeting is not None and meeting.ranks > 1 and isinstance(channel, SharedMemoryChannel):
-            plan = learner.write_plan()
-            if plan is not None and rank == 0:
-                self._writers = Helpers(meeting.name, meeting.ranks - 1, meeting.timeout_seconds)
-                self._publish = partial(channel.publish_together, plan=plan, helpers=self._writers)
-            elif plan is not None:
-                self._writers = Helper(meeting.name, meeting.timeout_seconds)
-                self._publish = partial(self._writers.write, plan=plan)
-        if plan is None and rank == 0:
-            self._publish = partial(channel.publish, source=learner.weights)
-        elif plan is None:
-            self._publish = partial(_help_to_gather, learner)
+        if plan is None or meeting is None or not isinstance(channel, SharedMemoryChannel):
+            gather = partial(_help_to_gather, learner)
+            self._publish = partial(channel.publish, source=learner.weights) if rank == 0 else gather
+        elif rank == 0:
+            self._writers = Helpers(meeting.name, meeting.ranks - 1, meeting.timeout_seconds)
+            self._publish = partial(channel.publish_together, plan=plan, helpers=self._writers)
+        else:
+            self._writers = Helper(meeting.name, meeting.timeout_seconds)
+            self._publish = partial(self._writers.write, plan=plan)
 
     def publish(self, version: WeightVersion) -> Any:  # noqa: ANN401 - the channel's own handle
         """Every rank calls it. On rank 0 it returns the channel's handle, on others None.
 
         Raises what the channel raises. Where the ranks write together also ConnectionError if another rank is
-        gone, TimeoutError if it says nothing, PermissionError if it is another user's.
+        gone, WorkerLostError if it says nothing, PermissionError if it is another user's.
         """
         return self._publish(version)
 

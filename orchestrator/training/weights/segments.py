@@ -32,7 +32,7 @@ Contents = list[tuple[tuple[Piece, ...], int]]
 """Of each bucket: its pieces, its length in bytes."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Segment:
     """A segment in the process that publishes. Its mappings are kept, so that the next version that is
     written here finds its pages in place.

@@ -61,18 +61,27 @@ class SharedMemoryChannel:
 
     def publish_together(self, version: WeightVersion, plan: WritePlan, helpers: Helpers) -> SegmentHandle:
         """Like `publish`, with other ranks that write their parts of the plan (`Helper.write`). Raises also
-        ConnectionError, PermissionError or TimeoutError if one of them does not.
+        ConnectionError, PermissionError or WorkerLostError if one of them does not. After any error the other
+        ranks are let go, and so is the segment: one of them may still write to it.
         """
 
         def write(segment: Segment) -> Contents:
             count = len(plan.buckets)
             segment.block(count - 1, plan.bucket_bytes)
-            helpers.start(version, segment, count)
-            plan.write(segment.blocks[:count])
-            helpers.wait(version)
+            try:
+                helpers.start(version, segment, count)
+                plan.write(segment.blocks[:count])
+                helpers.wait(version)
+            except BaseException:
+                self._segments.remove(segment)
+                raise
             return plan.contents
 
-        return self._publish(version, write)
+        try:
+            return self._publish(version, write)
+        except BaseException:
+            helpers.close()
+            raise
 
     def _publish(self, version: WeightVersion, write: Callable[[Segment], Contents]) -> SegmentHandle:
         require_rising(version, self._latest)
@@ -82,6 +91,8 @@ class SharedMemoryChannel:
             identity = segment.seal(version, write(segment))
         finally:
             fcntl.flock(segment.descriptor, fcntl.LOCK_UN)
+            if segment not in self._segments:
+                os.close(segment.descriptor)
         self._latest = version
         return SegmentHandle(version, os.getpid(), segment.descriptor, identity)
 
@@ -98,7 +109,7 @@ class SharedMemoryChannel:
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments.clear()
-        self._attached.clear()
+        self._attached.close()
 
     def _free_segment(self) -> Segment:
         """One that nobody reads and that does not hold the latest version, locked; a new one if there is

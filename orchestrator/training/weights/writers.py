@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.errors import WorkerLostError
 from orchestrator.training.records import WeightVersion
 from orchestrator.training.weights.segments import Segment, map_blocks
 from orchestrator.training.write_plan import WritePlan
@@ -34,6 +35,7 @@ _ORDER = struct.Struct("4q")
 """Version; number of the segment, its descriptor in rank 0's process, its blocks."""
 _DONE = struct.Struct("q")
 """Version."""
+_ANOTHER = "another rank of the learner"
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED tells: process, user, group."""
 
@@ -55,15 +57,18 @@ class Helpers:
         self._listener.settimeout(timeout_seconds)
         self._count, self.timeout_seconds = count, timeout_seconds
         self._connections: list[socket.socket] = []
+        self._closed = False
 
     def start(self, version: WeightVersion, segment: Segment, blocks: int) -> None:
         """Tell them to write. The first time it waits until all have come.
 
-        Raises TimeoutError if they don't, PermissionError for one of another user, ConnectionError if one is
-        gone.
+        Raises WorkerLostError if they don't, PermissionError for one of another user, ConnectionError if one
+        is gone.
         """
+        if self._closed:
+            raise ConnectionError("weights: the other ranks were let go when a publish failed")
         while len(self._connections) < self._count:
-            connection, _ = self._listener.accept()
+            connection = self._accepted()
             _require_same_user(connection)
             connection.setblocking(False)
             self._connections.append(connection)
@@ -72,7 +77,7 @@ class Helpers:
             connection.send(order)
 
     def wait(self, version: WeightVersion) -> None:
-        """Until all are done. Raises ConnectionError if one is gone, TimeoutError if one does not answer."""
+        """Until all are done. Raises ConnectionError if one is gone, WorkerLostError if one is silent."""
         for connection in self._connections:
             (done,) = _DONE.unpack(_receive(connection, _DONE.size, self.timeout_seconds))
             if done != version:
@@ -80,8 +85,16 @@ class Helpers:
 
     def close(self) -> None:
         """Let the other ranks go."""
+        self._closed = True
         for connection in (*self._connections, self._listener):
             connection.close()
+
+    def _accepted(self) -> socket.socket:
+        try:
+            return self._listener.accept()[0]
+        except TimeoutError as error:
+            reason = f"{len(self._connections)} of {self._count} came in {self.timeout_seconds:g} s"
+            raise WorkerLostError(_ANOTHER, reason) from error
 
 
 class Helper:
@@ -99,8 +112,10 @@ class Helper:
         """This rank's part of a version, once rank 0 says where to.
 
         Raises ConnectionError if rank 0 is not there or gone or publishes another version, PermissionError if
-        it is another user's, TimeoutError if it says nothing.
+        it is another user's, WorkerLostError if it says nothing.
         """
+        if self._connection.fileno() < 0:
+            raise ConnectionError("weights: rank 0 was let go when a publish failed")
         try:
             self._write(version, plan)
         except BaseException:
@@ -159,10 +174,12 @@ def _receive(connection: socket.socket, size: int, timeout_seconds: float) -> by
                 _sleep_until_readable(connection, timeout_seconds)
             continue
         if len(message) != size:
-            raise ConnectionError("weights: another rank of the learner is gone")
+            raise ConnectionError(f"weights: {_ANOTHER} is gone")
         return message
 
 
 def _sleep_until_readable(connection: socket.socket, timeout_seconds: float) -> None:
-    if not select.select([connection], [], [], timeout_seconds)[0]:
-        raise TimeoutError(f"weights: another rank of the learner said nothing for {timeout_seconds:g} s")
+    readable = select.poll()  # `select.select` takes no descriptor above 1,023
+    readable.register(connection, select.POLLIN)
+    if not readable.poll(1000 * timeout_seconds):
+        raise WorkerLostError(_ANOTHER, f"it said nothing for {timeout_seconds:g} s in a publish")

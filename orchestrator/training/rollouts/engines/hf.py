@@ -56,7 +56,7 @@ class HFEngine:
             device,
         )
         self._stops = torch.tensor(sorted(_stop_tokens(model, tokenizer)))
-        self._weights: dict[str, torch.Tensor] = dict(self._model.state_dict())
+        self._weights: dict[str, torch.Tensor] = dict(self._model.state_dict(keep_vars=True))
         self._places = {name: tensor.data_ptr() for name, tensor in self._weights.items()}
         self._version: WeightVersion = 0
 

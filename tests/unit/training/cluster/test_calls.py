@@ -41,7 +41,9 @@ def test_a_disk_that_refuses_is_told_from_a_bug(number: int) -> None:
     assert "the disk says no" in str(error)
 
 
-@pytest.mark.parametrize("cause", [OSError(errno.ENOENT, "no such file"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "cause", [OSError(errno.ENOENT, "no such file"), ValueError("a bug"), TimeoutError("its own")]
+)
 def test_everything_else_that_nobody_foresaw_is_a_crash(cause: Exception) -> None:
     error = _raised(cause)
     assert isinstance(error, ActorCrashError)
@@ -76,9 +78,17 @@ def test_a_rank_that_crashed_by_itself_is_told_though_its_peers_wait_for_it() ->
         asyncio.run(all_ranks([_after(3600), _after(0, CRASH)], 0.05))
 
 
-def test_ranks_that_all_crashed_are_not_waited_for() -> None:
-    with pytest.raises(ActorCrashError):
-        asyncio.run(asyncio.wait_for(all_ranks([_after(0, CRASH), _after(0, CRASH)], 3600.0), 60.0))
+def test_ranks_that_all_crashed_are_all_heard() -> None:
+    cause = ActorCrashError("learner-1", "ValueError: a bug")
+    with pytest.raises(ActorCrashError, match="Connection closed by peer") as caught:
+        asyncio.run(asyncio.wait_for(all_ranks([_after(0, CRASH), _after(0.01, cause)], 3600.0), 60.0))
+    assert any("learner-1 raised ValueError: a bug" in note for note in caught.value.__notes__)
+
+
+def test_what_a_peer_raised_on_purpose_is_the_reason() -> None:
+    full = StorageError("learner-1", "no space left")
+    with pytest.raises(StorageError, match="no space left"):
+        asyncio.run(all_ranks([_after(0, CRASH), _after(0.05, full)], 3600.0))
 
 
 def test_what_ranks_raise_on_purpose_and_what_they_answer_is_passed_on() -> None:

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.config import compose
 from orchestrator.training.buckets import NamedTensor, flatten
+from orchestrator.training.models.build import build_model
+from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.rollouts.engines.hf import HFEngine
 from orchestrator.training.rollouts.loading import WeightLoader
 from orchestrator.training.rollouts.scripted import ScriptedEngine
 
@@ -82,6 +86,20 @@ def test_weights_whose_place_is_of_another_kind_always_come_by_name(place: Tenso
     assert engine.by_name == 8
 
 
+def test_a_model_that_took_other_memory_is_loaded_there() -> None:
+    """The engine's parameters are followed, not the memory that they had."""
+    model = build_model(compose("grpo", []).model, seed=0)
+    engine = HFEngine(model, character_tokenizer(64), 64, 8, torch.device("cpu"), record_routes=False)
+    loader, wanted = WeightLoader(engine), build_model(compose("grpo", []).model, seed=1).state_dict()
+    for version in (1, 2):
+        loader.load(version, flatten(wanted.items(), 1 << 16))
+        for parameter in model.parameters():
+            parameter.data = torch.zeros_like(parameter)
+    assert not any(parameter.any() for parameter in model.parameters())
+    loader.load(3, flatten(wanted.items(), 1 << 16))
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+
+
 def test_an_engine_without_weights_is_loaded_by_name() -> None:
     engine = ScriptedEngine(context=32)
     loader = WeightLoader(engine)
@@ -103,8 +121,9 @@ def test_a_version_that_breaks_off_or_goes_on_otherwise_is_refused() -> None:
     loader = WeightLoader(engine)
     whole = list(flatten(state(1.0), BUCKET_BYTES))
     loader.load(1, whole)
-    with pytest.raises(ValueError, match="shorter"):
-        loader.load(2, whole[:-1])
-    with pytest.raises(ValueError, match="weights of version 3: a bucket has other pieces than before"):
-        loader.load(3, [*whole[:-1], whole[0]])
+    for version, other in ((2, whole[:-1]), (3, [*whole, whole[0]])):
+        with pytest.raises(ValueError, match=f"version {version}: not the {len(whole)} buckets of before"):
+            loader.load(version, other)
+    with pytest.raises(ValueError, match=f"version 4: bucket {len(whole) - 1} has other pieces now"):
+        loader.load(4, [*whole[:-1], whole[0]])
     assert engine.versions == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
@@ -11,6 +12,7 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
+from orchestrator.errors import WorkerLostError
 from orchestrator.training.buckets import Allocate, Bucket, TensorPart, flatten, new_bytes, unflatten
 from orchestrator.training.weights.channel import MemoryChannel
 from orchestrator.training.weights.publishing import Meeting, WeightPublisher
@@ -133,7 +135,7 @@ def test_a_rank_that_dies_is_noticed_and_the_version_before_stays(channel: Share
 
 
 def test_ranks_that_are_asked_for_different_versions_are_told(channel: SharedMemoryChannel) -> None:
-    """Both, and at once."""
+    """Both, although neither would be waited for less than five minutes."""
     with closing(Group(channel)) as group:
         group.publish(0)
         group.helpers[0].tell(4)
@@ -162,13 +164,20 @@ def test_a_rank_that_says_nothing_is_not_waited_for_longer_than_told(channel: Sh
         helper.tell(0)
         channel.publish_together(0, plan, helpers)
         helpers.timeout_seconds = SHORT
-        with pytest.raises(TimeoutError, match=r"said nothing for 0\.2 s"):
+        with pytest.raises(WorkerLostError, match=r"said nothing for 0\.2 s"):
             channel.publish_together(1, plan, helpers)
+        with pytest.raises(ConnectionError, match="let go when a publish failed"):
+            channel.publish_together(2, plan, helpers)
+        handle = channel.publish(3, Rank(0).weights)
+        helper.signal(signal.SIGCONT)
+        helper.tell(1)  # it writes where it was told to before it fails, which nobody reads
+        assert isinstance(helper.answer(), (OSError, type(None)))
+        assert same(pulled(channel, handle), 0.0)
 
 
 def test_a_rank_that_never_comes_is_not_waited_for_longer_than_told(channel: SharedMemoryChannel) -> None:
     publisher = WeightPublisher(0, Rank(0), channel, _meeting(timeout_seconds=SHORT))
-    with closing(publisher), pytest.raises(TimeoutError):
+    with closing(publisher), pytest.raises(WorkerLostError, match=r"0 of 1 came in 0\.2 s"):
         publisher.publish(0)
 
 
@@ -176,6 +185,17 @@ def test_a_rank_without_rank_0_is_told(channel: SharedMemoryChannel) -> None:
     publisher = WeightPublisher(1, Rank(1), channel, _meeting())
     with closing(publisher), pytest.raises(ConnectionError):
         publisher.publish(0)
+
+
+def test_a_rank_is_let_go_when_rank_0_fails_before_it_writes(channel: SharedMemoryChannel) -> None:
+    with closing(Group(channel)) as group:
+        group.publish(0)
+        group.helpers[0].tell(1)
+        with pytest.raises(ValueError, match="version 0, and 0 is already published"):
+            group.publish_alone(0)
+        assert isinstance(group.helpers[0].answer(), ConnectionError)
+        group.helpers[0].tell(2)
+        assert isinstance(group.helpers[0].answer(), ConnectionError)
 
 
 def test_a_name_that_is_taken_is_refused(channel: SharedMemoryChannel) -> None:
