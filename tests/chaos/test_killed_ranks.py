@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import ray
 
+from benchmarks.ports import quiet_ports
 from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.calls import all_ranks, answer
-from orchestrator.training.cluster.learner_group import DEATH_NOTICE_SECONDS
-from orchestrator.training.learner.distributed import DistributedInit, free_port, join
+from orchestrator.training.learner.distributed import DistributedInit, join
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -51,14 +51,14 @@ class Rank:
 def test_the_death_is_told_and_not_what_it_did_to_the_other_rank(_: int) -> None:
     """gloo's error on the other rank and Ray's notice come in any order."""
     ranks: list[Any] = [ray.remote(Rank).remote() for _ in range(2)]
-    port = free_port("127.0.0.1")
+    (port,) = quiet_ports(1)
     ray.get([rank.meet.remote(number, port) for number, rank in enumerate(ranks)], timeout=PATIENCE)
     (victim,) = ray.get([ranks[1].process.remote()], timeout=PATIENCE)
     refs = [rank.add_up.remote() for rank in ranks]
 
     async def kill_one() -> None:
         calls = (answer(f"learner-{number}", ref, PATIENCE) for number, ref in enumerate(refs))
-        waiting = asyncio.ensure_future(all_ranks(calls, DEATH_NOTICE_SECONDS))
+        waiting = asyncio.ensure_future(all_ranks(calls, notice_seconds=PATIENCE))
         await asyncio.sleep(0.2)
         os.kill(victim, signal.SIGKILL)
         await waiting
