@@ -43,15 +43,26 @@ class FullTensors:
         tensor), as the forward pass does; of other ranks' experts rank 0 holds no more than `bytes_at_once`
         (at least one element).
         """
-        zero = self._zero
+        zero, room = self._zero, self._room()
         for group in self._groups:
             with zero.gathered(group.parameters) if zero.stage == 3 else nullcontext():
                 if dist.get_rank() == 0:
                     yield from group.here
                 for message in group.messages:
-                    yield from _exchanged(zero.layout, message)
+                    yield from _exchanged(zero.layout, message, room)
         if dist.get_rank() == 0:
             yield from self._buffers
+
+    def _room(self) -> Tensor:
+        """Memory for the largest message, got once a version: what has arrived may still be held when the next
+        one comes.
+        """
+        messages = [message for group in self._groups for message in group.messages]
+        if not messages:
+            return torch.empty(0)
+        like = messages[0][0].parameter
+        largest = max(sum(cut.count for cut in message if cut.rank) for message in messages)
+        return torch.empty(largest, dtype=like.dtype, device=like.device)
 
     def plan(self, together: bool) -> WritePlan | None:
         """The same, in buckets of `bytes_at_once`, without a message between ranks: either rank 0 writes all
@@ -211,21 +222,24 @@ def _messages(cuts: Iterable[_Cut], bytes_at_once: int) -> Iterator[list[_Cut]]:
         yield message
 
 
-def _exchanged(layout: Layout, message: Sequence[_Cut]) -> Iterator[TensorPart]:
-    """One message a rank to rank 0, where its cuts come out in order."""
+def _exchanged(layout: Layout, message: Sequence[_Cut], room: Tensor) -> Iterator[TensorPart]:
+    """One message a rank to rank 0, where its cuts come out in order; they lie in `room`."""
     me = dist.get_rank(layout.group)
     ranks = dist.get_process_group_ranks(layout.group)
+    counts = {rank: [cut.count for cut in message if cut.rank == rank] for rank in range(1, len(ranks))}
     if me:
         mine = [cut.data for cut in message if cut.rank == me]
         if mine:
-            dist.send(torch.cat(mine), dst=0, group=layout.group)
+            dist.send(torch.cat(mine, out=room[: sum(counts[me])]), dst=0, group=layout.group)
         return
     arrived: dict[int, Iterator[Tensor]] = {}
-    for rank in sorted({cut.rank for cut in message} - {0}):
-        counts = [cut.count for cut in message if cut.rank == rank]
-        room = torch.empty(sum(counts), dtype=message[0].parameter.dtype, device=message[0].parameter.device)
-        dist.recv(room, src=ranks[rank], group=layout.group)
-        arrived[rank] = iter(room.split(counts))
+    start = 0
+    for rank, lengths in counts.items():
+        received = room[start : start + sum(lengths)]
+        if lengths:
+            dist.recv(received, src=ranks[rank], group=layout.group)
+        arrived[rank] = iter(received.split(lengths))
+        start += sum(lengths)
     for cut in message:
         data = next(arrived[cut.rank]) if cut.rank else cut.data
         yield TensorPart(cut.name, cut.shape, cut.start, data)

@@ -11,10 +11,8 @@ a process dies. Whoever is at the other end must run as the same user.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import struct
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -26,8 +24,6 @@ from orchestrator.training.records import WeightVersion
 from orchestrator.training.weights.segments import Segment, map_blocks
 from orchestrator.training.write_plan import WritePlan
 
-BUSY_NS = 500_000
-"""How long a rank asks again and again before it sleeps: to wake takes longer than to copy a small model."""
 KEPT = 2
 """Segments that a rank keeps mapped: as many as rank 0 writes in turn."""
 
@@ -70,7 +66,6 @@ class Helpers:
         while len(self._connections) < self._count:
             connection = self._accepted()
             _require_same_user(connection)
-            connection.setblocking(False)
             self._connections.append(connection)
         order = _ORDER.pack(version, segment.number, segment.descriptor, blocks)
         for connection in self._connections:
@@ -131,7 +126,6 @@ class Helper:
         if self._publisher is None:
             self._connection.connect(_abstract(self._name))
             self._publisher = _require_same_user(self._connection)
-            self._connection.setblocking(False)
         order = _ORDER.unpack(_receive(self._connection, _ORDER.size, self._timeout_seconds))
         published, number, descriptor, blocks = order
         if published != version:
@@ -164,22 +158,15 @@ def _require_same_user(connection: socket.socket) -> int:
 
 
 def _receive(connection: socket.socket, size: int, timeout_seconds: float) -> bytes:
-    """The next message, of `size` bytes."""
-    busy_until = time.monotonic_ns() + BUSY_NS
-    while True:
-        try:
-            message = connection.recv(size)
-        except BlockingIOError:
-            if time.monotonic_ns() > busy_until:
-                _sleep_until_readable(connection, timeout_seconds)
-            continue
-        if len(message) != size:
-            raise ConnectionError(f"weights: {_ANOTHER} is gone")
-        return message
-
-
-def _sleep_until_readable(connection: socket.socket, timeout_seconds: float) -> None:
-    readable = select.poll()  # `select.select` takes no descriptor above 1,023
-    readable.register(connection, select.POLLIN)
-    if not readable.poll(1000 * timeout_seconds):
-        raise WorkerLostError(_ANOTHER, f"it said nothing for {timeout_seconds:g} s in a publish")
+    """The next message, of `size` bytes. Not asked for again and again: ranks that do keep the others from
+    the cores that they need to answer.
+    """
+    connection.settimeout(timeout_seconds)
+    try:
+        message = connection.recv(size)
+    except TimeoutError as error:
+        reason = f"it said nothing for {timeout_seconds:g} s in a publish"
+        raise WorkerLostError(_ANOTHER, reason) from error
+    if len(message) != size:
+        raise ConnectionError(f"weights: {_ANOTHER} is gone")
+    return message
