@@ -41,12 +41,12 @@ from typing import Any
 import engine_vs_generate
 import torch
 from machine import write_result
+from ports import quiet_ports
 from process_cpu import CpuMeter
 from transformers.utils import logging
 
 from orchestrator.config import compose, quoted
 from orchestrator.run_config import RunConfig
-from orchestrator.training.learner.distributed import free_port
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.run_directory import RunDirectory
 
@@ -275,7 +275,7 @@ def trl_round(request: Mapping[str, Any], processes: int) -> Round:
         output.unlink(missing_ok=True)
     file = CACHE / "trl-request.json"
     file.write_text(json.dumps(request))
-    port = str(free_port("127.0.0.1"))
+    port = str(quiet_ports(1)[0])
     quiet = {
         "OMP_NUM_THREADS": str(request["threads"]),
         "TOKENIZERS_PARALLELISM": "false",

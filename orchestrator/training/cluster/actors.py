@@ -148,11 +148,11 @@ class LearnerActor:
             os.environ["OMP_NUM_THREADS"] = str(parts.learner.threads)
 
     def address(self) -> str:
-        """Where the other ranks can reach this one: `host:port`."""
+        """Where the other ranks can reach this one, rank 0: `host:port`. It listens there from now on."""
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        return f"{host}:{self._listener.getsockname()[1]}"
 
     def setup(self, init: DistributedInit, together: bool) -> tuple[Span, ...]:
         """Join the other ranks and build the model. Every rank must be called. `together`: all are on one
@@ -166,6 +166,10 @@ class LearnerActor:
             weights = self._parts.weights
             name = f"{init.master_addr}:{init.master_port}"
             meeting = Meeting(name, init.world_size, weights.timeout_seconds) if together else None
+            if init.rank == 0:
+                with self._listener:  # is closed, unless it is handed over
+                    if init.world_size > 1:
+                        init = replace(init, listener=self._listener.detach())
             self._learner = build_learner(init, self._parts)
             channel = make_channel(weights)
             self._publisher = WeightPublisher(init.rank, self._learner, channel, meeting)

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 GROUP_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a collective waits for the other ranks before it raises."""
@@ -30,6 +29,10 @@ class DistributedInit:
     master_port: int
     backend: Literal["auto", "gloo", "nccl"]
     device: str
+    listener: int | None = None
+    """Rank 0: the descriptor of a socket that listens on that port already, so that it can't become somebody
+    else's meanwhile; `join` takes it over.
+    """
 
     @property
     def resolved_backend(self) -> str:
@@ -65,18 +68,19 @@ def join(init: DistributedInit, threads: int) -> torch.device:
             init.resolved_backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT
         )
     else:
+        store = TCPStore(
+            init.master_addr,
+            init.master_port,
+            init.world_size,
+            is_master=init.rank == 0,
+            timeout=GROUP_TIMEOUT,
+            master_listen_fd=init.listener,
+        )
         dist.init_process_group(
             init.resolved_backend,
-            init_method=f"tcp://{init.master_addr}:{init.master_port}",
+            store=store,
             rank=init.rank,
             world_size=init.world_size,
             timeout=GROUP_TIMEOUT,
         )
     return device
-
-
-def free_port(host: str) -> int:
-    """A TCP port of `host` that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]

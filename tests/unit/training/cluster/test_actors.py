@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -60,3 +61,14 @@ def test_a_version_that_is_published_anew_is_pulled_anew(engine: ShowsItsWeights
     assert set(block.versions.tolist()) == {11}
     lost.close()
     restored.close()
+
+
+def test_a_rank_listens_where_it_says_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It joins the others much later, and meanwhile the port must not become somebody else's."""
+    monkeypatch.setattr(actors.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    rank = object.__new__(actors.LearnerActor)
+    host, port = rank.address().rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=60.0), socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind((host, int(port)))
+    rank._listener.close()  # pyright: ignore[reportPrivateUsage] - what `setup` does
