@@ -68,7 +68,7 @@ def test_a_rank_listens_where_it_says_from_then_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(actors.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     rank = object.__new__(actors.LearnerActor)
     host, port = rank.address().rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=60.0), socket.socket() as other:
-        with pytest.raises(OSError, match="in use"):
-            other.bind((host, int(port)))
+    socket.create_connection((host, int(port)), timeout=60.0).close()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((host, int(port)))
     rank._listener.close()  # pyright: ignore[reportPrivateUsage] - what `setup` does
