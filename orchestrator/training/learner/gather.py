@@ -54,9 +54,7 @@ class FullTensors:
             yield from self._buffers
 
     def _room(self) -> Tensor:
-        """Memory for the largest message, got once a version: what has arrived may still be held when the next
-        one comes.
-        """
+        """Memory for the largest message, got once a version: what came may still be held when more comes."""
         messages = [message for group in self._groups for message in group.messages]
         if not messages:
             return torch.empty(0)
