@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -21,13 +22,17 @@ def money(amount: Decimal) -> str:
 
 
 def short(value: float) -> str:
-    """A metric's value in about six characters.
+    """A metric's value in about six characters. An accuracy below 1 is not shown as 1.
 
     >>> short(0.25), short(0.000125), short(31.25), short(12345.6)
     ('0.25', '0.000125', '31.2', '12,346')
+    >>> short(0.9961), short(0.99999), short(1.0)
+    ('0.996', '0.999', '1.00')
     """
     if abs(value) >= 1000:
         return f"{value:,.0f}"
+    if 0.995 <= value < 1:
+        return f"{math.floor(1000 * value) / 1000:.3f}"
     return f"{value:.3g}" if abs(value) >= 10 or 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
