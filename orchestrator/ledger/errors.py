@@ -11,8 +11,8 @@ from __future__ import annotations
 class LedgerError(Exception):
     """Base of all errors that the ledger raises on purpose.
 
-    >>> print(LedgerError("prices[2].to", "2025-05-01", "2025-06-01", "the next price of p5.48xlarge starts
-    then")) prices[2].to: got 2025-05-01, allowed: 2025-06-01 (the next price of p5.48xlarge starts then)
+    >>> print(LedgerError("prices[2].to", "2025-05-01", "2025-06-01", "the next price starts then"))
+    prices[2].to: got 2025-05-01, allowed: 2025-06-01 (the next price starts then)
     """
 
     def __init__(self, key: str, value: str, allowed: str, hint: str = "") -> None:

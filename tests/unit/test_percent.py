@@ -1,16 +1,10 @@
-import doctest
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import percent as module
 from orchestrator.percent import percent
-
-
-def test_the_examples_hold() -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 @given(st.integers(1, 100_000).flatmap(lambda many: st.tuples(st.integers(0, many), st.just(many))))

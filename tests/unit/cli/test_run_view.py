@@ -1,13 +1,10 @@
-import doctest
 from decimal import Decimal
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from orchestrator.cli import run_view
 from orchestrator.cli.run_view import Course, plain_line, render, sparkline
-from orchestrator.console import formats
 
 SECOND = 1_000_000_000
 
@@ -21,13 +18,6 @@ def drawn(shown: Course, width: int = 100, now_ns: int = 0) -> str:
     console.print(render(shown, now_ns, width))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize("module", [run_view, formats])
-def test_examples_in_docstrings(module: object) -> None:
-    results = doctest.testmod(module)  # type: ignore[arg-type]
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 def test_the_view_shows_sampled_held_out_answers() -> None:

@@ -1,4 +1,3 @@
-import doctest
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -7,7 +6,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.console import report
 from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_chart
 from orchestrator.console.report import render_report, segments, summary, tiles, time_parts
 from orchestrator.console.report_data import (
@@ -313,9 +311,3 @@ def test_a_metric_that_never_moves_is_a_line_too() -> None:
     svg = ElementTree.fromstring(small_chart([(1, 2.0), (2, 2.0), (3, 2.0)]))
     heights = {point.split(",")[1] for line in svg for point in line.attrib["points"].split()}
     assert len(heights) == 1
-
-
-def test_examples_in_docstrings() -> None:
-    results = doctest.testmod(report)
-    assert results.attempted > 0
-    assert results.failed == 0

@@ -1,4 +1,3 @@
-import doctest
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.training.run_directory import RunDirectory
-from orchestrator.training.telemetry import curve_layout
 from orchestrator.training.telemetry.curve import learning_curve_png, seeds_png
 from orchestrator.training.telemetry.curve_layout import (
     EARLIER_STAGES,
@@ -33,12 +31,6 @@ HISTORY = {
 def size(png: bytes) -> tuple[int, ...]:
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     return struct.unpack(">II", png[16:24])
-
-
-def test_examples_in_docstrings() -> None:
-    results = doctest.testmod(curve_layout)
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 def test_the_picture_is_large_enough_for_a_slide() -> None:

@@ -1,17 +1,20 @@
-"""The worked examples in docstrings are true."""
+"""The examples in docstrings are true."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
-MODULES = (
-    "orchestrator.training.prompts.template",
-    "orchestrator.training.rewards.judges.countdown",
-    "orchestrator.training.rewards.overlong",
-    "orchestrator.training.rewards.scorers.accuracy",
+import orchestrator
+
+ROOT = Path(orchestrator.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    for path in ROOT.rglob("*.py")
+    if ">>> " in path.read_text()
 )
 
 
