@@ -8,12 +8,12 @@ from decimal import Decimal
 def percent(share: float | Decimal) -> str:
     """Per cent to one decimal. Only what is all is called 100 %, only what is nothing 0 %.
 
-    >>> [percent(share) for share in (0.0, 0.0004, 0.25, 0.9961, 0.9996, 1.0)]
-    ['0%', '<0.1%', '25.0%', '99.6%', '>99.9%', '100%']
+    >>> [percent(share) for share in (0.0, 0.0004, 0.25, 0.9961, 0.9996, 1.0, 1.0004, 1.2)]
+    ['0%', '<0.1%', '25.0%', '99.6%', '>99.9%', '100%', '>100%', '120.0%']
     """
     text = f"{share:.1%}"
     if text == "0.0%":
         return "<0.1%" if share > 0 else "0%"
     if text == "100.0%":
-        return ">99.9%" if share < 1 else "100%"
+        return ">99.9%" if share < 1 else "100%" if share == 1 else ">100%"
     return text

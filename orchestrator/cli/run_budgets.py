@@ -120,8 +120,8 @@ class RunBudgets:
         self._shared: BudgetGuard | None = None
         self._last: tuple[Decimal, int] | None = None
         self._stop_is_covered: set[BudgetGuard] = set()
-        self.spent = Decimal(0)
         self._compared = False
+        self.spent = Decimal(0)
         """What the run had cost at the last round."""
         self.refusal = ""
         """Why the run must stop; empty: it may go on."""

@@ -22,6 +22,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -99,15 +100,10 @@ def flatten(
     `allocate` may give the same memory again: then a bucket is valid until the next one is asked for. Raises
     ValueError if `bucket_bytes` is less than one aligned element needs (64).
     """
-    filling: Filling | None = None
-    writing: Writing | None = None
-    for placed in placements(tensors, bucket_bytes):
-        if filling is None or writing is None or placed.filling is not filling:
-            if filling is not None and writing is not None:
-                yield filling.bucket(writing.data)
-            filling, writing = placed.filling, Writing(allocate(bucket_bytes))
-        writing.write(placed.offset, placed.part.data, placed.first, placed.length)
-    if filling is not None and writing is not None:
+    for filling, placed in groupby(placements(tensors, bucket_bytes), lambda each: each.filling):
+        writing = Writing(allocate(bucket_bytes))
+        for each in placed:
+            writing.write(each.offset, each.part.data, each.first, each.length)
         yield filling.bucket(writing.data)
 
 
@@ -183,6 +179,17 @@ class Filling:
     def _offset(self, start: int) -> int:
         """Where the element `start` of a tensor goes: what continues the last piece follows it at once."""
         return self._end if start else _aligned(self._end)
+
+
+class Move(NamedTuple):
+    """`size` bytes between byte `offset` of a bucket and byte `first` of a tensor in host memory. Its `address`
+    is asked for each time: it may be given other memory.
+    """
+
+    offset: int
+    address: Callable[[], int]
+    first: int
+    size: int
 
 
 class Writing:

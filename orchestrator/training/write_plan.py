@@ -5,7 +5,7 @@ version is then one memmove a tensor. Ranks of one host can write the same memor
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from orchestrator.training.buckets import (
     Allocate,
     Bucket,
+    Move,
     Piece,
     Placed,
     TensorPart,
@@ -32,15 +33,14 @@ class BucketPlan:
     pieces: tuple[Piece, ...]
     used: int
     """Bytes of it that are sent."""
-    moves: tuple[tuple[int, Callable[[], int], int, int], ...]
-    """Byte in the bucket; the method that tells a tensor's address, and byte from there on; bytes."""
+    moves: tuple[Move, ...]
     copies: tuple[tuple[int, Tensor, int, int], ...]
     """Of tensors that are not plain host memory: byte in the bucket, tensor, first element, elements."""
 
     @classmethod
     def of(cls, placed: Sequence[Placed]) -> BucketPlan:
         """All of one bucket's placements."""
-        moves: list[tuple[int, Callable[[], int], int, int]] = []
+        moves: list[Move] = []
         copies: list[tuple[int, Tensor, int, int]] = []
         for each in placed:
             data = each.part.data
@@ -49,7 +49,7 @@ class BucketPlan:
             base, size = data if each.part.base is None else each.part.base, data.element_size()
             first = (data.data_ptr() - base.data_ptr()) // size + each.first
             if is_plain(base):
-                moves.append((each.offset, base.data_ptr, first * size, each.length * size))
+                moves.append(Move(each.offset, base.data_ptr, first * size, each.length * size))
             else:
                 copies.append((each.offset, base, first, each.length))
         filling = placed[0].filling

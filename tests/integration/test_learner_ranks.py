@@ -231,6 +231,25 @@ def test_what_the_ranks_write_together_is_what_rank_0_gathers(directory: Path, i
         _assert_same_weights(together, gathered)
 
 
+def _four_ranks(rank: int, port: int, case: Case, directory: str) -> None:
+    torch.set_num_threads(1)
+    learner = build_rank(case, rank, port)
+    learner.update(0, batch(0))
+    plan = learner.write_plan()
+    assert plan is not None
+    gathered, together = _weights(learner), _written_together(plan)
+    if rank == 0:
+        torch.save((gathered, together), Path(directory) / "together.pt")
+    learner.close()
+
+
+def test_of_two_groups_with_the_same_experts_one_writes_them(tmp_path: Path) -> None:
+    """And all four ranks a share of the rest."""
+    start_ranks(4, _four_ranks, Case("tiny_moe", 4, 2, 1), str(tmp_path))
+    gathered, together = torch.load(tmp_path / "together.pt")
+    _assert_same_weights(together, gathered)
+
+
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
 def test_rank_0_holds_no_more_than_a_bucket_of_other_ranks_experts(directory: Path, index: int) -> None:
     """Although one layer of them is larger."""

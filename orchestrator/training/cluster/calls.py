@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import ray
@@ -60,13 +61,8 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
 
 async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All answers, in order. The first error is raised at once; the other calls are no longer waited for."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
+    async with _begun(calls) as tasks:
         return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def all_ranks(calls: Iterable[Coroutine[Any, Any, T]], notice_seconds: float) -> list[T]:
@@ -75,18 +71,26 @@ async def all_ranks(calls: Iterable[Coroutine[Any, Any, T]], notice_seconds: flo
     `notice_seconds` at the most. What one of them raised on purpose, or WorkerLostError, is raised instead;
     if there is nothing of the kind, the first crash, with the others' as notes.
     """
+    async with _begun(calls) as tasks:
+        try:
+            return await asyncio.gather(*tasks)
+        except ActorCrashError as crash:
+            errors = await _errors(tasks, notice_seconds)
+            foreseen = [error for error in errors if not isinstance(error, ActorCrashError)]
+            if foreseen:
+                raise foreseen[0] from crash
+            for other in errors:
+                if other is not crash:
+                    crash.add_note(str(other))
+            raise
+
+
+@contextlib.asynccontextmanager
+async def _begun(calls: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[list[asyncio.Task[T]]]:
+    """Their tasks, none of which is left at the end."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        return await asyncio.gather(*tasks)
-    except ActorCrashError as crash:
-        errors = await _errors(tasks, notice_seconds)
-        foreseen = [error for error in errors if not isinstance(error, ActorCrashError)]
-        if foreseen:
-            raise foreseen[0] from crash
-        for other in errors:
-            if other is not crash:
-                crash.add_note(str(other))
-        raise
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()

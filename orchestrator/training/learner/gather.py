@@ -72,8 +72,7 @@ class FullTensors:
         if self._zero.stage == 3 or (layout.group is not None and not together):
             return None
         rank, loads = dist.get_rank(), [0] * (dist.get_world_size() if together else 1)
-        cuts = {id(group): group.cuts(layout) for group in self._groups}
-        for cut in chain.from_iterable(cuts.values()):
+        for cut in chain.from_iterable(group.cuts for group in self._groups):
             loads[cut.rank] += cut.count * cut.parameter.element_size()
         whole = [*chain.from_iterable(group.here for group in self._groups), *self._buffers]
         writers = _shared_out(whole, loads)
@@ -81,7 +80,7 @@ class FullTensors:
         def parts() -> Iterator[TensorPart]:
             for group in self._groups:
                 yield from (_whole_part(each, writers[each[0]] == rank) for each in group.here)
-                yield from (_expert_part(layout, cut) for cut in cuts[id(group)])
+                yield from (_expert_part(layout, cut) for cut in group.cuts)
             yield from (_whole_part(each, writers[each[0]] == rank) for each in self._buffers)
 
         return WritePlan(parts(), self._bytes_at_once)
@@ -128,7 +127,8 @@ class _Group:
 
     parameters: list[Parameter]
     here: list[NamedTensor]
-    experts: list[_NamedParameter]
+    cuts: list[_Cut]
+    """All ranks' experts, in order."""
     messages: list[list[_Cut]]
 
     @classmethod
@@ -137,14 +137,11 @@ class _Group:
             (layout.name(name), parameter) for name, parameter in group if not is_expert(parameter)
         ]
         experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
+        cuts = list(_cuts(layout, experts)) if experts else []
         messages: list[list[_Cut]] = []
-        if experts and dist.get_process_group_ranks(layout.group)[0] == 0:  # others have the same experts
-            messages = list(_messages(_cuts(layout, experts), bytes_at_once))
-        return cls([parameter for _, parameter in group], here, experts, messages)
-
-    def cuts(self, layout: Layout) -> list[_Cut]:
-        """All ranks' experts, in order."""
-        return list(_cuts(layout, self.experts)) if self.experts else []
+        if cuts and dist.get_process_group_ranks(layout.group)[0] == 0:  # others have the same experts
+            messages = list(_messages(cuts, bytes_at_once))
+        return cls([parameter for _, parameter in group], here, cuts, messages)
 
 
 def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParameter]]:

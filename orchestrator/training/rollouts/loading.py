@@ -5,12 +5,12 @@ belongs is found out once, and a version is then one memmove a piece.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Self
 
-from orchestrator.training.buckets import Bucket, Piece, dtype_named, is_plain, unflatten
+from orchestrator.training.buckets import Bucket, Move, Piece, dtype_named, is_plain, unflatten
 from orchestrator.training.records import WeightVersion
 from orchestrator.training.rollouts.engine import Engine
 
@@ -20,19 +20,18 @@ class _Known:
     """A bucket whose pieces all have a place in the engine's memory."""
 
     pieces: tuple[Piece, ...]
-    moves: tuple[tuple[int, Callable[[], int], int, int], ...]
-    """Byte in the bucket; the method that tells a place's address, and byte from there on; bytes."""
+    moves: tuple[Move, ...]
 
     @classmethod
     def of(cls, pieces: tuple[Piece, ...], engine: Engine) -> Self | None:
         """None if a piece has no place, or one of another shape, dtype or kind of memory."""
-        moves: list[tuple[int, Callable[[], int], int, int]] = []
+        moves: list[Move] = []
         for piece in pieces:
             place, dtype = engine.weight_storage(piece.name), dtype_named(piece.dtype)
             if place is None or place.dtype != dtype or place.shape != piece.shape or not is_plain(place):
                 return None
             size = dtype.itemsize
-            moves.append((piece.offset, place.data_ptr, piece.start * size, piece.length * size))
+            moves.append(Move(piece.offset, place.data_ptr, piece.start * size, piece.length * size))
         return cls(pieces, tuple(moves))
 
     def load(self, bucket: Bucket) -> None:

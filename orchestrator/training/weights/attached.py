@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import pickle
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class AttachedSegment:
         """That version is in it. The lock is held."""
         try:
             return self._header()[0] == identity
-        except (OSError, ValueError):  # not a segment, not even a file
+        except (OSError, ValueError, struct.error):  # not a segment, too short for one, not even a file
             return False
 
     def buckets(self) -> Sequence[Bucket]:

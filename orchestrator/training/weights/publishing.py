@@ -50,15 +50,16 @@ class WeightPublisher:
         self, rank: int, learner: Rank, channel: WeightChannel, meeting: Meeting | None = None
     ) -> None:
         """`meeting` if all ranks are on one host. Raises OSError if its name is taken."""
-        together = meeting is not None and meeting.ranks > 1 and isinstance(channel, SharedMemoryChannel)
-        plan = learner.write_plan() if together else None
         self._writers: Helpers | Helper | None = None
-        if plan is None or meeting is None or not isinstance(channel, SharedMemoryChannel):
+        alone = meeting is None or meeting.ranks == 1
+        shared = channel if isinstance(channel, SharedMemoryChannel) else None
+        plan = None if alone or shared is None else learner.write_plan()
+        if meeting is None or shared is None or plan is None:
             gather = partial(_help_to_gather, learner)
             self._publish = partial(channel.publish, source=learner.weights) if rank == 0 else gather
         elif rank == 0:
             self._writers = Helpers(meeting.name, meeting.ranks - 1, meeting.timeout_seconds)
-            self._publish = partial(channel.publish_together, plan=plan, helpers=self._writers)
+            self._publish = partial(shared.publish_together, plan=plan, helpers=self._writers)
         else:
             self._writers = Helper(meeting.name, meeting.timeout_seconds)
             self._publish = partial(self._writers.write, plan=plan)

@@ -121,6 +121,14 @@ def test_a_handle_whose_number_stands_for_something_else_by_now(channel: SharedM
         os.close(writes)
 
 
+def test_a_handle_whose_number_stands_for_a_short_file_by_now(
+    channel: SharedMemoryChannel, tmp_path: Path
+) -> None:
+    (tmp_path / "short").write_text("hello")
+    with (tmp_path / "short").open() as short, pytest.raises(WeightsNotFoundError):
+        pulled(channel, SegmentHandle(0, os.getpid(), short.fileno(), b"x" * 16))
+
+
 def _segments() -> int:
     """Distinct segments that this process holds."""
     found: set[int] = set()
