@@ -182,8 +182,9 @@ class Filling:
 
 
 class Move(NamedTuple):
-    """`size` bytes between byte `offset` of a bucket and byte `first` of a tensor in host memory. Its `address`
-    is asked for each time: it may be given other memory.
+    """`size` bytes between byte `offset` of a bucket and byte `first` of a tensor in host memory.
+
+    The tensor's `address` is asked for each time: it may be given other memory.
     """
 
     offset: int
