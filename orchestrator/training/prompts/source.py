@@ -16,7 +16,7 @@ from orchestrator.training.records import Prompt
 class WriteSolution(Protocol):
     """Writes a training prompt's worked solution anew for each epoch, a pure function of both."""
 
-    def __call__(self, prompt_id: str, epoch: int) -> str: ...  # noqa: D102
+    def __call__(self, prompt_id: str, epoch: int) -> str: ...
 
 
 class EpochPrompts:
