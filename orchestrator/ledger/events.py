@@ -219,7 +219,12 @@ _LIMIT = 1 << 63
 
 
 def parse_event(fields: Mapping[str, Any]) -> Event:
-    """The event that a JSON object states. Raises MalformedEventError, which names the field."""
+    """The event in a JSON object. Raises MalformedEventError, which names the field."""
+    _require_storable(fields)
+    return _event_of(fields)
+
+
+def _event_of(fields: Mapping[str, Any]) -> Event:
     schema = fields.get("schema")
     if schema != SCHEMA_VERSION:
         raise MalformedEventError(
@@ -352,7 +357,7 @@ def event_from_json(line: str) -> Event:
         raise MalformedEventError("line", repr(line[:120]), "one JSON object")
     if "\\u" in line:
         _require_storable(fields)
-    return parse_event(fields)
+    return _event_of(fields)
 
 
 def _require_storable(fields: Mapping[str, Any]) -> None:

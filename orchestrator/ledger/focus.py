@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator.ledger.archive import Close
 from orchestrator.ledger.calendar import date_of, month_bounds
 from orchestrator.ledger.errors import LedgerError
+from orchestrator.ledger.exports.text import csv_text, printable
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.money import AMOUNT_PLACES, to_decimal
 from orchestrator.ledger.report_by import Report
@@ -103,7 +104,9 @@ def focus_rows(
 
 def _rows(report: Report, closes: Mapping[str, Close]) -> Iterator[FocusRow]:
     for row in report.rows:
-        label = dict(zip(DIMENSIONS, map(str, row.values), strict=True))
+        label = {
+            name: printable(str(value).strip()) for name, value in zip(DIMENSIONS, row.values, strict=True)
+        }
         assert row.amount is not None
         yield {
             **_charge(label, report.currency, row.amount, row.accelerator_hours),
@@ -215,4 +218,4 @@ def _cell(value: str | Decimal | datetime | None) -> str:
         return ""
     if isinstance(value, Decimal):
         return f"{value:f}"
-    return value if isinstance(value, str) else value.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return csv_text(value) if isinstance(value, str) else value.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,8 @@
-"""CSV: the rows without their total, numbers written out exactly."""
+"""CSV: the rows without their total, with exact numbers.
+
+Text cells that a spreadsheet would take for a formula begin with a quote (`text.csv_text`); numbers, negative
+ones too, are written as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,21 @@ from decimal import Decimal
 from pathlib import Path
 
 from orchestrator.ledger.exports.sheet import Cell, Sheet
+from orchestrator.ledger.exports.text import csv_text
 
 
 def write_csv(sheet: Sheet, path: Path) -> None:
     """Write the columns and rows (RFC 4180, UTF-8); the amount's currency is a column of its own."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\r\n")
-        writer.writerow([*(column.name for column in sheet.columns), "currency"])
+        writer.writerow([*(csv_text(column.name) for column in sheet.columns), "currency"])
         for row in sheet.rows:
-            writer.writerow([*map(_text, row), sheet.currency])
+            writer.writerow([*map(_text, row), csv_text(sheet.currency)])
 
 
 def _text(cell: Cell) -> str:
     if cell is None:
         return ""
-    return f"{cell:f}" if isinstance(cell, Decimal) else str(cell)
+    if isinstance(cell, Decimal):
+        return f"{cell:f}"
+    return csv_text(cell) if isinstance(cell, str) else str(cell)

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+from orchestrator.ledger.exports.text import printable
 
 MAX_BARS = 25
 
@@ -29,6 +30,9 @@ def write_html(sheet: Sheet, path: Path) -> None:
     shown = [place for place, column in enumerate(sheet.columns) if column.kind is not Kind.NS]
     page = environment.get_template("sheet.html.j2").render(
         sheet=sheet,
+        title=printable(sheet.title),
+        period=printable(sheet.period),
+        notes=[printable(note) for note in sheet.notes],
         columns=[sheet.columns[place] for place in shown],
         rows=[[_text(row[place]) for place in shown] for row in sheet.rows],
         total=[_text(sheet.total[place]) for place in shown],
@@ -46,7 +50,7 @@ def bars(sheet: Sheet) -> list[Bar]:
     longest = abs(rows[0][1]) if rows else Decimal(0)
     return [
         Bar(
-            " / ".join(str(row[place]) or "-" for place in names) or "all",
+            " / ".join(_text(row[place]) or "-" for place in names) or "all",
             _text(amount),
             f"{abs(amount) / longest * 100 if longest else 0:.2f}",
         )
@@ -58,4 +62,4 @@ def _text(cell: Cell) -> str:
     """Digits in groups of three, as a person reads them."""
     if cell is None:
         return "no price"
-    return f"{cell:,f}" if isinstance(cell, Decimal) else str(cell)
+    return f"{cell:,f}" if isinstance(cell, Decimal) else printable(str(cell))

@@ -21,6 +21,7 @@ from openpyxl.xml.constants import ARC_CORE
 from openpyxl.xml.functions import tostring
 
 from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+from orchestrator.ledger.exports.text import printable
 
 HEADER_ROW = 4
 MOMENT = datetime(1980, 1, 1)
@@ -35,7 +36,8 @@ def write_xlsx(sheet: Sheet, path: Path) -> None:
     page = book.active
     assert isinstance(page, Worksheet)
     page.title = "costs"
-    page["A1"], page["A2"] = sheet.title, sheet.period
+    _write(page, 1, 1, sheet.title)
+    _write(page, 2, 1, sheet.period)
     page["A1"].font = Font(bold=True, size=14)
     lines: list[tuple[Cell, ...]] = [
         tuple(column.label for column in sheet.columns),
@@ -71,13 +73,15 @@ def _save(book: Workbook, path: Path) -> None:
 
 
 def _write(page: Worksheet, row: int, place: int, cell: Cell) -> None:
-    if isinstance(cell, int) and abs(cell) >= EXACT:
-        cell = str(cell)
-    target = page.cell(
-        row, place, "no price" if cell is None else float(cell) if isinstance(cell, Decimal) else cell
-    )
-    if isinstance(cell, str):
-        target.data_type = "s"  # a name that begins with = is a name, not a formula
+    """Write one cell: a number as a number, everything else as text, which Excel never evaluates."""
+    if isinstance(cell, Decimal):
+        page.cell(row, place, float(cell))
+    elif isinstance(cell, int) and abs(cell) < EXACT:
+        page.cell(row, place, cell)
+    elif cell != "":
+        target = page.cell(row, place, "no price" if cell is None else printable(str(cell)))
+        target.data_type = "s"  # openpyxl takes text that begins with = for a formula
+        target.quotePrefix = True  # and Excel would, as soon as somebody edits the cell
 
 
 def _format_numbers(page: Worksheet, sheet: Sheet, last: int) -> None:
@@ -93,7 +97,7 @@ def _format_numbers(page: Worksheet, sheet: Sheet, last: int) -> None:
 def _chart(page: Worksheet, sheet: Sheet, last: int) -> None:
     chart = BarChart()
     chart.type, chart.legend = "bar", None
-    chart.title = f"{sheet.title}, {sheet.currency}"
+    chart.title = printable(f"{sheet.title}, {sheet.currency}")
     amounts = Reference(page, min_col=len(sheet.columns), min_row=HEADER_ROW + 1, max_row=last - 1)
     chart.add_data(amounts)
     chart.set_categories(Reference(page, min_col=1, min_row=HEADER_ROW + 1, max_row=last - 1))

@@ -42,7 +42,7 @@ def test_csv_has_the_exact_rows_and_no_total(tmp_path: Path):
         rows = list(csv.reader(file))
     assert rows == [
         ["team", "resource", "ns", "accelerator_hours", "amount", "currency"],
-        ["=blue", "gpu", str(LARGE), "40000000.000000", "80000000.10", "USD"],
+        ["'=blue", "gpu", str(LARGE), "40000000.000000", "80000000.10", "USD"],
         ["<green>", "gpu", "1800", "0.000001", "0.05", "USD"],
         ["red", "tpu", "7", "0.000000", "", "USD"],
     ]
