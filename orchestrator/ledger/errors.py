@@ -49,6 +49,10 @@ class LedgerUnavailableError(LedgerError):
     """
 
 
+class LedgerReadOnlyError(LedgerUnavailableError):
+    """The store can be read but not written: a read-only mount, a full disk, no permission."""
+
+
 class LedgerStateError(LedgerError):
     """The store is not in the state that the operation needs (a closed month, a newer schema, a broken hash
     chain).

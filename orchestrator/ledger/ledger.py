@@ -75,11 +75,14 @@ class Ledger:
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
         mart_folder: Path | None = None,
+        read_only: bool = False,
     ) -> Ledger:
-        """The ledger at `url` (`sqlite:///path`, `postgresql://...`); its tables are made if it is new.
+        """Open the ledger at `url` (`sqlite:///path`, `postgresql://...`), creating its tables if it is new.
 
-        A price book that it was never given before is adopted. `mart_folder`: where the mart of a large
-        ledger is kept (default: beside a SQLite file, else under the user's cache). Raises LedgerError.
+        A price book that the ledger has not seen before is adopted. `mart_folder`: where the mart of a large
+        ledger is kept (default: beside a SQLite file, else in the user's cache directory). `read_only` reads
+        a ledger that cannot be written, such as one on a read-only mount or a full disk; operations that
+        write then raise LedgerReadOnlyError. Raises LedgerError.
         """
         from orchestrator.ledger.sql.archive import SqlArchive
         from orchestrator.ledger.sql.budgets import SqlBudgets
@@ -88,7 +91,7 @@ class Ledger:
         from orchestrator.ledger.sql.migrations import require_head
 
         read = None if price_book is None else _price_book(price_book)
-        engine = open_engine(url)
+        engine = open_engine(url, read_only)
         require_head(engine)
         journal = SqlJournal(engine, now_ns)
         mart = Mart(mart_folder or default_folder(url), journal, policy, url)

@@ -84,11 +84,18 @@ class Mart:
         """All lines as they stand at `as_of_ns`, as `derive` has them, with the fields outside `keep` left
         empty.
 
-        Brings the mart up to date first, and says with which event. None if the journal is too small to be
-        worth it, or if an event lies after `as_of_ns`: the mart knows no earlier moment.
+        Brings the mart up to date first, and returns the last event that it includes. None if the journal is
+        too small to be worth it, if the mart cannot be written, or if an event is later than `as_of_ns`: the
+        mart knows no earlier state.
         """
         if self._journal.head() < self._worthwhile_events:
             return None
+        try:
+            return self._lines(as_of_ns, keep)
+        except OSError:  # the mart is a cache: where it cannot be written, the journal answers
+            return None
+
+    def _lines(self, as_of_ns: int, keep: Collection[str]) -> tuple[int, Lines] | None:
         with self._locked():
             index = self._refresh()
             if index.latest_ns > as_of_ns:
@@ -244,7 +251,9 @@ class Mart:
             yield connection
 
     def _compact(self, index: Index, leases: dict[str, LeaseRow]) -> None:
-        """One part with the current slices in place of all."""
+        """Merge all parts into one that holds only the current slices."""
+        import duckdb
+
         old = self._part_files(index)
         number = index.next_part
         unfinished = self._folder / f"{number}.unfinished"
@@ -259,7 +268,10 @@ class Mart:
             ) TO {_quoted(unfinished)} (FORMAT parquet, COMPRESSION zstd)
         """
         with self._duckdb() as connection:
-            connection.execute(query)
+            try:
+                connection.execute(query)
+            except duckdb.IOException as error:
+                raise OSError(str(error)) from error
         unfinished.replace(self._folder / f"{number}.parquet")
         for row in leases.values():
             row.part = number

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 
 from sqlalchemy import Connection, Engine, Select, and_, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from orchestrator.ledger.errors import LedgerReadOnlyError
 from orchestrator.ledger.events import Event, RunDeclared, SpanLine, event_from_json
 from orchestrator.ledger.journal import (
     Arrivals,
@@ -124,8 +126,11 @@ class SqlJournal:
         return list(runs)
 
     def _wait_for_appends(self) -> None:
-        """Whoever is appending may have taken its moment before ours: wait until it is visible."""
-        with writing(self._engine):
+        """Wait for an append in progress: its moment may lie before ours, although it is not yet visible.
+
+        A store that cannot be written has none.
+        """
+        with suppress(LedgerReadOnlyError), writing(self._engine):
             pass
 
     def head(self) -> int:

@@ -1,0 +1,101 @@
+"""A ledger that cannot be written (a full disk, a read-only mount) can still be read."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger.booking import STANDARD_POLICY
+from orchestrator.ledger.errors import LedgerError, LedgerReadOnlyError
+from orchestrator.ledger.events import Heartbeat, LeaseClosed, LeaseOpened, RunDeclared
+from orchestrator.ledger.journal import MemoryJournal
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.mart import Mart
+
+HOUR = 3_600_000_000_000
+START = 1_790_000_000_000_000_000
+LAPTOP = Path(__file__).parents[3] / "conf" / "price_book" / "laptop.yaml"
+EVENTS = (
+    RunDeclared("d", START, "r", 1, "grpo", "final", "", "", "blue", "", "", ""),
+    LeaseOpened("o", START, "l", "r", 1, "cpu", "cpu-slot", "n", "", 0),
+    LeaseClosed("c", START + HOUR, "l", "released"),
+)
+
+
+@contextmanager
+def full_disk() -> Generator[None]:
+    """No file of this process can grow, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'ledger #1.db'}"
+    Ledger.open(url, LAPTOP, now_ns=lambda: START + HOUR).book(EVENTS)
+    gc.collect()  # closes the connection, and SQLite then merges its write-ahead log into the file
+    return url
+
+
+def hours(ledger: Ledger, as_of_ns: int | None = None) -> dict[str, int]:
+    report = ledger.report_by(["team"], as_of_ns=as_of_ns)
+    return {str(row.values[0]): row.ns // HOUR for row in report.rows}
+
+
+def test_a_ledger_on_a_full_disk_is_read_without_writing(url: str, tmp_path: Path):
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".db"}
+    with full_disk():
+        with pytest.raises(LedgerReadOnlyError):
+            Ledger.open(url)
+        ledger = Ledger.open(url, read_only=True)
+        assert hours(ledger) == {"blue": 1}
+        assert hours(ledger, START + HOUR) == {"blue": 1}
+        assert ledger.verify() == 0
+        with pytest.raises(LedgerReadOnlyError):
+            ledger.book([Heartbeat("h", START, "l")])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".db"} == before
+    assert Ledger.open(url).book([Heartbeat("h", START, "l")]) == 1
+
+
+def test_what_is_still_in_the_write_ahead_log_is_read_too(url: str):
+    writer = Ledger.open(url)
+    writer.book([Heartbeat("h", START, "l")])
+    with full_disk():
+        assert hours(Ledger.open(url, read_only=True)) == {"blue": 1}
+    assert hours(writer) == {"blue": 1}
+
+
+def test_a_mart_that_cannot_be_written_leaves_the_answer_to_the_journal(tmp_path: Path):
+    journal = MemoryJournal(lambda: START + HOUR)
+    journal.append(EVENTS)
+    mart = Mart(tmp_path / "mart", journal, STANDARD_POLICY, worthwhile_events=1)
+    with full_disk():
+        assert mart.lines(START + HOUR, ["team"]) is None
+    found = mart.lines(START + HOUR, ["team"])
+    assert found is not None
+    assert sum(found[1].values()) == HOUR
+
+
+def test_a_folder_that_cannot_be_created_is_a_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerReadOnlyError, match="a file that can be created"):
+        Ledger.open(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://ann:s3c@ret@db/ledger", "postgresql://ann:s3c@re/t@db:x/ledger"]
+)
+def test_no_part_of_a_password_with_an_unquoted_at_sign_is_shown(url: str):
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(url)
+    assert "s3c" not in str(caught.value)
+    assert "ret" not in str(caught.value)
