@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from orchestrator.config import conf_dir
+from orchestrator.config.compose import conf_dir
 from orchestrator.training.learner.logprobs import selective_log_softmax
 from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
 

@@ -32,9 +32,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
 from benchmarks.moe_families import VOCABULARY
-from orchestrator.training.checkpoint import Checkpointer, LoopState
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.stages import Savable, Span
 
@@ -89,7 +89,7 @@ def build_learner(layers: int) -> DeepSpeedLearner:
         bos_token_id=1,
         eos_token_id=2,
     )
-    trainee = Trainee(LlamaForCausalLM(shape), character_tokenizer(64))
+    trainee = PolicyModel(LlamaForCausalLM(shape), character_tokenizer(64))
     init = DistributedInit(0, 1, "127.0.0.1", 0, "gloo", "cpu")
     return DeepSpeedLearner(
         init, learner_config(Case("llama", 1, 1, 1), "adamw"), update_rule(), trainee, 1000
@@ -129,7 +129,7 @@ async def measure(layers: int, saves: int, directory: Path) -> list[Row]:
         blocked, beside = time.perf_counter() - begin, list[float]()
         while step not in written:
             beside.append(await update())
-        await behind.settle()
+        await behind.wait_for_pending()
         took = written[step] - begin
         size = sum(path.stat().st_size for path in (directory / "behind").rglob("*") if path.is_file())
         rows.append(

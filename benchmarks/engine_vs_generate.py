@@ -38,7 +38,7 @@ from transformers.utils import logging
 
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
-from orchestrator.training.models.prompting import end_of_sequence, render_prompt
+from orchestrator.training.prompts.chat_template import end_of_sequence, render_prompt
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf import HFEngine

@@ -13,8 +13,8 @@ from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.losses import LOSSES, ClipRange
 from orchestrator.training.learner.losses.objective import Objective
-from orchestrator.training.learner.rows import UpdateRule
-from orchestrator.training.learner.zero import OptimizerFactory, adamw
+from orchestrator.training.learner.rows import AlgorithmSpec
+from orchestrator.training.learner.sharding.zero import OptimizerFactory, adamw
 from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
 
@@ -75,9 +75,9 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
     return LearnerConfig(**values)
 
 
-def update_rule() -> UpdateRule:
+def update_rule() -> AlgorithmSpec:
     """GRPO's advantage with a token-level clipped loss, at a temperature that is not 1."""
-    return UpdateRule(
+    return AlgorithmSpec(
         advantages=ADVANTAGES.get("grpo"),
         objective=Objective(LOSSES.get("clipped"), ClipRange(*CLIP), None, 0.0, "k3"),
         aggregation="token",

@@ -38,13 +38,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.exactness_setting import update_rule
 from benchmarks.ranks import start_ranks
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
 from orchestrator.training.learner import batching, deepspeed_learner
 from orchestrator.training.learner.config import LearnerConfig
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.micro_batch import MicroBatch, collate
 from orchestrator.training.learner.rows import computed_rows, minibatch_rows
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.records import BatchPart, SamplingParams, ScoreBlock
 from orchestrator.training.rollouts.engine import GenerateRequest
@@ -94,7 +94,7 @@ def learner(rank: int, world_size: int, port: int) -> DeepSpeedLearner:
         DistributedInit(rank, world_size, "127.0.0.1", port, "gloo", "cpu"),
         learner_config(world_size),
         update_rule(),
-        Trainee(model(), build_tokenizer(compose("grpo", []).model)),
+        PolicyModel(model(), build_tokenizer(compose("grpo", []).model)),
         steps=1000,
     )
 

@@ -45,10 +45,10 @@ from benchmarks.machine import write_result
 from benchmarks.moe_families import MODELS, build
 from benchmarks.plain_training import train_plainly
 from benchmarks.ranks import start_ranks
-from orchestrator.training.buckets import unflatten
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.tensors.buckets import unflatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def build_rank(
         DistributedInit(rank, case.world_size, "127.0.0.1", port, "auto", place),
         config,
         update_rule(),
-        Trainee(build(case.model), character_tokenizer(64)),
+        PolicyModel(build(case.model), character_tokenizer(64)),
         STEPS,
         optimizer_factory(optimizer_name, config),
     )

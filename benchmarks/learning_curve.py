@@ -21,7 +21,7 @@ from typing import Any
 
 from machine import RESULTS, write_result
 
-from orchestrator.training.run_directory import RunDirectory
+from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.telemetry.curve import Series, seeds_png
 
 TARGET = 0.85

@@ -48,8 +48,8 @@ from orchestrator.capacity.flops import Pass, inference_flops, training_flops
 from orchestrator.capacity.parameters import total_parameters
 from orchestrator.capacity.shape import ModelShape, read_shape
 from orchestrator.capacity.state import Sharding, learner_state
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
@@ -187,7 +187,7 @@ def _learner(
     config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
     init = DistributedInit(rank, world_size, "127.0.0.1", port, "gloo", "cpu")
     rule = replace(update_rule(), temperature=1.0)
-    return DeepSpeedLearner(init, config, rule, Trainee(model, character_tokenizer(64)), 10)
+    return DeepSpeedLearner(init, config, rule, PolicyModel(model, character_tokenizer(64)), 10)
 
 
 def _hold_states(rank: int, port: int, world_size: int, queue: Any) -> None:  # noqa: ANN401

@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.exactness_setting import Case, learner_config, update_rule
 from benchmarks.moe_families import MODELS, build
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import BatchPart, Prompt, RolloutBlock, SamplingParams, ScoreBlock
@@ -134,7 +134,7 @@ def measure(name: str, dtype: str, versions: int) -> list[Row]:
             DistributedInit(0, 1, "127.0.0.1", 0, "gloo", "cpu"),
             learner_config(Case(name, 1, 1, 1), "adamw").model_copy(update={"micro_batch_tokens": 2048}),
             update_rule(),
-            Trainee(model, TOKENIZER),
+            PolicyModel(model, TOKENIZER),
             1,
         )
         part = scored(block if replay else replace(block, routes=None, prompt_routes=None))

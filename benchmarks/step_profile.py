@@ -20,8 +20,8 @@ from statistics import median
 
 from vs_trl import CACHE, LAYOUT, NOT_TIMED, SAME_FOR_BOTH, orchestrator_run, stage_overrides, starting_model
 
-from orchestrator.config import quoted
-from orchestrator.training.run_directory import RunDirectory
+from orchestrator.config.compose import quoted
+from orchestrator.runs.directory import RunDirectory
 
 WARM_UP = 2
 

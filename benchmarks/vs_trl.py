@@ -45,10 +45,10 @@ from ports import quiet_ports
 from process_cpu import CpuMeter
 from transformers.utils import logging
 
-from orchestrator.config import compose, quoted
-from orchestrator.run_config import RunConfig
+from orchestrator.config.compose import compose, quoted
+from orchestrator.config.run_config import RunConfig
+from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.prompts.load import load_prompts
-from orchestrator.training.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -44,14 +44,14 @@ import torch
 import torch.distributed as dist
 from machine import describe, write_result
 
-from orchestrator.cli.assembly import parts_of
-from orchestrator.config import compose
-from orchestrator.run_config import RunConfig
-from orchestrator.training.buckets import Piece
+from orchestrator.config.compose import compose
+from orchestrator.config.run_config import RunConfig
+from orchestrator.launch.prepare import run_spec
 from orchestrator.training.cluster.learner_parts import build_learner
 from orchestrator.training.cluster.weights import make_channel
-from orchestrator.training.learner.distributed import DistributedInit
-from orchestrator.training.weights.publishing import Meeting, WeightPublisher
+from orchestrator.training.learner.sharding.distributed import DistributedInit
+from orchestrator.training.tensors.buckets import Piece
+from orchestrator.training.weights.publishing import Rendezvous, WeightPublisher
 
 MODELS = {"tiny_moe": (1, 2), "moe_70m": (1, 2), "smollm2_135m": (1,)}
 """With the expert-parallel sizes to publish from."""
@@ -149,8 +149,8 @@ class Rank(Process):
         """Build it with the others. Bytes and number of the weights, and bytes that other ranks hold."""
         size = self._config.learner.world_size
         init = DistributedInit(rank, size, *address, "gloo", "cpu")
-        self._learner = build_learner(init, parts_of(self._config, "benchmark", 1, directory))
-        meeting = Meeting(":".join(map(str, address)), size, self._config.weights.timeout_seconds)
+        self._learner = build_learner(init, run_spec(self._config, "benchmark", 1, directory))
+        meeting = Rendezvous(":".join(map(str, address)), size, self._config.weights.timeout_seconds)
         self._publisher = WeightPublisher(rank, self._learner, self._channel, meeting)
         buckets = list(self._learner.weights())
         whole = [piece for bucket in buckets for piece in bucket.pieces if not piece.start]

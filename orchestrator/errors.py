@@ -19,15 +19,19 @@ class OrchestratorError(Exception):
     exit_code: int = 1
 
 
-class ConfigError(OrchestratorError):
-    """A config, a command line or an input file that can't be used. Nothing was started. Passwords and
-    webhooks in what was got are masked.
+class InputError(OrchestratorError):
+    """The user's input cannot be used: a config, a command line, a file. Nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A key of a config or of a command line has a value that is not allowed. Passwords and webhooks in the
+    value are masked.
 
     >>> print(ConfigError("max_staleness", "-1", "0 or more", "0 is synchronous training"))
     max_staleness: got -1, allowed: 0 or more (0 is synchronous training)
     """
-
-    exit_code = 2
 
     def __init__(self, key: str, value: str, allowed: str, hint: str = "") -> None:
         value, hint = mask_value(key, value), mask(hint)
@@ -47,8 +51,23 @@ class PromptTooLongError(ConfigError):
     """A prompt leaves no room for an answer inside the model's context."""
 
 
-class RunNotFoundError(ConfigError):
+class NotFoundError(ConfigError):
+    """Something named by the user does not exist; `allowed` lists what does."""
+
+
+class RunNotFoundError(NotFoundError):
     """No run of that id, or id prefix, under the output directory."""
+
+
+class StateError(OrchestratorError):
+    """The command is valid but not in the present state: the run is still running, the ledger month is
+    closed. The message is a complete sentence that says what to do instead. Nothing was changed.
+
+    >>> print(StateError("Run r1 is still running. Stop it first: orchestrator stop r1."))
+    Run r1 is still running. Stop it first: orchestrator stop r1.
+    """
+
+    exit_code = 2
 
 
 class WorkerLostError(OrchestratorError):

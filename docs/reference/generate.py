@@ -13,9 +13,9 @@ from typing import Any
 import typer
 
 from orchestrator.cli.app import app
-from orchestrator.cli.cost import app as cost_app
-from orchestrator.config import ConfigFiles, conf_dir
-from orchestrator.run_config import RunConfig
+from orchestrator.cli.cost.app import app as cost_app
+from orchestrator.config.compose import ConfigFiles, conf_dir
+from orchestrator.config.run_config import RunConfig
 
 REFERENCE = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/reference/generate.py: change the code, then run it. -->"

@@ -10,8 +10,8 @@ from typing import Any
 
 from orchestrator.capacity.accelerators import Range
 from orchestrator.capacity.shape import ModelShape, read_shape
+from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.run_config import RunConfig
 from orchestrator.training.models.config import ModelConfig
 
 CHARACTERS = 103

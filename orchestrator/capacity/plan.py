@@ -10,8 +10,8 @@ from orchestrator.capacity.accelerators import Accelerator, Range
 from orchestrator.capacity.job import Job
 from orchestrator.capacity.memory import USABLE, Memory, learner_memory, rollout_memory
 from orchestrator.capacity.step_time import Scenario, StepTime, generation_seconds, step_time
-from orchestrator.config_rules import problems
-from orchestrator.run_config import RunConfig
+from orchestrator.config.rules import problems
+from orchestrator.config.run_config import RunConfig
 from orchestrator.training.cluster.placement import plan_placement
 
 SECONDS_PER_HOUR = 3600

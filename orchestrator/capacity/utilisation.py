@@ -16,8 +16,8 @@ from orchestrator.capacity.accelerators import accelerator_of
 from orchestrator.capacity.flops import BACKWARD, work_flops
 from orchestrator.capacity.job import PLAYED_BACK, model_shape
 from orchestrator.capacity.shape import ModelShape
+from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.run_config import RunConfig
 from orchestrator.training.cluster.placement import Placement, plan_placement
 from orchestrator.training.records import StepReport
 from orchestrator.training.usage import Role

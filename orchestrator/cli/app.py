@@ -201,7 +201,7 @@ class _OwnParser(TyperCommand):
 @app.command(cls=_OwnParser, add_help_option=False)
 def cost(ctx: typer.Context) -> int:
     """Accelerator-hours and money: report, headline, ..."""
-    from orchestrator.cli.cost import app as ledger_app
+    from orchestrator.cli.cost.app import app as ledger_app
 
     outcome = ledger_app(args=ctx.args, prog_name="orchestrator cost", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0

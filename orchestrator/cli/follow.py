@@ -7,10 +7,10 @@ import signal
 import time
 from pathlib import Path
 
-from orchestrator import runs
 from orchestrator.cli.output import print_json
 from orchestrator.errors import ConfigError, RunNotFoundError
-from orchestrator.training.run_directory import RunDirectory, RunState
+from orchestrator.runs import status as runs
+from orchestrator.runs.directory import RunDirectory, RunState
 
 EXIT_CODES = {
     RunState.DONE: 0,
@@ -74,6 +74,6 @@ def _show(run: RunDirectory, every_seconds: float) -> None:
     from rich.console import Console
 
     from orchestrator.cli import progress
-    from orchestrator.config import load
+    from orchestrator.config.compose import load
 
     progress.watch(run, Console(), load(run.config).budget.currency, poll_seconds=every_seconds)

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config as configs
-from orchestrator.cli import run_report
 from orchestrator.cli.output import print_json
 from orchestrator.clock import SystemClock
+from orchestrator.config import compose as configs
+from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import CheckpointError, ConfigError, OrchestratorError
-from orchestrator.run_config import RunConfig
-from orchestrator.runs import find_run, iso, leading_stage
-from orchestrator.training.checkpoint_format import MANIFEST, complete, digests, step_of, verify
-from orchestrator.training.checkpoint_store import open_store
+from orchestrator.launch import outcome as run_report
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.status import find_run, iso, leading_stage
+from orchestrator.training.checkpoints.format import MANIFEST, complete, digests, step_of, verify
+from orchestrator.training.checkpoints.store import open_store
 from orchestrator.training.manifest import file_digest
 from orchestrator.training.models.card import CardFacts, model_card
 from orchestrator.training.models.origin import Origin, origin_of
-from orchestrator.training.run_directory import RunDirectory
 
 PROVENANCE = "provenance.json"
 FORMAT = 1

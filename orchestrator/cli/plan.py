@@ -10,20 +10,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config as configs
 from orchestrator.capacity.accelerators import TABLE, Range, accelerator_of
 from orchestrator.capacity.job import read_job, tokens_of
 from orchestrator.capacity.parameters import active_parameters, total_parameters
 from orchestrator.capacity.plan import Plan, gigabytes, plan_job
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.clock import SystemClock
+from orchestrator.config import compose as configs
+from orchestrator.config.run_config import RunConfig
 from orchestrator.console.formats import duration, money
 from orchestrator.errors import ConfigError
 from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.money import AMOUNT_PLACES, HOUR_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, UnitPrice
-from orchestrator.run_config import RunConfig
 
 Spread = dict[str, str]
 """Low, expected and high, as decimal strings."""

@@ -20,8 +20,8 @@ from orchestrator.cli.run_view import COST, HELDOUT, Course, plain_line, render
 from orchestrator.clock import NANOSECONDS, Clock, SystemClock
 
 if TYPE_CHECKING:
+    from orchestrator.runs.directory import RunDirectory, RunState
     from orchestrator.training.records import StepReport
-    from orchestrator.training.run_directory import RunDirectory, RunState
 
 REFRESHES_A_SECOND = 2
 
@@ -135,8 +135,8 @@ class Watched:
 
     def refresh(self) -> RunState:
         """Read what is new; the state of the run."""
-        from orchestrator import runs
-        from orchestrator.training.run_directory import RunDirectory
+        from orchestrator.runs import status as runs
+        from orchestrator.runs.directory import RunDirectory
 
         record = runs.observe(self._run)
         started = [stage.run_id for stage in record.stages if stage.run_id is not None]
@@ -147,7 +147,7 @@ class Watched:
         return record.state
 
     def _refresh(self, run: RunDirectory) -> None:
-        from orchestrator import runs
+        from orchestrator.runs import status as runs
 
         record = runs.observe(run)
         size = run.metrics.stat().st_size if run.metrics.exists() else 0

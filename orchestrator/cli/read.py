@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import runs
 from orchestrator.cli.output import print_json, print_table, sparkline
 from orchestrator.errors import ConfigError
-from orchestrator.training.run_directory import RunDirectory
+from orchestrator.runs import status as runs
+from orchestrator.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import config
 from orchestrator.cli.output import print_json
+from orchestrator.config import compose as config
+from orchestrator.config.run_config import RunConfig, json_schema
 from orchestrator.errors import ConfigError
-from orchestrator.run_config import RunConfig, json_schema
-from orchestrator.runs import LATEST, find_run
+from orchestrator.runs.status import LATEST, find_run
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """It names a folder, and is typed on command lines."""
@@ -33,17 +33,17 @@ def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -
             "--run-id", run_id, "letters, digits, . _ and -, beginning with one of the first two"
         )
     composed = config.compose(job, overrides)
-    from orchestrator.cli import wiring
+    from orchestrator.launch import launcher
 
-    return wiring.run(composed, run_id=run_id, json_output=as_json)
+    return launcher.run(composed, run_id=run_id, json_output=as_json)
 
 
 def resume(reference: str, overrides: Sequence[str], output_dir: Path, as_json: bool) -> int:
     """Find the run and go on with it; the exit code."""
     found = find_run(output_dir, reference)
-    from orchestrator.cli import wiring
+    from orchestrator.launch import launcher
 
-    return wiring.resume(found.run_id, list(overrides), found.path.parent, as_json)
+    return launcher.resume(found.run_id, list(overrides), found.path.parent, as_json)
 
 
 def print_config(job: str, overrides: Sequence[str], stage: str | None, as_json: bool) -> int:

@@ -22,9 +22,9 @@ from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_char
 from orchestrator.console.formats import duration, money, sampled_accuracies, short
 from orchestrator.console.heat_map import HeatPanel, heat_panels, scale
 from orchestrator.console.report_data import ReportData, StageData
+from orchestrator.console.run_curves import stage_curve
 from orchestrator.percent import percent
 from orchestrator.training.telemetry.curve_layout import smooth
-from orchestrator.training.telemetry.run_curves import stage_curve
 
 HELDOUT, REFLECTION = "accuracy/heldout", "rollout/reflection_fraction"
 

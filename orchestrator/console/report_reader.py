@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import runs
 from orchestrator.console.report import render_report
 from orchestrator.console.report_data import ReportData, Sample, SamplePair, Samples, StageData, Transitions
-from orchestrator.training.run_directory import RunDirectory, RunRecord, write_atomically
+from orchestrator.console.run_curves import plays_back, read_config, read_history, run_name, title
+from orchestrator.runs import status as runs
+from orchestrator.runs.directory import RunDirectory, RunRecord, write_atomically
 from orchestrator.training.telemetry.recorder import RecordKind, read_recorded, recorded_steps
-from orchestrator.training.telemetry.run_curves import plays_back, read_config, read_history, run_name, title
 
 SHOWN = ((False, True, 3), (True, True, 1), (False, False, 1), (True, False, 1))
 """How many pairs are shown of those that were (right before, right after): what was learned, and what was

@@ -21,8 +21,8 @@ from orchestrator.ledger.booking import (
     settle,
 )
 from orchestrator.ledger.calendar import DAY_NS
-from orchestrator.ledger.collector import paused
 from orchestrator.ledger.corrections import Corrections
+from orchestrator.ledger.gc_pause import paused
 from orchestrator.ledger.journal import Journal, lease_of
 
 

@@ -30,7 +30,7 @@ from orchestrator.training.records import Batch, GroupTicket, Prompt, WeightVers
 
 
 @dataclass(frozen=True, slots=True)
-class Requested:
+class PendingGroup:
     """A group that was asked for: its prompt and the learner's version at that moment."""
 
     group_id: int
@@ -50,9 +50,9 @@ class Buffer:
         self.max_staleness = max_staleness
         self.refused = 0
         """Admissions refused because the group was not outstanding: duplicates after a retry."""
-        self._in_flight: dict[int, Requested] = {}
+        self._in_flight: dict[int, PendingGroup] = {}
         self._ready: dict[int, GroupTicket] = {}
-        self._prompts: dict[int, Requested] = {}
+        self._prompts: dict[int, PendingGroup] = {}
         self._claimed: dict[int, GroupTicket] = {}
         self._changed = asyncio.Event()
 
@@ -62,7 +62,7 @@ class Buffer:
         active = len(self._in_flight) + len(self._ready) + len(self._claimed)
         return (self.max_staleness + 1) * self.groups_per_batch - active
 
-    def request(self, groups: Sequence[Requested]) -> None:
+    def request(self, groups: Sequence[PendingGroup]) -> None:
         """Register groups before their rollouts are asked for. Raises ValueError if there is no room or an id
         is active already.
         """
@@ -80,7 +80,7 @@ class Buffer:
             self.refused += 1
             return False
         self._ready[ticket.group_id] = ticket
-        self.wake()
+        self.notify()
         return True
 
     def discard(self, group_id: int) -> bool:
@@ -91,7 +91,7 @@ class Buffer:
             self.refused += 1
             return False
         del self._prompts[group_id]
-        self.wake()
+        self.notify()
         return True
 
     def ready(self, version: WeightVersion) -> bool:
@@ -114,7 +114,7 @@ class Buffer:
         for ticket in batch.tickets:
             del self._claimed[ticket.group_id]
             del self._prompts[ticket.group_id]
-        self.wake()
+        self.notify()
 
     async def wait_for_room(self) -> int:
         """Wait until at least one group may be asked for; how many."""
@@ -123,15 +123,15 @@ class Buffer:
         return self.room
 
     async def wait_for_change(self) -> None:
-        """Wait until a group was admitted, discarded or released, or `wake` was called."""
+        """Wait until a group was admitted, discarded or released, or `notify` was called."""
         self._changed.clear()
         await self._changed.wait()
 
-    def wake(self) -> None:
+    def notify(self) -> None:
         """Let whoever waits look around."""
         self._changed.set()
 
-    def outstanding(self) -> list[Requested]:
+    def outstanding(self) -> list[PendingGroup]:
         """Groups that were asked for and not trained on, in the order of their ids: what a checkpoint keeps
         of the buffer.
         """
@@ -141,7 +141,7 @@ class Buffer:
         """Forget everything active (a restore): rollouts still under way will be refused when they arrive."""
         for groups in (self._in_flight, self._ready, self._claimed, self._prompts):
             groups.clear()
-        self.wake()
+        self.notify()
 
     def _choose(self, version: WeightVersion) -> list[GroupTicket] | None:
         if len(self._ready) < self.groups_per_batch:

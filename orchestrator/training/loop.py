@@ -33,8 +33,8 @@ from pathlib import Path
 
 from orchestrator.clock import Clock
 from orchestrator.errors import DataLostError, FailureBudgetExceededError, OrchestratorError, WorkerLostError
-from orchestrator.training.buffer import Buffer, Requested
-from orchestrator.training.checkpoint import Checkpointer, LoopState
+from orchestrator.training.buffer import Buffer, PendingGroup
+from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.records import Batch, SamplingParams, StepReport, TokenWork, WeightVersion
 from orchestrator.training.stages import (
@@ -96,7 +96,7 @@ class TrainingLoop:
         self._directory, self._clock = directory, clock
         self._step = 0
         self._next_group = 0
-        self._backlog: list[Requested] = []
+        self._backlog: list[PendingGroup] = []
         self._times = StepTimes(clock)
         self._summary: Summary | None = None
         self._resampled = 0
@@ -111,7 +111,7 @@ class TrainingLoop:
         under way are given up; a resumed run asks for them again. Call it from the event loop's thread.
         """
         self._stop_reason = self._stop_reason or reason
-        self._buffer.wake()
+        self._buffer.notify()
 
     async def run(self, resume: bool = False) -> StepReport:
         """Train to the last step and export the model; returns the last report. Raises the reason it was
@@ -211,12 +211,12 @@ class TrainingLoop:
         generated = await self._stages.rollouts.generate(request)
         return generated, await self._stages.rewards.score(generated)
 
-    def _next_groups(self, count: int) -> list[Requested]:
+    def _next_groups(self, count: int) -> list[PendingGroup]:
         """Groups that a restore found unfinished first, under their old ids, then new prompts."""
         again, self._backlog = self._backlog[: max(count, 0)], self._backlog[max(count, 0) :]
-        groups = [Requested(group.group_id, group.prompt, self._step) for group in again]
+        groups = [PendingGroup(group.group_id, group.prompt, self._step) for group in again]
         for prompt in self._stages.prompts.take(max(count - len(groups), 0)):
-            groups.append(Requested(self._next_group, prompt, self._step))
+            groups.append(PendingGroup(self._next_group, prompt, self._step))
             self._next_group += 1
         return groups
 
@@ -227,7 +227,7 @@ class TrainingLoop:
         needed = (self._settings.steps - self._step) * self._buffer.groups_per_batch
         return needed - len(self._buffer.outstanding())
 
-    def _to_request(self, groups: Sequence[Requested]) -> RolloutRequest:
+    def _to_request(self, groups: Sequence[PendingGroup]) -> RolloutRequest:
         settings = self._settings
         sampling = SamplingParams(
             temperature=settings.temperature,
@@ -358,7 +358,7 @@ class TrainingLoop:
         prompts.load_state_dict(state.prompts)
         self._step, self._next_group = state.step, state.next_group
         self._backlog = [
-            Requested(group_id, prompts.get(prompt_id), state.step)
+            PendingGroup(group_id, prompts.get(prompt_id), state.step)
             for group_id, prompt_id in state.outstanding
         ]
         self._stages.observer.on_event("restored", {"step": self._step})
@@ -384,7 +384,7 @@ def request_seed(seed: int, group_id: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{group_id}".encode(), digest_size=4).digest())
 
 
-def _split(groups: Sequence[Requested], shares: int) -> list[Sequence[Requested]]:
+def _split(groups: Sequence[PendingGroup], shares: int) -> list[Sequence[PendingGroup]]:
     """At most `shares` contiguous parts whose sizes differ by one at the most; none is empty."""
     count = min(shares, len(groups))
     bounds = [len(groups) * share // count for share in range(count + 1)]

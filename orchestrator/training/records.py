@@ -106,7 +106,7 @@ class RolloutBlock:
         return len(self.offsets) - 1
 
 
-class Grade(IntEnum):
+class ScoreStatus(IntEnum):
     """How the grading of one rollout ended. Only OK carries the rubric's own number."""
 
     OK = 0
@@ -129,7 +129,7 @@ class ScoreBlock:
 
     rewards: NDArray[np.float64]  # [N]
     components: Mapping[str, NDArray[np.float64]]  # each [N]; "accuracy" is 1.0 where the answer is right
-    grades: NDArray[np.uint8]  # [N] of Grade
+    grades: NDArray[np.uint8]  # [N] of ScoreStatus
     reasons: tuple[str, ...]  # N
     reflected: NDArray[np.bool_]  # [N]
     answers: tuple[str, ...] | None = None  # N

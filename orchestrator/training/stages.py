@@ -132,7 +132,7 @@ class RewardStage(Protocol):
     """Grades rollouts."""
 
     async def score(self, generated: Generated) -> Scored:
-        """Grade every rollout of a block."""
+        """ScoreStatus every rollout of a block."""
         ...
 
     async def record(

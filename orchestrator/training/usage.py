@@ -1,7 +1,7 @@
 """What training says about the accelerators it holds: the only words shared with the ledger.
 
 Training emits, and never reads back. A `UsageSink` appends an event to a local spool before it counts as
-sent; whoever wires a run (`cli/wiring.py`) ships the spool to a ledger, once, by event id. Times are integer
+sent; `launch/` ships the spool to a ledger, once, by event id. Times are integer
 nanoseconds since the epoch, UTC.
 
 - a *lease*: one accelerator (or CPU slot) held by this run from `opened` to `closed`;

@@ -82,11 +82,11 @@ class Deaf:
 
 
 def control(spool: Path, url: str) -> None:
-    from orchestrator.cli.bookkeeper import Bookkeeper
-    from orchestrator.cli.run_budgets import Pace, RunBudgets, Spender
+    from orchestrator.config.run_config import BudgetConfig
+    from orchestrator.launch.budgets import BudgetSubject, RunBudgets, StepTimer
+    from orchestrator.launch.usage_shipper import UsageShipper
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.ledger.prices import PriceBook
-    from orchestrator.run_config import BudgetConfig
     from orchestrator.training import usage
 
     me = os.getpid()
@@ -104,9 +104,9 @@ def control(spool: Path, url: str) -> None:
         limit=None, warn_at=(0.5,), currency="USD", webhook=None, stop_seconds=0.1, break_off_seconds=0.1,
         reserve_seconds=0.1, expire_seconds=3600.0,
     )  # fmt: skip
-    spender = Spender(RUN, me, {"team": "team"}, 1, "s")
-    budgets = RunBudgets(spender, config, PriceBook.parse(PRICES), Pace(), 0.01, time.time_ns)
-    books = Bookkeeper(lambda: Ledger.open(url, PRICES), spool, RUN, 0.01, budgets)
+    spender = BudgetSubject(RUN, me, {"team": "team"}, 1, "s")
+    budgets = RunBudgets(spender, config, PriceBook.parse(PRICES), StepTimer(), 0.01, time.time_ns)
+    books = UsageShipper(lambda: Ledger.open(url, PRICES), spool, RUN, 0.01, budgets)
     books.start(Deaf())
     for number in itertools.count():
         lease = f"{me}/{number}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.training.checkpoint import Checkpointer, LoopState
-from orchestrator.training.checkpoint_format import MANIFEST, complete, verify
+from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
+from orchestrator.training.checkpoints.format import MANIFEST, complete, verify
 from orchestrator.training.simulation.stages import TRAINED, Draws, Faults, SimulatedLearner, Timing
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import ray
 from benchmarks.ports import quiet_ports
 from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.calls import all_ranks, answer
-from orchestrator.training.learner.distributed import DistributedInit, join
+from orchestrator.training.learner.sharding.distributed import DistributedInit, join
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

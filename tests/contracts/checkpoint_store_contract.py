@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CheckpointConflictError, CheckpointError
-from orchestrator.training.checkpoint_format import MANIFEST, commit, name_of, verify
-from orchestrator.training.checkpoint_store import CheckpointStore
+from orchestrator.training.checkpoints.format import MANIFEST, commit, name_of, verify
+from orchestrator.training.checkpoints.store import CheckpointStore
 
 
 def make_checkpoint(directory: Path, step: int, shard: bytes = b"weights") -> Path:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import CheckpointError, NonFiniteError
-from orchestrator.training.buckets import unflatten
 from orchestrator.training.learner.port import Learner
 from orchestrator.training.records import BatchPart
+from orchestrator.training.tensors.buckets import unflatten
 from tests.fakes.rollout_batches import random_part
 
 METRICS = {

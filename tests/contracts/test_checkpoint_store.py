@@ -17,8 +17,8 @@ from moto import mock_aws
 from moto.s3.responses import S3Response
 
 from orchestrator.errors import CheckpointConflictError, CheckpointError, ConfigError
-from orchestrator.training.checkpoint_format import MANIFEST
-from orchestrator.training.checkpoint_store import (
+from orchestrator.training.checkpoints.format import MANIFEST
+from orchestrator.training.checkpoints.store import (
     CheckpointStore,
     DirectoryStore,
     S3Store,

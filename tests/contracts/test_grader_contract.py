@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.records import Grade
+from orchestrator.training.records import ScoreStatus
 from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rewards.grader import Grader, InlineGrader, RolloutGrader
 from tests.fakes.graded import reward_config, rollout_block
@@ -40,7 +40,7 @@ def test_scores_row_for_row(make: Make) -> None:
     assert scores.rewards.tolist() == [36.0, 1.0, 3.0, 1.0]
     assert scores.components["format"].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert scores.components["length"].tolist() == [34.0, 1.0, 3.0, 1.0]
-    assert scores.grades.tolist() == [Grade.OK] * 4
+    assert scores.grades.tolist() == [ScoreStatus.OK] * 4
 
 
 def test_references_reach_the_scorers(make: Make) -> None:
@@ -53,14 +53,14 @@ def test_one_rollouts_failure_costs_no_other(make: Make) -> None:
     grader = make(reward_config({f"{FAKES}:raises": 1.0}))
     scores = grader.grade(rollout_block(["a", "bad", "c"]))
     assert scores.rewards.tolist() == [1.0, -0.5, 1.0]
-    assert scores.grades.tolist() == [Grade.OK, Grade.CRASHED, Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.CRASHED, ScoreStatus.OK]
     assert scores.reasons == ("", "raises: RuntimeError: no such proof", "")
 
 
 def test_what_is_no_finite_number_is_invalid(make: Make) -> None:
     grader = make(reward_config({f"{FAKES}:returns_the_wrong_thing": 1.0}))
     scores = grader.grade(rollout_block(["nan", "inf", "string", "none", "huge", "numpy", "bool"]))
-    assert scores.grades.tolist() == [Grade.INVALID] * 5 + [Grade.OK] * 2
+    assert scores.grades.tolist() == [ScoreStatus.INVALID] * 5 + [ScoreStatus.OK] * 2
     assert scores.rewards.tolist() == [-0.5] * 5 + [0.5, 1.0]
 
 
@@ -89,4 +89,4 @@ def test_equal_rollouts_are_equal(make: Make) -> None:
 def test_retries_grade_again(make: Make, tmp_path: Path) -> None:
     grader = make(reward_config({f"{FAKES}:fails_once": 1.0}, retries=1))
     scores = grader.grade(rollout_block(["a"], reference={"flag": str(tmp_path / "flag")}))
-    assert scores.grades.tolist() == [Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.OK]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.training.buckets import Allocate, Bucket, NamedTensor, flatten, unflatten
+from orchestrator.training.tensors.buckets import Allocate, Bucket, NamedTensor, flatten, unflatten
 from orchestrator.training.weights.channel import BucketSource, WeightChannel
 
 BUCKET_BYTES = 4096

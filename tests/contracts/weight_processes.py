@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from orchestrator.training.buckets import Bucket
+from orchestrator.training.tensors.buckets import Bucket
 from orchestrator.training.weights.channel import BucketSource, WeightsNotFoundError
 from orchestrator.training.weights.collective import CollectiveChannel, CollectiveHandle
-from orchestrator.training.weights.pairs import Line
+from orchestrator.training.weights.pairs import ControlConnection
 from tests.contracts.weight_channel_contract import source
 
 HOST = "127.0.0.1"
@@ -149,7 +149,7 @@ def _publish_as_told(pipe: Connection, timeout_seconds: float) -> None:
     while True:
         told = pipe.recv()
         if told == "hang up":
-            for line in [thing for thing in gc.get_objects() if isinstance(thing, Line)]:
+            for line in [thing for thing in gc.get_objects() if isinstance(thing, ControlConnection)]:
                 line.close()
             pipe.send(None)
         else:

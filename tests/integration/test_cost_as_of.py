@@ -23,7 +23,8 @@ from orchestrator.ledger.events import (
     SpanRecorded,
     UsageStated,
 )
-from orchestrator.ledger.exports.sheet import report_sheet, run_sheet, write_sheet
+from orchestrator.ledger.exports.sheet import report_sheet, run_sheet
+from orchestrator.ledger.exports.write import write_sheet
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.prices import PriceBook
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.exactness_setting import STEPS, Case, batch, learner_config, update_rule
 from benchmarks.ranks import start_ranks
-from orchestrator.config import conf_dir
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.config.compose import conf_dir
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.offline import read_weights
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.export import write_model
@@ -32,7 +32,7 @@ def _train_and_save(rank: int, port: int, cases: Sequence[Case], directory: str)
     torch.set_num_threads(1)
     for index, case in enumerate(cases):
         init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
-        trainee = Trainee(build_model(MODEL, 0), build_tokenizer(MODEL))
+        trainee = PolicyModel(build_model(MODEL, 0), build_tokenizer(MODEL))
         config = learner_config(case, "adamw")
         learner = DeepSpeedLearner(init, config, update_rule(), trainee, STEPS)
         for step in range(2):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from orchestrator.training.models import folder
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
-from orchestrator.training.models.prompting import render_prompt
+from orchestrator.training.prompts.chat_template import render_prompt
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf import HFEngine

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
 from benchmarks.moe_families import build
 from orchestrator.errors import CheckpointError, ConfigError, NonFiniteError
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.port import Learner
-from orchestrator.training.learner.rows import UpdateRule
+from orchestrator.training.learner.rows import AlgorithmSpec
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
 from tests.contracts.learner_contract import LearnerContract, published, same_weights, spoilt
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 def _build(
     zero_stage: int = 1,
     model: str = "tiny_moe",
-    rule: UpdateRule | None = None,
+    rule: AlgorithmSpec | None = None,
     reference: bool = False,
     dtype: torch.dtype = torch.float32,
     **changes: Any,
@@ -39,7 +39,7 @@ def _build(
     built = build(model)
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)
-    trainee = Trainee(built, character_tokenizer(64), build(model) if reference else None)
+    trainee = PolicyModel(built, character_tokenizer(64), build(model) if reference else None)
     init = DistributedInit(0, 1, "127.0.0.1", 0, "auto", "cpu")
     return DeepSpeedLearner(init, config, rule or update_rule(), trainee, steps=10)
 

@@ -17,7 +17,6 @@ from benchmarks.exactness_setting import Case, batch, learner_config, update_rul
 from benchmarks.moe_families import build
 from benchmarks.ranks import start_ranks
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.training.buckets import unflatten
 from orchestrator.training.learner.adapters import (
     adapters_off,
     add_adapters,
@@ -26,12 +25,13 @@ from orchestrator.training.learner.adapters import (
     merged_from,
 )
 from orchestrator.training.learner.config import LoraSettings
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.offline import read_weights
 from orchestrator.training.learner.port import Learner
-from orchestrator.training.learner.rows import UpdateRule
+from orchestrator.training.learner.rows import AlgorithmSpec
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.tensors.buckets import unflatten
 from tests.contracts.learner_contract import LearnerContract, published, same_weights
 
 pytestmark = pytest.mark.slow
@@ -50,14 +50,14 @@ def _rank(
     case: Case,
     rank: int = 0,
     port: int = 0,
-    rule: UpdateRule | None = None,
+    rule: AlgorithmSpec | None = None,
     model: PreTrainedModel | None = None,
     reference: PreTrainedModel | None = None,
     **changes: Any,
 ) -> DeepSpeedLearner:
     config = learner_config(case, "adamw").model_copy(update={"learning_rate": 1e-2, **changes})
     init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
-    trainee = Trainee(model or _adapted(case.model), character_tokenizer(64), reference)
+    trainee = PolicyModel(model or _adapted(case.model), character_tokenizer(64), reference)
     return DeepSpeedLearner(init, config, rule or update_rule(), trainee, 10)
 
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from benchmarks.exactness_setting import Case, Training, batch, learner_config, update_rule
 from benchmarks.moe_families import build
 from benchmarks.ranks import start_ranks
-from orchestrator.training.buckets import unflatten
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.port import Learner
 from orchestrator.training.learner.routing import find_routers
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.tensors.buckets import unflatten
 from tests.contracts.learner_contract import LearnerContract, published, same_weights
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def _rank(
 ) -> DeepSpeedLearner:
     config = learner_config(case, "adamw").model_copy(update=changes)
     init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
-    trainee = Trainee(model or build(case.model), character_tokenizer(64))
+    trainee = PolicyModel(model or build(case.model), character_tokenizer(64))
     return DeepSpeedLearner(init, config, update_rule(), trainee, 10)
 
 

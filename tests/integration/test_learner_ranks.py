@@ -22,10 +22,10 @@ from benchmarks.learner_exactness import Difference, build_rank, compare, rank_m
 from benchmarks.plain_training import train_plainly
 from benchmarks.ranks import start_ranks
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import Bucket, joined, unflatten
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner
 from orchestrator.training.records import BatchPart
-from orchestrator.training.write_plan import WritePlan
+from orchestrator.training.tensors.buckets import Bucket, joined, unflatten
+from orchestrator.training.tensors.write_plan import WritePlan
 from tests.contracts.learner_contract import spoilt
 
 pytestmark = pytest.mark.slow

@@ -15,15 +15,15 @@ import torch
 from ray.exceptions import RayActorError
 from torch import Tensor
 
-from orchestrator.cli.assembly import parts_of
-from orchestrator.config import compose
-from orchestrator.training.buckets import Allocate, Bucket, flatten
+from orchestrator.config.compose import compose
+from orchestrator.launch.prepare import run_spec
 from orchestrator.training.cluster.actors import RolloutActor
-from orchestrator.training.cluster.parts import Parts, Post
+from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
 from orchestrator.training.cluster.weights import ObjectStoreChannel, make_channel
 from orchestrator.training.models.build import build_model
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.stages import RolloutRequest
+from orchestrator.training.tensors.buckets import Allocate, Bucket, flatten
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
 from orchestrator.training.weights.choice import ChannelName
@@ -71,7 +71,7 @@ class Publisher:
     `first_seed` + v.
     """
 
-    def __init__(self, parts: Parts, first_seed: int = 0) -> None:
+    def __init__(self, parts: RunSpec, first_seed: int = 0) -> None:
         self._parts, self._first_seed = parts, first_seed
         self._channel = make_channel(parts.weights)
 
@@ -96,8 +96,8 @@ class Worker(RolloutActor):
         return {name: tensor.clone() for name in names if (tensor := engine.weight_storage(name)) is not None}
 
 
-def _parts(channel: ChannelName, directory: Path) -> Parts:
-    parts = parts_of(compose("grpo", ["tracking=none"]), "run", 1, directory)
+def _parts(channel: ChannelName, directory: Path) -> RunSpec:
+    parts = run_spec(compose("grpo", ["tracking=none"]), "run", 1, directory)
     return replace(parts, weights=parts.weights.model_copy(update={"channel": channel, "backend": "gloo"}))
 
 
@@ -105,8 +105,8 @@ def _start(shell: type, *arguments: object) -> Any:
     return ray.remote(shell).options(num_cpus=0).remote(*arguments)
 
 
-def _worker(parts: Parts, index: int) -> Any:
-    return _start(Worker, parts, Post(f"rollout-{index}", Role.ROLLOUT, 0, ()))
+def _worker(parts: RunSpec, index: int) -> Any:
+    return _start(Worker, parts, ActorIdentity(f"rollout-{index}", Role.ROLLOUT, 0, ()))
 
 
 def _request(version: int) -> RolloutRequest:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import WorkerLostError
-from orchestrator.training.records import Grade
+from orchestrator.training.records import ScoreStatus
 from orchestrator.training.rewards import process as process_module
 from orchestrator.training.rewards.grader import FEWEST_LOST_CHILDREN, Grader
 from tests.fakes.graded import reward_config, rollout_block
@@ -52,7 +52,7 @@ def test_a_rollout_that_hangs_is_killed_and_costs_no_other(make: Make) -> None:
     grader = make("hangs", timeout_seconds=ENOUGH)
     pid = grader.pid
     scores = grader.grade(rollout_block(["a", "bad", "c", "d"]))
-    assert scores.grades.tolist() == [Grade.OK, Grade.TIMEOUT, Grade.OK, Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.TIMEOUT, ScoreStatus.OK, ScoreStatus.OK]
     assert scores.rewards.tolist() == [1.0, -0.5, 1.0, 1.0]
     assert scores.reasons[1] == f"no score within {ENOUGH:g} s"
     assert grader.pid != pid and pid is not None and not alive(pid)
@@ -61,13 +61,18 @@ def test_a_rollout_that_hangs_is_killed_and_costs_no_other(make: Make) -> None:
 @pytest.mark.parametrize(("scorer", "how"), [("dies", "died of SIGSEGV"), ("leaves", "exited with code 7")])
 def test_a_process_that_dies_is_replaced(make: Make, scorer: str, how: str) -> None:
     scores = make(scorer).grade(rollout_block(["bad", "b", "bad2", "d"]))
-    assert scores.grades.tolist() == [Grade.CRASHED, Grade.OK, Grade.CRASHED, Grade.OK]
+    assert scores.grades.tolist() == [
+        ScoreStatus.CRASHED,
+        ScoreStatus.OK,
+        ScoreStatus.CRASHED,
+        ScoreStatus.OK,
+    ]
     assert scores.reasons[0] == f"the scorers' process {how}"
 
 
 def test_memory_is_limited(make: Make) -> None:
     scores = make("eats_memory", memory_bytes=2**32).grade(rollout_block(["bad", "b"]))
-    assert scores.grades.tolist() == [Grade.CRASHED, Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.CRASHED, ScoreStatus.OK]
     assert "MemoryError" in scores.reasons[0]
 
 
@@ -76,19 +81,19 @@ def test_a_block_that_only_hangs_ends_soon(make: Make) -> None:
     grader = make("hangs", timeout_seconds=0.3, failure_budget=0.1)
     scores = grader.grade(rollout_block([f"bad {index}" for index in range(40)]))
     tried = [reason for reason in scores.reasons if reason.startswith("no score")]
-    assert scores.grades.tolist() == [Grade.TIMEOUT] * 40
+    assert scores.grades.tolist() == [ScoreStatus.TIMEOUT] * 40
     assert len(tried) == FEWEST_LOST_CHILDREN + 1
 
 
 def test_retries_after_a_hang(make: Make) -> None:
     grader = make("hangs", timeout_seconds=ENOUGH, retries=1)
     scores = grader.grade(rollout_block(["bad", "b"]))
-    assert scores.grades.tolist() == [Grade.TIMEOUT, Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.TIMEOUT, ScoreStatus.OK]
 
 
 def test_loading_does_not_count_against_the_timeout(make: Make) -> None:
     scores = make("slow_to_load", timeout_seconds=ENOUGH).grade(rollout_block(["a"]))
-    assert scores.grades.tolist() == [Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.OK]
 
 
 def test_a_process_that_dies_between_blocks_is_no_rollouts_fault(make: Make) -> None:
@@ -96,7 +101,7 @@ def test_a_process_that_dies_between_blocks_is_no_rollouts_fault(make: Make) -> 
     first = grader.grade(rollout_block(["a"])).rewards[0]
     os.kill(int(first), 9)
     scores = grader.grade(rollout_block(["a"]))
-    assert scores.grades.tolist() == [Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.OK]
     assert scores.rewards[0] != first
 
 

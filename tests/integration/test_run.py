@@ -14,8 +14,8 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.training.checkpoint_format import complete
-from orchestrator.training.run_directory import RunDirectory
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.checkpoints.format import complete
 from tests.conftest import NIXL, PATIENT_TRACKING, Program
 from tests.running import going_on, interrupt, last_step, wait_for_step, wait_until
 

@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from benchmarks.ports import quiet_ports
 from orchestrator.errors import CheckpointError
-from orchestrator.training.checkpoint_store import S3Store
+from orchestrator.training.checkpoints.store import S3Store
 from tests.contracts.checkpoint_store_contract import (
     CheckpointStoreContract,
     StoreUnderTest,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CheckpointConflictError, CheckpointError, DrainedError, NonFiniteError
-from orchestrator.training import checkpoint_format
-from orchestrator.training.checkpoint_format import MANIFEST, complete, verify
-from orchestrator.training.checkpoint_mirror import CheckpointMirror
-from orchestrator.training.checkpoint_store import CheckpointStore, DirectoryStore
+from orchestrator.training.checkpoints import format as checkpoint_format
+from orchestrator.training.checkpoints.format import MANIFEST, complete, verify
+from orchestrator.training.checkpoints.mirror import CheckpointMirror
+from orchestrator.training.checkpoints.store import CheckpointStore, DirectoryStore
 from orchestrator.training.records import StepReport
 from orchestrator.training.simulation.run import Simulation, SimulationSettings, Stop, assemble, simulate
 from orchestrator.training.simulation.stages import TRAINED, Faults, SimulatedLearner, Timing

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError
-from orchestrator.training.checkpoint_format import complete
+from orchestrator.training.checkpoints.format import complete
 from orchestrator.training.simulation.run import SimulationSettings, Stop, Trace, assemble, simulate
 from orchestrator.training.simulation.stages import Faults, Timing
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time

@@ -11,8 +11,10 @@ from orchestrator.errors import (
     DataLostError,
     DrainedError,
     FailureBudgetExceededError,
+    InputError,
     NonFiniteError,
     OrchestratorError,
+    StateError,
     StorageError,
     WorkerLostError,
 )
@@ -76,10 +78,11 @@ def test_an_error_is_a_sentence(error: OrchestratorError, sentence: str) -> None
 
 
 def test_exit_codes() -> None:
-    codes = {kind: kind.exit_code for kind in KINDS if not issubclass(kind, ConfigError)}
+    codes = {kind: kind.exit_code for kind in KINDS if not issubclass(kind, InputError | StateError)}
     assert codes.pop(BudgetStopError) == 3
     assert codes.pop(DrainedError) == 4
     assert set(codes.values()) == {1}
+    assert (InputError.exit_code, StateError.exit_code) == (2, 2)
     assert {kind.exit_code for kind in KINDS if issubclass(kind, ConfigError)} == {2}
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import config
 from orchestrator.cli import start
-from orchestrator.cli.assembly import check_secrets
-from orchestrator.cli.webhook import post
+from orchestrator.config import compose as config
 from orchestrator.errors import ConfigError
+from orchestrator.launch.prepare import check_secrets
+from orchestrator.launch.webhook import post
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.sql.engine import open_engine
 from orchestrator.masking import mask, mask_value, masked_keys

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from orchestrator.cli.app import run_command_line
-from orchestrator.run_config import RunConfig
+from orchestrator.config.run_config import RunConfig
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 

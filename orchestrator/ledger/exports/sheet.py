@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
 
-from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.report_by import Report
 from orchestrator.ledger.run_report import RunReport
 
@@ -74,32 +71,3 @@ def run_sheet(report: RunReport) -> Sheet:
     total = ("total", "", "", report.leased_ns, report.accelerator_hours, report.amount)
     columns = (*named, *_figures(report.currency))
     return Sheet(report.run_id, "", report.currency, columns, rows, total, report.unpriced)
-
-
-def write_sheet(sheet: Sheet, path: Path) -> None:
-    """Write a sheet in the format of the path's suffix, whole or not at all.
-
-    Raises LedgerError for another suffix, or a path that can't be written.
-    """
-    writers = _writers()
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
-        raise LedgerError(
-            "--output", str(path), ", ".join(f"a name ending in {suffix}" for suffix in writers)
-        )
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer(sheet, unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        raise LedgerError("--output", str(path), "a file that can be written", str(error)) from error
-
-
-def _writers() -> Mapping[str, Callable[[Sheet, Path], None]]:
-    from orchestrator.ledger.exports.csv_file import write_csv
-    from orchestrator.ledger.exports.html_file import write_html
-    from orchestrator.ledger.exports.parquet_file import write_parquet
-    from orchestrator.ledger.exports.xlsx_file import write_xlsx
-
-    return {".csv": write_csv, ".xlsx": write_xlsx, ".parquet": write_parquet, ".html": write_html}

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.training.cluster.parts import Parts, Post, log_to_run_directory, start_meter
+from orchestrator.training.cluster.parts import ActorIdentity, RunSpec, log_to_run_directory, start_meter
 from orchestrator.training.records import BatchPart, RolloutBlock, ScoreBlock, StepReport, WeightVersion
 from orchestrator.training.stages import RolloutRequest, Span, Summary
 from orchestrator.training.usage import Activity
 
 if TYPE_CHECKING:
-    from orchestrator.training.learner.distributed import DistributedInit
+    from orchestrator.training.learner.sharding.distributed import DistributedInit
     from orchestrator.training.rollouts.engine import Engine
     from orchestrator.training.weights.channel import WeightHandle
 
@@ -33,7 +33,7 @@ PartRefs = Sequence[tuple["ray.ObjectRef[RolloutBlock]", "ray.ObjectRef[ScoreBlo
 class RolloutActor:
     """Samples. Pulls the weights it is pointed at if its own are of another publish."""
 
-    def __init__(self, parts: Parts, post: Post) -> None:
+    def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
         log_to_run_directory(parts, post)
         self._meter = start_meter(parts, post)
         with self._meter.span(Activity.LOAD, 0):
@@ -90,7 +90,7 @@ class RolloutActor:
 class RewardActor:
     """Grades, sums up for the metrics, and writes rollouts to disk."""
 
-    def __init__(self, parts: Parts, post: Post) -> None:
+    def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
         log_to_run_directory(parts, post)
         self._meter = start_meter(parts, post)
         with self._meter.span(Activity.LOAD, 0):
@@ -139,7 +139,7 @@ class RewardActor:
 class LearnerActor:
     """One learner rank."""
 
-    def __init__(self, parts: Parts, post: Post) -> None:
+    def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
         log_to_run_directory(parts, post)
         self._parts = parts
         self._meter = start_meter(parts, post)
@@ -161,11 +161,11 @@ class LearnerActor:
         with self._meter.span(Activity.LOAD, 0):
             from orchestrator.training.cluster.learner_parts import build_learner
             from orchestrator.training.cluster.weights import make_channel
-            from orchestrator.training.weights.publishing import Meeting, WeightPublisher
+            from orchestrator.training.weights.publishing import Rendezvous, WeightPublisher
 
             weights = self._parts.weights
             name = f"{init.master_addr}:{init.master_port}"
-            meeting = Meeting(name, init.world_size, weights.timeout_seconds) if together else None
+            meeting = Rendezvous(name, init.world_size, weights.timeout_seconds) if together else None
             if init.rank == 0:
                 with self._listener:  # is closed, unless it is handed over
                     if init.world_size > 1:

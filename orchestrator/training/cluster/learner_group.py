@@ -10,8 +10,8 @@ import ray
 
 from orchestrator.training.cluster.actors import LearnerActor
 from orchestrator.training.cluster.calls import all_ranks, answer
-from orchestrator.training.cluster.parts import Parts, Post
-from orchestrator.training.cluster.placement import Seat
+from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
+from orchestrator.training.cluster.placement import ActorSlot
 from orchestrator.training.cluster.session import Slots
 from orchestrator.training.cluster.workers import part_refs
 from orchestrator.training.records import Batch, WeightVersion
@@ -30,7 +30,9 @@ class RayLearnerGroup:
     collective, or crash in it: the loss is raised, and `rebuild` replaces them all.
     """
 
-    def __init__(self, seats: Sequence[Seat], slots: Slots, parts: Parts, timeout_seconds: float) -> None:
+    def __init__(
+        self, seats: Sequence[ActorSlot], slots: Slots, parts: RunSpec, timeout_seconds: float
+    ) -> None:
         self._seats, self._slots, self._parts = seats, slots, parts
         self._timeout_seconds = timeout_seconds
         self._life = 0
@@ -38,7 +40,7 @@ class RayLearnerGroup:
 
     async def ready(self) -> None:
         """Let the ranks find each other and build the model."""
-        from orchestrator.training.learner.distributed import DistributedInit
+        from orchestrator.training.learner.sharding.distributed import DistributedInit
 
         host, port = (await self._answer(0, self._ranks[0].address.remote())).rsplit(":", 1)
         device = "cuda:0" if self._parts.use_gpu else "cpu"
@@ -100,7 +102,7 @@ class RayLearnerGroup:
         shell = ray.remote(concurrency_groups={DISK: 1})(LearnerActor)  # pyright: ignore[reportCallIssue]
         return [
             shell.options(**self._slots.options(seat, self._life)).remote(
-                self._parts, Post(seat.name, seat.role, self._life, self._slots.leases[seat.slot])
+                self._parts, ActorIdentity(seat.name, seat.role, self._life, self._slots.leases[seat.slot])
             )
             for seat in self._seats
         ]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from orchestrator.training.advantages import ADVANTAGES
-from orchestrator.training.cluster.parts import Parts
+from orchestrator.training.cluster.parts import RunSpec
 from orchestrator.training.learner.adapters import add_adapters
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, Trainee
-from orchestrator.training.learner.distributed import DistributedInit
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.losses import LOSSES
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.losses.policy import ClipRange
-from orchestrator.training.learner.rows import UpdateRule
+from orchestrator.training.learner.rows import AlgorithmSpec
+from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 
 
-def build_learner(init: DistributedInit, parts: Parts) -> DeepSpeedLearner:
+def build_learner(init: DistributedInit, parts: RunSpec) -> DeepSpeedLearner:
     """Build the model and join the other ranks. Blocks until all have come."""
     algorithm = parts.algorithm
     corrects = algorithm.off_policy.correction == "truncated_importance_sampling"
@@ -25,7 +25,7 @@ def build_learner(init: DistributedInit, parts: Parts) -> DeepSpeedLearner:
         kl_coefficient=algorithm.kl.coefficient,
         kl_estimator=algorithm.kl.estimator,
     )
-    rule = UpdateRule(
+    rule = AlgorithmSpec(
         advantages=ADVANTAGES.get(algorithm.advantage),
         objective=objective,
         aggregation=algorithm.aggregation,
@@ -37,7 +37,7 @@ def build_learner(init: DistributedInit, parts: Parts) -> DeepSpeedLearner:
     if lora.rank:
         add_adapters(model, lora, parts.seed)
     needs_reference = algorithm.kl.coefficient and not lora.rank
-    trainee = Trainee(
+    trainee = PolicyModel(
         model=model,
         tokenizer=build_tokenizer(parts.model),
         reference=build_model(parts.model, parts.seed) if needs_reference else None,

@@ -20,8 +20,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayDirectTransportE
 from ray.experimental import deregister_nixl_memory, register_nixl_memory, set_target_for_ref
 from torch import Tensor
 
-from orchestrator.training.buckets import Bucket, Piece, new_bytes
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.buckets import Bucket, Piece, new_bytes
 from orchestrator.training.weights.channel import (
     BucketSource,
     WeightsNotFoundError,

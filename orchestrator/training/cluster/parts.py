@@ -19,7 +19,7 @@ from orchestrator.training.weights.config import WeightsConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class RunSpec:
     """The parts' configs and what they have in common; the same for all actors of a run."""
 
     run_id: str
@@ -42,7 +42,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
+class ActorIdentity:
     """Who one actor is: its name over restarts, which life this is, and the leases it works on."""
 
     name: str
@@ -51,13 +51,13 @@ class Post:
     leases: tuple[str, ...]
 
 
-def start_meter(parts: Parts, post: Post) -> UsageMeter:
+def start_meter(parts: RunSpec, post: ActorIdentity) -> UsageMeter:
     """The actor's own spool file and meter. Each life of an actor writes a file of its own."""
     spool = parts.directory / "ledger" / f"{parts.attempt}-{post.name}-{post.life}.jsonl"
     return UsageMeter(SpoolSink(spool), SystemClock(), post.leases, post.name, post.role)
 
 
-def log_to_run_directory(parts: Parts, post: Post) -> None:
+def log_to_run_directory(parts: RunSpec, post: ActorIdentity) -> None:
     """Send this process's log lines to `logs/<actor>.log`: Ray's own log files go with the machine."""
     path = parts.directory / "logs" / f"{post.name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)

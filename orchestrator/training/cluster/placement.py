@@ -11,7 +11,7 @@ from orchestrator.training.usage import Role
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class ActorSlot:
     """One actor's place: `name` is `<role>-<index>`, `slot` an index into `Placement.slots`."""
 
     name: str
@@ -38,9 +38,9 @@ class Placement:
     """All slots of a run and who sits where."""
 
     slots: tuple[Slot, ...]
-    seats: tuple[Seat, ...]
+    seats: tuple[ActorSlot, ...]
 
-    def of(self, role: Role) -> list[Seat]:
+    def of(self, role: Role) -> list[ActorSlot]:
         """The seats of one role, by index."""
         return [seat for seat in self.seats if seat.role is role]
 
@@ -53,19 +53,21 @@ def plan_placement(
     Raises ConfigError, naming the share, if the actors of a slot need more than the slot has.
     """
     first_learner = 0 if cluster.layout == "colocated" else rollout_workers
-    seats = [Seat(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout) for i in range(rollout_workers)]
+    seats = [ActorSlot(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout) for i in range(rollout_workers)]
     seats += [
-        Seat(f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner) for i in range(learner_ranks)
+        ActorSlot(f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner)
+        for i in range(learner_ranks)
     ]
     seats += [
-        Seat(f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward) for i in range(reward_workers)
+        ActorSlot(f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward)
+        for i in range(reward_workers)
     ]
     count = 1 + max(seat.slot for seat in seats)
     slots = tuple(_slot(cluster, [seat for seat in seats if seat.slot == index]) for index in range(count))
     return Placement(slots, tuple(seats))
 
 
-def _slot(cluster: ClusterConfig, seats: list[Seat]) -> Slot:
+def _slot(cluster: ClusterConfig, seats: list[ActorSlot]) -> Slot:
     cpus = sum(seat.share.cpus for seat in seats)
     if cpus > cluster.slot_cpus + 1e-9:
         names = ", ".join(seat.name for seat in seats)

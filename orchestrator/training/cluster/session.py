@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.cluster.config import ClusterConfig
-from orchestrator.training.cluster.placement import Placement, Seat
+from orchestrator.training.cluster.placement import ActorSlot, Placement
 from orchestrator.training.usage import (
     CloseReason,
     Heartbeat,
@@ -81,7 +81,7 @@ class Slots:
     leases: tuple[tuple[str, ...], ...]
     nodes: tuple[str, ...]
 
-    def options(self, seat: Seat, life: int) -> dict[str, Any]:
+    def options(self, seat: ActorSlot, life: int) -> dict[str, Any]:
         """Ray options that put an actor on its seat.
 
         A crashed actor is replaced by its pool, never by Ray. Ray's own events of an actor are compared with

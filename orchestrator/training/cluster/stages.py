@@ -13,18 +13,18 @@ from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.calls import all_or_none
 from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
-from orchestrator.training.cluster.parts import Parts
+from orchestrator.training.cluster.parts import RunSpec
 from orchestrator.training.cluster.placement import Placement
 from orchestrator.training.cluster.session import Slots, hold_slots
-from orchestrator.training.cluster.workers import RayRewardWorker, RayRolloutWorker, SeatedActor
+from orchestrator.training.cluster.workers import ManagedActor, RayRewardWorker, RayRolloutWorker
 from orchestrator.training.rewards.pool import RewardPool
 from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
-from orchestrator.training.weights.choice import settle
+from orchestrator.training.weights.choice import resolve_auto
 from orchestrator.training.weights.config import WeightsConfig
 
-A = TypeVar("A", bound=SeatedActor)
+A = TypeVar("A", bound=ManagedActor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ClusterStages:
 async def cluster_stages(
     cluster: ClusterConfig,
     placement: Placement,
-    parts: Parts,
+    parts: RunSpec,
     sink: UsageSink,
     clock: Clock,
     on_lost: Callable[[WorkerLostError], None],
@@ -67,14 +67,14 @@ async def cluster_stages(
                 actor.stop()
 
 
-def _settled(cluster: ClusterConfig, parts: Parts, placement: Placement, slots: Slots) -> WeightsConfig:
+def _settled(cluster: ClusterConfig, parts: RunSpec, placement: Placement, slots: Slots) -> WeightsConfig:
     """The weights' config with what depends on the slots: where they are, and who shares a GPU."""
     first_rank = placement.of(Role.LEARNER)[:1]
     nodes = [slots.nodes[seat.slot] for seat in (*first_rank, *placement.of(Role.ROLLOUT))]
-    return settle(parts.weights, nodes, cluster.own_gpus)
+    return resolve_auto(parts.weights, nodes, cluster.own_gpus)
 
 
 async def _replace(worker: A) -> A:
     """The same seat, a fresh actor."""
-    await worker.seat_again()
+    await worker.restart()
     return worker

@@ -9,8 +9,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from orchestrator.training.buckets import Bucket, new_bytes
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.buckets import Bucket, new_bytes
 from orchestrator.training.weights.channel import BucketSource, WeightChannel, new_identity, require_rising
 from orchestrator.training.weights.collective import CollectiveChannel
 from orchestrator.training.weights.config import WeightsConfig

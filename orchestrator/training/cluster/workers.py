@@ -11,18 +11,20 @@ import ray
 from orchestrator.errors import DataLostError
 from orchestrator.training.cluster.actors import PartRefs, RewardActor, RolloutActor
 from orchestrator.training.cluster.calls import answer
-from orchestrator.training.cluster.parts import Parts, Post
-from orchestrator.training.cluster.placement import Seat
+from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
+from orchestrator.training.cluster.placement import ActorSlot
 from orchestrator.training.cluster.session import Slots
 from orchestrator.training.records import GroupTicket
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored
 from orchestrator.training.weights.channel import WeightsNotFoundError
 
 
-class SeatedActor:
-    """An actor on its seat; `seat_again` kills it, if it still lives, and starts the next one there."""
+class ManagedActor:
+    """An actor on its seat; `restart` kills it, if it still lives, and starts the next one there."""
 
-    def __init__(self, shell: type, seat: Seat, slots: Slots, parts: Parts, timeout_seconds: float) -> None:
+    def __init__(
+        self, shell: type, seat: ActorSlot, slots: Slots, parts: RunSpec, timeout_seconds: float
+    ) -> None:
         self._shell, self._seat, self._slots, self._parts = shell, seat, slots, parts
         self._timeout_seconds = timeout_seconds
         self._life = 0
@@ -37,7 +39,7 @@ class SeatedActor:
         """Wait until it is built. Raises what kept it from being built."""
         await self._answer(self._actor.ready.remote())
 
-    async def seat_again(self) -> None:
+    async def restart(self) -> None:
         """Kill the actor, if it still lives, and start the next one.
 
         Raises WorkerLostError if that can't be had.
@@ -52,7 +54,9 @@ class SeatedActor:
         ray.kill(self._actor)
 
     def _start(self) -> Any:  # noqa: ANN401 - Ray's actor handles have no static type
-        post = Post(self._seat.name, self._seat.role, self._life, self._slots.leases[self._seat.slot])
+        post = ActorIdentity(
+            self._seat.name, self._seat.role, self._life, self._slots.leases[self._seat.slot]
+        )
         options = self._slots.options(self._seat, self._life)
         return ray.remote(self._shell).options(**options).remote(self._parts, post)
 
@@ -60,10 +64,10 @@ class SeatedActor:
         return await answer(self.name, ref, self._timeout_seconds)
 
 
-class RayRolloutWorker(SeatedActor):
+class RayRolloutWorker(ManagedActor):
     """A `RolloutWorker`."""
 
-    def __init__(self, seat: Seat, slots: Slots, parts: Parts, timeout_seconds: float) -> None:
+    def __init__(self, seat: ActorSlot, slots: Slots, parts: RunSpec, timeout_seconds: float) -> None:
         super().__init__(RolloutActor, seat, slots, parts, timeout_seconds)
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
@@ -78,14 +82,14 @@ class RayRolloutWorker(SeatedActor):
         return Generated(request, block, tokens, spans)
 
 
-class RayRewardWorker(SeatedActor):
+class RayRewardWorker(ManagedActor):
     """A `RewardWorker`."""
 
-    def __init__(self, seat: Seat, slots: Slots, parts: Parts, timeout_seconds: float) -> None:
+    def __init__(self, seat: ActorSlot, slots: Slots, parts: RunSpec, timeout_seconds: float) -> None:
         super().__init__(RewardActor, seat, slots, parts, timeout_seconds)
 
     async def score(self, generated: Generated) -> Scored:
-        """Grade; the tickets carry the handles of the block and its scores."""
+        """ScoreStatus; the tickets carry the handles of the block and its scores."""
         request = generated.request
         scores, small = self._actor.score.options(num_returns=2).remote(
             generated.block, request.step, request.samples_heldout

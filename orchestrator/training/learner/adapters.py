@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.training.buckets import NamedTensor
 from orchestrator.training.learner.config import LoraSettings
+from orchestrator.training.tensors.buckets import NamedTensor
 
 ALL_LINEAR = "all-linear"
 """As only target: every linear layer except the output head. Routers, and experts that a family keeps in one

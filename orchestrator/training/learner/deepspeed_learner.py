@@ -23,7 +23,34 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.errors import NonFiniteError
-from orchestrator.training.buckets import (
+from orchestrator.training.learner.activations import checkpoint_activations
+from orchestrator.training.learner.adapters import adapters_off, has_adapters, merge_adapters
+from orchestrator.training.learner.balance_loss import SequenceBalanceLoss
+from orchestrator.training.learner.batching import Layout, plan
+from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.expert_load import layer_metrics, load_shares
+from orchestrator.training.learner.logprobs import TokenScorer
+from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
+from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
+from orchestrator.training.learner.micro_batch import MicroBatch, collate
+from orchestrator.training.learner.routing import RoutingMeter
+from orchestrator.training.learner.rows import (
+    AlgorithmSpec,
+    TrainingRow,
+    computed_rows,
+    minibatch_rows,
+    trained_on,
+)
+from orchestrator.training.learner.schedule import learning_rate
+from orchestrator.training.learner.sharding import distributed
+from orchestrator.training.learner.sharding.gather import FullTensors
+from orchestrator.training.learner.sharding.shards import Shard, load_shards, shard_of, write_shard
+from orchestrator.training.learner.sharding.snapshot import HostMemory
+from orchestrator.training.learner.sharding.zero import OptimizerFactory, ZeroEngine, adamw
+from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
+from orchestrator.training.models.routers import RouteReplay
+from orchestrator.training.records import BatchPart, StepReport
+from orchestrator.training.tensors.buckets import (
     Allocate,
     Bucket,
     NamedTensor,
@@ -32,34 +59,7 @@ from orchestrator.training.buckets import (
     joined,
     new_bytes,
 )
-from orchestrator.training.learner import distributed
-from orchestrator.training.learner.activations import checkpoint_activations
-from orchestrator.training.learner.adapters import adapters_off, has_adapters, merge_adapters
-from orchestrator.training.learner.balance_loss import SequenceBalanceLoss
-from orchestrator.training.learner.batching import Layout, plan
-from orchestrator.training.learner.config import LearnerConfig
-from orchestrator.training.learner.expert_load import layer_metrics, load_shares
-from orchestrator.training.learner.gather import FullTensors
-from orchestrator.training.learner.logprobs import TokenScorer
-from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
-from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
-from orchestrator.training.learner.micro_batch import MicroBatch, collate
-from orchestrator.training.learner.routing import RoutingMeter
-from orchestrator.training.learner.rows import (
-    TrainingRow,
-    UpdateRule,
-    computed_rows,
-    minibatch_rows,
-    trained_on,
-)
-from orchestrator.training.learner.schedule import learning_rate
-from orchestrator.training.learner.shards import Shard, load_shards, shard_of, write_shard
-from orchestrator.training.learner.snapshot import HostMemory
-from orchestrator.training.learner.zero import OptimizerFactory, ZeroEngine, adamw
-from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
-from orchestrator.training.models.routers import RouteReplay
-from orchestrator.training.records import BatchPart, StepReport
-from orchestrator.training.write_plan import WritePlan
+from orchestrator.training.tensors.write_plan import WritePlan
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ _PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_
 
 
 @dataclass(frozen=True, slots=True)
-class Trainee:
+class PolicyModel:
     """What is trained: `model` on the CPU, as built, its adapters put in if it has some; `tokenizer` for the
     export; `reference`, frozen, where the rule has a KL penalty. A model with adapters needs none: without
     them it is its own.
@@ -85,8 +85,8 @@ class DeepSpeedLearner:
         self,
         init: distributed.DistributedInit,
         config: LearnerConfig,
-        rule: UpdateRule,
-        trainee: Trainee,
+        rule: AlgorithmSpec,
+        trainee: PolicyModel,
         steps: int,
         build_optimizer: OptimizerFactory | None = None,
     ) -> None:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.errors import CheckpointError, NonFiniteError
-from orchestrator.training.buckets import Allocate, Bucket, flatten, new_bytes
 from orchestrator.training.records import BatchPart, StepReport
+from orchestrator.training.tensors.buckets import Allocate, Bucket, flatten, new_bytes
 
 _STATE = "fake-learner.json"
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from orchestrator.errors import CheckpointError
-from orchestrator.training.buckets import NamedTensor
-from orchestrator.training.learner.shard_files import MASTER, ShardFiles
+from orchestrator.training.learner.sharding.shard_files import MASTER, ShardFiles
+from orchestrator.training.tensors.buckets import NamedTensor
 
 BUFFER = "buffer/"
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.training.buckets import Allocate, Bucket, new_bytes
 from orchestrator.training.records import BatchPart, StepReport
-from orchestrator.training.write_plan import WritePlan
+from orchestrator.training.tensors.buckets import Allocate, Bucket, new_bytes
+from orchestrator.training.tensors.write_plan import WritePlan
 
 
 class Learner(Protocol):

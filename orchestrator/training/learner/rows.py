@@ -27,7 +27,7 @@ Advantages = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateRule:
+class AlgorithmSpec:
     """The algorithm, as the learner applies it. `temperature` is what the rollouts were sampled with: the
     learner's log-probs are of the same tempered distribution. `max_new_tokens` is the divisor of the
     aggregation `constant`.
@@ -71,7 +71,9 @@ class TrainingRow:
         return int(self.trainable.sum())
 
 
-def minibatch_rows(parts: Sequence[BatchPart], rule: UpdateRule, minibatches: int) -> list[list[TrainingRow]]:
+def minibatch_rows(
+    parts: Sequence[BatchPart], rule: AlgorithmSpec, minibatches: int
+) -> list[list[TrainingRow]]:
     """The rows of each minibatch. Groups stay whole; advantages are of the whole batch, weights of the
     minibatch.
 
@@ -99,7 +101,7 @@ def minibatch_rows(parts: Sequence[BatchPart], rule: UpdateRule, minibatches: in
     ]
 
 
-def computed_rows(rows: Sequence[TrainingRow], rule: UpdateRule) -> list[TrainingRow]:
+def computed_rows(rows: Sequence[TrainingRow], rule: AlgorithmSpec) -> list[TrainingRow]:
     """The rows worth a forward and backward: those with a token to train on and, with `drop_uninformative`,
     an advantage.
 
@@ -120,7 +122,7 @@ def trained_on(rows: Sequence[TrainingRow]) -> TokenWork:
 
 
 def _weighted_rows(
-    groups: Sequence[tuple[BatchPart, int]], advantages: NDArray[np.float64], rule: UpdateRule
+    groups: Sequence[tuple[BatchPart, int]], advantages: NDArray[np.float64], rule: AlgorithmSpec
 ) -> list[TrainingRow]:
     rows = [row for part, group in groups for row in _rollouts(part, group)]
     lengths = torch.tensor([row.trained_tokens for row in rows], dtype=torch.int64)

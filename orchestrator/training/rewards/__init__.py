@@ -2,5 +2,5 @@
 
     RolloutBlock -> completions -> scorers (child process) -> outcomes -> rubric -> ScoreBlock
 
-A grading that fails is a typed outcome with a reason (`Grade`), never a silent 0.0.
+A grading that fails is a typed outcome with a reason (`ScoreStatus`), never a silent 0.0.
 """

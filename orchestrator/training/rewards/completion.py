@@ -25,7 +25,7 @@ class Scorer(Protocol):
     """Scores one rollout. Any function of this shape is a scorer."""
 
     def __call__(self, completion: Completion, /) -> float:
-        """A finite number; the rubric weighs it. It may raise: the rollout is then graded `Grade.CRASHED`."""
+        """Return a finite number, which the rubric weighs. An exception makes it `ScoreStatus.CRASHED`."""
         ...
 
 

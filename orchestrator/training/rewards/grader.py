@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from orchestrator.training.records import Grade, RolloutBlock, ScoreBlock
+from orchestrator.training.records import RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.rewards.completion import Completion, completions_of
 from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rewards.process import ScorerProcess
@@ -16,7 +16,7 @@ from orchestrator.training.rewards.scorers import load_scorer
 
 FEWEST_LOST_CHILDREN = 4
 """So many lost children are tolerated in any block, however small it is."""
-UNTRIED = Outcome(Grade.TIMEOUT, reason="not tried: too many rollouts of its block hung or crashed")
+UNTRIED = Outcome(ScoreStatus.TIMEOUT, reason="not tried: too many rollouts of its block hung or crashed")
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Grader:
         self.close()
 
     def _attempt(self, completions: Sequence[Completion]) -> list[Outcome]:
-        """Grade each once; the last ones are left out if too many children were lost before."""
+        """ScoreStatus each once; the last ones are left out if too many children were lost before."""
         tolerated = max(FEWEST_LOST_CHILDREN, int(self._config.failure_budget * len(completions)))
         outcomes: list[Outcome] = []
         lost = 0
@@ -126,7 +126,7 @@ def _grade_each(block: RolloutBlock, max_new_tokens: int, retries: int, attempt:
 def _with_retries(completions: Sequence[Completion], retries: int, attempt: Attempt) -> list[Outcome]:
     outcomes = [UNTRIED] * len(completions)
     for _ in range(1 + retries):
-        rows = [row for row, outcome in enumerate(outcomes) if outcome.grade is not Grade.OK]
+        rows = [row for row, outcome in enumerate(outcomes) if outcome.grade is not ScoreStatus.OK]
         if not rows:
             break
         for row, outcome in zip(rows, attempt([completions[row] for row in rows]), strict=False):

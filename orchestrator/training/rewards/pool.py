@@ -20,7 +20,7 @@ class RewardWorker(Protocol):
         ...
 
     async def score(self, generated: Generated) -> Scored:
-        """Grade every rollout of a block. Raises WorkerLostError if the worker died or hangs."""
+        """ScoreStatus every rollout of a block. Raises WorkerLostError if the worker died or hangs."""
         ...
 
     async def record(
@@ -40,7 +40,7 @@ class RewardPool(Generic[W]):
         self._workers = workers
 
     async def score(self, generated: Generated) -> Scored:
-        """Grade a block on a free worker."""
+        """ScoreStatus a block on a free worker."""
         return await self._workers.call(lambda worker: worker.score(generated))
 
     async def record(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, WorkerLostError
-from orchestrator.training.records import Grade
+from orchestrator.training.records import ScoreStatus
 from orchestrator.training.rewards.completion import Completion
 from orchestrator.training.rewards.rubric import Outcome
 
@@ -53,12 +53,14 @@ class ScorerProcess:
             while len(outcomes) < len(completions):
                 if not pipe.poll(timeout_seconds):
                     self._kill()
-                    outcomes.append(Outcome(Grade.TIMEOUT, reason=f"no score within {timeout_seconds:g} s"))
+                    outcomes.append(
+                        Outcome(ScoreStatus.TIMEOUT, reason=f"no score within {timeout_seconds:g} s")
+                    )
                     break
                 grade, components, reason = json.loads(pipe.recv_bytes())
-                outcomes.append(Outcome(Grade(grade), tuple(components), reason))
+                outcomes.append(Outcome(ScoreStatus(grade), tuple(components), reason))
         except (EOFError, OSError):
-            outcomes.append(Outcome(Grade.CRASHED, reason=f"the scorers' process {self._kill()}"))
+            outcomes.append(Outcome(ScoreStatus.CRASHED, reason=f"the scorers' process {self._kill()}"))
         return outcomes
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from numbers import Real
 import numpy as np
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.records import Grade, RolloutBlock, ScoreBlock
+from orchestrator.training.records import RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.rewards.completion import Completion, Scorer
 from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rewards.overlong import overlong_punishment
@@ -31,7 +31,7 @@ class Outcome:
     """How the grading of one rollout ended; `components` are empty unless it is OK, `reason` says why it is
     not."""
 
-    grade: Grade
+    grade: ScoreStatus
     components: tuple[float, ...] = ()
     reason: str = ""
 
@@ -44,12 +44,16 @@ def apply_scorers(scorers: Mapping[str, Scorer], completion: Completion) -> Outc
         try:
             value = scorer(completion)
         except (Exception, SystemExit) as error:  # noqa: BLE001  a scorer may raise anything; it is data here
-            return Outcome(Grade.CRASHED, reason=f"{name}: {type(error).__name__}: {error}"[:_REASON_LENGTH])
+            return Outcome(
+                ScoreStatus.CRASHED, reason=f"{name}: {type(error).__name__}: {error}"[:_REASON_LENGTH]
+            )
         number = _finite(value)
         if number is None:
-            return Outcome(Grade.INVALID, reason=f"{name}: not a finite number: {value!r}"[:_REASON_LENGTH])
+            return Outcome(
+                ScoreStatus.INVALID, reason=f"{name}: not a finite number: {value!r}"[:_REASON_LENGTH]
+            )
         components.append(number)
-    return Outcome(Grade.OK, tuple(components))
+    return Outcome(ScoreStatus.OK, tuple(components))
 
 
 def _finite(value: object) -> float | None:
@@ -77,10 +81,10 @@ class Rubric:
         The components of a rollout that could not be graded are NaN: it has no accuracy, neither a good nor a
         bad one.
         """
-        ok = np.array([outcome.grade is Grade.OK for outcome in outcomes], dtype=np.bool_)
+        ok = np.array([outcome.grade is ScoreStatus.OK for outcome in outcomes], dtype=np.bool_)
         none = (math.nan,) * len(self.scorers)
         table = np.array(
-            [outcome.components if outcome.grade is Grade.OK else none for outcome in outcomes],
+            [outcome.components if outcome.grade is ScoreStatus.OK else none for outcome in outcomes],
             dtype=np.float64,
         ).reshape(len(outcomes), len(self.scorers))
         components = dict(zip(self.scorers, table.T, strict=True))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Self
 
-from orchestrator.training.buckets import Bucket, Move, Piece, dtype_named, is_plain, unflatten
 from orchestrator.training.records import WeightVersion
 from orchestrator.training.rollouts.engine import Engine
+from orchestrator.training.tensors.buckets import Bucket, Move, Piece, dtype_named, is_plain, unflatten
 
 
 @dataclass(frozen=True, slots=True)

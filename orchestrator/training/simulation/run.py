@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError, WorkerLostError
 from orchestrator.training.buffer import Buffer
-from orchestrator.training.checkpoint import Checkpointer
-from orchestrator.training.checkpoint_mirror import CheckpointMirror
+from orchestrator.training.checkpoints.checkpointer import Checkpointer
+from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
 from orchestrator.training.records import StepReport

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from orchestrator.training.records import BatchPart, Finish, Grade, RolloutBlock
+from orchestrator.training.records import BatchPart, Finish, RolloutBlock, ScoreStatus
 from orchestrator.training.telemetry.summary import ACCURACY, rows_of
 
 RecordKind = Literal["step", "heldout"]
@@ -93,7 +93,7 @@ def _table(step: int, part: BatchPart) -> pa.Table:
     block, scores = part.rollouts, part.scores
     rows = rows_of(part.groups, block.group_size)
     groups = rows // block.group_size
-    ungraded = scores.grades[rows] != Grade.OK
+    ungraded = scores.grades[rows] != ScoreStatus.OK
     components = {
         name: pa.array(values[rows], mask=ungraded | ~np.isfinite(values[rows]))
         for name, values in scores.components.items()
@@ -108,7 +108,7 @@ def _table(step: int, part: BatchPart) -> pa.Table:
         "reflected": pa.array(scores.reflected[rows]),
         "length": pa.array(block.lengths[rows]),
         "finish": pa.array([Finish(code).name.lower() for code in block.finish[rows]], pa.string()),
-        "grade": pa.array([Grade(code).name.lower() for code in scores.grades[rows]], pa.string()),
+        "grade": pa.array([ScoreStatus(code).name.lower() for code in scores.grades[rows]], pa.string()),
         "reason": pa.array([scores.reasons[row] for row in rows], pa.string()),
         "version": pa.array(_oldest_versions(block)[rows]),
     }

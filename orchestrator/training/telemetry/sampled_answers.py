@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.training.records import Grade, RolloutBlock, ScoreBlock
+from orchestrator.training.records import RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.telemetry.summary import ACCURACY, Mean, merged
 
 
@@ -72,7 +72,7 @@ def sampled_answer_means(rollouts: RolloutBlock, scores: ScoreBlock) -> dict[str
     sums: dict[str, Mean] = {}
     size = rollouts.group_size
     for first in range(0, len(rollouts), size):
-        rows = first + np.flatnonzero(scores.grades[first : first + size] == Grade.OK)
+        rows = first + np.flatnonzero(scores.grades[first : first + size] == ScoreStatus.OK)
         right = [bool(scores.components[ACCURACY][row] >= 1) for row in rows]
         answers = None if scores.answers is None else [scores.answers[row] for row in rows]
         values = prompt_values(size, right, answers)

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.training.records import Finish, Grade, RolloutBlock, ScoreBlock, TokenWork
+from orchestrator.training.records import Finish, RolloutBlock, ScoreBlock, ScoreStatus, TokenWork
 
 ACCURACY = "accuracy"
 """The component whose mean is `accuracy/train`."""
@@ -126,7 +126,7 @@ def summarise(
         else np.arange(len(rollouts), dtype=np.int64)
     )
     rewards, lengths = scores.rewards[rows], rollouts.lengths[rows]
-    graded = scores.grades[rows] == Grade.OK
+    graded = scores.grades[rows] == ScoreStatus.OK
     return BlockSummary(
         rollouts=len(rows),
         tokens=int(lengths.sum()),

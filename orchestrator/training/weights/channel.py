@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.training.buckets import Allocate, Bucket, new_bytes
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.buckets import Allocate, Bucket, new_bytes
 
 BucketSource = Callable[[Allocate], Iterator[Bucket]]
 """Makes the buckets, in memory that the channel gives: `learner.weights`."""

@@ -27,7 +27,7 @@ def choose_channel(config: WeightsConfig, nodes: Collection[str]) -> ChannelName
     return "object_store"
 
 
-def settle(config: WeightsConfig, nodes: Collection[str], own_gpus: bool) -> WeightsConfig:
+def resolve_auto(config: WeightsConfig, nodes: Collection[str], own_gpus: bool) -> WeightsConfig:
     """`config` without an `auto`. `own_gpus`: the learner's first rank and each rollout worker have a GPU
     that the other does not use; NCCL refuses two ranks on one. Raises ConfigError.
     """

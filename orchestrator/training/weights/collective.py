@@ -26,11 +26,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.training.buckets import Bucket, new_bytes
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.buckets import Bucket, new_bytes
 from orchestrator.training.weights.channel import BucketSource, WeightsNotFoundError
 from orchestrator.training.weights.config import Backend
-from orchestrator.training.weights.pairs import Line, Pair, Word, family_of, host_store, join
+from orchestrator.training.weights.pairs import (
+    ControlConnection,
+    MessageType,
+    Pair,
+    family_of,
+    host_store,
+    join,
+)
 from orchestrator.training.weights.shared_memory import KEPT, SegmentHandle, SharedMemoryChannel
 
 logger = logging.getLogger(__name__)
@@ -121,7 +128,7 @@ class _Client:
 
     def __init__(self, host: str, port: int, backend: Backend, timeout_seconds: float) -> None:
         self.address = (host, port)
-        line = Line(socket.create_connection((host, port), timeout_seconds), timeout_seconds)
+        line = ControlConnection(socket.create_connection((host, port), timeout_seconds), timeout_seconds)
         try:
             _, content = line.receive()
             number, store_port = _WELCOME.unpack(content)
@@ -130,17 +137,17 @@ class _Client:
             line.close()
             raise
         self._scratch = new_bytes(0)
-        self._answer = (Word.END, b"")
+        self._answer = (MessageType.END, b"")
 
     def open(self, handle: CollectiveHandle) -> None:
         """Ask for a version."""
-        self._pair.line.send(Word.OPEN, handle.identity)
+        self._pair.line.send(MessageType.OPEN, handle.identity)
         self._answer = self._pair.line.receive()
 
     def buckets(self, version: WeightVersion) -> Generator[Bucket]:
         """What was asked for. Raises WeightsNotFoundError if the publisher does not have it."""
         word, content = self._answer
-        while word is Word.BUCKET:
+        while word is MessageType.BUCKET:
             pieces, size = pickle.loads(content)
             data = self._memory(size)
             if size:
@@ -149,11 +156,11 @@ class _Client:
                 yield Bucket(pieces, data)
             except GeneratorExit:
                 with contextlib.suppress(OSError):  # a loss is found when the next version is opened
-                    self._pair.line.send(Word.ENOUGH)
+                    self._pair.line.send(MessageType.ENOUGH)
                 raise
-            self._pair.line.send(Word.NEXT)
+            self._pair.line.send(MessageType.NEXT)
             word, content = self._pair.line.receive()
-        if word is Word.GONE:
+        if word is MessageType.GONE:
             raise WeightsNotFoundError(version, content.decode())
 
     def close(self) -> None:
@@ -178,7 +185,7 @@ class _Server:
         self._listener = socket.create_server((host, 0), family=family_of(host))
         self.port: int = self._listener.getsockname()[1]
         self._offered: dict[bytes, SegmentHandle] = {}
-        self._lines: dict[threading.Thread, Line] = {}
+        self._lines: dict[threading.Thread, ControlConnection] = {}
         self._changing = threading.Lock()
         self._closed = False
         threading.Thread(target=self._accept, name=f"{THREAD_NAME}-listener", daemon=True).start()
@@ -207,7 +214,7 @@ class _Server:
                 connection, address = self._listener.accept()
             except OSError:  # closed
                 return
-            line, peer = Line(connection, self._timeout_seconds), f"{address[0]}:{address[1]}"
+            line, peer = ControlConnection(connection, self._timeout_seconds), f"{address[0]}:{address[1]}"
             name = f"{THREAD_NAME}-{number}"
             thread = threading.Thread(target=self._serve, args=(line, number, peer), name=name, daemon=True)
             with self._changing:
@@ -217,11 +224,11 @@ class _Server:
                 self._lines[thread] = line
                 thread.start()
 
-    def _serve(self, line: Line, number: int, peer: str) -> None:
+    def _serve(self, line: ControlConnection, number: int, peer: str) -> None:
         """All that one worker asks for, until it leaves or is lost."""
         reader, store = SharedMemoryChannel(), (self._host, self._store.port)
         try:
-            line.send(Word.WELCOME, _WELCOME.pack(number, self._store.port))
+            line.send(MessageType.WELCOME, _WELCOME.pack(number, self._store.port))
             joined = join(line, self._backend, store, number, 0, self._timeout_seconds)
             with contextlib.closing(joined) as pair:
                 logger.info("serves weights to the worker at %s", peer)
@@ -240,19 +247,19 @@ class _Server:
         """One version, until the worker has it or wants no more of it."""
         segment = self._offered.get(identity)
         if segment is None:
-            pair.line.send(Word.GONE, b"newer versions pushed it out")
+            pair.line.send(MessageType.GONE, b"newer versions pushed it out")
             return
         try:
             with contextlib.closing(reader.pull(segment)) as buckets:
                 for bucket in buckets:
                     size = bucket.data.nbytes
-                    pair.line.send(Word.BUCKET, pickle.dumps((bucket.pieces, size)))
+                    pair.line.send(MessageType.BUCKET, pickle.dumps((bucket.pieces, size)))
                     if size:
                         pair.send(bucket.data)
                     word, _ = pair.line.wait()
-                    if word is not Word.NEXT:
+                    if word is not MessageType.NEXT:
                         return
         except WeightsNotFoundError as error:
-            pair.line.send(Word.GONE, error.reason.encode())
+            pair.line.send(MessageType.GONE, error.reason.encode())
             return
-        pair.line.send(Word.END)
+        pair.line.send(MessageType.END)

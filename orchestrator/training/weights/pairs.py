@@ -50,7 +50,7 @@ _environment = threading.Lock()
 """Held while a variable of the process's environment is changed."""
 
 
-class Word(enum.IntEnum):
+class MessageType(enum.IntEnum):
     """What is said on a line."""
 
     WELCOME = 1
@@ -62,10 +62,10 @@ class Word(enum.IntEnum):
     GONE = 7
 
 
-_WORDS = frozenset(Word)
+_WORDS = frozenset(MessageType)
 
 
-class Line:
+class ControlConnection:
     """A TCP connection that carries one message at a time, either way."""
 
     def __init__(self, connection: socket.socket, timeout_seconds: float) -> None:
@@ -82,17 +82,17 @@ class Line:
         """The address of this host on the network that the line goes over."""
         return self._socket.getsockname()[0]
 
-    def send(self, word: Word, content: bytes = b"") -> None:
+    def send(self, word: MessageType, content: bytes = b"") -> None:
         """Say it."""
         self._socket.settimeout(self._timeout_seconds)
         self._socket.sendall(_FRAME.pack(word, len(content)) + content)
 
-    def receive(self) -> tuple[Word, bytes]:
+    def receive(self) -> tuple[MessageType, bytes]:
         """The next message, which is due."""
         self._socket.settimeout(self._timeout_seconds)
         return self._message(None)
 
-    def wait(self) -> tuple[Word, bytes]:
+    def wait(self) -> tuple[MessageType, bytes]:
         """The next request, whenever it comes; the other side may have other things to do for hours."""
         self._socket.settimeout(None)
         return self._message(_LONGEST_REQUEST)
@@ -103,11 +103,11 @@ class Line:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
-    def _message(self, longest: int | None) -> tuple[Word, bytes]:
+    def _message(self, longest: int | None) -> tuple[MessageType, bytes]:
         word, length = _FRAME.unpack(self._exactly(_FRAME.size))
         if word not in _WORDS or (longest is not None and length > longest):
             raise ConnectionAbortedError("it does not speak this protocol")
-        return Word(word), bytes(self._exactly(length))
+        return MessageType(word), bytes(self._exactly(length))
 
     def _exactly(self, length: int) -> bytearray:
         content = bytearray(length)
@@ -141,7 +141,9 @@ class Group(Protocol):
 class GlooGroup:
     """Over TCP, straight from and into host memory, by the network that the line goes over."""
 
-    def __init__(self, store: PrefixStore, rank: int, line: Line, timeout_seconds: float) -> None:
+    def __init__(
+        self, store: PrefixStore, rank: int, line: ControlConnection, timeout_seconds: float
+    ) -> None:
         factory: Any = distributed_c10d.ProcessGroupGloo
         options = factory._Options()
         options._timeout = timedelta(seconds=timeout_seconds)
@@ -170,7 +172,9 @@ class NcclGroup:
     Unproven: there was no machine with two GPUs to run it on.
     """
 
-    def __init__(self, store: PrefixStore, rank: int, line: Line, timeout_seconds: float) -> None:
+    def __init__(
+        self, store: PrefixStore, rank: int, line: ControlConnection, timeout_seconds: float
+    ) -> None:
         del line  # NCCL chooses its networks itself
         factory: Any = distributed_c10d.ProcessGroupNCCL
         options = factory.Options()
@@ -246,7 +250,7 @@ def host_store(host: str, timeout_seconds: float) -> TCPStore:
 class Pair:
     """One side of a pair: its line and its group."""
 
-    line: Line
+    line: ControlConnection
     _group: Group
 
     def send(self, data: Bytes) -> None:
@@ -266,7 +270,12 @@ class Pair:
 
 
 def join(
-    line: Line, backend: Backend, store: tuple[str, int], number: int, rank: int, timeout_seconds: float
+    line: ControlConnection,
+    backend: Backend,
+    store: tuple[str, int],
+    number: int,
+    rank: int,
+    timeout_seconds: float,
 ) -> Pair:
     """Pair `number`, whose sides find each other in the store at this host and port. Waits for the other."""
     with _as_os_errors():

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from orchestrator.training.buckets import Allocate, Bucket
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.buckets import Allocate, Bucket
+from orchestrator.training.tensors.write_plan import WritePlan
 from orchestrator.training.weights.channel import WeightChannel
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
-from orchestrator.training.weights.writers import Helper, Helpers
-from orchestrator.training.write_plan import WritePlan
+from orchestrator.training.weights.writers import PeerWriter, PeerWriters
 
 
 class Rank(Protocol):
@@ -33,7 +33,7 @@ class Rank(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Rendezvous:
     """Where the ranks of one host find each other."""
 
     name: str
@@ -47,10 +47,10 @@ class WeightPublisher:
     """Rank 0's has to be there before another rank publishes."""
 
     def __init__(
-        self, rank: int, learner: Rank, channel: WeightChannel, meeting: Meeting | None = None
+        self, rank: int, learner: Rank, channel: WeightChannel, meeting: Rendezvous | None = None
     ) -> None:
         """`meeting` if all ranks are on one host. Raises OSError if its name is taken."""
-        self._writers: Helpers | Helper | None = None
+        self._writers: PeerWriters | PeerWriter | None = None
         alone = meeting is None or meeting.ranks == 1
         shared = channel if isinstance(channel, SharedMemoryChannel) else None
         plan = None if alone or shared is None else learner.write_plan()
@@ -58,10 +58,10 @@ class WeightPublisher:
             gather = partial(_help_to_gather, learner)
             self._publish = partial(channel.publish, source=learner.weights) if rank == 0 else gather
         elif rank == 0:
-            self._writers = Helpers(meeting.name, meeting.ranks - 1, meeting.timeout_seconds)
+            self._writers = PeerWriters(meeting.name, meeting.ranks - 1, meeting.timeout_seconds)
             self._publish = partial(shared.publish_together, plan=plan, helpers=self._writers)
         else:
-            self._writers = Helper(meeting.name, meeting.timeout_seconds)
+            self._writers = PeerWriter(meeting.name, meeting.timeout_seconds)
             self._publish = partial(self._writers.write, plan=plan)
 
     def publish(self, version: WeightVersion) -> Any:  # noqa: ANN401 - the channel's own handle

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.training.buckets import Piece
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.buckets import Piece
 from orchestrator.training.weights.channel import new_identity
 
 PAGE = mmap.PAGESIZE

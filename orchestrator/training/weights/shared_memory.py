@@ -26,13 +26,13 @@ import itertools
 import os
 from collections.abc import Callable, Generator
 
-from orchestrator.training.buckets import Bucket
 from orchestrator.training.records import WeightVersion
-from orchestrator.training.weights.attached import AttachedSegments, SegmentHandle
+from orchestrator.training.tensors.buckets import Bucket
+from orchestrator.training.tensors.write_plan import WritePlan
 from orchestrator.training.weights.channel import BucketSource, require_rising
+from orchestrator.training.weights.segment_reader import AttachedSegments, SegmentHandle
 from orchestrator.training.weights.segments import Contents, Segment, lock
-from orchestrator.training.weights.writers import Helpers
-from orchestrator.training.write_plan import WritePlan
+from orchestrator.training.weights.writers import PeerWriters
 
 KEPT = 2
 """Segments that a writer writes in turn, and that a reader keeps mapped."""
@@ -59,10 +59,13 @@ class SharedMemoryChannel:
 
         return self._publish(version, write)
 
-    def publish_together(self, version: WeightVersion, plan: WritePlan, helpers: Helpers) -> SegmentHandle:
-        """Like `publish`, with other ranks that write their parts of the plan (`Helper.write`). Raises also
-        ConnectionError, PermissionError or WorkerLostError if one of them does not. After any error the other
-        ranks are let go, and so is the segment: one of them may still write to it.
+    def publish_together(
+        self, version: WeightVersion, plan: WritePlan, helpers: PeerWriters
+    ) -> SegmentHandle:
+        """Like `publish`, but other ranks write their shares of the plan (`PeerWriter.write`).
+
+        Also raises ConnectionError, PermissionError or WorkerLostError if one of them fails. After any error
+        the peers are disconnected and the segment is dropped, because a peer may still write to it.
         """
 
         def write(segment: Segment) -> Contents:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import WorkerLostError
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.tensors.write_plan import WritePlan
 from orchestrator.training.weights.segments import Segment, map_blocks
-from orchestrator.training.write_plan import WritePlan
 
 KEPT = 2
 """Segments that a rank keeps mapped: as many as rank 0 writes in turn."""
@@ -36,7 +36,7 @@ _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED tells: process, user, group."""
 
 
-class Helpers:
+class PeerWriters:
     """The other ranks, as rank 0 sees them."""
 
     def __init__(self, name: str, count: int, timeout_seconds: float) -> None:
@@ -92,11 +92,11 @@ class Helpers:
             raise WorkerLostError(_ANOTHER, reason) from error
 
 
-class Helper:
+class PeerWriter:
     """A rank that is not rank 0."""
 
     def __init__(self, name: str, timeout_seconds: float) -> None:
-        """Helps `Helpers` of that name."""
+        """Helps `PeerWriters` of that name."""
         self._name, self._timeout_seconds = name, timeout_seconds
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._publisher: int | None = None

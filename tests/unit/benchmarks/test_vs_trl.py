@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 

@@ -15,7 +15,7 @@ from orchestrator.capacity.parameters import total_parameters
 from orchestrator.capacity.plan import Plan, plan_job
 from orchestrator.capacity.step_time import learn_flops, touched_weights
 from orchestrator.cli.app import run_command_line
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.characters import character_tokenizer
 

@@ -11,7 +11,7 @@ from orchestrator.capacity.accelerators import TABLE, accelerator_of
 from orchestrator.capacity.flops import Pass, inference_flops, work_flops
 from orchestrator.capacity.shape import FeedForward, GroupedAttention, ModelShape
 from orchestrator.capacity.utilisation import Utilisation, accelerators_of, utilisation_of
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError
 from orchestrator.training.cluster.placement import plan_placement
 from orchestrator.training.learner.rows import TrainingRow, trained_on

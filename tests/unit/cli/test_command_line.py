@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import orchestrator.cli
 from orchestrator.cli import follow
 from orchestrator.cli.app import run_command_line
 from orchestrator.cli.output import sparkline
-from orchestrator.config import compose
-from orchestrator.run_config import RunConfig
-from orchestrator.training.run_directory import (
+from orchestrator.config.compose import compose
+from orchestrator.config.run_config import RunConfig
+from orchestrator.runs.directory import (
     ProcessIdentity,
     RunDirectory,
     RunState,
@@ -74,7 +73,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         calls.append(("resume", run_id, overrides, output_dir, json_output))
         return 4
 
-    monkeypatch.setattr(orchestrator.cli, "wiring", SimpleNamespace(run=run, resume=resume), raising=False)
+    monkeypatch.setattr("orchestrator.launch.launcher.run", run)
+    monkeypatch.setattr("orchestrator.launch.launcher.resume", resume)
     return calls
 
 
@@ -360,7 +360,7 @@ def test_doctor_says_what_is_there_and_what_to_do(call: Call, monkeypatch: pytes
 
 
 def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    import orchestrator.cli.cost
+    import orchestrator.cli.cost.app
 
     seen: list[list[str]] = []
 
@@ -368,7 +368,7 @@ def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch
         seen.append(args)
         return 3
 
-    monkeypatch.setattr(orchestrator.cli.cost, "app", ledger)
+    monkeypatch.setattr(orchestrator.cli.cost.app, "app", ledger)
     assert call("cost", "wrap", "team=x", "--", "sleep", "--json", "1").code == 3
     assert call("cost", "--help").code == 3
     assert seen == [["wrap", "team=x", "--", "sleep", "--json", "1"], ["--help"]]

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from orchestrator.cli.app import run_command_line
-from orchestrator.config import compose
-from orchestrator.training.checkpoint_format import commit, name_of
+from orchestrator.config.compose import compose
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.checkpoints.format import commit, name_of
 from orchestrator.training.models.build import build_model
-from orchestrator.training.run_directory import RunDirectory
 
 RUN_ID = "20261124-065708-grpo-0a1b"
 CONFIG = compose("grpo", ["tracking=none"])

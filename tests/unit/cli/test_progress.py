@@ -9,8 +9,8 @@ from rich.console import Console
 from orchestrator.cli.progress import Progress, watch
 from orchestrator.clock import FakeClock
 from orchestrator.errors import RunNotFoundError
+from orchestrator.runs.directory import RunDirectory, RunState
 from orchestrator.training.records import StepReport
-from orchestrator.training.run_directory import RunDirectory, RunState
 
 SECOND = 1_000_000_000
 

@@ -18,8 +18,8 @@ from orchestrator.console.heat_map import (
     scale,
     strength,
 )
+from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.records import ExpertLoad
-from orchestrator.training.run_directory import RunDirectory
 
 
 def cells(svg: str) -> list[ElementTree.Element]:

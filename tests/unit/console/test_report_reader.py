@@ -8,8 +8,8 @@ import yaml
 
 from orchestrator.console.report_reader import read_report, write_report
 from orchestrator.errors import RunNotFoundError
-from orchestrator.training.records import BatchPart, Finish, Grade, Prompt, RolloutBlock, ScoreBlock
-from orchestrator.training.run_directory import RunDirectory, RunState
+from orchestrator.runs.directory import RunDirectory, RunState
+from orchestrator.training.records import BatchPart, Finish, Prompt, RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.telemetry.recorder import RolloutRecorder
 
 SECOND = 1_000_000_000
@@ -46,7 +46,7 @@ def answers(texts: list[str], right: list[float], first_prompt: int = 0) -> Batc
     scores = ScoreBlock(
         rewards=np.nan_to_num(np.array(right)),
         components={"accuracy": np.array(right)},
-        grades=np.where(ungraded, np.uint8(Grade.CRASHED), np.uint8(Grade.OK)),
+        grades=np.where(ungraded, np.uint8(ScoreStatus.CRASHED), np.uint8(ScoreStatus.OK)),
         reasons=tuple("ValueError" if failed else "" for failed in ungraded),
         reflected=np.array(["wait" in text for text in texts]),
     )

@@ -12,7 +12,8 @@ from openpyxl import load_workbook
 
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.exports.html_file import bars
-from orchestrator.ledger.exports.sheet import Sheet, report_sheet, write_sheet
+from orchestrator.ledger.exports.sheet import Sheet, report_sheet
+from orchestrator.ledger.exports.write import write_sheet
 from orchestrator.ledger.report_by import Report, ReportRow
 
 LARGE = 40_000_000 * 3_600_000_000_000

@@ -10,13 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orchestrator.training.buffer import Buffer, Requested
+from orchestrator.training.buffer import Buffer, PendingGroup
 from orchestrator.training.records import Batch, GroupTicket, Prompt
 from orchestrator.training.simulation.virtual_time import DeadlockError, run_in_virtual_time
 
 
-def requested(group_id: int, version: int = 0) -> Requested:
-    return Requested(group_id, Prompt(f"p/{group_id}", "?", {}), version)
+def requested(group_id: int, version: int = 0) -> PendingGroup:
+    return PendingGroup(group_id, Prompt(f"p/{group_id}", "?", {}), version)
 
 
 def ticket(group_id: int, version: int = 0) -> GroupTicket:

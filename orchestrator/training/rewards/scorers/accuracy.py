@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from orchestrator.training.rewards.checkers import judge_of
 from orchestrator.training.rewards.completion import Completion
-from orchestrator.training.rewards.judges import judge_of
 from orchestrator.training.rewards.scorers import SCORERS
 
 

@@ -22,8 +22,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.latent_attention import decode_in_latent_space
-from orchestrator.training.models.prompting import decode_responses, end_of_sequence, render_prompt
 from orchestrator.training.models.routers import RouteRecorder
+from orchestrator.training.prompts.chat_template import decode_responses, end_of_sequence, render_prompt
 from orchestrator.training.records import Finish, RolloutBlock, SamplingParams, WeightVersion
 from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
 from orchestrator.training.rollouts.config import RolloutConfig

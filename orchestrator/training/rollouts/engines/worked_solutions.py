@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.build import build_tokenizer
 from orchestrator.training.models.config import ModelConfig
-from orchestrator.training.models.prompting import (
+from orchestrator.training.prompts.chat_template import (
     decode_responses,
     encode_text,
     end_of_sequence,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.assembly import parts_of
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
+from orchestrator.launch.prepare import run_spec
 from orchestrator.training.cluster import actors
-from orchestrator.training.cluster.parts import Post
+from orchestrator.training.cluster.parts import ActorIdentity
 from orchestrator.training.records import Prompt, SamplingParams, WeightVersion
 from orchestrator.training.rollouts.engine import NamedTensor
 from orchestrator.training.rollouts.engines import ENGINES
@@ -47,9 +47,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ShowsItsWeights:
 
 def test_a_version_that_is_published_anew_is_pulled_anew(engine: ShowsItsWeights, tmp_path: Path) -> None:
     """The learner dies after version 11 and is restored to 10, while this worker has nothing to do."""
-    parts = parts_of(compose("grpo", ["tracking=none", "rollout.threads=0"]), "run", 1, tmp_path)
+    parts = run_spec(compose("grpo", ["tracking=none", "rollout.threads=0"]), "run", 1, tmp_path)
     weights = parts.weights.model_copy(update={"channel": "shared_memory"})
-    worker = actors.RolloutActor(replace(parts, weights=weights), Post("rollout-0", Role.ROLLOUT, 0, ()))
+    worker = actors.RolloutActor(
+        replace(parts, weights=weights), ActorIdentity("rollout-0", Role.ROLLOUT, 0, ())
+    )
     lost, restored = SharedMemoryChannel(), SharedMemoryChannel()
     first = lost.publish(11, source(1.0))
     for _ in range(2):

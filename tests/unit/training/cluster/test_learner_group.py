@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.training.checkpoint import Checkpointer, LoopState
+from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
 
 
@@ -45,7 +45,7 @@ def test_every_rank_books_a_checkpoint_under_its_step(
     async def main() -> None:
         checkpoints = Checkpointer(tmp_path, keep=1, asynchronous=asynchronous)
         await checkpoints.save(group, LoopState(40, 80, (), {}))
-        await checkpoints.settle()
+        await checkpoints.wait_for_pending()
 
     asyncio.run(main())
     told = copied if asynchronous else saved

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.cluster.config import ClusterConfig
-from orchestrator.training.cluster.placement import Placement, Seat, Slot, plan_placement
+from orchestrator.training.cluster.placement import ActorSlot, Placement, Slot, plan_placement
 from orchestrator.training.usage import Role
 
 
@@ -145,5 +145,5 @@ def test_every_actor_has_a_seat_and_no_slot_is_overfull(
 
 
 def test_a_seat_knows_its_share() -> None:
-    seat: Seat = plan_placement(cluster(), 1, 1, 1).of(Role.REWARD)[0]
+    seat: ActorSlot = plan_placement(cluster(), 1, 1, 1).of(Role.REWARD)[0]
     assert seat.share.cpus == 0.1

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from benchmarks.moe_families import build
 from orchestrator.training.learner.config import LearnerConfig
-from orchestrator.training.learner.zero import deepspeed_config
+from orchestrator.training.learner.sharding.zero import deepspeed_config
 
 _CONF = Path(__file__).parents[4] / "conf" / "learner"
 

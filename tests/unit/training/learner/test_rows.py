@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.losses.policy import LOSSES, ClipRange
-from orchestrator.training.learner.rows import UpdateRule, computed_rows, minibatch_rows
+from orchestrator.training.learner.rows import AlgorithmSpec, computed_rows, minibatch_rows
 from orchestrator.training.records import BatchPart, Finish
 from tests.fakes.rollout_batches import random_part
 
@@ -20,8 +20,8 @@ def _centred(rewards: Tensor) -> Tensor:
     return rewards - rewards.mean(dim=1, keepdim=True)
 
 
-def _rule(kl_coefficient: float = 0.0, **changes: Any) -> UpdateRule:
-    rule = UpdateRule(
+def _rule(kl_coefficient: float = 0.0, **changes: Any) -> AlgorithmSpec:
+    rule = AlgorithmSpec(
         advantages=_centred,
         objective=Objective(LOSSES.get("clipped"), ClipRange(0.2, 0.2), None, kl_coefficient, "k3"),
         aggregation="token",

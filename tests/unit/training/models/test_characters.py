@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.characters import BOS, CHARACTERS, EOS, PAD, TAGS, character_tokenizer
-from orchestrator.training.models.prompting import (
+from orchestrator.training.prompts.chat_template import (
     decode_responses,
     encode_text,
     end_of_sequence,

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.fused_attention import NAME, pad_values_for_fused_kernels
 

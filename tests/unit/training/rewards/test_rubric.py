@@ -7,38 +7,38 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.records import Grade
+from orchestrator.training.records import ScoreStatus
 from orchestrator.training.rewards.rubric import Outcome, Rubric, apply_scorers
 from orchestrator.training.rewards.scorers import SCORERS, load_scorer
 from tests.fakes import scorers
 from tests.fakes.graded import completion, reward_config, rollout_block
 
-OK = Outcome(Grade.OK, (1.0, 0.5))
+OK = Outcome(ScoreStatus.OK, (1.0, 0.5))
 
 
 def test_the_reward_is_the_weighted_sum() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0, "format": 0.2}), max_new_tokens=10)
-    scores = rubric.scores(rollout_block(["ab", "c"]), [OK, Outcome(Grade.OK, (0.0, 1.0))])
+    scores = rubric.scores(rollout_block(["ab", "c"]), [OK, Outcome(ScoreStatus.OK, (0.0, 1.0))])
     assert scores.rewards.tolist() == [1.1, 0.2]
     assert scores.components["accuracy"].tolist() == [1.0, 0.0]
     assert scores.components["format"].tolist() == [0.5, 1.0]
-    assert scores.grades.tolist() == [Grade.OK, Grade.OK]
+    assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.OK]
     assert scores.reasons == ("", "")
 
 
 def test_a_failure_gets_the_failure_reward_and_no_components() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0, "format": 0.2}), max_new_tokens=10)
-    failed = Outcome(Grade.TIMEOUT, reason="no score within 5 s")
+    failed = Outcome(ScoreStatus.TIMEOUT, reason="no score within 5 s")
     scores = rubric.scores(rollout_block(["ab", "c"]), [OK, failed])
     assert scores.rewards.tolist() == [1.1, -0.5]
-    assert scores.grades.tolist() == [Grade.OK, Grade.TIMEOUT]
+    assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.TIMEOUT]
     assert scores.reasons == ("", "no score within 5 s")
     assert math.isnan(scores.components["accuracy"][1])
 
 
 def test_overlong_rollouts_are_punished_as_a_component() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}, overlong_buffer=4), max_new_tokens=10)
-    outcomes = [Outcome(Grade.OK, (1.0,))] * 3 + [Outcome(Grade.CRASHED, reason="no")]
+    outcomes = [Outcome(ScoreStatus.OK, (1.0,))] * 3 + [Outcome(ScoreStatus.CRASHED, reason="no")]
     scores = rubric.scores(rollout_block(["x" * 6, "x" * 9, "x" * 10, "x" * 10]), outcomes)
     assert scores.components["overlong"].tolist()[:3] == [0.0, -0.75, -1.0]
     assert math.isnan(scores.components["overlong"][3])
@@ -47,7 +47,7 @@ def test_overlong_rollouts_are_punished_as_a_component() -> None:
 
 def test_answers_are_found_where_the_scorer_of_this_package_finds_them() -> None:
     texts = ["<answer>3</answer> no, <answer> The  SUN\n</answer>", "the sun", "<answer></answer>"]
-    block, outcomes = rollout_block(texts), [Outcome(Grade.OK, (1.0,))] * 3
+    block, outcomes = rollout_block(texts), [Outcome(ScoreStatus.OK, (1.0,))] * 3
     rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
     assert rubric.scores(block, outcomes).answers == ("the sun", "", "")
     elsewhere = Rubric(reward_config({"my_package.my_scorers:accuracy": 1.0}), max_new_tokens=10)
@@ -56,7 +56,7 @@ def test_answers_are_found_where_the_scorer_of_this_package_finds_them() -> None
 
 def test_reflection_is_marked_by_the_pattern() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
-    scores = rubric.scores(rollout_block(["so wait, 3", "await"]), [Outcome(Grade.OK, (1.0,))] * 2)
+    scores = rubric.scores(rollout_block(["so wait, 3", "await"]), [Outcome(ScoreStatus.OK, (1.0,))] * 2)
     assert scores.reflected.tolist() == [True, False]
 
 
@@ -71,7 +71,7 @@ def test_an_empty_block() -> None:
 )
 def test_numbers_of_other_types_are_numbers(text: str, value: float) -> None:
     outcome = apply_scorers({"it": scorers.returns_the_wrong_thing}, completion(text))
-    assert outcome == Outcome(Grade.OK, (value,))
+    assert outcome == Outcome(ScoreStatus.OK, (value,))
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_numbers_of_other_types_are_numbers(text: str, value: float) -> None:
 )
 def test_what_is_no_finite_number_is_invalid(text: str, shown: str) -> None:
     outcome = apply_scorers({"it": scorers.returns_the_wrong_thing}, completion(text))
-    assert outcome.grade is Grade.INVALID
+    assert outcome.grade is ScoreStatus.INVALID
     assert outcome.reason.startswith(f"it: not a finite number: {shown}")
 
 
 @pytest.mark.parametrize("scorer", [scorers.raises, scorers.exits])
 def test_a_scorer_that_raises_crashed(scorer: scorers.Function) -> None:
     outcome = apply_scorers({"it": scorer}, completion("bad"))
-    assert outcome.grade is Grade.CRASHED
+    assert outcome.grade is ScoreStatus.CRASHED
     assert outcome.reason in ("it: RuntimeError: no such proof", "it: SystemExit: 3")
 
 
@@ -137,7 +137,7 @@ def test_a_rubric_needs_a_component() -> None:
 
 def test_rewards_are_float64() -> None:
     scores = Rubric(reward_config({"accuracy": 1.0}), 10).scores(
-        rollout_block(["a"]), [Outcome(Grade.OK, (1.0,))]
+        rollout_block(["a"]), [Outcome(ScoreStatus.OK, (1.0,))]
     )
     assert scores.rewards.dtype == np.float64
     assert scores.grades.dtype == np.uint8

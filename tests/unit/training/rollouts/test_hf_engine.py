@@ -11,7 +11,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.buckets import flatten, unflatten
 from orchestrator.training.models import folder
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.characters import character_tokenizer
@@ -22,6 +21,7 @@ from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.tensors.buckets import flatten, unflatten
 
 CONTEXT = 128
 TOKENIZER = character_tokenizer(CONTEXT)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.training.records import BatchPart, Finish, Grade, Prompt, RolloutBlock, ScoreBlock
+from orchestrator.training.records import BatchPart, Finish, Prompt, RolloutBlock, ScoreBlock, ScoreStatus
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def scores() -> ScoreBlock:
     return ScoreBlock(
         rewards=np.array([1.0, 0.0, 1.0, 0.0]),
         components={"accuracy": np.array([1.0, 0.0, 1.0, 0.0]), "format": np.array([1.0, 1.0, 0.5, 0.5])},
-        grades=np.array([Grade.OK] * 4, dtype=np.uint8),
+        grades=np.array([ScoreStatus.OK] * 4, dtype=np.uint8),
         reasons=("", "", "", ""),
         reflected=np.array([True, False, False, False]),
     )
@@ -46,7 +46,9 @@ def failed_scores(scores: ScoreBlock) -> ScoreBlock:
     return ScoreBlock(
         rewards=np.array([1.0, 0.0, 1.0, -1.0]),
         components={"accuracy": np.array([1.0, 0.0, 1.0, np.nan]), "format": np.array([1.0, 1.0, 0.5, 0.0])},
-        grades=np.array([Grade.OK, Grade.OK, Grade.OK, Grade.TIMEOUT], dtype=np.uint8),
+        grades=np.array(
+            [ScoreStatus.OK, ScoreStatus.OK, ScoreStatus.OK, ScoreStatus.TIMEOUT], dtype=np.uint8
+        ),
         reasons=("", "", "", "no verdict after 2 s"),
         reflected=scores.reflected,
     )

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.training.run_directory import RunDirectory
+from orchestrator.console.run_curves import stage_curve, write_learning_curve
+from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.telemetry.curve import learning_curve_png, seeds_png
 from orchestrator.training.telemetry.curve_layout import (
     EARLIER_STAGES,
@@ -18,7 +19,6 @@ from orchestrator.training.telemetry.curve_layout import (
     spread,
     thin,
 )
-from orchestrator.training.telemetry.run_curves import stage_curve, write_learning_curve
 
 HISTORY = {
     "accuracy/heldout": [(0, 0.25), (10, 0.5)],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.training.records import Grade, RolloutBlock, ScoreBlock
+from orchestrator.training.records import RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.telemetry.sampled_answers import (
     majority,
     pass_at_k,
@@ -66,7 +66,7 @@ def graded(right: list[float], answers: tuple[str, ...] | None) -> tuple[Rollout
     """Two prompts, four answers each; NaN: not graded."""
     block = rollout_block(["x"] * 8, group_size=4)
     accuracy = np.array(right)
-    grades = np.where(np.isnan(accuracy), Grade.TIMEOUT, Grade.OK).astype(np.uint8)
+    grades = np.where(np.isnan(accuracy), ScoreStatus.TIMEOUT, ScoreStatus.OK).astype(np.uint8)
     scores = ScoreBlock(
         accuracy, {"accuracy": accuracy}, grades, ("",) * 8, np.zeros(8, dtype=np.bool_), answers
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import compose
+from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError
-from orchestrator.training.weights.choice import choose_channel, require_nixl, settle
+from orchestrator.training.weights.choice import choose_channel, require_nixl, resolve_auto
 from orchestrator.training.weights.config import WeightsConfig
 
 
@@ -45,7 +45,7 @@ def test_shared_memory_between_nodes_is_refused() -> None:
     [("auto", False, "gloo"), ("auto", True, "nccl"), ("gloo", True, "gloo"), ("nccl", True, "nccl")],
 )
 def test_nccl_where_both_sides_have_a_gpu_of_their_own(backend: str, own_gpus: bool, settled: str) -> None:
-    config = settle(_config(channel="collective", backend=backend), ["a", "b"], own_gpus)
+    config = resolve_auto(_config(channel="collective", backend=backend), ["a", "b"], own_gpus)
     assert (config.channel, config.backend) == ("collective", settled)
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from orchestrator.training.buckets import Allocate, Bucket
+from orchestrator.training.tensors.buckets import Allocate, Bucket
 from orchestrator.training.weights.channel import WeightsNotFoundError
 from orchestrator.training.weights.collective import THREAD_NAME, CollectiveChannel, CollectiveHandle
 from tests.contracts.weight_channel_contract import pulled, same, source

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.training.buckets import flatten, unflatten
+from orchestrator.training.tensors.buckets import flatten, unflatten
 from orchestrator.training.weights.channel import WeightChannel
 from orchestrator.training.weights.collective import CollectiveChannel
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel

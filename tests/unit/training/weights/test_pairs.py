@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from orchestrator.training.weights.pairs import Line, Pair, Word, host_store, join
+from orchestrator.training.weights.pairs import ControlConnection, MessageType, Pair, host_store, join
 from tests.contracts.weight_processes import HOST, SideProcess
 
 PATIENCE = 120.0
@@ -25,7 +25,9 @@ def _join_and_sleep(pipe: Connection, timeout_seconds: float) -> None:
     """The other side: it comes, and never moves a byte."""
     port, store_port = pipe.recv()
     with socket.create_connection((HOST, port)) as connection:
-        pair = join(Line(connection, timeout_seconds), "gloo", (HOST, store_port), 1, 1, timeout_seconds)
+        pair = join(
+            ControlConnection(connection, timeout_seconds), "gloo", (HOST, store_port), 1, 1, timeout_seconds
+        )
         pipe.send("joined")
         signal.pause()
         pair.close()
@@ -41,7 +43,7 @@ def _paired(timeout_seconds: float) -> Generator[tuple[Pair, SideProcess]]:
         store = host_store(HOST, timeout_seconds)
         other.tell((listener.getsockname()[1], store.port))
         connection, _ = listener.accept()
-        line = Line(connection, timeout_seconds)
+        line = ControlConnection(connection, timeout_seconds)
         with closing(join(line, "gloo", (HOST, store.port), 1, 0, timeout_seconds)) as pair:
             assert other.answer() == "joined"
             yield pair, other
@@ -101,11 +103,11 @@ def test_silence_is_given_up_in_time(impatient: tuple[Pair, float], move: Callab
     assert 0.8 * limit < time.monotonic() - started < limit + SOON
 
 
-@pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\n\r\n", bytes([Word.OPEN]) + bytes([255]) * 8])
+@pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\n\r\n", bytes([MessageType.OPEN]) + bytes([255]) * 8])
 def test_a_stranger_is_sent_away(junk: bytes) -> None:
     """What it says is neither read to its end nor given memory."""
     with socket.create_server((HOST, 0)) as listener, socket.create_connection(listener.getsockname()) as it:
-        line = Line(listener.accept()[0], PATIENCE)
+        line = ControlConnection(listener.accept()[0], PATIENCE)
         it.sendall(junk)
         with pytest.raises(ConnectionAbortedError, match="does not speak this protocol"):
             line.wait()

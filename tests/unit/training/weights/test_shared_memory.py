@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.training.buckets import Allocate, Bucket, unflatten
+from orchestrator.training.tensors.buckets import Allocate, Bucket, unflatten
 from orchestrator.training.weights.channel import WeightsNotFoundError
 from orchestrator.training.weights.shared_memory import SegmentHandle, SharedMemoryChannel
 from tests.contracts.weight_channel_contract import pulled, same, source

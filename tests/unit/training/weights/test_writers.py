@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from orchestrator.errors import WorkerLostError
-from orchestrator.training.buckets import Allocate, Bucket, TensorPart, flatten, new_bytes, unflatten
+from orchestrator.training.tensors.buckets import Allocate, Bucket, TensorPart, flatten, new_bytes, unflatten
+from orchestrator.training.tensors.write_plan import WritePlan
 from orchestrator.training.weights.channel import MemoryChannel
-from orchestrator.training.weights.publishing import Meeting, WeightPublisher
+from orchestrator.training.weights.publishing import Rendezvous, WeightPublisher
 from orchestrator.training.weights.shared_memory import SegmentHandle, SharedMemoryChannel
-from orchestrator.training.weights.writers import Helpers
-from orchestrator.training.write_plan import WritePlan
+from orchestrator.training.weights.writers import PeerWriters
 from tests.contracts.weight_channel_contract import BUCKET_BYTES, pulled, same, tensors
 from tests.contracts.weight_processes import SideProcess
 
@@ -56,7 +56,7 @@ class Rank:
         return WritePlan(parts, BUCKET_BYTES)
 
 
-def _help(pipe: Connection, rank: int, meeting: Meeting) -> None:
+def _help(pipe: Connection, rank: int, meeting: Rendezvous) -> None:
     """Publish each version that is told, whose value is its number; answer with None, or what was raised."""
     learner = Rank(rank, meeting.ranks)
     publisher = WeightPublisher(rank, learner, SharedMemoryChannel(), meeting)
@@ -69,8 +69,8 @@ def _help(pipe: Connection, rank: int, meeting: Meeting) -> None:
             pipe.send(error)
 
 
-def _meeting(ranks: int = 2, timeout_seconds: float = LONG) -> Meeting:
-    return Meeting(f"test-{os.getpid()}-{next(_NAMES)}", ranks, timeout_seconds)
+def _meeting(ranks: int = 2, timeout_seconds: float = LONG) -> Rendezvous:
+    return Rendezvous(f"test-{os.getpid()}-{next(_NAMES)}", ranks, timeout_seconds)
 
 
 class Group:
@@ -158,7 +158,7 @@ def test_a_rank_that_says_nothing_is_not_waited_for_longer_than_told(channel: Sh
     meeting, plan = _meeting(), Rank(0).write_plan()
     assert plan is not None
     with (
-        closing(Helpers(meeting.name, 1, LONG)) as helpers,
+        closing(PeerWriters(meeting.name, 1, LONG)) as helpers,
         closing(SideProcess(_help, 1, meeting)) as helper,
     ):
         helper.tell(0)
@@ -200,7 +200,7 @@ def test_a_rank_is_let_go_when_rank_0_fails_before_it_writes(channel: SharedMemo
 
 def test_a_name_that_is_taken_is_refused(channel: SharedMemoryChannel) -> None:
     meeting = _meeting()
-    with closing(Helpers(meeting.name, 1, LONG)), pytest.raises(OSError, match="in use"):
+    with closing(PeerWriters(meeting.name, 1, LONG)), pytest.raises(OSError, match="in use"):
         WeightPublisher(0, Rank(0), channel, meeting)
 
 

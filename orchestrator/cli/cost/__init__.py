@@ -1,0 +1,1 @@
+"""`orchestrator cost ...`: one module per group of commands."""

@@ -1,0 +1,81 @@
+"""`orchestrator cost wrap`: account for any command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.cost.options import RUNS, LedgerUrl, OutputDir, open_ledger, refusing
+from orchestrator.errors import ConfigError
+
+
+def wrap(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="the command and its arguments")],
+    organisation: Annotated[str, typer.Option("--organisation")] = "",
+    cost_centre: Annotated[str, typer.Option("--cost-centre")] = "",
+    team: Annotated[str, typer.Option("--team")] = "",
+    project: Annotated[str, typer.Option("--project")] = "",
+    pipeline: Annotated[str, typer.Option("--pipeline")] = "",
+    stage: Annotated[str, typer.Option("--stage")] = "",
+    purpose: Annotated[
+        str, typer.Option("--purpose", help="if it ends well; else it is failed")
+    ] = "unstated",
+    run_id: Annotated[str | None, typer.Option("--run-id", help="(default: made up)")] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=0, help="held (default: those in CUDA_VISIBLE_DEVICES)")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="held, without GPUs (default: those it may use)")
+    ] = None,
+    sku: Annotated[str, typer.Option("--sku", help="in the price book (default: gpu, or cpu-slot)")] = "",
+    node: Annotated[str, typer.Option("--node", help="as the bill calls it (default: the host's name)")] = "",
+    every: Annotated[
+        float, typer.Option("--every", min=0.05, help="seconds between two signs of life")
+    ] = 30.0,
+    ledger: LedgerUrl = None,
+    output_dir: OutputDir = RUNS,
+) -> int:
+    """Carry out a command, lease what it holds while it runs, and end with its exit code."""
+    from orchestrator.ledger import wrap as wrapping
+    from orchestrator.ledger.imports.statements import PURPOSES, UNSTATED
+    from orchestrator.ledger.labels import Labels
+    from orchestrator.ledger.power import NvmlMeter
+
+    if purpose not in (*PURPOSES, UNSTATED):
+        raise ConfigError("--purpose", purpose, ", ".join((*PURPOSES, UNSTATED)))
+    name = run_id or f"wrap-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise ConfigError("--run-id", name, "letters, digits, dots, dashes, underscores")
+    folder = output_dir / name / "ledger"
+    if folder.exists():
+        raise ConfigError("--run-id", name, "a name that no run under the output directory has")
+    program = Path(command[0]).name
+    labels = Labels(organisation, cost_centre, team, project, pipeline, program, stage, purpose)
+    with refusing():
+        held = wrapping.held_by(os.environ, gpus, cpus, sku, node or platform.node())
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        meter = NvmlMeter.of(visible, held.count) if held.resource == "gpu" else None
+        code = wrapping.run(command, name, labels, held, folder / "wrap.jsonl", every, time.time_ns, meter)
+    _settle(ledger, output_dir, name)
+    return code
+
+
+def _settle(url: str | None, output_dir: Path, name: str) -> None:
+    """Ship the spool and say what it came to. What can't be shipped now is shipped by any later `cost`."""
+    from orchestrator.ledger.errors import LedgerError
+
+    try:
+        report = open_ledger(url, output_dir).report(name)
+    except LedgerError as error:
+        typer.echo(f"{name}: spooled, not shipped: {error}", err=True)
+        return
+    unpriced = f" (no price: {report.unpriced[0]})" if report.unpriced else ""
+    hours = f"{report.accelerator_hours:f} accelerator-hours"
+    typer.echo(f"{name}: {hours}, {report.amount:f} {report.currency}{unpriced}", err=True)

@@ -1,0 +1,302 @@
+"""From a job's name and overrides to a frozen, validated `RunConfig`. Hydra composes; its objects end here.
+
+    compose("grpo", ["task=chain_sum", "learner.world_size=2"])
+
+The values are in `conf/`: one file a job at its top (`conf/grpo.yaml`), one folder a group (`conf/task/`).
+Everything that can be wrong with a config is a `ConfigError` that says which key, what it got and what is
+allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from orchestrator.config.errors import (
+    InvalidConfigError,
+    from_pydantic,
+    not_one_of,
+    raise_if_any,
+    unknown_key,
+)
+from orchestrator.config.resume_rules import CHANGEABLE, may_change, why_fixed
+from orchestrator.config.rules import problems
+from orchestrator.config.run_config import SECRETS, RunConfig, StageConfig
+from orchestrator.errors import ConfigError
+from orchestrator.masking import masked_keys
+
+NOT_JOBS = frozenset({"run"})
+"""Files at the top of `conf/` that jobs are composed of."""
+
+SEARCH_PATH = "hydra.searchpath"
+
+STAGE_OVERRIDE = re.compile(r"^(\+\+|\+|~)?stages\.([a-z][a-z0-9_]*)\.(.+)$", re.DOTALL)
+REFUSED_OVERRIDE = re.compile(r"Could not (?:override|delete from config\.|delete) '~?\+*([\w./@]+)")
+OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")
+"""Overrides of a pipeline that are not handed to its stages."""
+
+
+def conf_dir() -> Path:
+    """The folder of config files: inside the installed package, or at the top of the repository it is
+    imported from.
+    """
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFiles:
+    """The folders that configs are composed of: the project's own, then those of `hydra.searchpath`."""
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def named_by(cls, overrides: Sequence[Override] = ()) -> ConfigFiles:
+        """The project's folder and those of `hydra.searchpath`. Raises ConfigError if one is missing."""
+        added: list[Path] = []
+        for override in overrides:
+            if override.get_key_element().lstrip("+") == SEARCH_PATH:
+                value = override.value()
+                texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+                added += [Path(text.removeprefix("file://")) for text in texts]
+        for folder in added:
+            if not (folder.is_absolute() and folder.is_dir()):
+                raise ConfigError(SEARCH_PATH, str(folder), "[file:///DIR, ...], each a folder that exists")
+        return cls((conf_dir(), *added))
+
+    def jobs(self) -> list[str]:
+        """The jobs there are."""
+        found = {path.stem for folder in self.folders for path in folder.glob("*.yaml")}
+        return sorted(found - NOT_JOBS)
+
+    def groups(self) -> dict[str, list[str]]:
+        """What each config group offers."""
+        options: dict[str, set[str]] = {}
+        for folder in self.folders:
+            for group in (path for path in folder.iterdir() if path.is_dir()):
+                options.setdefault(group.name, set()).update(path.stem for path in group.glob("*.yaml"))
+        return {group: sorted(names) for group, names in sorted(options.items())}
+
+    def compose(self, job: str, overrides: Sequence[str]) -> DictConfig:
+        """Hydra's composition of `job`. Raises what Hydra raises."""
+        primary = next(folder for folder in self.folders if (folder / f"{job}.yaml").is_file())
+        others = [quoted(f"file://{folder}") for folder in self.folders if folder != primary]
+        searched = [f"{SEARCH_PATH}=[{','.join(others)}]"] if others else []
+        with initialize_config_dir(str(primary), version_base="1.3"):
+            return hydra_compose(job, [*overrides, *searched])
+
+
+def quoted(text: str) -> str:
+    """`text` as a string in Hydra's override grammar, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of `job`, with Hydra `overrides` applied, resolved and validated.
+
+    A pipeline's overrides are handed to its stages, which are composed too, so that nothing starts if a later
+    stage is impossible. `hydra.searchpath=[file:///DIR]` adds a folder of one's own jobs and groups. Raises
+    ConfigError.
+    """
+    own, for_stages = _split_stage_overrides(overrides)
+    config = validate(_with_secrets_of_environment(_compose_values(job, own)))
+    if config.job != job:
+        hint = f"this experiment is for job {config.job}: orchestrator run {config.job} ..."
+        raise ConfigError("job", config.job, job, hint)
+    handed_down = [text for text in own if not OWN_KEYS.match(text)]
+    config = _with_stage_overrides(config, handed_down, for_stages)
+    _compose_stages(config)
+    return config
+
+
+def compose_stage(stage: StageConfig) -> RunConfig:
+    """The config of one stage of a pipeline. Raises ConfigError; its keys are those of the stage's job."""
+    return compose(stage.job, stage.overrides)
+
+
+def _compose_stages(config: RunConfig) -> None:
+    for stage in config.stages:
+        try:
+            compose_stage(stage)
+        except ConfigError as error:
+            found = error.problems if isinstance(error, InvalidConfigError) else (error,)
+            raise_if_any(
+                [ConfigError(f"stages.{stage.name}.{p.key}", p.value, p.allowed, p.hint) for p in found]
+            )
+
+
+def validate(values: Mapping[str, Any]) -> RunConfig:
+    """`values`, plain data, as a config. Raises ConfigError for the first problem; its message lists all of
+    them.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise_if_any(from_pydantic(error))
+        raise
+    raise_if_any(problems(config))
+    return config
+
+
+def load(path: Path) -> RunConfig:
+    """The config in a run directory's `config.yaml`. Raises ConfigError if it is not there or not valid."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config", str(path), "a readable config.yaml", error.strerror or "") from error
+    except yaml.YAMLError as error:
+        raise ConfigError("config", str(path), "a YAML file", " ".join(str(error).split())) from error
+    if not isinstance(values, dict):
+        raise ConfigError("config", str(path), "a YAML mapping")
+    return validate(_with_secrets_of_environment(values))
+
+
+def _with_secrets_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:
+    """URLs that were written without their secrets, replaced by the environment's."""
+    found = dict(values)
+    for (part, key), variable in SECRETS.items():
+        known, settings = os.environ.get(variable), found.get(part)
+        if known is not None and isinstance(settings, dict) and any(masked_keys(settings.get(key))):
+            found[part] = {**settings, key: known}
+    return found
+
+
+def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` as a run may go on with it: `key=value` for the keys that `resume_rules` lets change.
+
+    Raises ConfigError for any other key, with the reason.
+    """
+    own, for_stages = _split_stage_overrides(overrides)
+    for text in [*own, *(text for texts in for_stages.values() for text in texts)]:
+        _refuse_if_fixed(_parse(text))
+    values = config.model_dump(mode="json")
+    for override in map(_parse, own):
+        part = values
+        *parents, last = override.get_key_element().split(".")
+        for parent in parents:
+            part = part.get(parent)
+            if not isinstance(part, dict):
+                raise ConfigError("override", override.input_line or "", "a key of config.yaml")
+        part[last] = override.value()
+    resumed = _with_stage_overrides(validate(values), own, for_stages)
+    _compose_stages(resumed)
+    return resumed
+
+
+def _refuse_if_fixed(override: Override) -> None:
+    key = override.get_key_element()
+    if override.is_add() or override.is_delete() or override.is_force_add():
+        raise ConfigError(
+            "override", override.input_line or "", "key=value", "a resumed run keeps the keys it has"
+        )
+    if not may_change(key):
+        reason = why_fixed(key) or "there is no such key, or it is no key by itself"
+        hint = f"a resumed run keeps its {key}: {reason}; start a new run to change it"
+        raise ConfigError(key, str(override.value()), ", ".join(CHANGEABLE), hint)
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        reason = str(error).partition("\n")[0].strip()
+        raise ConfigError("override", text, "key=value, +key=value or ~key", reason) from error
+
+
+def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
+    parsed = [_parse(text) for text in overrides]
+    files = ConfigFiles.named_by(parsed)
+    if job not in files.jobs():
+        raise not_one_of("job", job, files.jobs())
+    groups = files.groups()
+    for override in parsed:
+        _refuse_what_hydra_misreads(override, groups)
+    own = [override.input_line or "" for override in parsed if SEARCH_PATH not in override.get_key_element()]
+    try:
+        values = OmegaConf.to_container(files.compose(job, own), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(str(error.full_key), "nothing", "a value", "the job leaves it to you") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _from_hydra(error, parsed, groups) from error
+    if not isinstance(values, dict):
+        raise ConfigError("job", job, "a file that holds a mapping")
+    return {str(key): value for key, value in values.items()}
+
+
+def _refuse_what_hydra_misreads(override: Override, groups: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError for a group option that is no name, and for keys of Hydra's own: they do nothing."""
+    key, text = override.get_key_element().lstrip("+~"), override.input_line or ""
+    if key in groups and not override.is_delete() and not isinstance(override.value(), str):
+        raise not_one_of(key, text.partition("=")[2], groups[key])
+    if key.split(".")[0] == "hydra" and key != SEARCH_PATH:
+        raise ConfigError("override", text, SEARCH_PATH, "nothing else of Hydra's own is used")
+
+
+def _from_hydra(
+    error: Exception, overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]
+) -> ConfigError:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        return not_one_of(group or "config", option, list(error.options or groups.get(group, ())))
+    refused = REFUSED_OVERRIDE.search(str(error))
+    for override in overrides:
+        if override.is_sweep_override():
+            return ConfigError(
+                override.get_key_element(), override.input_line or "", "one value", "a run takes no sweep"
+            )
+        if refused is not None and override.key_or_group == refused.group(1):
+            return unknown_key(override.key_or_group, str(override.value()), groups)
+    texts = ", ".join(override.input_line or "" for override in overrides)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ConfigError("override", texts or "none", "overrides that compose", reason)
+
+
+def _split_stage_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Overrides of the job itself, and by stage those written `stages.<name>.<key>=<value>`, as the stage
+    reads them.
+    """
+    own: list[str] = []
+    for_stages: dict[str, list[str]] = {}
+    for text in overrides:
+        match = STAGE_OVERRIDE.match(text)
+        if match:
+            prefix, stage, rest = match.groups()
+            for_stages.setdefault(stage, []).append(f"{prefix or ''}{rest}")
+        else:
+            own.append(text)
+    return own, for_stages
+
+
+def _with_stage_overrides(
+    config: RunConfig, handed_down: Sequence[str], for_stages: Mapping[str, Sequence[str]]
+) -> RunConfig:
+    names = [stage.name for stage in config.stages]
+    for name, texts in for_stages.items():
+        if name not in names:
+            allowed = (
+                ", ".join(f"stages.{known}.<key>" for known in names)
+                or f"none: job {config.job} has no stages"
+            )
+            raise ConfigError(f"stages.{name}", texts[0], allowed)
+    stages = tuple(
+        stage.model_copy(
+            update={"overrides": (*stage.overrides, *handed_down, *for_stages.get(stage.name, ()))}
+        )
+        for stage in config.stages
+    )
+    return config.model_copy(update={"stages": stages})

@@ -1,0 +1,268 @@
+"""What the parts of a config must agree on: combinations that can't work are named before anything starts.
+
+Each rule yields a `ConfigError` for each combination that it refuses. What one value may be by itself is said
+where the value is declared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.run_config import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.training.cluster.placement import plan_placement
+from orchestrator.training.learner.config import EXPERT_PARALLEL_FAMILIES
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.prompts.template import template_fields
+from orchestrator.training.rewards.scorers import SCORERS
+from orchestrator.training.rollouts.engines import ENGINES
+
+Rule = Callable[[RunConfig], Iterator[ConfigError]]
+
+TASK_SOURCE_FIELDS = {
+    "reasoning_gym": ("dataset",),
+    "jsonl": ("path", "prompt_field", "answer_field"),
+    "parquet": ("path", "prompt_field", "answer_field"),
+    "dataset_folder": ("path", "prompt_field", "answer_field"),
+}
+MODEL_FAMILY_FIELDS = {
+    "pretrained": ("path",),
+    "gguf_package": ("package",),
+    "deepseek_v3_from_scratch": ("architecture",),
+}
+
+
+def problems(config: RunConfig) -> list[ConfigError]:
+    """All that is impossible in `config`, in the order of the flow; empty if it can be run."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def _model_is_complete(config: RunConfig) -> Iterator[ConfigError]:
+    for field in MODEL_FAMILY_FIELDS[config.model.family]:
+        if not getattr(config.model, field):
+            yield ConfigError(
+                f"model.{field}", "nothing", "a value", f"model.family {config.model.family} needs it"
+            )
+
+
+def _task_is_complete(config: RunConfig) -> Iterator[ConfigError]:
+    for field in TASK_SOURCE_FIELDS[config.task.source]:
+        if not getattr(config.task, field):
+            yield ConfigError(
+                f"task.{field}", "nothing", "a value", f"task.source {config.task.source} needs it"
+            )
+
+
+def _template_asks_something(config: RunConfig) -> Iterator[ConfigError]:
+    if not template_fields(config.task.template):
+        yield ConfigError(
+            "task.template",
+            config.task.template,
+            "text with {question}, or another field of the task's rows, in it",
+            "all prompts would be the same",
+        )
+
+
+def _evaluation_has_prompts(config: RunConfig) -> Iterator[ConfigError]:
+    if config.evaluation.every and config.evaluation.prompts > config.task.heldout_size:
+        yield ConfigError(
+            "evaluation.prompts",
+            str(config.evaluation.prompts),
+            f"{config.task.heldout_size} or fewer",
+            "task.heldout_size says how many held-out prompts there are",
+        )
+
+
+def _sampled_answers_differ(config: RunConfig) -> Iterator[ConfigError]:
+    if config.evaluation.samples and config.rollout.temperature == 0:
+        hint = "rollout.temperature 0 gives the greedy answer each time"
+        yield ConfigError("evaluation.samples", str(config.evaluation.samples), "0", hint)
+
+
+def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
+    response, context = config.rollout.max_new_tokens, config.model.context
+    if response >= context:
+        yield ConfigError(
+            "rollout.max_new_tokens",
+            str(response),
+            f"fewer than {context}",
+            "model.context holds the prompt and the response",
+        )
+    if config.reward.overlong_buffer > response:
+        yield ConfigError(
+            "reward.overlong_buffer",
+            str(config.reward.overlong_buffer),
+            f"{response} or fewer",
+            "it is the last part of rollout.max_new_tokens",
+        )
+
+
+def _parts_are_registered(config: RunConfig) -> Iterator[ConfigError]:
+    engines, scorers = ENGINES.names(), SCORERS.names()
+    chosen = [
+        ("rollout.engine", config.rollout.engine, engines),
+        ("evaluation.engine", config.evaluation.engine, engines),
+        *(("reward.components", name, scorers) for name in config.reward.components if ":" not in name),
+    ]
+    for key, name, names in chosen:
+        if name not in names:
+            yield ConfigError(key, name, ", ".join(names))
+
+
+def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
+    rollout, algorithm = config.rollout, config.algorithm
+    if rollout.group_size < algorithm.least_group_size:
+        hint = f"algorithm.advantage {algorithm.advantage} compares the rollouts of a group"
+        allowed = f"{algorithm.least_group_size} or more"
+        yield ConfigError("rollout.group_size", str(rollout.group_size), allowed, hint)
+    if rollout.temperature == 0 and algorithm.least_group_size > 1:
+        hint = "greedy rollouts of one prompt are all equal: nothing to compare"
+        yield ConfigError("rollout.temperature", "0.0", "more than 0", hint)
+
+
+def _solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
+    task = config.task
+    if config.rollout.engine == "worked_solutions" and not (task.solutions or task.solution_field):
+        yield ConfigError(
+            "rollout.engine",
+            "worked_solutions",
+            "hf, or a task with task.solutions or task.solution_field",
+            f"task {task.name} has no worked solutions to imitate",
+        )
+
+
+def _solutions_come_from_one_place(config: RunConfig) -> Iterator[ConfigError]:
+    task = config.task
+    if task.solutions is not None and task.solution_field is not None:
+        yield ConfigError(
+            "task.solutions", task.solutions, "null beside task.solution_field", "one of the two"
+        )
+
+
+def _batch_is_divisible(config: RunConfig) -> Iterator[ConfigError]:
+    rollout, learner = config.rollout, config.learner
+    rollouts = rollout.prompts_per_step * rollout.group_size
+    if rollouts % learner.world_size:
+        yield ConfigError(
+            "learner.world_size",
+            str(learner.world_size),
+            f"a divisor of {rollouts}",
+            "rollout.prompts_per_step x rollout.group_size rollouts are shared by the ranks",
+        )
+    if rollout.prompts_per_step % learner.minibatches:
+        yield ConfigError(
+            "learner.minibatches",
+            str(learner.minibatches),
+            f"a divisor of {rollout.prompts_per_step}",
+            "the groups of rollout.prompts_per_step prompts are shared by the optimizer updates of a step",
+        )
+
+
+def _experts_are_divisible(config: RunConfig) -> Iterator[ConfigError]:
+    learner = config.learner
+    size = learner.expert_parallel_size
+    if size == 1:
+        return
+    if learner.world_size % size:
+        yield ConfigError(
+            "learner.expert_parallel_size",
+            str(size),
+            f"a divisor of {learner.world_size}",
+            "it divides learner.world_size",
+        )
+    kind, experts = _experts(config.model)
+    if kind is not None and kind not in EXPERT_PARALLEL_FAMILIES:
+        yield ConfigError(
+            "learner.expert_parallel_size",
+            str(size),
+            f"1, or a model of {', '.join(EXPERT_PARALLEL_FAMILIES)}",
+            f"{kind} has no experts, or was not shown to be exact",
+        )
+    if experts is not None and experts % size:
+        yield ConfigError(
+            "learner.expert_parallel_size",
+            str(size),
+            f"a divisor of {experts}",
+            "it divides the model's routed experts",
+        )
+
+
+def _experts(model: ModelConfig) -> tuple[str | None, int | None]:
+    """The model's family and its routed experts, as far as they are known before it is built."""
+    values: dict[str, Any] = model.architecture
+    if model.family == "gguf_package":
+        return model.family, None
+    if model.path is not None:
+        try:
+            values = json.loads((Path(model.path) / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return None, None
+    kind = values.get("model_type", "deepseek_v3" if model.family == "deepseek_v3_from_scratch" else None)
+    names = ("n_routed_experts", "num_local_experts", "num_experts")
+    return kind, next((values[name] for name in names if isinstance(values.get(name), int)), None)
+
+
+def _staleness_is_corrected(config: RunConfig) -> Iterator[ConfigError]:
+    algorithm = config.algorithm
+    corrected = algorithm.loss in ("clipped", "nll") or algorithm.off_policy.correction != "none"
+    if config.max_staleness > 0 and not corrected:
+        yield ConfigError(
+            "max_staleness",
+            str(config.max_staleness),
+            "0, or algorithm.off_policy.correction truncated_importance_sampling, or algorithm.loss clipped",
+            f"algorithm.loss {algorithm.loss} is wrong on rollouts of older weights",
+        )
+
+
+def _learning_rate_falls(config: RunConfig) -> Iterator[ConfigError]:
+    learner = config.learner
+    if learner.schedule != "constant" and learner.final_learning_rate > learner.learning_rate:
+        yield ConfigError(
+            "learner.final_learning_rate",
+            str(learner.final_learning_rate),
+            f"{learner.learning_rate} or less",
+            f"learner.schedule {learner.schedule} goes down from learner.learning_rate",
+        )
+
+
+def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
+    if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
+        hint = "cluster.resource cpu: the slots have no GPU"
+        yield ConfigError("learner.backend", "nccl", "auto, gloo", hint)
+    if config.weights.backend == "nccl" and not config.cluster.own_gpus:
+        hint = "NCCL needs a GPU on each side, and the learner and rollout workers have none of their own"
+        yield ConfigError("weights.backend", "nccl", "auto, gloo", hint)
+    workers, ranks = config.rollout.workers, config.learner.world_size
+    try:
+        plan_placement(config.cluster, workers, config.reward.workers, ranks)
+    except ConfigError as error:
+        yield error
+
+
+def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
+    names = [stage.name for stage in config.stages]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield ConfigError("stages", name, "a name for each stage", "two stages have this name")
+
+
+RULES: tuple[Rule, ...] = (
+    _model_is_complete,
+    _task_is_complete,
+    _template_asks_something,
+    _evaluation_has_prompts,
+    _sampled_answers_differ,
+    _responses_fit,
+    _parts_are_registered,
+    _groups_can_be_compared,
+    _solutions_exist,
+    _solutions_come_from_one_place,
+    _batch_is_divisible,
+    _experts_are_divisible,
+    _staleness_is_corrected,
+    _learning_rate_falls,
+    _slots_hold_the_roles,
+    _stage_names_differ,
+)

@@ -1,0 +1,104 @@
+"""What a run tells the people who watch it: its directory, its tracker, the live view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Protocol
+
+from orchestrator.capacity.utilisation import Utilisation
+from orchestrator.clock import Clock
+from orchestrator.ledger.meter import Spent
+from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.records import StepReport
+from orchestrator.training.telemetry.tracker import Tracker
+
+
+class LiveView(Protocol):
+    """Where progress is shown."""
+
+    def update(self, report: StepReport, cost: Decimal | None) -> None:
+        """A step ended."""
+        ...
+
+    def message(self, text: str) -> None:
+        """One line for a person."""
+        ...
+
+
+class RunObserver:
+    """An `Observer` that fans out; nothing here blocks on a network or a database."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        tracker: Tracker,
+        view: LiveView,
+        spent: Callable[[], Spent | None],
+        utilisation: Utilisation | None,
+        step_ended: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._directory, self._tracker, self._view = directory, tracker, view
+        self._spent, self._step_ended, self._clock = spent, step_ended, clock
+        self._utilisation = utilisation
+        self._tokens = 0.0
+        self._first_accuracy: float | None = None
+
+    def on_step(self, report: StepReport) -> None:
+        """Write, track, show."""
+        self._step_ended()
+        spent = self._spent()
+        self._tokens += report.metrics.get("rollout/tokens", 0.0)
+        used = self._utilisation.metrics(report) if self._utilisation else {}
+        metrics = {**report.metrics, **used, **self._cost_metrics(report, spent)}
+        self._directory.append_metrics(report.step, metrics, self._clock.now_ns())
+        if report.routing:
+            self._directory.append_routing(report.step, report.routing)
+        self._tracker.log_metrics(report.step, metrics)
+        cost = None if spent is None else rounded(spent.amount, AMOUNT_PLACES)
+        self._view.update(StepReport(report.step, metrics), cost)
+
+    def on_budget_warning(self, text: str) -> None:
+        """A budget has crossed a threshold: a person should know."""
+        self._view.message(text)
+        self._tracker.set_tag("budget", text)
+        self._directory.append_event("budget_warning", {"warning": text}, self._clock.now_ns())
+
+    def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
+        """A line in events.jsonl; what a person should know is shown too."""
+        self._directory.append_event(kind, detail, self._clock.now_ns())
+        if kind == "restored":
+            # At step 0 the evaluation before the first step is made again: its row goes too.
+            self._directory.drop_metrics_after(int(detail["step"]) or -1)
+        if kind != "checkpoint":
+            self._view.message(
+                f"{kind.replace('_', ' ')}: " + ", ".join(f"{k} {v}" for k, v in detail.items())
+            )
+
+    def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table in the tracker."""
+        self._tracker.log_rollouts(step, rows)
+
+    def _heldout_gain(self, report: StepReport) -> float:
+        """How much held-out accuracy rose since the run's first evaluation; 0 at a step without one."""
+        accuracy = report.metrics.get("accuracy/heldout")
+        if accuracy is None:
+            return 0.0
+        if self._first_accuracy is None:
+            self._first_accuracy = accuracy
+        return accuracy - self._first_accuracy
+
+    def _cost_metrics(self, report: StepReport, spent: Spent | None) -> dict[str, float]:
+        gain = self._heldout_gain(report)
+        if spent is None:
+            return {}
+        # Metrics are floats by the trackers' nature; the money itself stays exact in the ledger.
+        cost = float(spent.amount)
+        metrics = {"cost/usd": cost, "cost/accelerator_hours": float(hours(spent.ns))}
+        if gain > 0:
+            metrics["cost/usd_per_heldout_point"] = cost / (100 * gain)
+        if self._tokens:
+            metrics["cost/usd_per_million_tokens"] = cost / self._tokens * 1e6
+        return metrics

@@ -1,0 +1,147 @@
+"""Ships a run's usage events to the ledger while the run goes on, and keeps the run within its budgets, on a
+thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.errors import BudgetStopError
+from orchestrator.ledger.errors import PriceBookError, UnknownPriceError
+from orchestrator.ledger.meter import Spent
+from orchestrator.ledger.money import AMOUNT_PLACES, rounded
+
+if TYPE_CHECKING:
+    from orchestrator.launch.budgets import BudgetWarning, RunBudgets
+    from orchestrator.ledger.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who is told, on the bookkeeper's thread."""
+
+    def on_warning(self, warned: BudgetWarning) -> None:
+        """A budget has crossed a threshold."""
+        ...
+
+    def on_refusal(self, reason: BudgetStopError) -> None:
+        """A budget does not cover what comes next: the run must stop."""
+        ...
+
+    def on_exhausted(self, reason: BudgetStopError) -> None:
+        """The run was told to stop and still goes on at the end of its reservation: break it off."""
+        ...
+
+
+class UsageShipper:
+    """At once, and every `every_seconds`, takes what is new in the spool, asks what the run cost so far, and
+    reserves what it will cost next.
+
+    A ledger that can't be reached does not stop the run: the events stay in the spool, the cost stays what it
+    was, the next round tries again, and the shared budgets are asked then. The run's own budget holds
+    meanwhile, on an estimate. `close` ships and settles the rest.
+    """
+
+    def __init__(
+        self,
+        open_ledger: Callable[[], Ledger],
+        spool: Path,
+        run_id: str,
+        every_seconds: float,
+        budgets: RunBudgets,
+    ) -> None:
+        self._open_ledger, self._spool, self._run_id = open_ledger, spool, run_id
+        self._every_seconds, self._budgets = every_seconds, budgets
+        self._ended = threading.Event()
+        self._first_round = threading.Event()
+        self._ledger: Ledger | None = None
+        self._spent: Spent | None = None
+        self._shipped = False
+        self._troubled: set[str] = set()
+        self._told = self._told_twice = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def spent(self) -> Spent | None:
+        """What the run had cost at the last round, in the price book's currency; None before the first."""
+        return self._spent
+
+    def start(self, listener: Listener) -> None:
+        """Begin. Once, before `close`."""
+        self._thread = threading.Thread(target=self._work, args=(listener,), name="bookkeeper", daemon=True)
+        self._thread.start()
+
+    def wait_for_first_round(self, seconds: float) -> None:
+        """Until the budgets were asked for the first time, or `seconds` went by without an answer."""
+        self._first_round.wait(seconds)
+
+    def close(self) -> bool:
+        """Ship the rest and stop; whether everything is in the ledger."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        return self._shipped
+
+    def _work(self, listener: Listener) -> None:
+        ending = False
+        while True:
+            cost = self._ship()
+            self._keep_within_budgets(listener, cost, ending)
+            self._first_round.set()
+            if ending:
+                return
+            ending = self._ended.wait(self._every_seconds)
+
+    def _ship(self) -> Decimal | None:
+        """What the run cost until now; None if the ledger can't be asked."""
+        try:
+            self._ledger = self._ledger or self._open_ledger()
+            self._ledger.ship(self._spool)
+            self._shipped = True
+            self._spent = self._ledger.spent_so_far(self._run_id)
+        except (PriceBookError, UnknownPriceError) as error:
+            adopt = "orchestrator cost prices adopt FILE"
+            self._say_once(
+                "prices",
+                f"the ledger can't price this run ({adopt}), its limit holds on an estimate: {error}",
+            )
+            return None
+        except Exception as error:  # noqa: BLE001 - no error of a database may end the run or this thread
+            self._shipped = False
+            self._say_once("ledger", f"the ledger can't be reached, events stay in {self._spool}: {error}")
+            return None
+        self._troubled -= {"ledger", "prices"}
+        return rounded(self._spent.amount, AMOUNT_PLACES)
+
+    def _keep_within_budgets(self, listener: Listener, cost: Decimal | None, ending: bool) -> None:
+        ledger = None if cost is None else self._ledger
+        try:
+            if not ending:
+                for warned in self._budgets.round(ledger, cost):
+                    listener.on_warning(warned)
+            elif ledger is not None and cost is not None:
+                self._budgets.close(ledger, cost)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._say_once("budgets", f"the budgets can't be asked: {error}")
+        else:
+            self._troubled.discard("budgets")
+        if self._budgets.refusal and not self._told:
+            self._told = True
+            reason = f"the run cost {self._budgets.spent} so far; {self._budgets.refusal}"
+            listener.on_refusal(BudgetStopError(reason))
+        if self._budgets.exhausted and not ending and not self._told_twice:
+            self._told_twice = True
+            reason = f"the run cost {self._budgets.spent} so far; {self._budgets.exhausted}: broken off"
+            listener.on_exhausted(BudgetStopError(f"{reason} in the middle of a step"))
+
+    def _say_once(self, about: str, text: str) -> None:
+        """Once for each spell of trouble: rounds come every few seconds."""
+        if about not in self._troubled:
+            logger.warning(text)
+        self._troubled.add(about)

@@ -1,0 +1,192 @@
+"""Read runs from their directories: which there are, how they are, what they measured. Writes nothing.
+
+The dictionaries have the keys that scripts rely on; times are ISO 8601, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.clock import NANOSECONDS
+from orchestrator.errors import RunNotFoundError
+from orchestrator.runs.directory import RunDirectory, RunRecord, RunState
+
+LATEST = "latest"
+HISTORY = (
+    "reward/mean",
+    "accuracy/heldout",
+    "accuracy/train",
+    "policy/loss",
+    "rollout/reflection_fraction",
+    "rollout/length_mean",
+)
+"""The metrics whose course `status` shows."""
+SAMPLED = "eval/"
+"""It shows all of these too: their names depend on how many held-out answers are sampled."""
+
+
+def find_run(output_dir: Path, reference: str) -> RunDirectory:
+    """The run that `reference` names: an id, its unique beginning, a path, or `latest`.
+
+    A stage is named in full: a beginning that it shares with its pipeline, and `latest`, mean the pipeline.
+
+    Raises RunNotFoundError if there is none, or more than one.
+    """
+    if "/" in reference:
+        return _existing(RunDirectory(Path(reference)))
+    if reference and (output_dir / reference / "state.json").exists():
+        return RunDirectory(output_dir / reference)
+    runs = records(output_dir)
+    if reference == LATEST:
+        runs = [run for run in runs if not run.pipeline][:1]
+    else:
+        runs = [run for run in runs if run.run_id.startswith(reference)]
+        pipelines = {run.run_id for run in runs}
+        runs = [run for run in runs if run.pipeline not in pipelines]
+    if len(runs) == 1:
+        return RunDirectory(output_dir / runs[0].run_id)
+    if runs:
+        allowed = ", ".join(run.run_id for run in runs[:5])
+        raise RunNotFoundError(
+            "run", reference, allowed, f"{len(runs)} runs begin like this: type more of the id"
+        )
+    known = ", ".join(run.run_id for run in records(output_dir)[:5]) or "none yet"
+    hint = f"runs are looked for in {output_dir}; --output-dir changes that"
+    raise RunNotFoundError("run", reference, known, hint)
+
+
+def records(output_dir: Path) -> list[RunRecord]:
+    """The state of every run in `output_dir`, as `observe` sees it, newest first, without damaged ones."""
+    found: list[RunRecord] = []
+    for path in output_dir.glob("*/state.json"):
+        try:
+            found.append(observe(RunDirectory(path.parent)))
+        except RunNotFoundError:
+            continue
+    return sorted(found, key=lambda record: (record.started_ns, record.run_id), reverse=True)
+
+
+def observe(run: RunDirectory) -> RunRecord:
+    """What the run says of itself, except that one whose process is gone has failed, whatever it last said.
+
+    Raises RunNotFoundError if the directory holds no run.
+    """
+    record = run.record()
+    if (
+        record.state is not RunState.RUNNING
+        or record.process is None
+        or record.process.is_alive() is not False
+    ):
+        return record
+    process = record.process
+    why = (
+        f"its process {process.pid} on {process.host} is gone; "
+        f"orchestrator resume {run.run_id} goes on from its last checkpoint"
+    )
+    return replace(record, state=RunState.FAILED, why=why, ended_ns=_last_sign_of_life_ns(run))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run measured: its newest step, the newest value of each metric, and the course of some."""
+
+    step: int
+    metrics: dict[str, float]
+    history: dict[str, list[tuple[int, float]]]
+
+
+def progress(run: RunDirectory, names: Sequence[str] = HISTORY) -> Progress:
+    """Read metrics.jsonl: the course of `names`, and of what sampled held-out answers say. Where a step was
+    written twice, as after a resume, the later value counts.
+    """
+    step, metrics = 0, dict[str, float]()
+    courses: dict[str, dict[int, float]] = {name: {} for name in names}
+    for line in run.read_metrics():
+        step = line.step
+        metrics.update(line.metrics)
+        for name, value in line.metrics.items():
+            if name in courses or name.startswith(SAMPLED):
+                courses.setdefault(name, {})[line.step] = value
+    return Progress(step, metrics, {name: sorted(course.items()) for name, course in courses.items()})
+
+
+def summary(record: RunRecord) -> dict[str, Any]:
+    """One run as `runs --json` lists it."""
+    return {
+        "run_id": record.run_id,
+        "job": record.job,
+        "state": record.state.value,
+        "purpose": record.purpose,
+        "started": iso(record.started_ns),
+        "ended": None if record.ended_ns is None else iso(record.ended_ns),
+        "why": record.why,
+        "attempt": record.attempt,
+        "pipeline": record.pipeline or None,
+        "stage": record.stage or None,
+    }
+
+
+def status_document(run: RunDirectory) -> dict[str, Any]:
+    """One run as `status --json` shows it; a pipeline shows the step and metrics of its newest stage."""
+    record = observe(run)
+    leading = leading_stage(run, record)
+    at = progress(leading)
+    shown: dict[str, Any] = {
+        "run_id": record.run_id,
+        "job": record.job,
+        "state": record.state.value,
+        "why": record.why,
+        "step": at.step,
+        "steps": observe(leading).steps,
+        "metrics": at.metrics,
+        "history": {name: [list(point) for point in course] for name, course in at.history.items()},
+        "purpose": record.purpose,
+        "started": iso(record.started_ns),
+        "ended": None if record.ended_ns is None else iso(record.ended_ns),
+        "attempt": record.attempt,
+        "directory": str(run.path),
+    }
+    if record.stages:
+        shown["stages"] = [
+            {"name": stage.name, "run_id": stage.run_id, "state": _stage_state(run, stage.run_id).value}
+            for stage in record.stages
+        ]
+    return shown
+
+
+def leading_stage(run: RunDirectory, record: RunRecord) -> RunDirectory:
+    """The newest started stage of a pipeline; the run itself if it is none, or none has started."""
+    started = [stage.run_id for stage in record.stages if stage.run_id is not None]
+    for run_id in reversed(started):
+        stage = RunDirectory(run.path.parent / run_id)
+        if stage.state.exists():
+            return stage
+    return run
+
+
+def iso(time_ns: int) -> str:
+    """`2026-11-24T06:57:08Z`."""
+    return datetime.fromtimestamp(time_ns // NANOSECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _existing(run: RunDirectory) -> RunDirectory:
+    run.record()
+    return run
+
+
+def _stage_state(run: RunDirectory, run_id: str | None) -> RunState:
+    if run_id is None:
+        return RunState.QUEUED
+    try:
+        return observe(RunDirectory(run.path.parent / run_id)).state
+    except RunNotFoundError:
+        return RunState.QUEUED
+
+
+def _last_sign_of_life_ns(run: RunDirectory) -> int:
+    logs = (run.state, run.metrics, run.events, run.log)
+    return max(path.stat().st_mtime_ns for path in logs if path.exists())

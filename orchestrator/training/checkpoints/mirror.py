@@ -1,0 +1,87 @@
+"""Copies checkpoints to a store while training goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from orchestrator.errors import CheckpointConflictError, CheckpointError
+from orchestrator.training.checkpoints.store import CheckpointStore
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointMirror:
+    """One copy at a time, in a thread; if checkpoints come faster than they can be copied, only the newest
+    is.
+
+    A copy that fails is logged and the next checkpoint tried; more than `failure_budget` failures in a row
+    are an error. Belongs to one event loop.
+    """
+
+    def __init__(self, store: CheckpointStore, failure_budget: int, retry_seconds: float) -> None:
+        self.store = store
+        self._budget, self._retry_seconds = failure_budget, retry_seconds
+        self._failures = 0
+        self._last: CheckpointError | None = None
+        self._pending: Path | None = None
+        self._copying: Path | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def offer(self, checkpoint: Path) -> None:
+        """Copy it soon. Raises CheckpointError if too many copies have failed, CheckpointConflictError if
+        another process writes to the store.
+        """
+        self._raise_if_spent()
+        self._pending = checkpoint
+        if self._task is not None and self._task.done():
+            self._task.result()  # raises what is no failure to copy but a bug
+            self._task = None
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._copy())
+
+    def in_use(self) -> Collection[Path]:
+        """Checkpoints that must stay on disk for now."""
+        return [path for path in (self._pending, self._copying) if path is not None]
+
+    async def flush(self) -> None:
+        """Wait until the newest checkpoint that was offered is in the store. Raises like `offer`."""
+        while True:
+            if self._task is not None:
+                await self._task
+            self._raise_if_spent()
+            if self._pending is None:
+                return
+            await asyncio.sleep(self._retry_seconds)
+            self._task = asyncio.ensure_future(self._copy())
+
+    async def _copy(self) -> None:
+        while (checkpoint := self._pending) is not None:
+            self._copying = checkpoint
+            try:
+                await asyncio.to_thread(self.store.put, checkpoint)
+            except CheckpointError as error:
+                self._failures, self._last = self._failures + 1, error
+                logger.warning(
+                    "%s was not copied (failure %d in a row of %d tolerated): %s",
+                    checkpoint.name,
+                    self._failures,
+                    self._budget,
+                    error,
+                )
+                return
+            finally:
+                self._copying = None
+            self._failures = 0
+            if self._pending == checkpoint:
+                self._pending = None
+
+    def _raise_if_spent(self) -> None:
+        if isinstance(self._last, CheckpointConflictError):
+            raise self._last
+        if self._failures > self._budget:
+            raise CheckpointError(
+                f"checkpoints could not be copied {self._failures} times in a row; last: {self._last}"
+            ) from self._last

@@ -1,0 +1,245 @@
+"""Whole tensors of transformers out of a partitioned model, a bucket's worth at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+from orchestrator.training.learner.sharding.expert_parallel import Layout, is_expert
+from orchestrator.training.learner.sharding.zero import ZeroEngine
+from orchestrator.training.tensors.buckets import NamedTensor, TensorPart
+from orchestrator.training.tensors.write_plan import WritePlan
+
+_NamedParameter = tuple[str, Parameter]
+
+
+class FullTensors:
+    """The tensors of transformers that lie in a model, in parts on several ranks. What is where is found out
+    once: a model keeps its shape.
+    """
+
+    def __init__(self, zero: ZeroEngine, bytes_at_once: int) -> None:
+        self._zero, self._bytes_at_once = zero, bytes_at_once
+        self._buffers = persistent_buffers(zero.module, zero.layout)
+        self._groups = [
+            _Group.of(zero.layout, group, bytes_at_once) for group in _groups(zero, bytes_at_once)
+        ]
+
+    def stream(self) -> Iterator[NamedTensor | TensorPart]:
+        """Parameters and persistent buffers by the names of transformers: on rank 0, in the model's own
+        dtype. Tied parameters come once; tensors of experts that are spread over ranks come in parts.
+
+        Collective: the other ranks must exhaust it too, and get nothing. What comes is valid until the next
+        is asked for. At stage 3 parameters are gathered until `bytes_at_once` are reached (at least one
+        tensor), as the forward pass does; of other ranks' experts rank 0 holds no more than `bytes_at_once`
+        (at least one element).
+        """
+        zero, room = self._zero, self._room()
+        for group in self._groups:
+            with zero.gathered(group.parameters) if zero.stage == 3 else nullcontext():
+                if dist.get_rank() == 0:
+                    yield from group.here
+                for message in group.messages:
+                    yield from _exchanged(zero.layout, message, room)
+        if dist.get_rank() == 0:
+            yield from self._buffers
+
+    def _room(self) -> Tensor:
+        """Memory for the largest message, got once a version: what came may still be held when more comes."""
+        messages = [message for group in self._groups for message in group.messages]
+        if not messages:
+            return torch.empty(0)
+        like = messages[0][0].parameter
+        largest = max(sum(cut.count for cut in message if cut.rank) for message in messages)
+        return torch.empty(largest, dtype=like.dtype, device=like.device)
+
+    def plan(self, together: bool) -> WritePlan | None:
+        """The same, in buckets of `bytes_at_once`, without a message between ranks: either rank 0 writes all
+        of it, or all ranks write it together, each the experts that it has and a share of what all have.
+        None where that can't be: at stage 3, where tensors are first put together, and where rank 0 would
+        need the experts of others.
+        """
+        layout = self._zero.layout
+        if self._zero.stage == 3 or (layout.group is not None and not together):
+            return None
+        rank, loads = dist.get_rank(), [0] * (dist.get_world_size() if together else 1)
+        for cut in chain.from_iterable(group.cuts for group in self._groups):
+            loads[cut.rank] += cut.count * cut.parameter.element_size()
+        whole = [*chain.from_iterable(group.here for group in self._groups), *self._buffers]
+        writers = _shared_out(whole, loads)
+
+        def parts() -> Iterator[TensorPart]:
+            for group in self._groups:
+                yield from (_whole_part(each, writers[each[0]] == rank) for each in group.here)
+                yield from (_expert_part(layout, cut) for cut in group.cuts)
+            yield from (_whole_part(each, writers[each[0]] == rank) for each in self._buffers)
+
+        return WritePlan(parts(), self._bytes_at_once)
+
+
+def _shared_out(tensors: Sequence[NamedTensor], loads: list[int]) -> dict[str, int]:
+    """The rank that writes each tensor, so that all have about as many bytes to write; `loads` is what they
+    have already. The same on every rank.
+    """
+    writers: dict[str, int] = {}
+    for name, tensor in sorted(tensors, key=lambda each: -each[1].nbytes):
+        writers[name] = loads.index(min(loads))
+        loads[writers[name]] += tensor.nbytes
+    return writers
+
+
+def _whole_part(named: NamedTensor, mine: bool) -> TensorPart:
+    name, tensor = named
+    data = tensor if mine else torch.empty_like(tensor, device="meta")
+    return TensorPart(name, tuple(tensor.shape), 0, data)
+
+
+def _expert_part(layout: Layout, cut: _Cut) -> TensorPart:
+    mine = dist.get_process_group_ranks(layout.group)[0] == 0 and cut.rank == dist.get_rank(layout.group)
+    if mine:
+        return TensorPart(cut.name, cut.shape, cut.start, cut.data, base=cut.parameter)
+    data = torch.empty(cut.count, dtype=cut.parameter.dtype, device="meta")
+    return TensorPart(cut.name, cut.shape, cut.start, data)
+
+
+def persistent_buffers(model: PreTrainedModel, layout: Layout) -> list[NamedTensor]:
+    """Buffers that belong to the weights (a router's selection bias), without those that are computed from
+    the config; by the names of transformers.
+    """
+    kept = model.state_dict(keep_vars=True).keys()
+    return [(layout.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Parameters that are gathered together: those that every rank has whole, and what ranks send of those
+    that are spread over them.
+    """
+
+    parameters: list[Parameter]
+    here: list[NamedTensor]
+    cuts: list[_Cut]
+    """All ranks' experts, in order."""
+    messages: list[list[_Cut]]
+
+    @classmethod
+    def of(cls, layout: Layout, group: Sequence[_NamedParameter], bytes_at_once: int) -> _Group:
+        here: list[NamedTensor] = [
+            (layout.name(name), parameter) for name, parameter in group if not is_expert(parameter)
+        ]
+        experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
+        cuts = list(_cuts(layout, experts)) if experts else []
+        messages: list[list[_Cut]] = []
+        if cuts and dist.get_process_group_ranks(layout.group)[0] == 0:  # others have the same experts
+            messages = list(_messages(cuts, bytes_at_once))
+        return cls([parameter for _, parameter in group], here, cuts, messages)
+
+
+def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParameter]]:
+    """Parameters of about `bytes_at_once`. Those that make up one tensor of transformers stay together."""
+    units: dict[str, list[_NamedParameter]] = {}
+    for name, parameter in zero.module.named_parameters():
+        units.setdefault(zero.layout.target(name), []).append((name, parameter))
+    group: list[_NamedParameter] = []
+    held = 0
+    for unit in units.values():
+        size = sum(math.prod(whole_shape(parameter)) * parameter.element_size() for _, parameter in unit)
+        if group and held + size > bytes_at_once:
+            yield group
+            group, held = [], 0
+        group.extend(unit)
+        held += size
+    if group:
+        yield group
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Elements [local, local + count) of `parameter` on `rank` of the expert group; from `start` on in the
+    tensor of transformers.
+    """
+
+    rank: int
+    parameter: Parameter
+    local: int
+    count: int
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def data(self) -> Tensor:
+        """Its elements, on the rank that has them."""
+        return self.parameter.detach().view(-1)[self.local : self.local + self.count]
+
+
+def _cuts(layout: Layout, experts: Sequence[_NamedParameter]) -> Iterator[_Cut]:
+    """All ranks' experts in the order of transformers' tensors; every rank finds the same."""
+    size = dist.get_world_size(layout.group)
+    tensors: dict[str, list[_Cut]] = {}
+    for name, parameter in experts:
+        for rank in range(size):
+            for part in layout.stretches(name, whole_shape(parameter), rank):
+                cut = _Cut(rank, parameter, part.local, part.count, part.name, part.shape, part.start)
+                tensors.setdefault(part.name, []).append(cut)
+    for cuts in tensors.values():
+        yield from sorted(cuts, key=lambda cut: cut.start)
+
+
+def _messages(cuts: Iterable[_Cut], bytes_at_once: int) -> Iterator[list[_Cut]]:
+    """Cuts that travel together: what other ranks have of them is no more than `bytes_at_once`."""
+    message: list[_Cut] = []
+    held = 0
+    for cut in cuts:
+        if cut.rank == 0:
+            message.append(cut)
+            continue
+        size, taken = cut.parameter.element_size(), 0
+        while taken < cut.count:
+            room = (bytes_at_once - held) // size
+            if room == 0:
+                yield message
+                message, held = [], 0
+                continue
+            count = min(cut.count - taken, room)
+            message.append(replace(cut, local=cut.local + taken, start=cut.start + taken, count=count))
+            taken, held = taken + count, held + count * size
+    if message:
+        yield message
+
+
+def _exchanged(layout: Layout, message: Sequence[_Cut], room: Tensor) -> Iterator[TensorPart]:
+    """One message a rank to rank 0, where its cuts come out in order; they lie in `room`."""
+    me = dist.get_rank(layout.group)
+    ranks = dist.get_process_group_ranks(layout.group)
+    counts = {rank: [cut.count for cut in message if cut.rank == rank] for rank in range(1, len(ranks))}
+    if me:
+        mine = [cut.data for cut in message if cut.rank == me]
+        if mine:
+            dist.send(torch.cat(mine, out=room[: sum(counts[me])]), dst=0, group=layout.group)
+        return
+    arrived: dict[int, Iterator[Tensor]] = {}
+    start = 0
+    for rank, lengths in counts.items():
+        received = room[start : start + sum(lengths)]
+        if lengths:
+            dist.recv(received, src=ranks[rank], group=layout.group)
+        arrived[rank] = iter(received.split(lengths))
+        start += sum(lengths)
+    for cut in message:
+        data = next(arrived[cut.rank]) if cut.rank else cut.data
+        yield TensorPart(cut.name, cut.shape, cut.start, data)
+
+
+def whole_shape(parameter: Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, also where stage 3 has emptied it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

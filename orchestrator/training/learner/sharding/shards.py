@@ -1,0 +1,165 @@
+"""A rank's checkpoint shard: named stretches of parameters in one safetensors file.
+
+    rank-0-of-2.safetensors
+        <parameter>@<start>/master     float32 [count]: master weights, from element <start> on
+        <parameter>@<start>/<state>    float32 [count] (exp_avg, exp_avg_sq) or [] (step): optimizer state
+        buffer/<name>                  the model's persistent buffers (router bias); rank 0 only
+        rng/<rank>/<device>            uint8: torch's generators
+        metadata: format, rank, world_size, zero_stage, shapes (JSON)
+
+`shard_files.py` reads them. Parameters carry their own names, so another number of ranks, at another ZeRO
+stage, can read them; the ranks of the same shape restore every bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from orchestrator.errors import CheckpointError
+from orchestrator.training.learner.sharding.fragments import (
+    Fragment,
+    base_optimizer,
+    fragments,
+    publish_masters,
+)
+from orchestrator.training.learner.sharding.gather import persistent_buffers
+from orchestrator.training.learner.sharding.shard_files import FORMAT, MASTER, ShardFiles
+from orchestrator.training.learner.sharding.zero import ZeroEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a rank writes: `tensors` by key, as the file holds them, and the file's metadata."""
+
+    file: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def shard_of(zero: ZeroEngine) -> Shard:
+    """This rank's shard as it is now: its tensors are views of the state that training changes."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    owned = [fragment for fragment in fragments(zero) if fragment.saved_here]
+    tensors = _random_states()
+    for fragment in owned:
+        for key, value in _states(zero, fragment).items():
+            tensors[f"{fragment.name}@{fragment.start}/{key}"] = value
+    if rank == 0:
+        tensors |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero.module, zero.layout)}
+    metadata = {
+        "format": FORMAT,
+        "rank": str(rank),
+        "world_size": str(world_size),
+        "zero_stage": str(zero.stage),
+        "shapes": json.dumps({fragment.name: fragment.shape for fragment in owned}),
+    }
+    return Shard(f"rank-{rank}-of-{world_size}.safetensors", tensors, metadata)
+
+
+def write_shard(shard: Shard, directory: Path) -> Path:
+    """Write a shard and sync it to disk; returns the file. Needs no interpreter lock while the disk works.
+    Raises CheckpointError if the disk refuses.
+    """
+    path = directory / shard.file
+    apart = {key: _apart(value) for key, value in shard.tensors.items()}
+    try:
+        save_file(apart, path, dict(shard.metadata))
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return path
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same bytes as a tensor of their own: stretches are views of one flat tensor, which safetensors
+    refuses to write as several.
+    """
+    if tensor.ndim == 0:  # a counter of steps, which all stretches of a flat tensor share
+        return tensor.detach().cpu().clone()
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return torch.from_numpy(content).view(tensor.dtype).view(tensor.shape)
+
+
+def load_shards(zero: ZeroEngine, directory: Path) -> None:
+    """Read what this rank needs from all shards in `directory`. Raises CheckpointError if some are missing or
+    hold another model.
+    """
+    with ExitStack() as stack:
+        try:
+            shards = ShardFiles(directory, stack)
+            _read_fragments(zero, shards)
+            for name, buffer in persistent_buffers(zero.module, zero.layout):
+                buffer.copy_(shards.tensor(f"buffer/{name}"))
+            _restore_random_states(shards)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+    publish_masters(zero)
+
+
+def _states(zero: ZeroEngine, fragment: Fragment) -> dict[str, Tensor]:
+    states = {MASTER: fragment.stretch(fragment.flat)}
+    for key, value in base_optimizer(zero).state.get(fragment.flat, {}).items():
+        states[key] = fragment.stretch(value) if value.shape == fragment.flat.shape else value
+    return states
+
+
+@torch.no_grad()
+def _read_fragments(zero: ZeroEngine, shards: ShardFiles) -> None:
+    mine = fragments(zero)
+    _check_same_model(mine, shards)
+    optimizer = base_optimizer(zero)
+    optimizer.state.clear()
+    for fragment in mine:
+        _copy(shards, fragment, MASTER, fragment.flat)
+        for state in shards.states(fragment.name):
+            held = optimizer.state[fragment.flat]
+            if shards.is_scalar(fragment.name, state):
+                held[state] = shards.scalar(fragment.name, state).to(fragment.flat.device)
+                continue
+            if state not in held:
+                held[state] = torch.zeros_like(fragment.flat, requires_grad=False)
+            _copy(shards, fragment, state, held[state])
+
+
+def _copy(shards: ShardFiles, fragment: Fragment, state: str, flat: Tensor) -> None:
+    shards.copy(fragment.name, fragment.start, fragment.count, state, fragment.stretch(flat))
+
+
+def _check_same_model(mine: Iterable[Fragment], shards: ShardFiles) -> None:
+    for fragment in mine:
+        saved = shards.shapes.get(fragment.name)
+        if saved != fragment.shape:
+            raise CheckpointError(
+                f"{fragment.name}: the checkpoint has shape {saved}, the model {fragment.shape} "
+                f"({math.prod(fragment.shape)} elements)"
+            )
+
+
+def _random_states() -> dict[str, Tensor]:
+    rank = dist.get_rank()
+    states = {f"rng/{rank}/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"rng/{rank}/cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_states(shards: ShardFiles) -> None:
+    """A rank that the saved group did not have keeps its own."""
+    cpu, cuda = (f"rng/{dist.get_rank()}/{device}" for device in ("cpu", "cuda"))
+    if shards.has(cpu):
+        torch.set_rng_state(shards.tensor(cpu))
+    if torch.cuda.is_available() and shards.has(cuda):
+        torch.cuda.set_rng_state(shards.tensor(cuda))

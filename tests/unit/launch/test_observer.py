@@ -1,0 +1,68 @@
+"""What a run's observer writes of its cost at each step."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+from orchestrator.clock import FakeClock
+from orchestrator.launch.observer import RunObserver
+from orchestrator.ledger.calendar import HOUR_NS
+from orchestrator.ledger.meter import Spent
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.records import StepReport
+from orchestrator.training.telemetry.tracker import MemoryTracker
+
+
+class View:
+    def __init__(self) -> None:
+        self.costs: list[Decimal | None] = []
+        self.messages: list[str] = []
+
+    def update(self, report: StepReport, cost: Decimal | None) -> None:
+        self.costs.append(cost)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_each_step_says_what_the_run_cost_so_far(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    clock, view = FakeClock(), View()
+    tracker = MemoryTracker(clock)
+    spent: list[Spent | None] = [None, Spent(Fraction(1, 3), HOUR_NS), Spent(Fraction(4), 3 * HOUR_NS)]
+    steps: list[int] = []
+    observer = RunObserver(
+        directory, tracker, view, lambda: spent[len(steps) - 1], None, lambda: steps.append(1), clock
+    )
+    observer.on_step(StepReport(0, {"accuracy/heldout": 0.25}))
+    observer.on_step(StepReport(1, {"rollout/tokens": 1_000_000.0}))
+    observer.on_step(StepReport(2, {"rollout/tokens": 1_000_000.0, "accuracy/heldout": 0.75}))
+    lines = [json.loads(line)["metrics"] for line in directory.metrics.read_text().splitlines()]
+    costs = [{name: value for name, value in line.items() if name.startswith("cost/")} for line in lines]
+    assert costs == [
+        {},
+        {"cost/usd": 1 / 3, "cost/accelerator_hours": 1.0, "cost/usd_per_million_tokens": 1 / 3},
+        {
+            "cost/usd": 4.0,
+            "cost/accelerator_hours": 3.0,
+            "cost/usd_per_million_tokens": 2.0,
+            "cost/usd_per_heldout_point": 0.08,
+        },
+    ]
+    assert view.costs == [None, Decimal("0.333333"), Decimal("4.000000")]
+    assert tracker.history["cost/accelerator_hours"] == [(1, 1.0), (2, 3.0)]
+
+
+def test_a_budget_warning_is_shown_tagged_and_kept(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    clock, view = FakeClock(), View()
+    tracker = MemoryTracker(clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, lambda: None, clock)
+    observer.on_budget_warning("budget blue: 50% of 10 USD is used or reserved (threshold 50%)")
+    assert view.messages == [tracker.tags["budget"]]
+    assert tracker.tags["budget"] in directory.events.read_text()

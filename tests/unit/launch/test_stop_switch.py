@@ -1,0 +1,90 @@
+"""Asking what runs to stop, and breaking it off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError
+from orchestrator.launch.attempt import StopSwitch
+from orchestrator.training.loop import TrainingLoop
+
+
+class Loop:
+    """A loop whose step does not end."""
+
+    def __init__(self) -> None:
+        self.asked: list[OrchestratorError] = []
+        self.cleaned_up = False
+
+    def request_stop(self, reason: OrchestratorError) -> None:
+        self.asked.append(reason)
+
+    async def run(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # giving things back takes a moment
+            self.cleaned_up = True
+
+
+async def run(switch: StopSwitch, loop: Loop) -> None:
+    with switch.connected(cast(TrainingLoop, loop)):
+        await loop.run()
+
+
+async def until_it_runs() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_a_loop_that_is_broken_off_raises_the_reason_after_it_has_cleaned_up() -> None:
+    async def scenario() -> None:
+        switch, loop = StopSwitch(), Loop()
+        task = asyncio.ensure_future(run(switch, loop))
+        await until_it_runs()
+        asked, broken = BudgetStopError("refused"), BudgetStopError("exhausted")
+        switch.ask(asked)
+        await until_it_runs()
+        assert loop.asked == [asked] and not task.done()
+        switch.cancel(broken)
+        switch.cancel(BudgetStopError("again"))
+        with pytest.raises(BudgetStopError, match="exhausted"):
+            await task
+        assert loop.cleaned_up and task.cancelling() == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_person_who_has_asked_before_is_told_that_the_budget_broke_it_off() -> None:
+    async def scenario() -> None:
+        switch, loop = StopSwitch(), Loop()
+        task = asyncio.ensure_future(run(switch, loop))
+        await until_it_runs()
+        switch.ask(DrainedError("SIGINT"))
+        switch.cancel(BudgetStopError("exhausted"))
+        with pytest.raises(BudgetStopError, match="exhausted"):
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_somebody_elses_cancellation_stays_one() -> None:
+    async def scenario() -> None:
+        switch, loop = StopSwitch(), Loop()
+        task: asyncio.Task[Any] = asyncio.ensure_future(run(switch, loop))
+        await until_it_runs()
+        switch.cancel(BudgetStopError("exhausted"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_broken_off_where_nothing_runs() -> None:
+    switch = StopSwitch()
+    switch.cancel(BudgetStopError("exhausted"))
+    assert switch.asked
