@@ -17,8 +17,9 @@ from openpyxl import load_workbook
 
 from orchestrator.ledger.errors import MalformedEventError
 from orchestrator.ledger.events import LeaseClosed, LeaseOpened, RunDeclared, event_to_json
-from orchestrator.ledger.exports.sheet import Sheet, report_sheet, write_sheet
+from orchestrator.ledger.exports.sheet import Sheet, report_sheet
 from orchestrator.ledger.exports.text import csv_text, printable
+from orchestrator.ledger.exports.write import write_sheet
 from orchestrator.ledger.focus import COLUMNS, CUSTOM, EXACT, NUMBERS, focus_rows
 from orchestrator.ledger.focus import write_csv as write_focus_csv
 from orchestrator.ledger.ledger import Ledger
