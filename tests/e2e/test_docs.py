@@ -1,9 +1,10 @@
-"""Every command in README.md and docs/ runs, and every link leads somewhere.
+"""Every command in README.md and docs/ runs, and every link resolves.
 
-A fenced block marked `bash` is a promise: it is carried out here, from the repository's root, in the order of
-the page, with runs under a folder of its own, in which one small finished pipeline is `latest`. What takes
-longer than a test may is listed in NOT_HERE, with who runs it instead. Output is shown in blocks marked
-`text`.
+A fenced block marked `bash` is run from the repository's root, in the order of the page, with an output
+directory of its own in which one small finished pipeline is `latest`. A comment `<!-- exit: 2 -->`, or
+`<!-- exit: 0 or 1 -->`, above a block states the exit codes that its last command may have; without one every
+command must succeed. NOT_HERE lists commands that take too long for a test, and who runs them instead.
+Blocks marked `text` show output and are not run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from tests.conftest import LONGEST_COMMAND, Program
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- exit: (?P<codes>[0-9or ]+) -->\n)?^```bash\n(?P<script>.*?)^```", re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 
 NOT_HERE = {
@@ -44,13 +47,20 @@ TINY = (
 
 
 def blocks(page: Path) -> list[str]:
-    """The `bash` blocks of a page without the lines that are not run here."""
+    """The `bash` blocks of a page as shell scripts, without the lines that are not run here."""
     found: list[str] = []
-    for block in BLOCK.findall(page.read_text()):
-        lines = [line for line in block.splitlines() if not _elsewhere(line)]
+    for block in BLOCK.finditer(page.read_text()):
+        lines = [line for line in block["script"].splitlines() if not _elsewhere(line)]
         if any(line.strip() and not line.lstrip().startswith("#") for line in lines):
-            found.append("\n".join(lines))
+            script = "\n".join(lines)
+            found.append(_expecting(block["codes"], script) if block["codes"] else script)
     return found
+
+
+def _expecting(codes: str, script: str) -> str:
+    """A script that succeeds if `script` exits with one of `codes`, such as `0 or 1`."""
+    allowed = "|".join(codes.replace("or", " ").split())
+    return f"(set +e\n{script}\n) && code=0 || code=$?\ncase $code in {allowed}) ;; *) exit 99 ;; esac"
 
 
 def _elsewhere(line: str) -> bool:
@@ -90,3 +100,24 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
 
     assert not broken
+
+
+def test_a_block_may_state_its_exit_codes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- exit: 1 or 2 -->\n```bash\nfalse\n```\n\n```bash\ntrue\n```\n")
+    expected, plain = blocks(page)
+
+    def code(script: str) -> int:
+        return subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=False).returncode
+
+    assert code(expected) == 0
+    assert code(expected.replace("false", "true")) == 99
+    assert plain == "true"
+
+
+SHELL_TRICKS = re.compile(r"/dev/null|\|\| (?:true|test)\b")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_show_what_a_reader_would_type(page: Path) -> None:
+    assert [block for block in BLOCK.findall(page.read_text()) if SHELL_TRICKS.search(block[1])] == []
