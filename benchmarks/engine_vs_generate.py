@@ -32,13 +32,13 @@ from typing import Any
 import torch
 import yaml
 from machine import describe, write_result
-from reasoning_gym import create_dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.chat_template import end_of_sequence, render_prompt
+from orchestrator.training.reasoning_gym_import import create_dataset
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf import HFEngine

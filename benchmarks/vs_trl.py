@@ -228,7 +228,7 @@ def install_trl() -> None:
     print(f"installing TRL into {TRL_PYTHON.parent.parent.name}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", str(TRL_PYTHON.parent.parent)], check=True)
     pip = [str(TRL_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    constraints = ["--constraint", str(ROOT / "requirements" / "test.txt")]
     subprocess.run([*pip, *constraints, "--requirement", str(requirements)], check=True, stdout=sys.stderr)
     done.write_text(requirements.read_text())
 

@@ -2,9 +2,9 @@
 
     .venv/bin/python requirements/install.py demo
 
-The versions are those of `demo.txt` or `test.txt` beside this file, and every one of them is a wheel: `uv` is told to
-build nothing. It reads pip's settings (index, find-links, certificate, ...), so a machine that is set up for pip needs
-no further configuration.
+The versions are those of `demo.txt` or `test.txt` beside this file, and every one of them is a wheel: uv is
+told to build nothing. pip's settings (index, find-links, certificate, ...) are handed on to uv, so a machine
+that is set up for pip needs no further configuration.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -60,8 +60,8 @@ def main() -> None:
 def uv_settings(pip_config: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` with pip's settings under uv's names; a variable that is already set wins.
 
-    `pip_config` has the lines of `pip config list`, such as `global.index-url='https://...'`. As pip does, prefer the
-    environment (`:env:.`) to the `install` section and that to `global`.
+    `pip_config` has the lines of `pip config list`, such as `global.index-url='https://...'`. As pip does,
+    prefer the environment (`:env:.`) to the `install` section and that to `global`.
     """
     found: dict[str, tuple[int, str]] = {}
     for line in pip_config:
@@ -89,9 +89,9 @@ def requirements(file: Path) -> Iterable[str]:
             yield requirement
 
 
-def installed() -> tuple[int, float]:
-    """How many distributions this environment has, and the megabytes of their files."""
-    found = list(distributions())
+def installed(search: Sequence[str] = sys.path) -> tuple[int, float]:
+    """How many distributions `search` has, and the megabytes of their files."""
+    found = list(distributions(path=list(search)))
     files = {Path(str(file.locate())) for one in found for file in one.files or ()}
     return len(found), sum(path.stat().st_size for path in files if path.is_file()) / 1e6
 

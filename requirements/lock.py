@@ -1,7 +1,7 @@
-"""Write demo.txt and test.txt from pyproject.toml: `make lock`, or `python requirements/lock.py --upgrade` for newer versions.
+"""Write demo.txt and test.txt from pyproject.toml: `make lock`, or `make lock UPGRADE=--upgrade`.
 
-Each file pins every package, so that an installation needs no resolver. Versions that are already pinned stay unless
-`--upgrade` is given.
+Each file pins every package, so that an installation needs no resolver. Versions that are already pinned stay
+unless `--upgrade` is given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SOURCES = {
     "demo": ("pyproject.toml",),
     "test": ("pyproject.toml", "--extra", "dev", "requirements/test.in"),
 }
-HEADER = "# Written by requirements/lock.py from pyproject.toml. `make {target}` installs exactly these versions, with torch.txt.\n"
+HEADER = "# Written by requirements/lock.py. `make {target}` installs exactly these and those of torch.txt.\n"
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     for target in SOURCES:
         first, second = (_resolve(target, python, upgrade) for python in PYTHONS)
         if first != second:
-            sys.exit(f"{target}: Python {PYTHONS[0]} and {PYTHONS[1]} need different packages; pin them with markers")
+            sys.exit(f"{target}: the packages differ between Python {' and '.join(PYTHONS)}; add markers")
         (HERE / f"{target}.txt").write_text(HEADER.format(target=target) + first, encoding="utf-8")
         print(f"{target}.txt: {len(first.splitlines())} packages")
 

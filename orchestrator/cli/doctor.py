@@ -15,7 +15,7 @@ from orchestrator.cli.output import print_json, print_table
 GIB = 1 << 30
 DISK_BYTES = 5 * GIB
 SHARED_MEMORY_BYTES = GIB // 2
-PACKAGES = ("torch", "ray", "deepspeed", "transformers", "mlflow", "reasoning-gym")
+PACKAGES = ("torch", "ray", "deepspeed", "transformers", "mlflow-skinny", "reasoning-gym")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,6 @@ def run_checks(output_dir: Path) -> list[Check]:
     return [
         _python(),
         *(_package(name) for name in PACKAGES),
-        _compiler(),
         _cpus(),
         _space(
             "shared memory",
@@ -77,15 +76,6 @@ def _package(name: str) -> Check:
         return Check(name, True, version(name))
     except PackageNotFoundError:
         return Check(name, False, "not installed", f"pip install {name}")
-
-
-def _compiler() -> Check:
-    path = shutil.which("g++")
-    if path:
-        return Check("g++", True, path)
-    return Check(
-        "g++", False, "not on the PATH", "apt-get install g++ (torch and deepspeed compile small extensions)"
-    )
 
 
 def _cpus() -> Check:

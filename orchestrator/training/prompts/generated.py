@@ -15,14 +15,17 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS
-from reasoning_gym.games.countdown import CountdownDataset
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.prompts.config import TaskConfig
 from orchestrator.training.prompts.questions import Question, QuestionStream, normalised
 from orchestrator.training.prompts.template import render
+from orchestrator.training.reasoning_gym_import import (
+    DATASETS,
+    CountdownDataset,
+    ProceduralDataset,
+    missing_solver,
+)
 
 # What a generator may raise on options that can't be met: its assertions, its own ValueErrors, what `random`
 # says to empty ranges.
@@ -45,6 +48,10 @@ def generated_questions(config: TaskConfig) -> QuestionStream:
         close = ", ".join(difflib.get_close_matches(name, DATASETS, n=3))
         hint = f"did you mean {close}?" if close else ""
         raise ConfigError("task.dataset", name, f"one of reasoning_gym's {len(DATASETS)} datasets", hint)
+    if solver := missing_solver(name):
+        raise ConfigError(
+            "task.dataset", name, "a dataset whose solver is installed", f"pip install {solver}"
+        )
     chunk = config.train_size + config.heldout_size
     first = _dataset(config, 0, chunk)
     try:

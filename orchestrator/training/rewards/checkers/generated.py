@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reasoning_gym import get_score_answer_fn
+from orchestrator.training.reasoning_gym_import import get_score_answer_fn
 
 _EVALUATED = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
 """Their scorers call `eval` on the answer, and compare it as text where that fails."""

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from reasoning_gym import get_score_answer_fn
-from reasoning_gym.games.countdown import CountdownConfig
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.prompts.config import TaskConfig
 from orchestrator.training.prompts.generated import FastCountdown, generated_questions
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.solutions import SOLUTIONS
+from orchestrator.training.reasoning_gym_import import CountdownConfig, get_score_answer_fn
 
 COUNTDOWN = {"min_numbers": 3, "max_numbers": 3, "max_value": 9, "min_target": 1, "operators": ["+", "-"]}
 

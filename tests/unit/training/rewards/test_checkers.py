@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reasoning_gym import get_score_answer_fn
 
+from orchestrator.training.reasoning_gym_import import get_score_answer_fn
 from orchestrator.training.rewards.checkers.countdown import judge_countdown
 from orchestrator.training.rewards.checkers.generated import judge_generated
 from orchestrator.training.rewards.checkers.mathematics import judge_mathematics
