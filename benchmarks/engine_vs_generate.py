@@ -37,7 +37,7 @@ from transformers.utils import logging
 
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
-from orchestrator.training.prompts.chat_template import end_of_sequence, render_prompt
+from orchestrator.training.prompts.chat_template import end_of_turn, render_prompt
 from orchestrator.training.reasoning_gym_import import create_dataset
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
@@ -101,7 +101,7 @@ def with_generate(load: Workload) -> Callable[[int], list[int]]:
     rows = [
         render_prompt(load.tokenizer, prompt.text) for prompt in load.prompts for _ in range(load.group_size)
     ]
-    end = end_of_sequence(load.tokenizer)
+    end = end_of_turn(load.tokenizer)
     generate: Callable[..., torch.Tensor] = getattr(load.model, "generate")  # noqa: B009  (a mixin that types don't show)
 
     def sample(seed: int) -> list[int]:
@@ -178,7 +178,7 @@ def _row(
 def _end_once_in(tokens: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Make the end-of-sequence logit about constant, so that a random model ends once in `tokens` tokens."""
     embedding, head = model.get_parameter("model.embed_tokens.weight"), model.get_parameter("lm_head.weight")
-    end = end_of_sequence(tokenizer)
+    end = end_of_turn(tokenizer)
     embedding[:, 0] = 0.3  # large beside what the layers add to this channel
     head[:, 0] = 0.0
     head[end] = 0.0

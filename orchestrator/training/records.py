@@ -32,15 +32,17 @@ WeightVersion = int
 class Prompt:
     """One question and what its scorers need to judge an answer.
 
-    `prompt_id` names it for ever: `<task>/<split>/<index>`, e.g. `countdown/train/17`. `reference` is plain
-    JSON: what the scorer needs (`{"target": 7, "numbers": [3, 6, 2]}`). `solution` is a worked solution where
-    the task has one: what a cold start imitates; empty otherwise.
+    `prompt_id` is its permanent name: `<task>/<split>/<index>`, e.g. `countdown/train/17`. `reference` is
+    plain JSON: what the scorer needs (`{"target": 7, "numbers": [3, 6, 2]}`). `solution` is a worked solution
+    where the task has one: what a cold start imitates; empty otherwise. `columns` are the other columns of
+    the row that the question comes from, as plain JSON, for scorers of one's own (`{"level": "Level 2"}`).
     """
 
     prompt_id: str
     text: str
     reference: Mapping[str, Any]
     solution: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +92,26 @@ class RolloutBlock:
     versions: NDArray[np.int32]  # [T]
     trainable: NDArray[np.bool_]  # [T]
     finish: NDArray[np.uint8]  # [N] of Finish
-    texts: tuple[str, ...]  # N decoded responses, without special end-of-sequence tokens
+    texts: tuple[str, ...]  # N decoded responses, without the tokens that end them
     prompt_routes: NDArray[np.int16] | None = None  # [Q, R, k]
     routes: NDArray[np.int16] | None = None  # [T, R, k]
     """Which k experts each of the R routers chose for a token, where the engine recorded it; -1 for a token
     that the model never read (the last one of a rollout)."""
+    prefills: tuple[str, ...] = ()
+    """P beginnings of answers that the prompts already contain, such as `<think>` in some chat templates;
+    empty if no prompt does. The model continues from there: its whole answer is the prefill and the text."""
+    limits: NDArray[np.int32] | None = None  # [P]
+    """The most tokens that a response to each prompt could have: `max_new_tokens`, or fewer where the context
+    is full earlier. None: `max_new_tokens` for every prompt."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Response tokens of each rollout, [N]. The module's example: [2, 2, 2, 3]."""
         return np.diff(self.offsets)
+
+    def prefill(self, rollout: int) -> str:
+        """The beginning of that rollout's answer that its prompt already contains; usually empty."""
+        return self.prefills[rollout // self.group_size] if self.prefills else ""
 
     def __len__(self) -> int:
         """N, the number of rollouts."""

@@ -2,7 +2,7 @@
 selection bias.
 
 The architecture is transformers' `DeepseekV3ForCausalLM` (DeepSeek-V3 technical report,
-https://arxiv.org/abs/2412.19437), only its numbers are small.
+https://arxiv.org/abs/2412.19437) at a small size.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedToke
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.dropout import switch_off_dropout
 
-_OURS = {"vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
+_DERIVED = {"vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
 
 
 def tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
@@ -41,12 +42,12 @@ def architecture_config(config: ModelConfig) -> DeepseekV3Config:
     """
     known = DeepseekV3Config().to_dict()
     for key in config.architecture:
-        if key in _OURS:
+        if key in _DERIVED:
             raise ConfigError(
                 f"model.architecture.{key}",
                 "a value",
-                "to be left out",
-                "the tokenizer and context decide it",
+                "no value",
+                "the tokenizer and model.context decide it",
             )
         if key not in known:
             raise ConfigError(f"model.architecture.{key}", "an unknown key", ", ".join(sorted(known)))
@@ -59,8 +60,13 @@ def architecture_config(config: ModelConfig) -> DeepseekV3Config:
         "eos_token_id": characters.eos_token_id,
     }
     try:
-        return DeepseekV3Config(**config.architecture, **derived)
+        architecture = DeepseekV3Config(**config.architecture, **derived)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(
             "model.architecture", str(config.architecture), "what DeepseekV3Config accepts", str(error)
         ) from error
+    noisy = switch_off_dropout(architecture)
+    if noisy:
+        key = f"model.architecture.{noisy[0]}"
+        raise ConfigError(key, str(config.architecture[noisy[0]]), "0", "models are trained without dropout")
+    return architecture

@@ -1,12 +1,14 @@
-"""Models in Hugging Face layout: a folder with `config.json`, safetensors and a tokenizer. Nothing is ever
+"""Models in Hugging Face layout: a folder with `config.json`, safetensors and a tokenizer. Nothing is
 downloaded.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,21 +20,54 @@ from transformers import (
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.dropout import switch_off_dropout
+
+
+def load_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The transformers config of the model in `config.path`, with dropout switched off. Raises ConfigError
+    naming `model.path` if there is none, `model.architecture` if it differs from the config's.
+    """
+    folder = _existing(config, "config.json")
+    try:
+        architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        allowed = "a folder whose config.json transformers can read"
+        raise ConfigError("model.path", str(folder), allowed, str(error)) from error
+    assert isinstance(architecture, PreTrainedConfig)
+    _check_architecture(config, architecture)
+    switch_off_dropout(architecture)
+    return architecture
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
     """The model in `config.path`, float32. Raises ConfigError naming `model.path` if there is none."""
-    folder = _existing(config, "config.json")
-    architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
-    _check_architecture(config, architecture)
+    architecture = load_architecture(config)
+    require_weights(config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except OSError as error:
-        raise ConfigError(
-            "model.path", str(folder), "a folder with the model's weights", str(error)
-        ) from error
+        model = AutoModelForCausalLM.from_pretrained(
+            str(config.path), config=architecture, local_files_only=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        allowed = "a folder with the weights of a causal language model"
+        raise ConfigError("model.path", str(config.path), allowed, str(error)) from error
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def require_weights(config: ModelConfig) -> None:
+    """Raise ConfigError unless the files that hold the weights are in `config.path`."""
+    folder = _existing(config, "config.json")
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            names: set[str] = set(json.loads((folder / index).read_bytes())["weight_map"].values())
+            missing = sorted(name for name in names if not (folder / name).is_file())
+            if missing:
+                reason = f"{missing[0]} is missing, {len(missing)} of {len(names)} files"
+                raise ConfigError("model.path", str(folder), "a folder with all of its weights", reason)
+            return
+    if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+        allowed = "a folder with the model's weights"
+        raise ConfigError("model.path", str(folder), allowed, "model.safetensors is missing")
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
@@ -66,7 +101,7 @@ def _existing(config: ModelConfig, needed: str) -> Path:
 
 
 def _check_architecture(config: ModelConfig, found: PreTrainedConfig) -> None:
-    """A config that names a shape must be the folder's: a plan made for another shape would be wrong."""
+    """Raise ConfigError unless the shape in the config is the folder's: a plan for another shape is wrong."""
     for key, wanted in config.architecture.items():
         value = getattr(found, key, None)
         if value != wanted and not isinstance(wanted, dict):

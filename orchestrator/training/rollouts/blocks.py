@@ -1,4 +1,4 @@
-"""From responses, as an engine makes them, to the columns of a `RolloutBlock`."""
+"""From the responses of an engine to the columns of a `RolloutBlock`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from orchestrator.training.rollouts.engine import GenerateRequest
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One rollout: token ids, the log-prob of each, and why it ended. All its tokens come from one weight
-    version.
+    """One rollout: token ids, the log-prob of each, and why it ended. All its tokens were sampled with one
+    weight version.
     """
 
     tokens: Sequence[int]
@@ -31,15 +31,19 @@ def assemble_block(
     prompt_tokens: Sequence[Sequence[int]],
     responses: Sequence[Response],
     version: WeightVersion,
+    context: int,
     decode: Callable[[Sequence[Sequence[int]]], tuple[str, ...]],
+    *,
+    prefills: Sequence[str] = (),
     prompt_routes: Sequence[NDArray[np.int16]] | None = None,
 ) -> RolloutBlock:
     """The block of P prompts and N = P * group_size responses, in the request's order: response `i` answers
     prompt `i // group_size`.
 
-    `decode` turns all responses' tokens into their texts. `prompt_routes` are those of each prompt, where
-    they were recorded; all responses have routes then. Raises ValueError if the counts don't fit the
-    request.
+    `context` is the most tokens of prompt and response together. `decode` turns the tokens of all responses
+    into their texts. `prefills` are the beginnings of answers that the prompts contain. `prompt_routes` are
+    the recorded routes of the prompts; with them every response has routes. Raises ValueError if the counts
+    don't fit the request.
     """
     expected = len(request.prompts) * request.group_size
     if len(responses) != expected or len(prompt_tokens) != len(request.prompts):
@@ -66,13 +70,24 @@ def assemble_block(
         routes=None
         if prompt_routes is None
         else np.concatenate([response.routes for response in responses if response.routes is not None]),
+        prefills=tuple(prefills) if any(prefills) else (),
+        limits=np.array(
+            [
+                room_for_response(len(tokens), request.sampling.max_new_tokens, context)
+                for tokens in prompt_tokens
+            ],
+            dtype=np.int32,
+        ),
     )
 
 
+def room_for_response(prompt_length: int, max_new_tokens: int, context: int) -> int:
+    """The most tokens of a response to a prompt of `prompt_length` tokens."""
+    return min(max_new_tokens, context - prompt_length)
+
+
 def require_room(prompt: Prompt, length: int, context: int) -> None:
-    """Raise PromptTooLongError unless a prompt of `length` tokens leaves room for one more token in
-    `context`.
-    """
+    """Raise PromptTooLongError unless `context` holds a prompt of `length` tokens and one more token."""
     if length >= context:
         raise PromptTooLongError(
             prompt.prompt_id,

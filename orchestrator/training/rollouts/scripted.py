@@ -1,6 +1,4 @@
-"""The Engine port's fake: deterministic rollouts without a model, for tests and simulations of what lies
-behind the port.
-"""
+"""The fake of the Engine port: deterministic rollouts without a model, for tests and simulations."""
 
 from __future__ import annotations
 
@@ -8,7 +6,12 @@ import random
 from collections.abc import Iterable, Sequence
 
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams, WeightVersion
-from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
+from orchestrator.training.rollouts.blocks import (
+    Response,
+    assemble_block,
+    require_room,
+    room_for_response,
+)
 from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
 
 END = 0
@@ -16,12 +19,12 @@ END = 0
 
 
 class ScriptedEngine:
-    """An `Engine` that draws each response from `script`, by the request's seed and the rollout's place in
+    """An `Engine` that draws each response from `script`, by the request's seed and the rollout's position in
     the request.
 
-    `script` maps a prompt's text to the responses it may get; a prompt that it does not name gets digits.
+    `script` maps a prompt's text to its possible responses; a prompt without an entry gets a number below 12.
     Temperature 0 always takes the first response. A response longer than `max_new_tokens` is cut
-    (Finish.LENGTH). Each token's log-prob is `-1 / (2 + version)`: a number that changes when weights are
+    (Finish.LENGTH). The log-prob of every token is `-1 / (2 + version)`, which changes when weights are
     loaded.
     """
 
@@ -35,10 +38,10 @@ class ScriptedEngine:
         responses: list[Response] = []
         for place, (prompt, rendered) in enumerate(zip(request.prompts, prompt_tokens, strict=True)):
             require_room(prompt, len(rendered), self._context)
-            room = min(request.sampling.max_new_tokens, self._context - len(rendered))
+            room = room_for_response(len(rendered), request.sampling.max_new_tokens, self._context)
             rows = range(place * request.group_size, (place + 1) * request.group_size)
             responses += [self._respond(prompt, request.sampling, row, room) for row in rows]
-        return assemble_block(request, prompt_tokens, responses, self._version, _decode)
+        return assemble_block(request, prompt_tokens, responses, self._version, self._context, _decode)
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
         """Tokens from here on carry `version`; the tensors are read to their end and dropped."""

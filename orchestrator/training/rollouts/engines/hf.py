@@ -16,25 +16,30 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.models.build import build_model, build_tokenizer
+from orchestrator.training.models.build import build_model, build_tokenizer, read_architecture
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.latent_attention import decode_in_latent_space
 from orchestrator.training.models.routers import RouteRecorder
-from orchestrator.training.prompts.chat_template import decode_responses, end_of_sequence, render_prompt
+from orchestrator.training.prompts.chat_template import decode_responses, render_all, stop_tokens
 from orchestrator.training.records import Finish, RolloutBlock, SamplingParams, WeightVersion
-from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
+from orchestrator.training.rollouts.blocks import (
+    Response,
+    assemble_block,
+    require_room,
+    room_for_response,
+)
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
-from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines import ENGINES, EngineSpec
 from orchestrator.training.rollouts.engines._slots import SlotCache
 from orchestrator.training.rollouts.sampling import sample, uniform_draws
 
 
 class HFEngine:
-    """An `Engine` over a transformers model with full attention in every layer."""
+    """An `Engine` over a transformers model in which every token attends to all tokens before it."""
 
     def __init__(
         self,
@@ -45,17 +50,13 @@ class HFEngine:
         device: torch.device,
         record_routes: bool,
     ) -> None:
-        _require_full_attention(model)
+        _require_full_attention(model.config, context)
         decode_in_latent_space(model)
         self._recorder = (RouteRecorder(model) or None) if record_routes else None
         self._model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
-        self._tokenizer, self._context, self._max_rows, self._device = (
-            tokenizer,
-            context,
-            max_batch_rows,
-            device,
-        )
-        self._stops = torch.tensor(sorted(_stop_tokens(model, tokenizer)))
+        self._tokenizer, self._device = tokenizer, device
+        self._context, self._max_rows = context, max_batch_rows
+        self._stops = stop_tokens(tokenizer, _declared_stops(model))
         self._weights: dict[str, torch.Tensor] = dict(self._model.state_dict(keep_vars=True))
         self._places = {name: tensor.data_ptr() for name, tensor in self._weights.items()}
         self._version: WeightVersion = 0
@@ -65,7 +66,8 @@ class HFEngine:
         """Sample to the end. A rollout ends at a stop token, at `max_new_tokens` or where the context is
         full, whichever is first.
         """
-        prompts = [render_prompt(self._tokenizer, prompt.text) for prompt in request.prompts]
+        rendered = list(render_all(self._tokenizer, [prompt.text for prompt in request.prompts]))
+        prompts = [each.tokens for each in rendered]
         for prompt, tokens in zip(request.prompts, prompts, strict=True):
             require_room(prompt, len(tokens), self._context)
         batch = _Batch(
@@ -74,7 +76,7 @@ class HFEngine:
             request,
             self._context,
             self._max_rows,
-            self._stops,
+            torch.tensor(sorted(self._stops)),
             self._device,
             self._recorder,
         )
@@ -84,8 +86,10 @@ class HFEngine:
             prompts,
             batch.responses(),
             self._version,
-            lambda rows: decode_responses(self._tokenizer, rows),
-            batch.prompt_routes(),
+            self._context,
+            lambda rows: decode_responses(self._tokenizer, rows, self._stops),
+            prefills=[each.prefill for each in rendered],
+            prompt_routes=batch.prompt_routes(),
         )
 
     @torch.no_grad()
@@ -150,7 +154,7 @@ class _Batch:
         self._stops = stops
         self._draws = uniform_draws(request.sampling.seed, total, request.sampling.max_new_tokens)
         room = torch.tensor(
-            [min(context - len(prompt), request.sampling.max_new_tokens) for prompt in prompts]
+            [room_for_response(len(prompt), request.sampling.max_new_tokens, context) for prompt in prompts]
         )
         self._limits = room.repeat_interleave(request.group_size)  # [N]
         self._tokens = torch.zeros(total, request.sampling.max_new_tokens, dtype=torch.int64)
@@ -299,26 +303,55 @@ def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """The tokenizer's end of sequence and what the model's own generation config adds to it."""
-    declared = model.generation_config.eos_token_id
-    more = [declared] if isinstance(declared, int) else declared or []
-    return {end_of_sequence(tokenizer), *more}
+def _declared_stops(model: PreTrainedModel) -> int | list[int] | None:
+    """The stop tokens that the model's own generation config adds to the tokenizer's."""
+    return model.generation_config.eos_token_id
 
 
-def _require_full_attention(model: PreTrainedModel) -> None:
-    kinds: set[str] = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(model.config, "sliding_window", None):
-        raise ConfigError(
-            "rollout.engine",
-            "hf",
-            "an engine for this model",
-            f"{type(model).__name__} has layers without full attention",
-        )
+def _require_full_attention(architecture: PreTrainedConfig, context: int) -> None:
+    """Raise ConfigError unless every token of a sequence of `context` tokens attends to all tokens before it.
+    A window of at least `context` tokens never slides.
+    """
+    text = architecture.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or [])
+    if getattr(text, "num_attention_heads", None) is None:
+        raise _refused(architecture, "it has no attention")
+    windows = {
+        "sliding_attention": getattr(text, "sliding_window", None),
+        "chunked_attention": getattr(text, "attention_chunk_size", None),
+    }
+    if (
+        not kinds and windows["sliding_attention"] is not None
+    ):  # e.g. Mistral: all layers alike, no layer_types
+        kinds = {"sliding_attention"}
+    for kind in sorted(kinds - {"full_attention"}):
+        window = windows.get(kind)
+        if window is None:
+            raise _refused(architecture, f"it has layers of the kind {kind}")
+        if window < context:
+            raise _refused(
+                architecture,
+                f"the window of its layers of the kind {kind} is {window} tokens; "
+                f"model.context={window} or less never slides",
+            )
 
 
-@ENGINES.register("hf")
-def hf(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> HFEngine:
+def _refused(architecture: PreTrainedConfig, reason: str) -> ConfigError:
+    return ConfigError(
+        "rollout.engine",
+        "hf",
+        "an engine that can sample from this model",
+        f"{architecture.model_type}: {reason}; the engine hf needs full attention in every layer",
+    )
+
+
+def _check(model: ModelConfig) -> None:
+    architecture = read_architecture(model)
+    if architecture is not None:
+        _require_full_attention(architecture, model.context)
+
+
+def _build(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> HFEngine:
     """The engine with its own copy of the model, as version 0."""
     return HFEngine(
         build_model(model, seed),
@@ -328,3 +361,6 @@ def hf(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: i
         device,
         record_routes=rollout.record_routes,
     )
+
+
+ENGINES.register("hf")(EngineSpec(build=_build, check=_check))

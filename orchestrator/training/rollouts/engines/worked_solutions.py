@@ -17,49 +17,60 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.chat_template import (
     decode_responses,
     encode_text,
-    end_of_sequence,
-    render_prompt,
+    end_of_turn,
+    render_all,
+    stop_tokens,
+    without_prefill,
 )
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, WeightVersion
-from orchestrator.training.rollouts.blocks import Response, assemble_block, require_room
+from orchestrator.training.rollouts.blocks import (
+    Response,
+    assemble_block,
+    require_room,
+    room_for_response,
+)
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
-from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines import ENGINES, EngineSpec
 
 
 class WorkedSolutionsEngine:
-    """An `Engine` whose rollouts are `prompt.solution` and the end-of-sequence token, with log-prob 0 (they
+    """An `Engine` whose rollouts are `prompt.solution` and the token that ends a turn, with log-prob 0 (they
     are certain) and Finish.STOP.
 
     It has no weights: a published version only marks the tokens that follow. Sampling parameters have no
-    effect, except that a solution longer than `max_new_tokens` is refused: cut short it would teach the model
+    effect, except that a solution longer than `max_new_tokens` is refused: cut off, it would teach the model
     to stop in the middle.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
+        self._end, self._stops = end_of_turn(tokenizer), stop_tokens(tokenizer)
         self._version: WeightVersion = 0
 
     def generate(self, request: GenerateRequest) -> RolloutBlock:
         """The solutions, each `group_size` times. Raises ConfigError for a prompt without one, or with one
         that is too long.
         """
-        prompt_tokens = [render_prompt(self._tokenizer, prompt.text) for prompt in request.prompts]
+        prompts = list(render_all(self._tokenizer, [prompt.text for prompt in request.prompts]))
         responses: list[Response] = []
-        for prompt, rendered in zip(request.prompts, prompt_tokens, strict=True):
-            require_room(prompt, len(rendered), self._context)
-            room = min(request.sampling.max_new_tokens, self._context - len(rendered))
-            responses += [self._play_back(prompt, room)] * request.group_size
+        for prompt, rendered in zip(request.prompts, prompts, strict=True):
+            length = len(rendered.tokens)
+            require_room(prompt, length, self._context)
+            room = room_for_response(length, request.sampling.max_new_tokens, self._context)
+            responses += [self._play_back(prompt, rendered.prefill, room)] * request.group_size
         return assemble_block(
             request,
-            prompt_tokens,
+            [rendered.tokens for rendered in prompts],
             responses,
             self._version,
-            lambda rows: decode_responses(self._tokenizer, rows),
+            self._context,
+            lambda rows: decode_responses(self._tokenizer, rows, self._stops),
+            prefills=[rendered.prefill for rendered in prompts],
         )
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        """Tokens from here on carry `version`; the tensors are read to their end and dropped."""
+        """Tokens from now on carry `version`; the tensors are read to the end and dropped."""
         for _ in tensors:
             pass
         self._version = version
@@ -68,10 +79,10 @@ class WorkedSolutionsEngine:
         """It has no weights."""
 
     def weights_written(self, version: WeightVersion) -> None:
-        """Tokens from here on carry `version`."""
+        """Tokens from now on carry `version`."""
         self._version = version
 
-    def _play_back(self, prompt: Prompt, room: int) -> Response:
+    def _play_back(self, prompt: Prompt, prefill: str, room: int) -> Response:
         if not prompt.solution:
             raise ConfigError(
                 "task.solutions",
@@ -79,7 +90,8 @@ class WorkedSolutionsEngine:
                 "a writer of worked solutions",
                 f"{prompt.prompt_id} has no solution to play back",
             )
-        tokens = [*encode_text(self._tokenizer, prompt.solution), end_of_sequence(self._tokenizer)]
+        solution = without_prefill(prompt.solution, prefill)
+        tokens = [*encode_text(self._tokenizer, solution), self._end]
         if len(tokens) > room:
             raise ConfigError(
                 "rollout.max_new_tokens",
@@ -90,9 +102,10 @@ class WorkedSolutionsEngine:
         return Response(tokens, [0.0] * len(tokens), Finish.STOP)
 
 
-@ENGINES.register("worked_solutions")
-def worked_solutions(
+def _build(
     model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int
 ) -> WorkedSolutionsEngine:
-    """The engine for `model`'s tokenizer; it needs no device and no seed."""
     return WorkedSolutionsEngine(build_tokenizer(model), model.context)
+
+
+ENGINES.register("worked_solutions")(EngineSpec(build=_build, replays_solutions=True))

@@ -14,7 +14,7 @@ from orchestrator.training.models.characters import BOS, CHARACTERS, EOS, PAD, T
 from orchestrator.training.prompts.chat_template import (
     decode_responses,
     encode_text,
-    end_of_sequence,
+    end_of_turn,
     render_prompt,
 )
 
@@ -36,11 +36,11 @@ def test_a_tag_is_one_token_and_a_character_is_one_token():
 
 def test_the_vocabulary_is_specials_tags_and_printable_ascii():
     assert len(TOKENIZER) == 3 + 4 + 96
-    assert (TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, end_of_sequence(TOKENIZER)) == (0, 1, 2)
+    assert (TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, end_of_turn(TOKENIZER)) == (0, 1, 2)
 
 
 def test_responses_are_shown_without_special_tokens_but_with_tags():
-    ids = [*encode_text(TOKENIZER, "<answer>9</answer>"), end_of_sequence(TOKENIZER), 0, 0]
+    ids = [*encode_text(TOKENIZER, "<answer>9</answer>"), end_of_turn(TOKENIZER), 0, 0]
     assert decode_responses(TOKENIZER, [ids, []]) == ("<answer>9</answer>", "")
 
 
@@ -72,5 +72,5 @@ def test_a_chat_template_makes_the_text_a_users_message():
 
 
 def test_a_prompt_without_a_token_is_refused():
-    with pytest.raises(ConfigError, match="prompt: got '', allowed: at least one token"):
+    with pytest.raises(ConfigError, match="prompt: got '', allowed: a prompt of at least one token"):
         render_prompt(TOKENIZER, "")

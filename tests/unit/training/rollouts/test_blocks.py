@@ -21,7 +21,7 @@ def test_columns_of_the_worked_example():
         Response([1, 0, 9], [-0.7, -0.4, -2.0], Finish.LENGTH),
     ]
     block = assemble_block(
-        REQUEST, [[1, 11, 2], [5, 12]], responses, 6, lambda rows: tuple(str(row) for row in rows)
+        REQUEST, [[1, 11, 2], [5, 12]], responses, 6, 10, lambda rows: tuple(str(row) for row in rows)
     )
     assert block.offsets.tolist() == [0, 2, 4, 6, 9] and block.lengths.tolist() == [2, 2, 2, 3]
     assert block.prompt_offsets.tolist() == [0, 3, 5] and block.prompt_tokens.tolist() == [1, 11, 2, 5, 12]
@@ -30,9 +30,22 @@ def test_columns_of_the_worked_example():
     assert block.finish.tolist() == [0, 0, 0, 1] and block.texts[3] == "[1, 0, 9]"
 
 
+def test_what_each_prompt_leaves_of_the_answer_and_for_it():
+    """The context holds 10 tokens: after a prompt of 3 there is room for 7, not for `max_new_tokens`, 8."""
+    responses = [Response([0], [0.0], Finish.STOP)] * 4
+    prompts = [[1, 11, 2], [5]]
+    block = assemble_block(
+        REQUEST, prompts, responses, 0, 10, lambda rows: ("",) * 4, prefills=["<think>", ""]
+    )
+    assert block.limits is not None and block.limits.tolist() == [7, 8]
+    assert [block.prefill(rollout) for rollout in range(4)] == ["<think>", "<think>", "", ""]
+    plain = assemble_block(REQUEST, prompts, responses, 0, 10, lambda rows: ("",) * 4, prefills=["", ""])
+    assert plain.prefills == () and plain.prefill(3) == ""
+
+
 def test_a_response_too_few_is_an_error():
     with pytest.raises(ValueError, match="3 responses and 2 prompts for 4 rollouts"):
-        assemble_block(REQUEST, [[1], [2]], [Response([0], [0.0], Finish.STOP)] * 3, 0, lambda rows: ())
+        assemble_block(REQUEST, [[1], [2]], [Response([0], [0.0], Finish.STOP)] * 3, 0, 10, lambda rows: ())
 
 
 def test_a_prompt_needs_room_for_one_token():

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3NextConfig,
+)
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models import folder
@@ -19,7 +34,7 @@ from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines import ENGINES, engine_spec
 from orchestrator.training.rollouts.engines.hf import HFEngine
 from orchestrator.training.tensors.buckets import flatten, unflatten
 
@@ -240,33 +255,80 @@ def test_incomplete_or_foreign_weights_are_refused():
         engine.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != bias])
 
 
-def test_a_model_with_sliding_windows_is_refused():
-    config = Qwen2Config(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-    )
-    with pytest.raises(ConfigError, match="Qwen2ForCausalLM has layers without full attention"):
-        HFEngine(Qwen2ForCausalLM(config), TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
+COMMON: dict[str, Any] = {
+    "vocab_size": len(TOKENIZER),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "initializer_range": 0.2,
+}
 
 
-def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
-    folder.save(llama(), TOKENIZER, tmp_path)
-    model = ModelConfig(
+def windowed(window: int) -> dict[str, Callable[[], PreTrainedModel]]:
+    """Models of two layers, of which some see no more than `window` tokens."""
+    half: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 1}
+    return {
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**COMMON, sliding_window=window)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, **half, sliding_window=window)),
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**COMMON, head_dim=8, sliding_window=window)),
+    }
+
+
+@pytest.mark.parametrize("name", windowed(1))
+def test_a_window_that_slides_is_refused_with_its_size(name: str):
+    model = windowed(CONTEXT - 1)[name]()
+    reason = f"window .* is {CONTEXT - 1} tokens; model.context={CONTEXT - 1} or less never slides"
+    with pytest.raises(ConfigError, match=reason) as caught:
+        HFEngine(model, TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
+    assert (caught.value.key, caught.value.value) == ("rollout.engine", "hf")
+
+
+@pytest.mark.parametrize("name", windowed(1))
+def test_a_window_as_long_as_the_context_never_slides(name: str):
+    def model() -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return windowed(CONTEXT)[name]().eval()
+
+    block = run(model(), rows=6)
+    np.testing.assert_allclose(block.logprobs, recomputed(model(), block, 0.8), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        (MambaConfig(), "mamba: it has no attention"),
+        (Qwen3NextConfig(), "qwen3_next: it has layers of the kind linear_attention"),
+    ],
+)
+def test_a_model_with_other_layers_than_attention_is_refused(
+    tmp_path: Path, architecture: PreTrainedConfig, reason: str
+):
+    """Its config.json is enough: nothing is loaded."""
+    architecture.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=reason):
+        engine_spec("hf").check(model_in(tmp_path))
+
+
+def model_in(folder: Path) -> ModelConfig:
+    return ModelConfig(
         name="x",
         family="pretrained",
-        path=str(tmp_path),
+        path=str(folder),
         package=None,
         architecture={},
         dtype="float32",
         context=CONTEXT,
     )
+
+
+def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
+    folder.save(llama(), TOKENIZER, tmp_path)
     rollout = RolloutConfig(
         engine="hf",
         workers=1,
@@ -281,6 +343,6 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         max_restarts=0,
     )
     assert {"hf", "worked_solutions"} <= set(ENGINES.names())
-    engine = ENGINES.get("hf")(model, rollout, CPU, 0)
+    engine = ENGINES.get("hf")(model_in(tmp_path), rollout, CPU, 0)
     block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
     assert block.texts == run(llama()).texts
