@@ -41,7 +41,7 @@ from orchestrator.training.prompts.chat_template import end_of_turn, render_prom
 from orchestrator.training.reasoning_gym_import import create_dataset
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 
 CONF = Path(__file__).parent.parent / "conf" / "model"
 CPU = torch.device("cpu")

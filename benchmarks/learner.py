@@ -48,7 +48,7 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.records import BatchPart, SamplingParams, ScoreBlock
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 
 BUDGET = 1536
 CLIP = (0.2, 0.28)

@@ -36,7 +36,7 @@ from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import BatchPart, Prompt, RolloutBlock, SamplingParams, ScoreBlock
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 
 CPU = torch.device("cpu")
 TOKENIZER = character_tokenizer(64)

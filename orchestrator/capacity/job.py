@@ -13,6 +13,7 @@ from orchestrator.capacity.shape import ModelShape, read_shape
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.rollouts.engines import ENGINES
 
 CHARACTERS = 103
 """Tokens of the character tokenizer that models from scratch have."""
@@ -23,8 +24,6 @@ before the model has answered.
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 4, 32
 """Of English text and common tokenizers; an estimate, `--prompt-tokens` replaces it."""
 BYTES = {"float32": 4, "bfloat16": 2}
-PLAYED_BACK = "worked_solutions"
-"""The rollout engine that samples nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Job:
     @property
     def samples(self) -> bool:
         """Whether the model writes the rollouts."""
-        return self.config.rollout.engine != PLAYED_BACK
+        return samples_from_the_model(self.config)
 
     @property
     def has_reference(self) -> bool:
@@ -71,6 +70,11 @@ class Job:
     def longest(self) -> int:
         """Tokens of the longest row there can be."""
         return self.config.model.context
+
+
+def samples_from_the_model(config: RunConfig) -> bool:
+    """Whether the run's rollouts are sampled from its model, not played back from worked solutions."""
+    return not ENGINES.facts(config.rollout.engine).replays_solutions
 
 
 def read_job(config: RunConfig, prompts: tuple[float, float], response_tokens: float | None) -> Job:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from orchestrator.capacity.accelerators import accelerator_of
 from orchestrator.capacity.flops import BACKWARD, work_flops
-from orchestrator.capacity.job import PLAYED_BACK, model_shape
+from orchestrator.capacity.job import model_shape, samples_from_the_model
 from orchestrator.capacity.shape import ModelShape
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
@@ -66,7 +66,7 @@ def utilisation_of(config: RunConfig) -> Utilisation | None:
     placement = plan_placement(
         config.cluster, config.rollout.workers, config.reward.workers, config.learner.world_size
     )
-    roles = [Role.LEARNER] if config.rollout.engine == PLAYED_BACK else [Role.LEARNER, Role.ROLLOUT]
+    roles = [Role.LEARNER, Role.ROLLOUT] if samples_from_the_model(config) else [Role.LEARNER]
     return Utilisation(shape, {role: peak * accelerators_of(placement, role) for role in roles})
 
 

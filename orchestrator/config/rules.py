@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config import component_rules
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.training.cluster.placement import plan_placement
@@ -18,7 +19,6 @@ from orchestrator.training.learner.config import EXPERT_PARALLEL_FAMILIES
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.template import template_fields
 from orchestrator.training.rewards.scorers import SCORERS
-from orchestrator.training.rollouts.engines import ENGINES
 
 Rule = Callable[[RunConfig], Iterator[ConfigError]]
 
@@ -100,38 +100,11 @@ def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
         )
 
 
-def _parts_are_registered(config: RunConfig) -> Iterator[ConfigError]:
-    engines, scorers = ENGINES.names(), SCORERS.names()
-    chosen = [
-        ("rollout.engine", config.rollout.engine, engines),
-        ("evaluation.engine", config.evaluation.engine, engines),
-        *(("reward.components", name, scorers) for name in config.reward.components if ":" not in name),
-    ]
-    for key, name, names in chosen:
-        if name not in names:
-            yield ConfigError(key, name, ", ".join(names))
-
-
-def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
-    rollout, algorithm = config.rollout, config.algorithm
-    if rollout.group_size < algorithm.least_group_size:
-        hint = f"algorithm.advantage {algorithm.advantage} compares the rollouts of a group"
-        allowed = f"{algorithm.least_group_size} or more"
-        yield ConfigError("rollout.group_size", str(rollout.group_size), allowed, hint)
-    if rollout.temperature == 0 and algorithm.least_group_size > 1:
-        hint = "greedy rollouts of one prompt are all equal: nothing to compare"
-        yield ConfigError("rollout.temperature", "0.0", "more than 0", hint)
-
-
-def _solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
-    task = config.task
-    if config.rollout.engine == "worked_solutions" and not (task.solutions or task.solution_field):
-        yield ConfigError(
-            "rollout.engine",
-            "worked_solutions",
-            "hf, or a task with task.solutions or task.solution_field",
-            f"task {task.name} has no worked solutions to imitate",
-        )
+def _scorers_are_registered(config: RunConfig) -> Iterator[ConfigError]:
+    names = SCORERS.names()
+    for name in config.reward.components:
+        if ":" not in name and name not in names:
+            yield ConfigError("reward.components", name, ", ".join(names))
 
 
 def _solutions_come_from_one_place(config: RunConfig) -> Iterator[ConfigError]:
@@ -205,29 +178,6 @@ def _experts(model: ModelConfig) -> tuple[str | None, int | None]:
     return kind, next((values[name] for name in names if isinstance(values.get(name), int)), None)
 
 
-def _staleness_is_corrected(config: RunConfig) -> Iterator[ConfigError]:
-    algorithm = config.algorithm
-    corrected = algorithm.loss in ("clipped", "nll") or algorithm.off_policy.correction != "none"
-    if config.max_staleness > 0 and not corrected:
-        yield ConfigError(
-            "max_staleness",
-            str(config.max_staleness),
-            "0, or algorithm.off_policy.correction truncated_importance_sampling, or algorithm.loss clipped",
-            f"algorithm.loss {algorithm.loss} is wrong on rollouts of older weights",
-        )
-
-
-def _learning_rate_falls(config: RunConfig) -> Iterator[ConfigError]:
-    learner = config.learner
-    if learner.schedule != "constant" and learner.final_learning_rate > learner.learning_rate:
-        yield ConfigError(
-            "learner.final_learning_rate",
-            str(learner.final_learning_rate),
-            f"{learner.learning_rate} or less",
-            f"learner.schedule {learner.schedule} goes down from learner.learning_rate",
-        )
-
-
 def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
     if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
         hint = "cluster.resource cpu: the slots have no GPU"
@@ -255,14 +205,18 @@ RULES: tuple[Rule, ...] = (
     _evaluation_has_prompts,
     _sampled_answers_differ,
     _responses_fit,
-    _parts_are_registered,
-    _groups_can_be_compared,
-    _solutions_exist,
+    component_rules.components_are_registered,
+    _scorers_are_registered,
+    component_rules.loss_fits_the_advantage,
+    component_rules.equal_rewards_give_no_gradient,
+    component_rules.groups_can_be_compared,
+    component_rules.learner_can_score_the_samples,
+    component_rules.solutions_exist,
+    component_rules.routes_can_be_recorded,
     _solutions_come_from_one_place,
     _batch_is_divisible,
     _experts_are_divisible,
-    _staleness_is_corrected,
-    _learning_rate_falls,
+    component_rules.staleness_is_corrected,
     _slots_hold_the_roles,
     _stage_names_differ,
 )

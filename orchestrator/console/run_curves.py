@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from orchestrator.errors import ConfigError
 from orchestrator.runs.directory import RunDirectory, write_atomically
+from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.telemetry.curve_layout import Series, StageCurve
-
-PLAYBACK_ENGINE = "worked_solutions"
 
 
 def write_learning_curve(runs: Sequence[RunDirectory], path: Path) -> bool:
@@ -69,8 +69,13 @@ def run_name(run: RunDirectory) -> str:
 
 
 def plays_back(config: Mapping[str, Any]) -> bool:
-    """Whether the run's rollouts are worked solutions instead of the model's own."""
-    return config.get("rollout", {}).get("engine") == PLAYBACK_ENGINE
+    """Whether the run's rollouts are worked solutions instead of the model's own. A run of an engine that is
+    not installed here counts as sampled.
+    """
+    try:
+        return ENGINES.facts(config.get("rollout", {}).get("engine", "")).replays_solutions
+    except ConfigError:
+        return False
 
 
 def title(config: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.engine import Engine, GenerateRequest, NamedTensor
-from orchestrator.training.rollouts.engines.hf import HFEngine
-from orchestrator.training.rollouts.engines.worked_solutions import WorkedSolutionsEngine
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.engines.worked_solutions.engine import WorkedSolutionsEngine
 from orchestrator.training.rollouts.scripted import ScriptedEngine
 
 CONTEXT = 48

@@ -15,7 +15,7 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.chat_template import render_prompt
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 
 CONF = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"
 

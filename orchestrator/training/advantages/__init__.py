@@ -1,14 +1,16 @@
-"""From rewards to advantages: one small file an estimator, under the name that configs use.
+"""Advantage estimators: from the rewards of a batch to advantages, one small file each.
 
-All are pure functions of the whole batch's rewards, so every learner rank computes the same advantages from
-the same scores and nothing has to be sent. A rollout's advantage is that of each of its tokens: rewards
-come at the end, undiscounted.
+Estimators are pure functions of the whole batch's rewards. Every learner rank therefore computes the same
+advantages from the same scores, and nothing has to be sent. Rewards come at the end of a rollout and are not
+discounted, so all tokens of a rollout have the same advantage.
 
-Importing this package does not import torch; an estimator's module does.
+Neither this package nor an estimator's module imports torch when it is imported: configs are validated
+without it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.training.registry import Registry
@@ -22,15 +24,23 @@ class AdvantageEstimator(Protocol):
 
     def __call__(self, rewards: Tensor, /) -> Tensor:
         """The advantage of each rollout. Raises ValueError for rewards of another shape or dtype, or not
-        finite."""
+        finite.
+        """
         ...
 
 
-ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage", package="orchestrator.training.advantages")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorFacts:
+    """What configs and planners need to know about an estimator. The defaults are safe for any estimator."""
 
-GROUP_RELATIVE = frozenset({"grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"})
-"""Our estimators that compare a rollout with others of its prompt: they need 2 or more a group, and give a
-group of equal rewards exactly 0."""
+    group_relative: bool = False
+    """Compares a rollout with the others of its prompt: needs groups of two or more, and gives a group of
+    equal rewards advantages of exactly 0, so that such a group can be skipped or replaced.
+    """
+    ignores_rewards: bool = False
+    """The advantage does not depend on rewards: every rollout is imitated."""
 
-NOT_GROUP_RELATIVE = frozenset({"reinforce_plus_plus", "constant"})
-"""Our estimators under which a group of equal rewards still has a gradient."""
+
+ADVANTAGES: Registry[AdvantageEstimator, EstimatorFacts] = Registry(
+    "advantage", "orchestrator.training.advantages", EstimatorFacts, key="algorithm.advantage"
+)

@@ -1,15 +1,19 @@
-"""What the group-relative estimators share: the check of their input, and the deviation from the group's
-mean."""
+"""What estimators share: the check of their input, and the deviation of a reward from its group's mean."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_rewards(rewards: Tensor, least_group_size: int = 1) -> None:
     """Raise ValueError unless `rewards` are finite, float64 and [P, G] with P >= 1 and G >=
-    `least_group_size`."""
+    `least_group_size`.
+    """
+    import torch
+
     if rewards.ndim != 2 or rewards.dtype != torch.float64:
         raise ValueError(
             f"rewards: got {rewards.dtype} {list(rewards.shape)}, allowed: float64 [prompts, group size]"
@@ -21,15 +25,16 @@ def check_rewards(rewards: Tensor, least_group_size: int = 1) -> None:
         )
     if not bool(torch.isfinite(rewards).all()):
         raise ValueError(
-            "rewards: got NaN or infinity, allowed: finite numbers (a failed grade has a reward by policy)"
+            "rewards: got NaN or infinity, allowed: finite numbers (a rollout that could not be scored "
+            "has the reward of the failure policy)"
         )
 
 
 def centred_on_group(rewards: Tensor) -> Tensor:
     """Each reward minus its group's mean, [P, G]; exactly 0 in a group of equal rewards.
 
-    The mean of equal numbers may differ from them in the last bit (0.1 three times), and a later division
-    by a small spread would make an advantage of that bit.
+    The mean of equal numbers may differ from them in the last bit (0.1 three times), and dividing by a small
+    spread would turn that bit into an advantage.
     """
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return torch.where(equal, 0.0, rewards - rewards.mean(dim=1, keepdim=True))
+    return (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from orchestrator.training.advantages import ADVANTAGES, GROUP_RELATIVE, NOT_GROUP_RELATIVE
-from orchestrator.training.registry import Registry
 from orchestrator.training.settings import Settings
-
-# Stage packages do not import each other, so this is not the learner's registry but one that knows its names.
-_LOSSES: Registry[object] = Registry("loss", package="orchestrator.training.learner.losses.policy")
 
 
 class KLConfig(Settings):
@@ -63,48 +58,17 @@ class AlgorithmConfig(Settings):
     kl: KLConfig
     off_policy: OffPolicyConfig
 
-    @property
-    def least_group_size(self) -> int:
-        """The smallest `rollout.group_size` that the advantage is defined for."""
-        return 2 if self.advantage in GROUP_RELATIVE else 1
-
-    @field_validator("advantage")
-    @classmethod
-    def _advantage_exists(cls, name: str) -> str:
-        return _registered(ADVANTAGES.names(), name)
-
-    @field_validator("loss")
-    @classmethod
-    def _loss_exists(cls, name: str) -> str:
-        return _registered(_LOSSES.names(), name)
-
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        """Refuse combinations that would run and quietly compute something else than their name says."""
-        if self.loss == "nll" and self.advantage != "constant":
-            raise _refused("advantage", self.advantage, "constant", "the loss nll ignores rewards")
-        if self.loss == "nll" and self.off_policy.correction != "none":
-            hint = "the tokens that the loss nll imitates were sampled by no policy"
-            raise _refused("off_policy.correction", self.off_policy.correction, "none", hint)
-        for key in ("dynamic_sampling", "drop_uninformative"):
-            if getattr(self, key) and self.advantage in NOT_GROUP_RELATIVE:
-                hint = f"under the advantage {self.advantage} a group of equal rewards has a gradient"
-                raise _refused(key, "true", "false", hint)
+    def _dropped_groups_have_no_gradient(self) -> Self:
         if self.drop_uninformative and self.kl.coefficient > 0:
-            hint = "with kl.coefficient > 0 a group of zero advantage has the gradient of the KL penalty"
-            raise _refused("drop_uninformative", "true", "false", hint)
+            raise PydanticCustomError(
+                "refused",
+                "{key}: got {value}, allowed: {allowed} ({hint})",
+                {
+                    "key": "drop_uninformative",
+                    "value": "true",
+                    "allowed": "false",
+                    "hint": "with kl.coefficient > 0 a group of zero advantage has the penalty's gradient",
+                },
+            )
         return self
-
-
-def _registered(names: list[str], name: str) -> str:
-    if name not in names:
-        raise PydanticKnownError("literal_error", {"expected": ", ".join(names)})
-    return name
-
-
-def _refused(key: str, value: str, allowed: str, hint: str) -> PydanticCustomError:
-    """An error whose `ctx` holds what a ConfigError needs; `key` is relative to the group."""
-    template = "{key}: got {value}, allowed: {allowed} ({hint})"
-    return PydanticCustomError(
-        "refused", template, {"key": key, "value": value, "allowed": allowed, "hint": hint}
-    )

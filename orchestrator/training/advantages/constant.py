@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from orchestrator.training.advantages import ADVANTAGES
+from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.advantages._groups import check_rewards
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@ADVANTAGES.register("constant")
+
+@ADVANTAGES.register("constant", EstimatorFacts(ignores_rewards=True))
 def constant(rewards: Tensor) -> Tensor:
     """A = 1, whatever the reward. [P, G] gives [P, G], float64.
 
@@ -17,4 +19,4 @@ def constant(rewards: Tensor) -> Tensor:
     they came here. Goes with the loss `nll`. Degenerate: none; G may be 1.
     """
     check_rewards(rewards)
-    return torch.ones_like(rewards)
+    return rewards.new_ones(rewards.shape)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from orchestrator.training.advantages import ADVANTAGES
+from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.advantages._groups import centred_on_group, check_rewards
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@ADVANTAGES.register("dr_grpo")
+
+@ADVANTAGES.register("dr_grpo", EstimatorFacts(group_relative=True))
 def dr_grpo(rewards: Tensor) -> Tensor:
     """A[p, i] = r[p, i] - mean(r[p]). [P, G] gives [P, G], float64. Raises ValueError if G < 2.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from orchestrator.training.advantages import ADVANTAGES
+from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.advantages._groups import check_rewards
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPSILON = 1e-8
 
 
-@ADVANTAGES.register("reinforce_plus_plus")
+@ADVANTAGES.register("reinforce_plus_plus", EstimatorFacts(group_relative=False))
 def reinforce_plus_plus(rewards: Tensor) -> Tensor:
     """A = (r - mean(r)) / (std(r) + 1e-8), mean and std over all P x G rollouts of the batch. [P, G] gives
     [P, G], float64.
@@ -29,5 +31,5 @@ def reinforce_plus_plus(rewards: Tensor) -> Tensor:
     Hu et al. 2025, https://arxiv.org/abs/2501.03262.
     """
     check_rewards(rewards)
-    deviation = torch.where(rewards.amax() == rewards.amin(), 0.0, rewards - rewards.mean())
+    deviation = (rewards - rewards.mean()).masked_fill(rewards.amax() == rewards.amin(), 0.0)
     return deviation / (rewards.std(correction=0) + EPSILON)

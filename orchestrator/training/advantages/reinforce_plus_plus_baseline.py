@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from orchestrator.training.advantages import ADVANTAGES
+from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.advantages._groups import centred_on_group, check_rewards
 from orchestrator.training.advantages.reinforce_plus_plus import EPSILON
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@ADVANTAGES.register("reinforce_plus_plus_baseline")
+
+@ADVANTAGES.register("reinforce_plus_plus_baseline", EstimatorFacts(group_relative=True))
 def reinforce_plus_plus_baseline(rewards: Tensor) -> Tensor:
     """A = d / (std(d) + 1e-8) with d[p, i] = r[p, i] - mean(r[p]), std over all P x G rollouts. [P, G]
     gives [P, G], float64.

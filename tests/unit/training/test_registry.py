@@ -6,18 +6,27 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.training import registry as registry_module
-from orchestrator.training.registry import Registry
+from orchestrator.training.registry import NoFacts, Registry
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Parts on disk: `plain` registers itself, `broken` can't be imported, `empty` forgets to."""
+    """Components on disk: `plain` registers itself, `heavy` with facts; `broken` can't be imported, `empty`
+    forgets.
+    """
     name = f"parts_{tmp_path.name.replace('-', '_')}"
     folder = tmp_path / name
     folder.mkdir()
     (folder / "__init__.py").write_text(
+        "from dataclasses import dataclass\n"
         "from orchestrator.training.registry import Registry\n"
-        f"PARTS: Registry[str] = Registry('part', package='{name}')\n"
+        "@dataclass(frozen=True)\n"
+        "class Facts:\n"
+        "    kilos: int = 1\n"
+        f"PARTS: Registry[str, Facts] = Registry('part', '{name}', Facts, key='group.part')\n"
+    )
+    (folder / "heavy.py").write_text(
+        f"from {name} import PARTS, Facts\nPARTS.register('heavy', Facts(kilos=9))('a heavy part')\n"
     )
     (folder / "plain.py").write_text(f"from {name} import PARTS\nPARTS.register('plain')('a plain part')\n")
     (folder / "broken.py").write_text("import a_package_that_nobody_has\n")
@@ -35,24 +44,32 @@ def test_a_part_is_imported_when_it_is_asked_for(package: str) -> None:
 
 
 def test_names_are_known_without_an_import(package: str) -> None:
-    assert __import__(package).PARTS.names() == ["broken", "empty", "plain"]
+    assert __import__(package).PARTS.names() == ["broken", "empty", "heavy", "plain"]
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "_private", "config", "plain.more", ""])
 def test_a_name_without_a_part(name: str, package: str) -> None:
     with pytest.raises(ConfigError) as caught:
         __import__(package).PARTS.get(name)
-    assert caught.value.key == "part"
+    assert caught.value.key == "group.part"
     assert "plain" in caught.value.allowed
 
 
 def test_a_part_that_lacks_a_package_says_so(package: str) -> None:
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
+    with pytest.raises(ConfigError, match=r"ModuleNotFoundError: .*a_package_that_nobody_has") as caught:
         __import__(package).PARTS.get("broken")
+    assert (caught.value.key, caught.value.value) == ("group.part", "broken")
+
+
+def test_facts_are_those_of_the_registration_or_the_defaults(package: str) -> None:
+    parts = __import__(package).PARTS
+    assert (parts.facts("heavy").kilos, parts.facts("plain").kilos) == (9, 1)
+    with pytest.raises(ConfigError):
+        parts.facts("nothing")
 
 
 def test_a_name_is_taken_once(package: str) -> None:
-    parts: Registry[str] = Registry("part", package)
+    parts: Registry[str, NoFacts] = Registry("part", package, NoFacts)
     parts.register("mine")("first")
     parts.register("mine")(parts.get("mine"))
     with pytest.raises(ValueError, match="part 'mine' is registered twice"):
@@ -60,12 +77,24 @@ def test_a_name_is_taken_once(package: str) -> None:
 
 
 def test_another_package_adds_a_part_by_entry_point(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("theirs", "os:sep", "orchestrator.part")
-
-    def entry_points(group: str, name: str = "theirs") -> list[EntryPoint]:
-        return [point] if (group, name) == ("orchestrator.part", "theirs") else []
+    def entry_points(group: str) -> list[EntryPoint]:
+        return [EntryPoint("theirs", "os:sep", group), EntryPoint("gone", "os:no_such_name", group)]
 
     monkeypatch.setattr(registry_module, "entry_points", entry_points)
-    parts: Registry[str] = Registry("part", package)
+    parts: Registry[str, NoFacts] = Registry("part", package, NoFacts)
     assert "theirs" in parts.names()
     assert parts.get("theirs") == "/"
+    with pytest.raises(ConfigError, match="no_such_name"):
+        parts.get("gone")
+
+
+def test_an_entry_point_whose_module_registers_itself_brings_its_facts(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_module.py").write_text(
+        f"from {package} import PARTS, Facts\npart = PARTS.register('theirs', Facts(kilos=4))('their part')\n"
+    )
+    monkeypatch.setattr(
+        registry_module, "entry_points", lambda group: [EntryPoint("theirs", "their_module:part", group)]
+    )
+    assert __import__(package).PARTS.facts("theirs").kilos == 4

@@ -16,9 +16,10 @@ This package is named by configs, so importing it does not import torch.
 from orchestrator.training.learner.losses.policy import (
     LOSSES,
     ClipRange,
+    LossFacts,
     PolicyColumns,
     PolicyLoss,
     PolicyTerms,
 )
 
-__all__ = ["LOSSES", "ClipRange", "PolicyColumns", "PolicyLoss", "PolicyTerms"]
+__all__ = ["LOSSES", "ClipRange", "LossFacts", "PolicyColumns", "PolicyLoss", "PolicyTerms"]

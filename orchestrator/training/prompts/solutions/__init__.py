@@ -13,7 +13,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from orchestrator.training.registry import Registry
+from orchestrator.training.registry import NoFacts, Registry
 
 
 class SolutionWriter(Protocol):
@@ -26,4 +26,6 @@ class SolutionWriter(Protocol):
         ...
 
 
-SOLUTIONS: Registry[SolutionWriter] = Registry("solutions", package="orchestrator.training.prompts.solutions")
+SOLUTIONS: Registry[SolutionWriter, NoFacts] = Registry(
+    "solutions", "orchestrator.training.prompts.solutions", NoFacts, key="task.solutions"
+)

@@ -13,10 +13,12 @@ import importlib
 from typing import cast
 
 from orchestrator.errors import ConfigError
-from orchestrator.training.registry import Registry
+from orchestrator.training.registry import NoFacts, Registry
 from orchestrator.training.rewards.completion import Scorer
 
-SCORERS: Registry[Scorer] = Registry("scorer", package="orchestrator.training.rewards.scorers")
+SCORERS: Registry[Scorer, NoFacts] = Registry(
+    "scorer", "orchestrator.training.rewards.scorers", NoFacts, key="reward.components"
+)
 
 
 def load_scorer(key: str) -> Scorer:

@@ -1,15 +1,14 @@
-"""Engines by name: one file for each implementation of the `Engine` port.
+"""Rollout engines by name: one package for each implementation of the `Engine` port.
 
-    ENGINES.register("my_engine")(EngineSpec(build=my_engine, check=refuse_other_models))
-
-A plain factory can be registered too; it then has the defaults of `EngineSpec`.
+The package's `__init__` registers the engine with its facts and imports nothing heavy; the implementation is
+imported when the engine is built. Configs and plans can therefore ask for facts in milliseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator.training.registry import Registry
 
@@ -26,7 +25,7 @@ class EngineFactory(Protocol):
 
     def __call__(self, model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
         """The engine, on `device`, with the model as version 0. `seed` is the run's: it decides a random
-        start of the model. Raises ConfigError for a model or a setting that the engine can't serve.
+        start of the model. Raises ConfigError for a model or a setting that the engine cannot serve.
         """
         ...
 
@@ -35,27 +34,29 @@ def accept_every_model(_model: ModelConfig) -> None:
     """The check of an engine that serves every model."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """An engine's factory and what others must know about the engine before anything starts."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What configs and planners need to know about an engine before anything starts."""
 
-    build: EngineFactory
     check: Callable[[ModelConfig], None] = accept_every_model
     """Raises ConfigError for a model that the engine can't serve. It runs before anything starts, reads the
     model's configuration and tokenizer, and never its weights.
     """
     replays_solutions: bool = False
-    """The engine plays back `prompt.solution` instead of sampling: every training prompt must have one."""
+    """Plays back `prompt.solution` instead of sampling: every training prompt must have one."""
+    logprobs: Literal["tempered", "processed", "raw", "none"] = "tempered"
+    """Which distribution the reported log-probs belong to: after temperature and before top-p (`tempered`,
+    what the learner computes), after both (`processed`), before both (`raw`), or no distribution at all
+    (`none`).
+    """
+    repeatable_seeds: bool = False
+    """The same prompts, weights and seed give the same tokens, whichever worker samples and whatever else it
+    samples at the same time.
+    """
+    records_routes: bool = False
+    """Can note which experts each token was sent to (`rollout.record_routes`)."""
 
-    def __call__(self, model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
-        """See `EngineFactory`."""
-        return self.build(model, rollout, device, seed)
 
-
-ENGINES: Registry[EngineFactory] = Registry("engine", package="orchestrator.training.rollouts.engines")
-
-
-def engine_spec(name: str) -> EngineSpec:
-    """The engine of that name. Raises ConfigError if there is none."""
-    factory = ENGINES.get(name)
-    return factory if isinstance(factory, EngineSpec) else EngineSpec(factory)
+ENGINES: Registry[EngineFactory, EngineFacts] = Registry(
+    "engine", "orchestrator.training.rollouts.engines", EngineFacts, key="rollout.engine"
+)

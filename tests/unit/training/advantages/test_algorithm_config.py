@@ -49,53 +49,12 @@ def test_tis_differs_from_its_base_in_the_correction_alone() -> None:
     assert changed == {"name", "off_policy"}
 
 
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [("grpo", 2), ("rloo", 2), ("reinforce_plus_plus_baseline", 2), ("reinforce_plus_plus", 1), ("sft", 1)],
-)
-def test_least_group_size(name: str, least: int) -> None:
-    assert AlgorithmConfig.model_validate(load(name)).least_group_size == least
-
-
-@pytest.mark.parametrize(
-    ("key", "names"),
-    [
-        ("advantage", "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
-        ("loss", "clipped, nll, reinforce"),
-    ],
-)
-def test_an_unknown_part_is_refused_with_the_names_there_are(key: str, names: str) -> None:
+def test_groups_of_zero_advantage_are_kept_under_a_kl_penalty() -> None:
     with pytest.raises(ValidationError) as refusal:
-        AlgorithmConfig.model_validate(load("grpo") | {key: "gae"})
-    (error,) = refusal.value.errors()
-    assert error["loc"] == (key,)
-    assert error["input"] == "gae"
-    assert error["msg"] == f"Input should be {names}"
-
-
-@pytest.mark.parametrize(
-    ("base", "change", "key", "allowed"),
-    [
-        ("grpo", {"loss": "nll"}, "advantage", "constant"),
-        ("sft", {"off_policy": {"correction": "truncated_importance_sampling", "truncation": 2.0}},
-         "off_policy.correction", "none"),
-        ("sft", {"drop_uninformative": True}, "drop_uninformative", "false"),
-        ("sft", {"dynamic_sampling": True}, "dynamic_sampling", "false"),
-        ("reinforce_plus_plus", {"drop_uninformative": True}, "drop_uninformative", "false"),
-        ("reinforce_plus_plus", {"dynamic_sampling": True}, "dynamic_sampling", "false"),
-        ("grpo", {"drop_uninformative": True}, "drop_uninformative", "false"),
-    ],
-)  # fmt: skip
-def test_combinations_that_would_compute_something_else(
-    base: str, change: dict[str, Any], key: str, allowed: str
-) -> None:
-    with pytest.raises(ValidationError) as refusal:
-        AlgorithmConfig.model_validate(load(base) | change)
+        AlgorithmConfig.model_validate(load("grpo") | {"drop_uninformative": True})
     (error,) = refusal.value.errors()
     assert error["type"] == "refused"
-    context = error["ctx"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
-    assert (context["key"], context["allowed"]) == (key, allowed)
-    assert error["msg"] == f"{key}: got {context['value']}, allowed: {allowed} ({context['hint']})"
+    assert error["msg"].startswith("drop_uninformative: got true, allowed: false (with kl.coefficient > 0")
 
 
 @pytest.mark.parametrize(

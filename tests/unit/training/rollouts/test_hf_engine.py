@@ -34,8 +34,8 @@ from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines import ENGINES, engine_spec
-from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from orchestrator.training.tensors.buckets import flatten, unflatten
 
 CONTEXT = 128
@@ -312,7 +312,7 @@ def test_a_model_with_other_layers_than_attention_is_refused(
     """Its config.json is enough: nothing is loaded."""
     architecture.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=reason):
-        engine_spec("hf").check(model_in(tmp_path))
+        ENGINES.facts("hf").check(model_in(tmp_path))
 
 
 def model_in(folder: Path) -> ModelConfig:

@@ -12,7 +12,7 @@ from orchestrator.config.compose import compose
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import WeightVersion
-from orchestrator.training.rollouts.engines.hf import HFEngine
+from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from orchestrator.training.rollouts.loading import WeightLoader
 from orchestrator.training.rollouts.scripted import ScriptedEngine
 from orchestrator.training.tensors.buckets import NamedTensor, flatten

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache
 
-from orchestrator.training.rollouts.engines._slots import SlotCache
+from orchestrator.training.rollouts.engines.hf.slots import SlotCache
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.worked_solutions import WorkedSolutionsEngine
+from orchestrator.training.rollouts.engines.worked_solutions.engine import WorkedSolutionsEngine
 
 TOKENIZER = character_tokenizer(64)
 SOLUTION = "<think> 1+2=3 </think><answer>3</answer>"

@@ -1,6 +1,6 @@
-"""What one token costs: one small file a loss, under the name that configs use.
+"""Policy losses: what one token costs, one small file each.
 
-Importing this package does not import torch; a loss's module does.
+Neither this package nor a loss's module imports torch when it is imported: configs are validated without it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class PolicyColumns:
     """T packed response tokens, as a policy loss sees them.
 
     `logprobs` are the learner's and carry the gradient. `old_logprobs` are what the ratio is taken against
-    (`importance` says which those are); they and `advantages` carry none.
+    (`importance` explains which ones those are); they and `advantages` carry no gradient.
     """
 
     logprobs: Tensor  # [T] float
     old_logprobs: Tensor  # [T] float
-    advantages: Tensor  # [T] float, its rollout's advantage at each token
+    advantages: Tensor  # [T] float, the advantage of the token's rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class ClipRange:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTerms:
-    """One number a token, in the order of the columns; nothing is summed or averaged yet."""
+    """One number for each token, in the order of the columns; nothing is summed or averaged yet."""
 
     loss: Tensor  # [T], with gradient; smaller is better
     ratio: Tensor  # [T], detached: exp(logprobs - old_logprobs); 1 where the loss takes no ratio
-    clipped: Tensor  # [T] bool: the clip took this token's gradient away
+    clipped: Tensor  # [T] bool: a bound took this token's gradient away
 
 
 class PolicyLoss(Protocol):
@@ -52,4 +52,23 @@ class PolicyLoss(Protocol):
         ...
 
 
-LOSSES: Registry[PolicyLoss] = Registry("loss", package="orchestrator.training.learner.losses.policy")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossFacts:
+    """What configs and planners need to know about a loss. The defaults are safe for any loss."""
+
+    handles_stale_rollouts: bool = False
+    """Correct on rollouts of older weights without `off_policy.correction`, because the loss itself accounts
+    for p / p_old. Otherwise `max_staleness` above 0 needs the correction.
+    """
+    supervised: bool = False
+    """Imitates the given tokens, whoever wrote them: no advantage, no ratio and no sampling distribution
+    enter. The loss is taken at temperature 1, and an off-policy correction is refused. Other losses need
+    tokens that an engine sampled, with their log-probs.
+    """
+    clips: bool = False
+    """Uses the clip range (`algorithm.clip_low`, `algorithm.clip_high`)."""
+
+
+LOSSES: Registry[PolicyLoss, LossFacts] = Registry(
+    "loss", "orchestrator.training.learner.losses.policy", LossFacts, key="algorithm.loss"
+)

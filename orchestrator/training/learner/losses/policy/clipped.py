@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from orchestrator.training.learner.losses.policy import (
+    LOSSES,
+    ClipRange,
+    LossFacts,
+    PolicyColumns,
+    PolicyTerms,
+)
 
-from orchestrator.training.learner.losses.policy import LOSSES, ClipRange, PolicyColumns, PolicyTerms
 
-
-@LOSSES.register("clipped")
+@LOSSES.register("clipped", LossFacts(handles_stale_rollouts=True, clips=True))
 def clipped(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logprobs - old_logprobs).
 
@@ -23,9 +27,9 @@ def clipped(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     https://arxiv.org/abs/2503.14476, eq. 8.
     """
     advantages = columns.advantages
-    ratio = torch.exp(columns.logprobs - columns.old_logprobs)
+    ratio = (columns.logprobs - columns.old_logprobs).exp()
     bounded = ratio.clamp(1 - clip.low, 1 + clip.high)
-    loss = -torch.minimum(ratio * advantages, bounded * advantages)
+    loss = -(ratio * advantages).minimum(bounded * advantages)
 
     ratio = ratio.detach()
     beyond = ((advantages > 0) & (ratio > 1 + clip.high)) | ((advantages < 0) & (ratio < 1 - clip.low))

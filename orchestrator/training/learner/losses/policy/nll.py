@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from orchestrator.training.learner.losses.policy import (
+    LOSSES,
+    ClipRange,
+    LossFacts,
+    PolicyColumns,
+    PolicyTerms,
+)
 
-from orchestrator.training.learner.losses.policy import LOSSES, ClipRange, PolicyColumns, PolicyTerms
 
-
-@LOSSES.register("nll")
+@LOSSES.register("nll", LossFacts(handles_stale_rollouts=True, supervised=True))
 def nll(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-log p, whatever the advantage.
 
-    Assumes that every token is to be imitated; that is why a config pairs it with the advantage `constant`
-    and is refused otherwise. Tokens of worked solutions were sampled by nobody, so no ratio exists: it is
-    reported as 1. `clip` and `old_logprobs` are ignored.
+    Every token is imitated, so no advantage enters; a config combines this loss with the advantage `constant`
+    only. The tokens of worked solutions were sampled from no policy, so there is no ratio: it is reported as
+    1. `clip` and `old_logprobs` are ignored.
     """
     del clip
-    ratio = torch.ones_like(columns.logprobs.detach())
-    return PolicyTerms(loss=-columns.logprobs, ratio=ratio, clipped=torch.zeros_like(ratio, dtype=torch.bool))
+    ratio = columns.logprobs.detach().new_ones(columns.logprobs.shape)
+    return PolicyTerms(loss=-columns.logprobs, ratio=ratio, clipped=ratio.new_zeros(ratio.shape).bool())

@@ -33,8 +33,7 @@ from orchestrator.training.rollouts.blocks import (
 )
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
-from orchestrator.training.rollouts.engines import ENGINES, EngineSpec
-from orchestrator.training.rollouts.engines._slots import SlotCache
+from orchestrator.training.rollouts.engines.hf.slots import SlotCache
 from orchestrator.training.rollouts.sampling import sample, uniform_draws
 
 
@@ -345,13 +344,14 @@ def _refused(architecture: PreTrainedConfig, reason: str) -> ConfigError:
     )
 
 
-def _check(model: ModelConfig) -> None:
+def check(model: ModelConfig) -> None:
+    """Raise ConfigError for a model that the engine can't serve, without reading its weights."""
     architecture = read_architecture(model)
     if architecture is not None:
         _require_full_attention(architecture, model.context)
 
 
-def _build(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> HFEngine:
+def build(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> HFEngine:
     """The engine with its own copy of the model, as version 0."""
     return HFEngine(
         build_model(model, seed),
@@ -361,6 +361,3 @@ def _build(model: ModelConfig, rollout: RolloutConfig, device: torch.device, see
         device,
         record_routes=rollout.record_routes,
     )
-
-
-ENGINES.register("hf")(EngineSpec(build=_build, check=_check))

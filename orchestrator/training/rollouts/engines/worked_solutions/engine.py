@@ -31,7 +31,6 @@ from orchestrator.training.rollouts.blocks import (
 )
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
-from orchestrator.training.rollouts.engines import ENGINES, EngineSpec
 
 
 class WorkedSolutionsEngine:
@@ -102,10 +101,7 @@ class WorkedSolutionsEngine:
         return Response(tokens, [0.0] * len(tokens), Finish.STOP)
 
 
-def _build(
+def build(
     model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int
 ) -> WorkedSolutionsEngine:
     return WorkedSolutionsEngine(build_tokenizer(model), model.context)
-
-
-ENGINES.register("worked_solutions")(EngineSpec(build=_build, replays_solutions=True))

@@ -1,0 +1,171 @@
+"""Rules on the components that a config chooses by name: combinations that would run and quietly compute
+something else than they say.
+
+The rules ask the facts that components declare where they are registered, and never compare names. A
+component of a third party is therefore checked exactly like one of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from orchestrator.config.run_config import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
+from orchestrator.training.learner.losses import LOSSES, LossFacts
+from orchestrator.training.registry import Registry
+from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the components of a config declare about themselves."""
+
+    estimator: EstimatorFacts
+    loss: LossFacts
+    engine: EngineFacts
+
+
+def facts_of(config: RunConfig) -> Facts | None:
+    """The facts, or None if a component is unknown (`components_are_registered` reports that)."""
+    try:
+        return Facts(
+            estimator=ADVANTAGES.facts(config.algorithm.advantage),
+            loss=LOSSES.facts(config.algorithm.loss),
+            engine=ENGINES.facts(config.rollout.engine),
+        )
+    except ConfigError:
+        return None
+
+
+def components_are_registered(config: RunConfig) -> Iterator[ConfigError]:
+    """Every name leads to a component that can be imported."""
+    yield from _problems_of("algorithm.advantage", ADVANTAGES, config.algorithm.advantage)
+    yield from _problems_of("algorithm.loss", LOSSES, config.algorithm.loss)
+    yield from _problems_of("rollout.engine", ENGINES, config.rollout.engine)
+    yield from _problems_of("evaluation.engine", ENGINES, config.evaluation.engine)
+
+
+def loss_fits_the_advantage(config: RunConfig) -> Iterator[ConfigError]:
+    """A supervised loss ignores advantages: an estimator that reads rewards would have no effect."""
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or not facts.loss.supervised:
+        return
+    if not facts.estimator.ignores_rewards:
+        allowed = _names_where(ADVANTAGES, lambda estimator: estimator.ignores_rewards)
+        hint = f"the loss {algorithm.loss} ignores rewards"
+        yield ConfigError("algorithm.advantage", algorithm.advantage, allowed, hint)
+    if algorithm.off_policy.correction != "none":
+        hint = f"the tokens that the loss {algorithm.loss} imitates were sampled from no policy"
+        yield ConfigError("algorithm.off_policy.correction", algorithm.off_policy.correction, "none", hint)
+
+
+def equal_rewards_give_no_gradient(config: RunConfig) -> Iterator[ConfigError]:
+    """Groups of equal rewards may be skipped or replaced only if their advantages are zero."""
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or facts.estimator.group_relative:
+        return
+    hint = f"under the advantage {algorithm.advantage} a group of equal rewards has a gradient"
+    for key in ("dynamic_sampling", "drop_uninformative"):
+        if getattr(algorithm, key):
+            yield ConfigError(f"algorithm.{key}", "true", "false", hint)
+
+
+def groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
+    """A group-relative advantage needs two or more different rollouts of each prompt."""
+    facts, rollout = facts_of(config), config.rollout
+    if facts is None:
+        return
+    if facts.estimator.group_relative and rollout.group_size < 2:
+        hint = f"algorithm.advantage {config.algorithm.advantage} compares the rollouts of a group"
+        yield ConfigError("rollout.group_size", str(rollout.group_size), "2 or more", hint)
+    if rollout.temperature == 0 and not facts.loss.supervised:
+        hint = "greedy rollouts of one prompt are all equal, so there is nothing to compare"
+        yield ConfigError("rollout.temperature", "0.0", "more than 0", hint)
+
+
+def learner_can_score_the_samples(config: RunConfig) -> Iterator[ConfigError]:
+    """Probability ratios compare the learner's distribution with the one that was sampled from: the engine
+    must report log-probs of a distribution that the learner can compute.
+    """
+    facts, rollout, loss = facts_of(config), config.rollout, config.algorithm.loss
+    if facts is None or facts.loss.supervised:
+        return
+    if facts.engine.logprobs == "none":
+        allowed = _names_where(ENGINES, lambda engine: engine.logprobs != "none")
+        hint = f"algorithm.loss {loss} needs the log-probs of sampled tokens, and this engine has none"
+        yield ConfigError("rollout.engine", rollout.engine, allowed, hint)
+    if facts.engine.logprobs == "raw" and rollout.temperature != 1:
+        hint = f"rollout.engine {rollout.engine} reports log-probs before temperature"
+        yield ConfigError("rollout.temperature", str(rollout.temperature), "1", hint)
+    if rollout.top_p < 1:
+        hint = (
+            "the learner scores tokens over the whole vocabulary; a nucleus biases the gradient "
+            f"of algorithm.loss {loss}, and nothing corrects for it"
+        )
+        yield ConfigError("rollout.top_p", str(rollout.top_p), "1", hint)
+
+
+def staleness_is_corrected(config: RunConfig) -> Iterator[ConfigError]:
+    """Rollouts of older weights need a loss that accounts for them, or an off-policy correction."""
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or config.max_staleness == 0:
+        return
+    if facts.loss.handles_stale_rollouts or algorithm.off_policy.correction != "none":
+        return
+    losses = _names_where(LOSSES, lambda loss: loss.handles_stale_rollouts and not loss.supervised)
+    yield ConfigError(
+        "max_staleness",
+        str(config.max_staleness),
+        f"0, or algorithm.off_policy.correction truncated_importance_sampling, or algorithm.loss {losses}",
+        f"algorithm.loss {algorithm.loss} is wrong on rollouts of older weights, unless it is registered "
+        "with LossFacts(handles_stale_rollouts=True)",
+    )
+
+
+def solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
+    """An engine that plays back solutions needs a task that has some."""
+    facts, task = facts_of(config), config.task
+    if facts is None or not facts.engine.replays_solutions or task.solutions or task.solution_field:
+        return
+    engines = _names_where(ENGINES, lambda engine: not engine.replays_solutions)
+    yield ConfigError(
+        "rollout.engine",
+        config.rollout.engine,
+        f"{engines}, or a task with task.solutions or task.solution_field",
+        f"task {task.name} has no worked solutions to imitate",
+    )
+
+
+def routes_can_be_recorded(config: RunConfig) -> Iterator[ConfigError]:
+    """Routing replay needs an engine that notes routes. Replayed solutions have none, and need none."""
+    facts, rollout = facts_of(config), config.rollout
+    if facts is None or facts.engine.records_routes or facts.engine.replays_solutions:
+        return
+    if rollout.record_routes:
+        hint = f"rollout.engine {rollout.engine} does not record the experts of a token"
+        yield ConfigError("rollout.record_routes", "true", "false", hint)
+
+
+def _problems_of(key: str, registry: Registry[T, F], name: str) -> Iterator[ConfigError]:
+    try:
+        registry.get(name)
+    except ConfigError as error:
+        yield ConfigError(key, error.value, error.allowed, error.hint)
+
+
+def _names_where(registry: Registry[T, F], holds: Callable[[F], bool]) -> str:
+    """Names of the components whose facts satisfy `holds`, without those that cannot be imported."""
+
+    def found(name: str) -> bool:
+        try:
+            return holds(registry.facts(name))
+        except ConfigError:
+            return False
+
+    return ", ".join(filter(found, registry.names()))

@@ -1,0 +1,119 @@
+"""Combinations of components that would compute something else than they say, also for components of a third
+party.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.config.component_rules import facts_of
+from orchestrator.config.compose import compose
+from orchestrator.config.errors import InvalidConfigError
+from orchestrator.errors import ConfigError
+from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
+from orchestrator.training.learner.losses import LOSSES, LossFacts
+from orchestrator.training.registry import Registry
+from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
+
+TIS = "algorithm.off_policy.correction=truncated_importance_sampling"
+
+
+def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
+    """The problems of a config by key."""
+    try:
+        compose(job, list(overrides))
+    except InvalidConfigError as error:
+        return {problem.key: problem for problem in error.problems}
+    except ConfigError as error:
+        return {error.key: error}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "key", "allowed"),
+    [
+        ("grpo", "algorithm.loss=nll", "algorithm.advantage", "constant"),
+        ("sft", TIS, "algorithm.off_policy.correction", "none"),
+        ("sft", "algorithm.drop_uninformative=true", "algorithm.drop_uninformative", "false"),
+        ("sft", "algorithm.dynamic_sampling=true", "algorithm.dynamic_sampling", "false"),
+        ("grpo", "algorithm=reinforce_plus_plus algorithm.drop_uninformative=true",
+         "algorithm.drop_uninformative", "false"),
+        ("grpo", "algorithm=reinforce_plus_plus algorithm.dynamic_sampling=true",
+         "algorithm.dynamic_sampling", "false"),
+        ("grpo", "rollout.group_size=1", "rollout.group_size", "2 or more"),
+        ("grpo", "rollout.temperature=0", "rollout.temperature", "more than 0"),
+        ("grpo", "algorithm=rloo max_staleness=1", "max_staleness",
+         "0, or algorithm.off_policy.correction truncated_importance_sampling, or algorithm.loss clipped"),
+        ("sft", "task.solutions=null", "rollout.engine",
+         "hf, or a task with task.solutions or task.solution_field"),
+        ("grpo", "rollout.engine=worked_solutions", "rollout.engine", "hf"),
+        ("grpo", "rollout.top_p=0.95", "rollout.top_p", "1"),
+        ("grpo", "algorithm=rloo rollout.top_p=0.95", "rollout.top_p", "1"),
+        ("grpo", "algorithm.advantage=gae", "algorithm.advantage",
+         "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
+        ("grpo", "algorithm.loss=gspo", "algorithm.loss", "clipped, nll, reinforce"),
+        ("grpo", "evaluation.engine=vllm", "evaluation.engine", "hf, worked_solutions"),
+    ],
+)  # fmt: skip
+def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: str) -> None:
+    found = refusals(job, *overrides.split())
+    assert found.keys() == {key}
+    assert found[key].allowed == allowed
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides"),
+    [
+        ("grpo", "algorithm=reinforce_plus_plus rollout.group_size=1"),
+        ("grpo", f"algorithm=rloo max_staleness=1 {TIS}"),
+        ("grpo", "algorithm=dapo max_staleness=1"),
+        ("sft", "rollout.group_size=1 max_staleness=1 rollout.temperature=0.6 rollout.top_p=0.9"),
+        ("sft", "rollout.record_routes=true"),
+    ],
+)
+def test_a_combination_is_accepted(job: str, overrides: str) -> None:
+    assert refusals(job, *overrides.split()) == {}
+
+
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Components of a third party, each called `theirs`, without facts."""
+    registries: list[Registry[object, object]] = [ADVANTAGES, LOSSES, ENGINES]  # pyright: ignore[reportAssignmentType]
+    for registry in registries:
+        monkeypatch.setitem(registry._components, "theirs", object())  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(registry, "_facts", dict(registry._facts))  # pyright: ignore[reportPrivateUsage]
+    yield
+
+
+@pytest.mark.usefixtures("theirs")
+def test_a_loss_of_a_third_party_is_checked_by_what_it_declares() -> None:
+    chosen = ("algorithm=grpo_token", "algorithm.loss=theirs")
+    assert refusals("grpo", *chosen) == {}
+    assert refusals("grpo", *chosen, "max_staleness=2").keys() == {"max_staleness"}
+    LOSSES.register("theirs", LossFacts(handles_stale_rollouts=True))(LOSSES.get("theirs"))
+    assert refusals("grpo", *chosen, "max_staleness=2") == {}
+
+
+@pytest.mark.usefixtures("theirs")
+def test_an_estimator_of_a_third_party_is_checked_by_what_it_declares() -> None:
+    chosen = ("algorithm=grpo_token", "algorithm.advantage=theirs")
+    assert refusals("grpo", *chosen).keys() == {"algorithm.drop_uninformative"}
+    ADVANTAGES.register("theirs", EstimatorFacts(group_relative=True))(ADVANTAGES.get("theirs"))
+    assert refusals("grpo", *chosen) == {}
+    assert refusals("grpo", *chosen, "rollout.group_size=1").keys() == {"rollout.group_size"}
+
+
+@pytest.mark.usefixtures("theirs")
+def test_an_engine_of_a_third_party_is_checked_by_what_it_declares() -> None:
+    chosen = ("rollout.engine=theirs", "rollout.temperature=0.8")
+    assert refusals("grpo", *chosen) == {}
+    assert refusals("grpo", *chosen, "rollout.record_routes=true").keys() == {"rollout.record_routes"}
+    facts = EngineFacts(logprobs="raw", records_routes=True)
+    ENGINES.register("theirs", facts)(ENGINES.get("theirs"))
+    assert refusals("grpo", *chosen, "rollout.record_routes=true").keys() == {"rollout.temperature"}
+    ENGINES.register("theirs", replace(facts, logprobs="none"))(ENGINES.get("theirs"))
+    assert refusals("grpo", *chosen).keys() == {"rollout.engine"}
+    assert facts_of(compose("sft")) is not None
