@@ -1,0 +1,170 @@
+"""What can happen to a run besides an ordinary step: one small record for each kind of event.
+
+An `Observer` receives them. `kind` names the event in `events.jsonl`; the record's fields are its particulars
+there. `message` says the same to a person; it is empty for events that only matter to programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A rollout or reward worker died or stopped answering; its pool replaces it."""
+
+    kind: ClassVar[str] = "worker_lost"
+    worker: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"{self.worker} was lost and is being replaced: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerLost:
+    """A learner rank died during `step`. All ranks are rebuilt and restored from the last checkpoint;
+    `groups_dropped` groups in flight or ready at that moment are sampled again.
+    """
+
+    kind: ClassVar[str] = "learner_lost"
+    worker: str
+    reason: str
+    step: int
+    groups_dropped: int
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"{self.worker} was lost after step {self.step}; rebuilding the learner: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutsLost:
+    """The rollouts of these groups disappeared with the process or node that held them. They are sampled
+    again under the same ids.
+    """
+
+    kind: ClassVar[str] = "rollouts_lost"
+    reason: str
+    groups: tuple[int, ...]
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"the rollouts of {len(self.groups)} groups were lost and are sampled again: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsLost:
+    """The published weights of `version` can't be read any more. The learner publishes them again."""
+
+    kind: ClassVar[str] = "weights_lost"
+    reason: str
+    version: int
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"the published weights of version {self.version} were lost: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLost:
+    """The rollouts of `step` could not be written to disk. Training goes on without this record."""
+
+    kind: ClassVar[str] = "record_lost"
+    step: int
+    record: str
+    """`step` for the rollouts of a learner step, `heldout` for the answers of an evaluation."""
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"the rollouts of step {self.step} were not recorded: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The run continues from the checkpoint after `step`; 0 is its beginning."""
+
+    kind: ClassVar[str] = "restored"
+    step: int
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"continuing after step {self.step}" if self.step else "starting again from the beginning"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """The checkpoint after `step` is complete on disk."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+
+    @property
+    def message(self) -> str:
+        """Empty: a checkpoint is no news."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWarning:
+    """The run trains, but probably on nothing; `check` says what to look at. See `telemetry.training_health`."""
+
+    kind: ClassVar[str] = "training_warning"
+    step: int
+    problem: str
+    """A stable name for programs: `equal_rewards`, `no_answers`, ..."""
+    what: str
+    check: str
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"{self.what} {self.check}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingUnavailable:
+    """The tracking server can't be reached or refuses the run. metrics.jsonl has everything; what is missing is
+    sent when the server answers again, or when the run is resumed.
+    """
+
+    kind: ClassVar[str] = "tracking_unavailable"
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"tracking is unavailable, metrics are kept in metrics.jsonl: {self.reason}"
+
+
+TrainingEvent = (
+    WorkerLost
+    | LearnerLost
+    | RolloutsLost
+    | WeightsLost
+    | RecordLost
+    | Restored
+    | CheckpointWritten
+    | TrainingWarning
+    | TrackingUnavailable
+)
+
+
+def event_fields(event: TrainingEvent) -> dict[str, Any]:
+    """The event's particulars as plain JSON.
+
+    >>> event_fields(RolloutsLost("node 3 died", (7, 9)))
+    {'reason': 'node 3 died', 'groups': [7, 9]}
+    """
+    fields = dataclasses.asdict(event)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

@@ -1,0 +1,42 @@
+"""Writing rollouts to disk for people to read, without letting a full disk end the run.
+
+A record that cannot be written is lost: the loss is counted and reported as an event. More than `budget` lost
+records end the run with FailureBudgetExceededError: nobody wants a week of training that left nothing to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DataLostError, FailureBudgetExceededError, StorageError
+from orchestrator.training.events import RecordLost
+from orchestrator.training.records import GroupTicket, RecordKind
+from orchestrator.training.stages import Observer, RewardStage
+
+
+class TolerantRecorder:
+    """Records rollouts through the reward workers, which hold them; tolerates `budget` losses in all."""
+
+    def __init__(self, rewards: RewardStage, observer: Observer, budget: int) -> None:
+        self._rewards, self._observer, self._budget = rewards, observer, budget
+        self.lost = 0
+        """Records that were not written."""
+
+    async def record(
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
+    ) -> list[dict[str, Any]]:
+        """Write the rollouts of these groups under `directory`; returns `sample` of them, none if the record
+        was lost. Raises FailureBudgetExceededError if it is one loss too many.
+        """
+        try:
+            return await self._rewards.record(step, tickets, directory, kind, sample)
+        except (StorageError, DataLostError) as error:
+            self.lost += 1
+            self._observer.on_event(RecordLost(step, kind, str(error)))
+            if self.lost > self._budget:
+                raise FailureBudgetExceededError(
+                    "steps whose rollouts could not be recorded", self.lost, self._budget, str(error)
+                ) from error
+            return []

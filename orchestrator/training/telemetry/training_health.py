@@ -1,0 +1,166 @@
+"""Recognises runs that train on nothing: the loss is finite, the steps go by, and no rollout teaches anything.
+
+Each check looks at the metrics of one step. A problem is reported once, after it held for `START_STEPS` steps
+without a break from the start of the attempt, or for `LATER_STEPS` steps at any other time: a single odd batch
+late in a run is no news, the same thing from the first step on is. The checks are ordered from cause to
+consequence, and only the first one that holds is counted: rollouts that are all cut off have no answers, so
+their rewards are equal, so the gradient is zero, and a person needs to hear about the first.
+
+Rollouts that are all right are equal too. That is success, except at the start: then the task is too easy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.training.events import TrainingWarning
+
+START_STEPS = 3
+"""Steps from the start of an attempt after which a problem is reported."""
+LATER_STEPS = 10
+"""Steps after which a problem that began later is reported."""
+NEARLY_ALL = 0.98
+"""A share of the rollouts that counts as all of them: one lucky rollout in a hundred hides no problem."""
+NO_SPREAD = 1e-9
+"""Standard deviations and gradient norms up to this one are rounding errors."""
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LearningSignal:
+    """Where the run's gradient comes from."""
+
+    imitates: bool
+    """The rollouts are worked solutions that are learnt by heart: rewards are only reported."""
+    group_relative: bool
+    """Advantages compare the rollouts of one group: a group of equal rewards has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    problem: str
+    holds: Callable[[Metrics], bool]
+    what: str
+    advice: str
+    imitation: bool
+    """Whether it also concerns runs that imitate worked solutions."""
+
+
+def _grades_failed(metrics: Metrics) -> bool:
+    return metrics.get("reward/failed_fraction", 0.0) >= NEARLY_ALL
+
+
+def _all_truncated(metrics: Metrics) -> bool:
+    return metrics.get("rollout/truncated_fraction", 0.0) >= NEARLY_ALL
+
+
+def _no_answers(metrics: Metrics) -> bool:
+    return metrics.get("rollout/answered_fraction", 1.0) <= 1 - NEARLY_ALL
+
+
+def _equal_rewards(metrics: Metrics) -> bool:
+    return metrics.get("reward/std", 1.0) <= NO_SPREAD
+
+
+def _no_informative_group(metrics: Metrics) -> bool:
+    return metrics.get("rollout/informative_fraction", 1.0) == 0.0
+
+
+def _no_gradient(metrics: Metrics) -> bool:
+    return metrics.get("policy/grad_norm", 1.0) <= NO_SPREAD
+
+
+CHECKS = (
+    _Check(
+        "grades_failed",
+        _grades_failed,
+        "No rollout could be graded.",
+        "Look at `orchestrator rollouts RUN --failed`, and try the reward with `orchestrator reward try`.",
+        imitation=True,
+    ),
+    _Check(
+        "all_truncated",
+        _all_truncated,
+        "Every rollout is cut off at rollout.max_new_tokens or at the model's context.",
+        "Raise rollout.max_new_tokens, or check that the model ends its answers (chat template, end-of-turn token).",
+        imitation=True,
+    ),
+    _Check(
+        "no_answers",
+        _no_answers,
+        "No rollout has an answer that the reward can find.",
+        "Compare the rollouts (`orchestrator rollouts RUN`) with the answer format that the reward expects; "
+        "the task's template should ask for it.",
+        imitation=True,
+    ),
+    _Check(
+        "equal_rewards",
+        _equal_rewards,
+        "All rollouts have the same reward, so no rollout is better than another.",
+        "If all are wrong, start from a stronger model, a cold start or an easier task; if all are right, the "
+        "task is solved. A reward that never varies may also be a bug: try it with `orchestrator reward try`.",
+        imitation=False,
+    ),
+    _Check(
+        "no_informative_group",
+        _no_informative_group,
+        "Within every group all rewards are equal, so every advantage is zero.",
+        "Raise rollout.group_size or rollout.temperature, or choose prompts that are neither always nor never "
+        "solved.",
+        imitation=False,
+    ),
+    _Check(
+        "no_gradient",
+        _no_gradient,
+        "The gradient is zero, so the model does not change.",
+        "Check learner.learning_rate, the loss's clip range and that some tokens are trained on.",
+        imitation=True,
+    ),
+)
+
+
+class TrainingHealth:
+    """Watches the steps of one attempt; `observe` each of them in order."""
+
+    def __init__(self, signal: LearningSignal) -> None:
+        self._checks = tuple(_relevant_checks(signal))
+        self._steps = 0
+        self._streaks = dict.fromkeys((check.problem for check in self._checks), 0)
+        """For how many steps each check has held without a break."""
+        self._reported: set[str] = set()
+
+    def observe(self, step: int, metrics: Metrics) -> TrainingWarning | None:
+        """The problem that this step makes certain; None if there is none, or it was reported before."""
+        if "reward/mean" not in metrics:
+            return None  # an evaluation before the first step
+        self._steps += 1
+        for check in self._checks:
+            self._streaks[check.problem] = self._streaks[check.problem] + 1 if check.holds(metrics) else 0
+        found = next((check for check in self._checks if self._is_certain(check)), None)
+        if found is None or found.problem in self._reported or self._is_success(found, metrics):
+            return None
+        self._reported.add(found.problem)
+        return TrainingWarning(step, found.problem, found.what, found.advice)
+
+    def _is_certain(self, check: _Check) -> bool:
+        needed = START_STEPS if self._holds_from_the_start(check) else LATER_STEPS
+        return self._streaks[check.problem] >= needed
+
+    def _holds_from_the_start(self, check: _Check) -> bool:
+        return self._streaks[check.problem] == self._steps
+
+    def _is_success(self, found: _Check, metrics: Metrics) -> bool:
+        """Whether the signal is gone because everything has been learnt."""
+        solved = metrics.get("accuracy/train", 0.0) >= NEARLY_ALL
+        return solved and not self._holds_from_the_start(found)
+
+
+def _relevant_checks(signal: LearningSignal) -> Iterator[_Check]:
+    for check in CHECKS:
+        if signal.imitates and not check.imitation:
+            continue
+        if check.problem == "no_informative_group" and not signal.group_relative:
+            continue
+        yield check

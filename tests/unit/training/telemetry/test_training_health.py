@@ -1,0 +1,112 @@
+"""Runs that train on nothing are reported once, with their cause; runs that learn are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.training.events import TrainingWarning
+from orchestrator.training.telemetry.training_health import (
+    CHECKS,
+    LATER_STEPS,
+    START_STEPS,
+    LearningSignal,
+    TrainingHealth,
+)
+
+HEALTHY = {
+    "reward/mean": 0.4,
+    "reward/std": 0.5,
+    "reward/failed_fraction": 0.0,
+    "accuracy/train": 0.4,
+    "rollout/truncated_fraction": 0.1,
+    "rollout/answered_fraction": 0.9,
+    "rollout/informative_fraction": 0.8,
+    "policy/grad_norm": 0.3,
+}
+PROBLEMS = {
+    "grades_failed": {"reward/failed_fraction": 1.0},
+    "all_truncated": {"rollout/truncated_fraction": 1.0},
+    "no_answers": {"rollout/answered_fraction": 0.0},
+    "equal_rewards": {"reward/std": 0.0, "accuracy/train": 0.0},
+    "no_informative_group": {"rollout/informative_fraction": 0.0},
+    "no_gradient": {"policy/grad_norm": 0.0},
+}
+GRPO = LearningSignal(imitates=False, group_relative=True)
+SFT = LearningSignal(imitates=True, group_relative=False)
+
+
+def warnings(*steps: dict[str, float], signal: LearningSignal = GRPO) -> list[TrainingWarning]:
+    health = TrainingHealth(signal)
+    seen = [health.observe(step, metrics) for step, metrics in enumerate(steps, start=1)]
+    return [warning for warning in seen if warning is not None]
+
+
+def test_every_problem_has_a_case() -> None:
+    assert PROBLEMS.keys() == {check.problem for check in CHECKS}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_problem_from_the_start_is_reported_once(problem: str) -> None:
+    found = warnings(*[HEALTHY | PROBLEMS[problem]] * 50)
+    assert [(warning.problem, warning.step) for warning in found] == [(problem, START_STEPS)]
+    assert found[0].message.endswith(".")
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_problem_that_comes_later_must_last_longer(problem: str) -> None:
+    sick = HEALTHY | PROBLEMS[problem]
+    assert warnings(HEALTHY, *[sick] * (LATER_STEPS - 1), HEALTHY, *[sick] * (LATER_STEPS - 1)) == []
+    found = warnings(HEALTHY, *[sick] * LATER_STEPS)
+    assert [(warning.problem, warning.step) for warning in found] == [(problem, 1 + LATER_STEPS)]
+
+
+def test_a_run_that_learns_is_left_alone() -> None:
+    assert warnings(*[HEALTHY] * 100) == []
+
+
+def test_the_cause_is_reported_and_not_its_consequences() -> None:
+    everything: dict[str, float] = {}
+    for changes in PROBLEMS.values():
+        everything |= changes
+    assert [warning.problem for warning in warnings(*[HEALTHY | everything] * 50)] == ["grades_failed"]
+
+
+def test_what_remains_when_the_cause_is_gone_is_reported_too() -> None:
+    truncated = HEALTHY | PROBLEMS["all_truncated"] | PROBLEMS["equal_rewards"]
+    equal = HEALTHY | PROBLEMS["equal_rewards"]
+    found = warnings(*[truncated] * 5, *[equal] * 5)
+    assert [(warning.problem, warning.step) for warning in found] == [("all_truncated", 3), ("equal_rewards", 6)]
+
+
+def test_a_cause_that_comes_and_goes_does_not_hide_what_stays() -> None:
+    equal = HEALTHY | PROBLEMS["equal_rewards"]
+    truncated = equal | PROBLEMS["all_truncated"]
+    assert [warning.problem for warning in warnings(*[equal, truncated] * 2)] == ["equal_rewards"]
+
+
+def test_a_solved_task_has_equal_rewards_and_that_is_success() -> None:
+    solved = HEALTHY | {"reward/std": 0.0, "accuracy/train": 1.0, "policy/grad_norm": 0.0}
+    assert warnings(HEALTHY, *[solved] * 100) == []
+    assert [warning.problem for warning in warnings(*[solved] * 100)] == ["equal_rewards"]
+
+
+def test_worked_solutions_have_equal_rewards_by_design() -> None:
+    copied = HEALTHY | {"reward/std": 0.0, "rollout/informative_fraction": 0.0}
+    assert warnings(*[copied] * 50, signal=SFT) == []
+    blind = copied | {"rollout/answered_fraction": 0.0}
+    assert [warning.problem for warning in warnings(*[blind] * 50, signal=SFT)] == ["no_answers"]
+
+
+def test_estimators_that_compare_across_groups_need_no_spread_within_them() -> None:
+    across = HEALTHY | {"rollout/informative_fraction": 0.0}
+    assert warnings(*[across] * 50, signal=LearningSignal(imitates=False, group_relative=False)) == []
+
+
+def test_what_was_not_measured_is_no_problem() -> None:
+    assert warnings(*[{"reward/mean": 0.0}] * 50) == []
+
+
+def test_an_evaluation_is_no_step() -> None:
+    sick = HEALTHY | PROBLEMS["equal_rewards"]
+    found = warnings({"accuracy/heldout": 0.0}, *[sick] * START_STEPS)
+    assert [warning.step for warning in found] == [1 + START_STEPS]
