@@ -81,10 +81,17 @@ class WorkerLostError(OrchestratorError):
         return f"{self.worker} was lost: {self.reason}"
 
 
-class DataLostError(WorkerLostError):
-    """What an actor was to work on is gone with the process or node that held it. `worker`, who looked for
-    it, is well and keeps its place; the data is made again.
+class DataLostError(OrchestratorError):
+    """The data that an actor was to work on (rollouts, weights) is gone with the process or node that held
+    it. `worker` looked for it and is well: nobody is restarted, the data is made again.
     """
+
+    def __init__(self, worker: str, reason: str) -> None:
+        super().__init__(worker, reason)
+        self.worker, self.reason = worker, reason
+
+    def __str__(self) -> str:
+        return f"{self.worker} found its data lost: {self.reason}"
 
 
 class FailureBudgetExceededError(OrchestratorError):

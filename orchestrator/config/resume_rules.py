@@ -14,6 +14,7 @@ CHANGEABLE = (
     "rollout.max_batch_rows",
     "rollout.threads",
     "rollout.max_restarts",
+    "rollout.max_data_losses",
     "reward.workers",
     "reward.timeout_seconds",
     "reward.memory_bytes",

@@ -12,11 +12,12 @@ from orchestrator.console.report_data import ReportData, Sample, SamplePair, Sam
 from orchestrator.console.run_curves import plays_back, read_config, read_history, run_name, title
 from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory, RunRecord, write_atomically
-from orchestrator.training.telemetry.recorder import RecordKind, read_recorded, recorded_steps
+from orchestrator.training.records import RecordKind
+from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
 
 SHOWN = ((False, True, 3), (True, True, 1), (False, False, 1), (True, False, 1))
-"""How many pairs are shown of those that were (right before, right after): what was learned, and what was
-not.
+"""How many pairs are shown of those that were (right before, right after): what was learned,
+and what was not.
 """
 UNPAIRED = 4
 MOST_CHARACTERS = 4000

@@ -29,8 +29,10 @@ from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
+from orchestrator.training.events import CheckpointWritten, WorkerLost
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.prompts.source import EpochPrompts
+from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.usage import PurposeSet, RunDeclared, SpoolSink, UsageSink, new_event_id
 
@@ -58,8 +60,8 @@ class StopSwitch:
         return self._reason is not None
 
     def ask(self, reason: OrchestratorError) -> None:
-        """Ask the loop that runs, or the next one, to make a checkpoint and raise `reason`; what only starts
-        is broken off.
+        """Ask the loop that runs, or the next one, to make a checkpoint and raise `reason`; what only
+        starts is broken off.
         """
         self._reason = self._reason or reason
         if self._starting is not None:
@@ -76,8 +78,8 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def starting(self) -> Generator[None]:
-        """The body starts what has nothing to save yet: asked to stop, it is broken off and raises the
-        reason.
+        """The body starts what has nothing to save yet: asked to stop, it is broken off and
+        raises the reason.
         """
         if self._reason is not None:
             raise self._reason
@@ -147,7 +149,7 @@ async def train(
         await asyncio.to_thread(books.wait_for_first_round, FIRST_ROUND_SECONDS)
 
         def on_lost(lost: WorkerLostError) -> None:
-            observer.on_event("worker_lost", {"worker": lost.worker, "reason": lost.reason})
+            observer.on_event(WorkerLost(lost.worker, lost.reason))
 
         view.message("starting the actors")
         parts = run_spec(config, directory.run_id, attempt.number, directory.path)
@@ -165,12 +167,14 @@ async def train(
 
 def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock: Clock) -> TrainingLoop:
     config, path = attempt.config, attempt.directory.path.resolve()
+    recorder = TolerantRecorder(stages.rewards, observer, config.tracking.max_lost_records)
     evaluator = Evaluator(
         heldout_prompts(config, attempt.prompts),
         config.rollout.max_new_tokens,
         SampledAnswers(config.evaluation.samples, config.rollout.temperature, config.rollout.top_p),
         stages.rollouts,
         stages.rewards,
+        recorder,
         attempt.directory.evaluations.resolve(),
     )
     wired = Stages(
@@ -179,12 +183,13 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
         rewards=stages.rewards,
         learner=stages.learner,
         evaluator=evaluator,
+        recorder=recorder,
         checkpoints=Checkpointer(
             path / "checkpoints",
             config.checkpoint.keep,
             mirror_of(config, path.name),
             asynchronous=config.checkpoint.asynchronous,
-            on_written=lambda step: observer.on_event("checkpoint", {"step": step}),
+            on_written=lambda step: observer.on_event(CheckpointWritten(step)),
         ),
         observer=observer,
     )

@@ -11,6 +11,7 @@ from orchestrator.clock import Clock
 from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.events import Restored, TrainingEvent, event_fields
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import Tracker
 
@@ -66,16 +67,14 @@ class RunObserver:
         self._tracker.set_tag("budget", text)
         self._directory.append_event("budget_warning", {"warning": text}, self._clock.now_ns())
 
-    def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
-        """A line in events.jsonl; what a person should know is shown too."""
-        self._directory.append_event(kind, detail, self._clock.now_ns())
-        if kind == "restored":
+    def on_event(self, event: TrainingEvent) -> None:
+        """Add a line to events.jsonl; show what a person should know."""
+        self._directory.append_event(event.kind, event_fields(event), self._clock.now_ns())
+        if isinstance(event, Restored):
             # At step 0 the evaluation before the first step is made again: its row goes too.
-            self._directory.drop_metrics_after(int(detail["step"]) or -1)
-        if kind != "checkpoint":
-            self._view.message(
-                f"{kind.replace('_', ' ')}: " + ", ".join(f"{k} {v}" for k, v in detail.items())
-            )
+            self._directory.drop_metrics_after(event.step or -1)
+        if event.message:
+            self._view.message(event.message)
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table in the tracker."""

@@ -1,5 +1,5 @@
-"""From a validated config to the parts of one training run, and what can be wrong with it before anything
-starts.
+"""From a validated config to the parts of one training run, and what can be wrong with it before
+anything starts.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ def loop_settings(config: RunConfig) -> LoopSettings:
         max_resampled=config.algorithm.max_resampled,
         grading_failure_budget=config.reward.failure_budget,
         max_learner_rebuilds=config.learner.max_restarts,
+        max_data_losses=config.rollout.max_data_losses,
     )
 
 

@@ -1,37 +1,46 @@
-"""Between rewards and learner: which groups may be asked for, and which make the next batch.
+"""Between rewards and learner: which groups may be requested, and which make the next batch.
 
-The buffer bounds staleness by construction instead of dropping what got too old. With P groups a batch and a
-bound of S:
+The buffer bounds staleness by construction instead of dropping what got too old. With P groups a batch
+and a bound of S:
 
-1. *Room.* Groups that were asked for and not yet trained on (in flight, ready or claimed) never exceed (S +
-   1) * P.
+1. *Room.* Groups that were requested and not yet trained on (in flight, ready or claimed) never exceed
+   (S + 1) * P. They are the *window*.
 2. *Claim.* The batch of version v takes the ready groups that were requested at the oldest versions. It waits
-   while that would leave, for any version s, more than (s + S - v) * P outstanding groups requested at
-   version s or earlier: the later batches up to version s + S could not take them all.
+   while that would leave, for any version s, more than (s + S - v) * P groups in the window that were
+   requested at version s or earlier: the later batches up to version s + S could not take them all.
+3. *Loss.* A group whose rollouts were lost leaves the window for the *backlog*. It enters the window again
+   under its old id when it is requested again, at the learner's version of that moment and under rule 1.
 
-Why nothing passes the bound: at a request at version s rule 1 leaves at most S * P outstanding groups after
-the batch of version s; rule 2 keeps that promise at every later claim, so at v = s + S none requested at s or
-earlier is left over. A token is never older than its group's request, so v - oldest_version <= S for every
-token trained on. S = 0 is synchronous training: rule 1 lets the next batch be asked for only when the last
-one was trained on and its weights published.
+Why nothing passes the bound: a request at version s leaves, by rule 1, at most S * P groups in the window
+after the batch of version s; rule 2 keeps that promise at every later claim, so at v = s + S none requested
+at s or earlier is left over. A token is never older than its group's request, so v - oldest_version <= S
+for every token trained on. A loss only takes groups out of the window, which makes every count in rules 1
+and 2 smaller; what is requested again counts as requested at the new version, and its tokens are new. S = 0
+is synchronous training: rule 1 lets the next batch be requested only when the last one was trained on and
+its weights published.
 
-Each group is trained on exactly once: it must be asked for before it is admitted, a second admission (a retry
-after a lost worker whose answer had arrived after all) is refused and counted, and what is outstanding at a
-checkpoint is part of it.
+Why it never deadlocks: when everything in the window is ready, rule 2 holds (no claim broke it, and nothing
+is in flight that could); if fewer than P groups are ready then, rule 1 leaves room to request more.
+
+Each group is trained on exactly once: it must be requested before it is admitted, a second admission (a retry
+after a lost worker whose answer had arrived after all) is refused and counted, and what is outstanding, the
+backlog included, is part of every checkpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.training.records import Batch, GroupTicket, Prompt, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
 class PendingGroup:
-    """A group that was asked for: its prompt and the learner's version at that moment."""
+    """A requested group: its prompt, and the learner's version when it was requested."""
 
     group_id: int
     prompt: Prompt
@@ -39,8 +48,9 @@ class PendingGroup:
 
 
 class Buffer:
-    """The window of groups between the producer and the learner. One event loop, no locks; waits are
-    conditions on it.
+    """The window of groups between the producer and the learner, and the backlog of lost ones.
+
+    It belongs to one event loop and needs no locks: waits are conditions on the loop.
     """
 
     def __init__(self, groups_per_batch: int, max_staleness: int) -> None:
@@ -49,110 +59,153 @@ class Buffer:
         self.groups_per_batch = groups_per_batch
         self.max_staleness = max_staleness
         self.refused = 0
-        """Admissions refused because the group was not outstanding: duplicates after a retry."""
-        self._in_flight: dict[int, PendingGroup] = {}
+        """Admissions refused because the group was not in flight: duplicates after a retry."""
+        self._window: dict[int, PendingGroup] = {}
+        self._in_flight: set[int] = set()
         self._ready: dict[int, GroupTicket] = {}
-        self._prompts: dict[int, PendingGroup] = {}
-        self._claimed: dict[int, GroupTicket] = {}
+        self._by_age: list[tuple[WeightVersion, int]] = []
+        """(version of the request, group id) of the ready groups, in order."""
+        self._unclaimed: Counter[WeightVersion] = Counter()
+        """How many groups in flight or ready were requested at each version."""
+        self._claimed: set[int] = set()
+        self._backlog: dict[int, PendingGroup] = {}
         self._changed = asyncio.Event()
 
     @property
     def room(self) -> int:
-        """How many groups may be asked for now."""
-        active = len(self._in_flight) + len(self._ready) + len(self._claimed)
-        return (self.max_staleness + 1) * self.groups_per_batch - active
+        """How many groups may be requested now."""
+        return (self.max_staleness + 1) * self.groups_per_batch - len(self._window)
 
     def request(self, groups: Sequence[PendingGroup]) -> None:
-        """Register groups before their rollouts are asked for. Raises ValueError if there is no room or an id
-        is active already.
+        """Register groups before their rollouts are requested. Raises ValueError if there is no room, or if
+        an id is outstanding already.
         """
         if len(groups) > self.room:
             raise ValueError(f"asked for {len(groups)} groups, there is room for {self.room}")
         for group in groups:
-            if group.group_id in self._prompts:
-                raise ValueError(f"group {group.group_id} is active already")
-            self._in_flight[group.group_id] = group
-            self._prompts[group.group_id] = group
+            if group.group_id in self._window or group.group_id in self._backlog:
+                raise ValueError(f"group {group.group_id} is outstanding already")
+            self._window[group.group_id] = group
+            self._in_flight.add(group.group_id)
+            self._unclaimed[group.version] += 1
+
+    def request_again(self, count: int, version: WeightVersion) -> list[PendingGroup]:
+        """Take up to `count` groups out of the backlog, oldest id first, and register them as requested at
+        `version`. Raises ValueError if there is no room for them.
+        """
+        ids = sorted(self._backlog)[: max(count, 0)]
+        groups = [replace(self._backlog[group_id], version=version) for group_id in ids]
+        if len(groups) > self.room:
+            raise ValueError(f"asked for {len(groups)} groups, there is room for {self.room}")
+        for group_id in ids:
+            del self._backlog[group_id]
+        self.request(groups)
+        return groups
 
     def admit(self, ticket: GroupTicket) -> bool:
         """A scored group arrived. False, and counted in `refused`, if it is not in flight (any more)."""
-        if self._in_flight.pop(ticket.group_id, None) is None:
-            self.refused += 1
+        if not self._arrived(ticket.group_id):
             return False
         self._ready[ticket.group_id] = ticket
+        bisect.insort(self._by_age, (self._window[ticket.group_id].version, ticket.group_id))
         self.notify()
         return True
 
     def discard(self, group_id: int) -> bool:
-        """A scored group that will not be trained on (dynamic sampling) makes room. False if it is not in
-        flight.
+        """A scored group that will not be trained on (dynamic sampling) makes room. False, and counted in
+        `refused`, if it is not in flight.
         """
-        if self._in_flight.pop(group_id, None) is None:
-            self.refused += 1
+        if not self._arrived(group_id):
             return False
-        del self._prompts[group_id]
+        self._unclaimed[self._window.pop(group_id).version] -= 1
         self.notify()
         return True
 
+    def lose(self, group_ids: Iterable[int]) -> list[int]:
+        """The rollouts of these groups are gone: those in flight or claimed go to the backlog. Returns their
+        ids; others (already ready, or from before a restore) are left alone.
+        """
+        lost: list[int] = []
+        for group_id in group_ids:
+            if group_id in self._in_flight:
+                self._in_flight.remove(group_id)
+                self._unclaimed[self._window[group_id].version] -= 1
+            elif group_id in self._claimed:
+                self._claimed.remove(group_id)
+            else:
+                continue
+            self._backlog[group_id] = self._window.pop(group_id)
+            lost.append(group_id)
+        self.notify()
+        return lost
+
     def ready(self, version: WeightVersion) -> bool:
         """Whether `claim(version)` would succeed: rule 2 of the module's docstring."""
-        return self._choose(version) is not None
+        oldest = self._by_age[: self.groups_per_batch]
+        if len(oldest) < self.groups_per_batch:
+            return False
+        left = self._unclaimed - Counter(requested for requested, _ in oldest)
+        total = 0
+        for requested in sorted(left):
+            total += left[requested]
+            if total > (requested + self.max_staleness - version) * self.groups_per_batch:
+                return False
+        return True
 
     def claim(self, version: WeightVersion) -> Batch:
         """Take the batch that is trained at `version`. Raises ValueError if it is not ready."""
-        chosen = self._choose(version)
-        if chosen is None:
+        if not self.ready(version):
             raise ValueError(f"the batch of version {version} is not ready")
-        for ticket in chosen:
-            self._claimed[ticket.group_id] = self._ready.pop(ticket.group_id)
-        return Batch(step=version, tickets=tuple(chosen))
+        oldest = self._by_age[: self.groups_per_batch]
+        del self._by_age[: self.groups_per_batch]
+        self._unclaimed -= Counter(requested for requested, _ in oldest)
+        self._claimed.update(group_id for _, group_id in oldest)
+        return Batch(step=version, tickets=tuple(self._ready.pop(group_id) for _, group_id in oldest))
 
     def release(self, batch: Batch) -> None:
         """The batch was trained on and its weights were published: its groups are done. Raises KeyError if
         one was not claimed.
         """
         for ticket in batch.tickets:
-            del self._claimed[ticket.group_id]
-            del self._prompts[ticket.group_id]
+            self._claimed.remove(ticket.group_id)
+            del self._window[ticket.group_id]
         self.notify()
 
     async def wait_for_room(self) -> int:
-        """Wait until at least one group may be asked for; how many."""
+        """Wait until at least one group may be requested; how many."""
         while self.room <= 0:
             await self.wait_for_change()
         return self.room
 
     async def wait_for_change(self) -> None:
-        """Wait until a group was admitted, discarded or released, or `notify` was called."""
+        """Wait until a group was admitted, discarded, lost or released, or `notify` was called."""
         self._changed.clear()
         await self._changed.wait()
 
     def notify(self) -> None:
-        """Let whoever waits look around."""
+        """Wake all waiters so that they check their conditions again."""
         self._changed.set()
 
     def outstanding(self) -> list[PendingGroup]:
-        """Groups that were asked for and not trained on, in the order of their ids: what a checkpoint keeps
-        of the buffer.
+        """Groups that were requested and not trained on, lost ones included, in the order of their ids:
+        what a checkpoint keeps of the buffer.
         """
-        return [self._prompts[group_id] for group_id in sorted(self._prompts)]
+        groups = self._window | self._backlog
+        return [groups[group_id] for group_id in sorted(groups)]
 
-    def clear(self) -> None:
-        """Forget everything active (a restore): rollouts still under way will be refused when they arrive."""
-        for groups in (self._in_flight, self._ready, self._claimed, self._prompts):
-            groups.clear()
+    def restore(self, groups: Iterable[PendingGroup]) -> None:
+        """Forget everything, and put `groups` (what a checkpoint kept) into the backlog. Rollouts still under
+        way will be refused when they arrive.
+        """
+        for ids_or_groups in (self._window, self._ready, self._in_flight, self._claimed, self._by_age):
+            ids_or_groups.clear()
+        self._unclaimed.clear()
+        self._backlog = {group.group_id: group for group in groups}
         self.notify()
 
-    def _choose(self, version: WeightVersion) -> list[GroupTicket] | None:
-        if len(self._ready) < self.groups_per_batch:
-            return None
-        by_age = sorted(
-            self._ready.values(), key=lambda ticket: (self._prompts[ticket.group_id].version, ticket.group_id)
-        )
-        chosen, left = by_age[: self.groups_per_batch], by_age[self.groups_per_batch :]
-        remaining = [self._prompts[ticket.group_id].version for ticket in left]
-        remaining += [request.version for request in self._in_flight.values()]
-        for count, requested in enumerate(sorted(remaining), start=1):
-            if count > (requested + self.max_staleness - version) * self.groups_per_batch:
-                return None
-        return chosen
+    def _arrived(self, group_id: int) -> bool:
+        if group_id not in self._in_flight:
+            self.refused += 1
+            return False
+        self._in_flight.remove(group_id)
+        return True

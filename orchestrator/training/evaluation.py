@@ -1,5 +1,7 @@
-"""Held-out evaluation: the same rollouts and rewards as training, no learner. Every prompt is answered once,
-greedily, and where that is asked for several times more, sampled.
+"""Held-out evaluation: the same rollouts and rewards as training, without a learner.
+
+Every prompt is answered once, greedily: that is `accuracy/heldout`. Where pass@k and maj@k are wanted, each
+prompt gets further answers, sampled with a temperature and top-p of their own.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import Prompt, SamplingParams
 from orchestrator.training.stages import RewardStage, RolloutRequest, RolloutStage, Scored, Span
 from orchestrator.training.usage import Activity
 
 T = TypeVar("T")
 Answered = tuple[Scored, tuple[Span, ...]]
-"""The graded answers to some of the prompts, and the time that they took."""
+"""The graded answers to some of the prompts, and the spans of making them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +33,27 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class SampledAnswers:
-    """How many answers to each prompt are sampled beside the greedy one, and how."""
+    """How many answers to each prompt are sampled besides the greedy one, and how. `count` 0: none."""
 
     count: int
-    """0: not at all."""
     temperature: float
     top_p: float
 
 
 HELDOUT = {
     "accuracy/heldout": "accuracy/train",
+    "accuracy/heldout_n": "accuracy/train_n",
+    "heldout/count": "rollout/count",
     "heldout/reward_mean": "reward/mean",
     "heldout/reflection_fraction": "rollout/reflection_fraction",
     "heldout/length_mean": "rollout/length_mean",
     "heldout/truncated_fraction": "rollout/truncated_fraction",
 }
-"""What sums over greedy answers are called here, and what a summary calls them."""
+"""The held-out metrics, and what a summary of the greedy answers calls each of them."""
 
 
 class Evaluator:
-    """Asks every held-out prompt once, greedily, and writes what was answered under `directory`. Sampled
+    """Answers every held-out prompt once, greedily, and records the answers under `directory`. Sampled
     answers are only counted (`eval/pass_at_<k>`, `eval/maj_at_<k>`).
     """
 
@@ -60,37 +64,39 @@ class Evaluator:
         sampled: SampledAnswers,
         rollouts: RolloutStage,
         rewards: RewardStage,
+        recorder: TolerantRecorder,
         directory: Path,
     ) -> None:
-        self._prompts, self._rollouts, self._rewards, self._directory = prompts, rollouts, rewards, directory
+        self._prompts, self._rollouts, self._rewards = prompts, rollouts, rewards
+        self._recorder, self._directory = recorder, directory
         self._max_new_tokens, self._sampled = max_new_tokens, sampled
 
     async def evaluate(self, step: int) -> Evaluated:
-        """Metrics of the newest weights, after `step` updates; none if there is no prompt."""
+        """Metrics of the newest weights, after `step` updates; none if there are no prompts. Raises
+        DataLostError if answers, or the weights to answer with, were lost.
+        """
         shares = [(first, last) for first, last in itertools.pairwise(self._bounds()) if first < last]
         if not shares:
             return Evaluated({}, ())
-        questions = [self._ask(share, step, 1, self._greedily()) for share in shares]
+        questions = [self._ask(share, step, 1, self._greedy_sampling()) for share in shares]
         if self._sampled.count:
             questions += [
-                self._ask(share, step, self._sampled.count, self._by_dice(share)) for share in shares
+                self._ask(share, step, self._sampled.count, self._random_sampling(share)) for share in shares
             ]
         parts = await _all(questions)
         answered, sampled = parts[: len(shares)], parts[len(shares) :]
         tickets = [ticket for scored, _ in answered for ticket in scored.tickets]
-        await self._rewards.record(step, tickets, self._directory, 0)
+        await self._recorder.record(step, tickets, self._directory, "heldout", 0)
         once, often = _sums(answered), _sums(sampled)
         metrics = {name: once[source] for name, source in HELDOUT.items() if source in once}
         metrics |= {name: value for name, value in often.items() if name.startswith("eval/")}
         return Evaluated(metrics, tuple(span for _, spans in parts for span in spans))
 
-    def _greedily(self) -> SamplingParams:
+    def _greedy_sampling(self) -> SamplingParams:
         return SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=self._max_new_tokens, seed=0)
 
-    def _by_dice(self, share: tuple[int, int]) -> SamplingParams:
-        """Seeded by the first prompt: every evaluation throws the same dice, so that two of them differ by
-        the weights.
-        """
+    def _random_sampling(self, share: tuple[int, int]) -> SamplingParams:
+        """Every evaluation uses the same seeds, so that two evaluations differ only by the weights."""
         return SamplingParams(self._sampled.temperature, self._sampled.top_p, self._max_new_tokens, share[0])
 
     def _bounds(self) -> list[int]:
@@ -108,7 +114,7 @@ class Evaluator:
 
 
 def _sums(parts: Sequence[Answered]) -> dict[str, float]:
-    """The metrics of all parts together; none of nothing."""
+    """The metrics of all parts together; empty for no parts."""
     if not parts:
         return {}
     summary = parts[0][0].summary
@@ -118,7 +124,7 @@ def _sums(parts: Sequence[Answered]) -> dict[str, float]:
 
 
 async def _all(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Every answer, or the first error: what is still under way then is cancelled, not left to itself."""
+    """All answers, or the first error: the questions that are still under way then are cancelled first."""
     tasks = [asyncio.ensure_future(question) for question in questions]
     try:
         return await asyncio.gather(*tasks)

@@ -74,6 +74,20 @@ class WeightsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersLost:
+    """An evaluation lost answers, or the weights to answer with; it is repeated."""
+
+    kind: ClassVar[str] = "answers_lost"
+    step: int
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"the evaluation after step {self.step} is repeated, its answers were lost: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class RecordLost:
     """The rollouts of `step` could not be written to disk. Training goes on without this record."""
 
@@ -117,7 +131,9 @@ class CheckpointWritten:
 
 @dataclass(frozen=True, slots=True)
 class TrainingWarning:
-    """The run trains, but probably on nothing; `check` says what to look at. See `telemetry.training_health`."""
+    """The run trains, but probably on nothing; `check` says what to look at. See
+    `telemetry.training_health`.
+    """
 
     kind: ClassVar[str] = "training_warning"
     step: int
@@ -134,8 +150,8 @@ class TrainingWarning:
 
 @dataclass(frozen=True, slots=True)
 class TrackingUnavailable:
-    """The tracking server can't be reached or refuses the run. metrics.jsonl has everything; what is missing is
-    sent when the server answers again, or when the run is resumed.
+    """The tracking server can't be reached or refuses the run. metrics.jsonl has everything; what is
+    missing is sent when the server answers again, or when the run is resumed.
     """
 
     kind: ClassVar[str] = "tracking_unavailable"
@@ -152,6 +168,7 @@ TrainingEvent = (
     | LearnerLost
     | RolloutsLost
     | WeightsLost
+    | AnswersLost
     | RecordLost
     | Restored
     | CheckpointWritten

@@ -1,7 +1,8 @@
 """Writing rollouts to disk for people to read, without letting a full disk end the run.
 
-A record that cannot be written is lost: the loss is counted and reported as an event. More than `budget` lost
-records end the run with FailureBudgetExceededError: nobody wants a week of training that left nothing to read.
+A record that cannot be written is lost: the loss is counted and reported as an event. More than `budget`
+lost records end the run with FailureBudgetExceededError: nobody wants a week of training that left
+nothing to read.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import DataLostError, FailureBudgetExceededError, StorageError
+from orchestrator.errors import DataLostError, StorageError
 from orchestrator.training.events import RecordLost
 from orchestrator.training.records import GroupTicket, RecordKind
 from orchestrator.training.stages import Observer, RewardStage
+from orchestrator.training.supervision.failure_budget import FailureBudget
 
 
 class TolerantRecorder:
     """Records rollouts through the reward workers, which hold them; tolerates `budget` losses in all."""
 
     def __init__(self, rewards: RewardStage, observer: Observer, budget: int) -> None:
-        self._rewards, self._observer, self._budget = rewards, observer, budget
-        self.lost = 0
-        """Records that were not written."""
+        self._rewards, self._observer = rewards, observer
+        self._losses = FailureBudget("steps whose rollouts could not be recorded", budget)
 
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
@@ -33,10 +34,6 @@ class TolerantRecorder:
         try:
             return await self._rewards.record(step, tickets, directory, kind, sample)
         except (StorageError, DataLostError) as error:
-            self.lost += 1
             self._observer.on_event(RecordLost(step, kind, str(error)))
-            if self.lost > self._budget:
-                raise FailureBudgetExceededError(
-                    "steps whose rollouts could not be recorded", self.lost, self._budget, str(error)
-                ) from error
+            self._losses.spend(error)
             return []

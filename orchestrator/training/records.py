@@ -4,8 +4,8 @@ Tokens travel as columns (`RolloutBlock`), in the object store, from the worker 
 that trains on them. The controller never opens a block: it holds an opaque handle and a `GroupTicket` for
 each group, so its work a step does not grow with tokens.
 
-A worked example, used all through the docstrings below: two prompts (P = 2), two rollouts each (G = 2, N =
-4):
+A worked example, used all through the docstrings below: two prompts (P = 2), two rollouts each
+(G = 2, N = 4):
 
     prompt 0 "1+2="  -> "3."  "4."          prompt 1 "5-5="  -> "0."  "10."
 
@@ -19,13 +19,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal, NewType
 
 import numpy as np
 from numpy.typing import NDArray
 
 WeightVersion = int
 """Rises by one at each publish; 0 is the model that the run started from."""
+
+BlockRef = NewType("BlockRef", object)
+"""An opaque handle of a `RolloutBlock`: an `ObjectRef` on a cluster, a plain object in a simulation. Only the
+stages that made it open it."""
+
+ScoreRef = NewType("ScoreRef", object)
+"""An opaque handle of a `ScoreBlock`."""
+
+RecordKind = Literal["step", "heldout"]
+"""Which rollouts are recorded: `step`, those that a learner step trained on; `heldout`, those
+of an evaluation.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +163,10 @@ class ScoreBlock:
 class GroupTicket:
     """What the controller knows of one scored group: a few numbers, never a token.
 
-    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of its
-    oldest token (>= requested_version). `block` and `scores` are opaque handles (an `ObjectRef` on a cluster,
-    the object itself in a simulation) of the blocks that hold the group at row `row`. `informative` is False
-    if all rewards of the group are equal, so that a group-relative advantage is zero.
+    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of
+    its oldest token (>= requested_version). `block` and `scores` are the blocks that hold the group at
+    row `row`. `informative` is False if all rewards of the group are equal, so that a group-relative
+    advantage is zero.
     """
 
     group_id: int
@@ -165,14 +177,14 @@ class GroupTicket:
     reward_mean: float
     informative: bool
     row: int
-    block: Any = field(repr=False)
-    scores: Any = field(repr=False)
+    block: BlockRef = field(repr=False)
+    scores: ScoreRef = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The groups of one learner step. `step` counts from 0; the step turns version `step` into version `step
-    + 1`.
+    """The groups of one learner step. `step` counts from 0; the step turns version `step` into
+    version `step + 1`.
     """
 
     step: int
@@ -186,8 +198,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchPart:
-    """Some groups of one block, as a learner rank receives them: the columns and which rows of groups to
-    train on.
+    """Some groups of one block, as a learner rank receives them: the columns and which rows of
+    groups to train on.
     """
 
     rollouts: RolloutBlock
@@ -228,8 +240,8 @@ class TokenWork:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after the
-    first update).
+    """What one step did: metrics under the names listed in docs/reference/metrics.md, at `step` (1 after
+    the first update).
     """
 
     step: int

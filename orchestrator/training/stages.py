@@ -1,5 +1,5 @@
-"""The seams of the loop: what it asks of each stage. Real stages are actors on a cluster, their twins live in
-`simulation`.
+"""The seams of the loop: what it asks of each stage. Real stages are actors on a cluster, their twins live
+in `simulation`.
 
 Everything a stage returns is small: handles that only other stages open, and the spans of time that it used
 (`Span`). Awaiting a stage raises the errors of `orchestrator.errors`; what a stage could repair by itself (a
@@ -11,18 +11,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NewType, Protocol, Self
 
+from orchestrator.training.events import TrainingEvent
 from orchestrator.training.records import (
     Batch,
+    BlockRef,
     GroupTicket,
     Prompt,
+    RecordKind,
     SamplingParams,
     StepReport,
     TokenWork,
     WeightVersion,
 )
 from orchestrator.training.usage import Activity, Role
+
+WeightRef = NewType("WeightRef", object)
+"""An opaque handle of published weights: the weight channel's own, None in a simulation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Groups to sample: `groups` are (group id, prompt), at the learner's version `version`, for learner step
-    `step`.
+    """Groups to sample: `groups` are (group id, prompt), at the learner's version `version`, for
+    learner step `step`.
     """
 
     groups: tuple[tuple[int, Prompt], ...]
@@ -63,7 +69,7 @@ class Generated:
     """A finished request: the handle of its `RolloutBlock`, and its size."""
 
     request: RolloutRequest
-    block: Any = field(repr=False)
+    block: BlockRef = field(repr=False)
     tokens: int
     spans: tuple[Span, ...]
 
@@ -107,7 +113,7 @@ class PublishedWeights:
     """Version `version` of the weights; `handle` is what a rollout worker pulls them with."""
 
     version: WeightVersion
-    handle: Any = field(repr=False)
+    handle: WeightRef = field(repr=False)
     spans: tuple[Span, ...] = ()
 
 
@@ -124,21 +130,24 @@ class RolloutStage(Protocol):
         ...
 
     async def generate(self, request: RolloutRequest) -> Generated:
-        """Run a request to its end."""
+        """Run a request to its end. Raises DataLostError if the weights in use can't be read any more."""
         ...
 
 
 class RewardStage(Protocol):
-    """Grades rollouts."""
+    """Grades rollouts and writes them to disk: it is where they are read."""
 
     async def score(self, generated: Generated) -> Scored:
-        """ScoreStatus every rollout of a block."""
+        """Grade every rollout of a block. Raises DataLostError if the block is gone."""
         ...
 
     async def record(
-        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the rollouts of these groups in full under `directory`; returns `sample` of them, to read."""
+        """Write the rollouts of these groups in full under `directory`; returns `sample` of them, to read.
+
+        Raises StorageError if the disk refuses them, DataLostError if they are gone.
+        """
         ...
 
 
@@ -152,14 +161,14 @@ class Savable(Protocol):
         ...
 
     async def snapshot(self, step: int) -> tuple[Span, ...]:
-        """Copy all ranks' state, after `step` steps, to memory: what `write` writes, whatever is trained in
-        between.
+        """Copy all ranks' state, after `step` steps, to memory: what `write` writes, whatever is
+        trained in between.
         """
         ...
 
     async def write(self, directory: Path) -> None:
-        """Like `save`, with the state of the last `snapshot`; other calls, but for `snapshot`, may run
-        meanwhile.
+        """Like `save`, with the state of the last `snapshot`; other calls, but for `snapshot`,
+        may run meanwhile.
         """
         ...
 
@@ -173,12 +182,15 @@ class LearnerStage(Savable, Protocol):
 
     async def update(self, batch: Batch) -> Updated:
         """Train on the batch. Raises WorkerLostError if a rank died, NonFiniteError before a bad update is
-        applied.
+        applied, and DataLostError if rollouts of the batch are gone: then no rank has changed, and each is
+        ready for another batch.
         """
         ...
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
-        """Make the current weights available as `version`."""
+        """Make the current weights available as `version`: a newer one than the last, or the last one again
+        if its weights were lost.
+        """
         ...
 
     async def export(self, directory: Path) -> None:
@@ -215,15 +227,15 @@ class PromptSource(Protocol):
 
 
 class Observer(Protocol):
-    """Who is told what happened: trackers, the progress view, a budget. Must not block. What it raises ends
-    the run.
+    """Receives what happens: trackers, the progress view, a budget. Must not block. What it
+    raises ends the run.
     """
 
     def on_step(self, report: StepReport) -> None:
         """A step (or the evaluation before the first) ended."""
         ...
 
-    def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
+    def on_event(self, event: TrainingEvent) -> None:
         """Something worth a line in events.jsonl: a lost worker, a checkpoint, a restore."""
         ...
 

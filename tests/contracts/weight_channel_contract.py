@@ -83,10 +83,16 @@ class WeightChannelContract:
         assert len(slow) == 9
         assert same(slow, 0.0)
 
-    def test_versions_only_rise(self, channel: WeightChannel) -> None:
+    def test_versions_never_fall(self, channel: WeightChannel) -> None:
         channel.publish(3, source(3))
-        with pytest.raises(ValueError, match="got version 3, and 3 is already published"):
-            channel.publish(3, source(4))
+        with pytest.raises(ValueError, match="got version 2, and 3 is already published"):
+            channel.publish(2, source(4))
+
+    def test_weights_that_were_lost_are_published_again(self, channel: WeightChannel) -> None:
+        channel.publish(3, source(3.0))
+        again = channel.publish(3, source(3.0))
+        assert same(pulled(channel, again), 3.0)
+        assert same(pulled(channel, channel.publish(4, source(4.0))), 4.0)
 
     def test_a_publish_that_fails_half_way_leaves_the_version_before(self, channel: WeightChannel) -> None:
         def broken(allocate: Allocate) -> Iterator[Bucket]:

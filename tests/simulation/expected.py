@@ -15,7 +15,9 @@ MANY_FAULTS = Faults(
     learner_death_elsewhere=0.01,
     restart_failure=0.2,
     rollouts_lost=0.02,
+    batch_lost=0.01,
     weights_lost=0.002,
+    disk_full=0.1,
 )
 
 

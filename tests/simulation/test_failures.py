@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import FailureBudgetExceededError, NonFiniteError, OrchestratorError
+from orchestrator.errors import (
+    DataLostError,
+    FailureBudgetExceededError,
+    NonFiniteError,
+    OrchestratorError,
+    WorkerLostError,
+)
+from orchestrator.training.events import RecordLost
 from orchestrator.training.simulation.run import Simulation, SimulationSettings, assemble, simulate
 from orchestrator.training.simulation.stages import (
     CountingSummary,
@@ -21,6 +28,8 @@ from orchestrator.training.simulation.virtual_time import (
     VirtualClock,
     run_in_virtual_time,
 )
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
+from tests.simulation.expected import assert_complete
 
 BASE = SimulationSettings(seed=5, steps=20, max_staleness=1, prompts_per_step=8, checkpoint_every=5)
 
@@ -66,18 +75,112 @@ def test_more_learners_are_lost_than_tolerated(faults: Faults, tmp_path: Path) -
     assert simulation.learner.rebuilt == 3
 
 
-def test_weights_that_are_always_lost_count_against_the_learner(tmp_path: Path) -> None:
-    settings = replace(BASE, faults=Faults(weights_lost=1.0), max_learner_rebuilds=2, max_restarts=0)
-    error, _ = end_of(settings, tmp_path)
-    assert type(error) is FailureBudgetExceededError
-    assert error.what == "learner ranks lost"
-
-
-def test_rollouts_that_are_always_lost(tmp_path: Path) -> None:
-    settings = replace(BASE, faults=Faults(rollouts_lost=1.0), max_learner_rebuilds=2, max_restarts=0)
+@pytest.mark.parametrize("evaluate_every", [0, 1], ids=["in training", "in evaluation"])
+@pytest.mark.parametrize(
+    "faults", [Faults(rollouts_lost=1.0), Faults(weights_lost=1.0), Faults(batch_lost=1.0)], ids=str
+)
+def test_more_data_is_lost_than_tolerated(faults: Faults, evaluate_every: int, tmp_path: Path) -> None:
+    """Nobody died: no worker is replaced and no learner rank is rebuilt for it."""
+    settings = replace(
+        BASE,
+        faults=faults,
+        evaluate_every=evaluate_every,
+        max_data_losses=5,
+        max_learner_rebuilds=0,
+        max_restarts=0,
+    )
     error, simulation = end_of(settings, tmp_path)
     assert type(error) is FailureBudgetExceededError
-    assert {kind for _, kind, _ in simulation.trace.lines} >= {"rollouts_lost", "learner_lost"}
+    assert (error.what, error.count, error.budget) == ("rollouts or weights lost", 6, 5)
+    assert simulation.learner.rebuilt == simulation.rollouts.restarts == simulation.rewards.restarts == 0
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@pytest.mark.parametrize("evaluate_every", [0, 3])
+@pytest.mark.parametrize(
+    "faults", [Faults(rollouts_lost=0.2), Faults(weights_lost=0.2), Faults(batch_lost=0.2)], ids=str
+)
+def test_lost_data_is_made_again_and_nobody_is_restarted(
+    faults: Faults, evaluate_every: int, max_staleness: int, tmp_path: Path
+) -> None:
+    settings = replace(
+        BASE,
+        steps=40,
+        faults=faults,
+        max_staleness=max_staleness,
+        evaluate_every=evaluate_every,
+        max_learner_rebuilds=0,
+        max_restarts=0,
+    )
+    simulation = simulate(settings, tmp_path)
+    assert_complete(simulation, settings, tmp_path)
+    assert {event.kind for event in simulation.trace.events} & {"rollouts_lost", "weights_lost"}
+    assert simulation.learner.rebuilt == simulation.rollouts.restarts == simulation.rewards.restarts == 0
+
+
+def test_weights_that_died_with_their_learner_rebuild_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollout workers notice first, while the trainer waits for their rollouts: publishing
+    again finds out.
+    """
+    publish = SimulatedLearner.publish
+
+    async def dead(self: SimulatedLearner, version: int) -> PublishedWeights:
+        if version == 5 and not self.rebuilt and version in published:
+            raise WorkerLostError("learner-0", "dead since it published version 5")
+        published.add(version)
+        return await publish(self, version)
+
+    async def generate(
+        self: SimulatedRolloutWorker, request: RolloutRequest, weights: PublishedWeights
+    ) -> Generated:
+        if weights.version == 5 and not simulation.learner.rebuilt:
+            raise DataLostError(self.name, "the publisher is gone")
+        return await sample(self, request, weights)
+
+    published: set[int] = set()
+    sample = SimulatedRolloutWorker.generate
+    monkeypatch.setattr(SimulatedLearner, "publish", dead)
+    monkeypatch.setattr(SimulatedRolloutWorker, "generate", generate)
+    settings = replace(BASE, max_staleness=0, max_learner_rebuilds=1, max_data_losses=1)
+
+    async def main() -> Simulation:
+        nonlocal simulation
+        simulation = assemble(settings, tmp_path, VirtualClock())
+        await simulation.loop.run()
+        return simulation
+
+    simulation: Simulation
+    run_in_virtual_time(main())
+    assert simulation.learner.rebuilt == 1
+    assert [event.kind for event in simulation.trace.events if event.kind != "checkpoint"] == [
+        "weights_lost",
+        "learner_lost",
+        "restored",
+    ]
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 5], ids=["of steps", "of evaluations"])
+def test_a_full_disk_costs_records_and_not_the_run(evaluate_every: int, tmp_path: Path) -> None:
+    settings = replace(BASE, faults=Faults(disk_full=1.0), evaluate_every=evaluate_every)
+    simulation = simulate(settings, tmp_path)
+    lost = [event for event in simulation.trace.events if isinstance(event, RecordLost)]
+    heldout = [0, 5, 10, 15, 20] if evaluate_every else []
+    assert sorted((event.record, event.step) for event in lost) == sorted(
+        [("step", step) for step in (1, 10, 20)] + [("heldout", step) for step in heldout]
+    )
+    assert "no space left on device" in lost[0].reason
+    assert simulation.learner.rebuilt == 0
+    assert len(simulation.learner.trained) == BASE.steps * BASE.prompts_per_step
+
+
+def test_a_disk_that_stays_full_has_a_budget(tmp_path: Path) -> None:
+    error, simulation = end_of(replace(BASE, faults=Faults(disk_full=1.0), max_lost_records=1), tmp_path)
+    assert type(error) is FailureBudgetExceededError
+    assert (error.what, error.count) == ("steps whose rollouts could not be recorded", 2)
+    assert "no space left on device" in str(error)
+    assert max(report.step for report in simulation.trace.reports) == 10
 
 
 def test_groups_without_a_signal_have_a_budget(tmp_path: Path) -> None:

@@ -32,7 +32,15 @@ def test_hundreds_of_steps_with_every_kind_of_fault(
     simulation = simulate(settings, tmp_path)
     assert_complete(simulation, settings, tmp_path)
     kinds = {kind for _, kind, _ in simulation.trace.lines}
-    assert {"worker_lost", "learner_lost", "restored", "rollouts_lost", "checkpoint", "step"} <= kinds
+    assert {
+        "worker_lost",
+        "learner_lost",
+        "restored",
+        "rollouts_lost",
+        "record_lost",
+        "checkpoint",
+        "step",
+    } <= kinds
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -45,7 +53,9 @@ def test_short_runs_in_which_almost_everything_fails(seed: int, tmp_path: Path) 
         learner_death_elsewhere=0.1,
         restart_failure=0.5,
         rollouts_lost=0.15,
-        weights_lost=0.02,
+        batch_lost=0.1,
+        weights_lost=0.05,
+        disk_full=0.3,
     )
     settings = SimulationSettings(
         seed=seed,
@@ -131,7 +141,7 @@ def test_fewer_held_out_prompts_than_workers(heldout: int, tmp_path: Path) -> No
 
 def test_spans_of_past_steps_are_not_kept(tmp_path: Path) -> None:
     simulation = simulate(replace(BASE, steps=60, max_staleness=3, evaluate_every=10), tmp_path)
-    held = simulation.loop._times._spans  # pyright: ignore[reportPrivateUsage]
+    held = simulation.loop._tally.times._spans  # pyright: ignore[reportPrivateUsage]
     assert len(held) <= 8
 
 

@@ -1,8 +1,8 @@
 """Docstrings and comments are laid out by people: no line is torn off by a tool that rewrapped the text.
 
-A formatter that wraps prose without reading it leaves two marks: a single short word on a line of its own under
-a full line, and diagrams or tables whose lines were broken or joined. Both look like this: a line of more than
-FULL characters, and directly under it, in the same paragraph, one of fewer than SHORT.
+A formatter that wraps prose without reading it leaves two marks: a single short word on a line of its own
+under a full line, and diagrams or tables whose lines were broken or joined. Both look like this: a line of
+more than FULL characters, and directly under it, in the same paragraph, one of fewer than SHORT.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ def docstrings(source: str) -> Iterator[list[Line]]:
     """The lines of every string that stands alone as a statement, without its quotes."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str) and node.end_lineno is not None:
-                found = lines[node.lineno - 1 : node.end_lineno]
-                yield [(node.lineno + i, line.replace('"""', "")) for i, line in enumerate(found)]
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.end_lineno:
+            found = lines[node.lineno - 1 : node.end_lineno]
+            yield [(node.lineno + i, line.replace('"""', "")) for i, line in enumerate(found)]
 
 
 def comments(source: str) -> Iterator[list[Line]]:
@@ -61,6 +60,8 @@ def comments(source: str) -> Iterator[list[Line]]:
 def torn_in(path: Path) -> list[int]:
     """The torn lines of a Python file."""
     source = path.read_text(encoding="utf-8")
+    if max(map(len, source.splitlines()), default=0) <= FULL:
+        return []
     return sorted(n for lines in (*docstrings(source), *comments(source)) for n in torn(lines))
 
 

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from orchestrator.training.cluster.parts import ActorIdentity, RunSpec, log_to_run_directory, start_meter
-from orchestrator.training.records import BatchPart, RolloutBlock, ScoreBlock, StepReport, WeightVersion
+from orchestrator.training.records import (
+    BatchPart,
+    RecordKind,
+    RolloutBlock,
+    ScoreBlock,
+    StepReport,
+    WeightVersion,
+)
 from orchestrator.training.stages import RolloutRequest, Span, Summary
 from orchestrator.training.usage import Activity
 
@@ -124,11 +131,11 @@ class RewardActor:
         return scores, (groups, summary, self._meter.take())
 
     def record(
-        self, step: int, refs: PartRefs, directory: Path, sample: int, heldout: bool
+        self, step: int, refs: PartRefs, directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
         """Write the groups' rollouts; `sample` of them."""
         parts = _fetch(refs)
-        self._recorder.record(step, parts, directory, "heldout" if heldout else "step")
+        self._recorder.record(step, parts, directory, kind)
         return self._recorder.sample(parts, sample, self._seed + step)
 
     def __ray_shutdown__(self) -> None:
@@ -142,6 +149,7 @@ class LearnerActor:
     def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
         log_to_run_directory(parts, post)
         self._parts = parts
+        self._batch: list[BatchPart] = []
         self._meter = start_meter(parts, post)
         if parts.learner.threads:
             # Before torch is imported: OpenMP reads it once.
@@ -155,8 +163,8 @@ class LearnerActor:
         return f"{host}:{self._listener.getsockname()[1]}"
 
     def setup(self, init: DistributedInit, together: bool) -> tuple[Span, ...]:
-        """Join the other ranks and build the model. Every rank must be called. `together`: all are on one
-        host.
+        """Join the other ranks and build the model. Every rank must be called. `together`: all
+        are on one host.
         """
         with self._meter.span(Activity.LOAD, 0):
             from orchestrator.training.cluster.learner_parts import build_learner
@@ -175,10 +183,18 @@ class LearnerActor:
             self._publisher = WeightPublisher(init.rank, self._learner, channel, meeting)
         return self._meter.take()
 
-    def update(self, step: int, refs: PartRefs) -> tuple[StepReport, tuple[Span, ...]]:
-        """One training step on the groups."""
+    def fetch(self, step: int, refs: PartRefs) -> None:
+        """Map the groups of the next `update` from the object store. Raises Ray's ObjectLostError if one is
+        gone: no rank may begin an update before all have theirs, or it would wait in a collective for ever.
+        """
+        with self._meter.span(Activity.UPDATE, step):
+            self._batch = _fetch(refs)
+
+    def update(self, step: int) -> tuple[StepReport, tuple[Span, ...]]:
+        """One training step on the groups that `fetch` got."""
         with self._meter.span(Activity.UPDATE, step) as measure:
-            report = self._learner.update(step, _fetch(refs))
+            batch, self._batch = self._batch, []
+            report = self._learner.update(step, batch)
             measure.tokens = int(report.metrics.get("learner/tokens", 0))
             if self._parts.snapshots:
                 self._learner.prepare_snapshot()

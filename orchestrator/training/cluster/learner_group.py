@@ -20,8 +20,8 @@ from orchestrator.training.stages import PublishedWeights, Span, Updated
 DISK = "disk"
 """The concurrency group of a rank's `write`: one thread beside the one that trains."""
 DEATH_NOTICE_SECONDS = 60.0
-"""How long after a rank's crash Ray may tell that another one's death was the cause: for a lost node, tens of
-seconds.
+"""How long after a rank's crash Ray may tell that another one's death was the cause: for a lost node,
+tens of seconds.
 """
 
 
@@ -54,9 +54,12 @@ class RayLearnerGroup:
         await self._gather([rank.setup.remote(init, together) for rank, init in ranks])
 
     async def update(self, batch: Batch) -> Updated:
-        """One step on all ranks; every rank reports the same numbers."""
+        """One step on all ranks; every rank reports the same numbers. Raises DataLostError before any rank
+        begins if rollouts of the batch are gone.
+        """
         refs = part_refs(batch.tickets)
-        answers = await self._gather([rank.update.remote(batch.step, refs) for rank in self._ranks])
+        await self._gather([rank.fetch.remote(batch.step, refs) for rank in self._ranks])
+        answers = await self._gather([rank.update.remote(batch.step) for rank in self._ranks])
         return Updated(answers[0][0], _spans(spans for _, spans in answers))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:

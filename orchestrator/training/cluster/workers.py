@@ -14,7 +14,7 @@ from orchestrator.training.cluster.calls import answer
 from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
 from orchestrator.training.cluster.placement import ActorSlot
 from orchestrator.training.cluster.session import Slots
-from orchestrator.training.records import GroupTicket
+from orchestrator.training.records import GroupTicket, RecordKind
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored
 from orchestrator.training.weights.channel import WeightsNotFoundError
 
@@ -89,7 +89,7 @@ class RayRewardWorker(ManagedActor):
         super().__init__(RewardActor, seat, slots, parts, timeout_seconds)
 
     async def score(self, generated: Generated) -> Scored:
-        """ScoreStatus; the tickets carry the handles of the block and its scores."""
+        """Grade; the tickets carry the handles of the block and its scores."""
         request = generated.request
         scores, small = self._actor.score.options(num_returns=2).remote(
             generated.block, request.step, request.samples_heldout
@@ -115,12 +115,13 @@ class RayRewardWorker(ManagedActor):
         return Scored(tickets, summary, spans)
 
     async def record(
-        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the groups' rollouts. A full disk loses the record of a step, not the run."""
-        heldout = directory.name == "evaluations"
+        """Write the groups' rollouts. Raises StorageError if the disk refuses them, DataLostError if they are
+        gone; the caller decides how many lost records it tolerates.
+        """
         return await self._answer(
-            self._actor.record.remote(step, part_refs(tickets), directory, sample, heldout)
+            self._actor.record.remote(step, part_refs(tickets), directory, kind, sample)
         )
 
 

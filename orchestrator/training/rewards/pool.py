@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from orchestrator.training.records import GroupTicket
+from orchestrator.training.records import GroupTicket, RecordKind
 from orchestrator.training.stages import Generated, Scored
 from orchestrator.training.supervision.pool import WorkerPool
 
@@ -24,7 +24,7 @@ class RewardWorker(Protocol):
         ...
 
     async def record(
-        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
         """Write these groups' rollouts to `directory`; returns `sample` of them."""
         ...
@@ -44,7 +44,7 @@ class RewardPool(Generic[W]):
         return await self._workers.call(lambda worker: worker.score(generated))
 
     async def record(
-        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
         """Write the rollouts of these groups, on a free worker."""
-        return await self._workers.call(lambda worker: worker.record(step, tickets, directory, sample))
+        return await self._workers.call(lambda worker: worker.record(step, tickets, directory, kind, sample))

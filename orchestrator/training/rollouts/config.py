@@ -35,3 +35,7 @@ class RolloutConfig(Settings):
     """CPU threads a worker computes with; 0 leaves the choice to torch."""
     max_restarts: int = Field(ge=0)
     """How many workers may be lost over the run before it fails."""
+    max_data_losses: int = Field(ge=0)
+    """How often rollouts or published weights may be lost over the run, with the node that held them,
+    before it fails. Lost rollouts are sampled again and lost weights are published again.
+    """

@@ -14,7 +14,9 @@ from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
+from orchestrator.training.events import CheckpointWritten, TrainingEvent, WorkerLost, event_fields
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
+from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import StepReport
 from orchestrator.training.rewards.pool import RewardPool, RewardWorker
 from orchestrator.training.rollouts.pool import RolloutPool, RolloutWorker
@@ -35,7 +37,7 @@ W = TypeVar("W", bound=Worker)
 
 @dataclass(frozen=True, slots=True)
 class SimulationSettings:
-    """What is simulated: the loop's shape, the timing and the faults."""
+    """What is simulated: the loop's shape, the budgets, the timing and the faults."""
 
     seed: int
     steps: int
@@ -54,6 +56,8 @@ class SimulationSettings:
     asynchronous_checkpoints: bool = True
     max_restarts: int = 1_000
     max_learner_rebuilds: int = 1_000
+    max_data_losses: int = 1_000
+    max_lost_records: int = 1_000
     call_timeout_seconds: float = 30.0
     timing: Timing = field(default_factory=Timing)
     faults: Faults = field(default_factory=Faults)
@@ -65,19 +69,19 @@ class Trace:
 
     clock: Clock
     reports: list[StepReport] = field(default_factory=list[StepReport])
+    events: list[TrainingEvent] = field(default_factory=list[TrainingEvent])
     lines: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+    """(virtual time in ns, kind, particulars) of reports, events and recorded rollouts, in order."""
 
     def on_step(self, report: StepReport) -> None:
-        """Keep the report."""
         self.reports.append(report)
         self.lines.append((self.clock.now_ns(), "step", f"{report.step} {sorted(report.metrics.items())}"))
 
-    def on_event(self, kind: str, detail: Mapping[str, Any]) -> None:
-        """Keep the event."""
-        self.lines.append((self.clock.now_ns(), kind, str(dict(detail))))
+    def on_event(self, event: TrainingEvent) -> None:
+        self.events.append(event)
+        self.lines.append((self.clock.now_ns(), event.kind, str(event_fields(event))))
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep which groups were recorded."""
         self.lines.append((self.clock.now_ns(), "rollouts", f"{step} {[row['group_id'] for row in rows]}"))
 
 
@@ -100,8 +104,8 @@ def assemble(
     mirror: CheckpointMirror | None = None,
     observer: Trace | None = None,
 ) -> Simulation:
-    """Wire the real loop to fake stages. Checkpoints are written under `directory`. Call it on a running
-    event loop.
+    """Wire the real loop to fake stages. Checkpoints are written under `directory`. Call it on a
+    running event loop.
     """
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
     trace = observer or Trace(clock)
@@ -119,6 +123,7 @@ def assemble(
     prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
     rollout_stage, reward_stage = RolloutPool(rollouts), RewardPool(rewards)
     heldout = prompts.heldout(settings.heldout_prompts)
+    recorder = TolerantRecorder(reward_stage, trace, settings.max_lost_records)
     stages = Stages(
         prompts=prompts,
         rollouts=rollout_stage,
@@ -130,14 +135,16 @@ def assemble(
             SampledAnswers(settings.sampled_answers, 1.0, 1.0),
             rollout_stage,
             reward_stage,
+            recorder,
             directory / "evaluations",
         ),
+        recorder=recorder,
         checkpoints=Checkpointer(
             directory / "checkpoints",
             settings.keep_checkpoints,
             mirror,
             asynchronous=settings.asynchronous_checkpoints,
-            on_written=lambda step: trace.on_event("checkpoint", {"step": step}),
+            on_written=lambda step: trace.on_event(CheckpointWritten(step)),
         ),
         observer=trace,
     )
@@ -182,8 +189,8 @@ def _pool(workers: list[W], settings: SimulationSettings, draws: Draws, trace: T
             raise WorkerLostError(worker.name, "died while starting")
         return worker
 
-    def on_lost(lost: Exception) -> None:
-        trace.on_event("worker_lost", {"error": str(lost)})
+    def on_lost(lost: WorkerLostError) -> None:
+        trace.on_event(WorkerLost(lost.worker, lost.reason))
 
     return WorkerPool(workers, replace, settings.max_restarts, on_lost)
 
@@ -204,4 +211,5 @@ def _loop_settings(settings: SimulationSettings) -> LoopSettings:
         max_resampled=settings.max_resampled,
         grading_failure_budget=0.0,
         max_learner_rebuilds=settings.max_learner_rebuilds,
+        max_data_losses=settings.max_data_losses,
     )

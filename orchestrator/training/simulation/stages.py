@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.clock import Clock
-from orchestrator.errors import CheckpointError, DataLostError, NonFiniteError, WorkerLostError
+from orchestrator.errors import CheckpointError, DataLostError, NonFiniteError, StorageError, WorkerLostError
 from orchestrator.training.records import (
     Batch,
+    BlockRef,
     GroupTicket,
     Prompt,
+    RecordKind,
+    ScoreRef,
     StepReport,
     TokenWork,
     WeightVersion,
 )
-from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span, Updated
+from orchestrator.training.stages import (
+    Generated,
+    PublishedWeights,
+    RolloutRequest,
+    Scored,
+    Span,
+    Updated,
+    WeightRef,
+)
 from orchestrator.training.telemetry.sampled_answers import prompt_values
 from orchestrator.training.telemetry.summary import Mean, merged
 from orchestrator.training.usage import Activity, Role
@@ -47,8 +58,12 @@ class Faults:
     """A lost worker's successor is lost before it is ready."""
     rollouts_lost: float = 0.0
     """A block is gone, with its node, before it is graded."""
+    batch_lost: float = 0.0
+    """A block is gone, with its node, before the learner has it."""
     weights_lost: float = 0.0
-    """A rollout worker finds the weights gone, with the learner rank that held them."""
+    """A rollout worker can't read the published weights, though the learner is well."""
+    disk_full: float = 0.0
+    """The disk refuses the record of a step's rollouts."""
     non_finite_step: int | None = None
     """The learner finds a NaN in this step's update."""
     hang_seconds: float = 60.0
@@ -71,8 +86,8 @@ class Timing:
 
 
 class Draws:
-    """Seeded randomness that does not depend on the order of calls: the n-th draw of a name is always the
-    same.
+    """Seeded randomness that does not depend on the order of calls: the n-th draw of a name is
+    always the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -122,6 +137,13 @@ class CountingSummary:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SimulatedBlock:
+    """Stands for a `RolloutBlock`: all of its tokens were sampled with one version of the weights."""
+
+    version: WeightVersion
+
+
 class SimulatedRolloutWorker:
     """Sleeps as long as sampling takes; dies now and then, in the middle."""
 
@@ -141,7 +163,8 @@ class SimulatedRolloutWorker:
         await asyncio.sleep(seconds)
         span = Span(request.activity, start_ns, self._clock.now_ns(), Role.ROLLOUT, self.name)
         tokens = self._timing.tokens_per_rollout * request.group_size * len(request.groups)
-        return Generated(request, block=weights.version, tokens=tokens, spans=(span,))
+        block = BlockRef(SimulatedBlock(weights.version))
+        return Generated(request, block=block, tokens=tokens, spans=(span,))
 
 
 class SimulatedRewardWorker:
@@ -171,19 +194,20 @@ class SimulatedRewardWorker:
                 await asyncio.sleep(self._faults.hang_seconds if hangs else self._timing.score)
         except TimeoutError as error:
             raise WorkerLostError(self.name, f"no answer in {self._call_timeout_seconds:g} s") from error
-        request = generated.request
+        request, block = generated.request, generated.block
+        assert isinstance(block, SimulatedBlock)
         tickets = tuple(
             GroupTicket(
                 group_id=group_id,
                 prompt_id=prompt.prompt_id,
                 requested_version=request.version,
-                oldest_version=generated.block,
+                oldest_version=block.version,
                 tokens=self._timing.tokens_per_rollout * request.group_size,
                 reward_mean=0.5,
                 informative=group_id % 8 != 0,
                 row=row,
                 block=generated.block,
-                scores=None,
+                scores=ScoreRef(None),
             )
             for row, (group_id, prompt) in enumerate(request.groups)
         )
@@ -193,9 +217,11 @@ class SimulatedRewardWorker:
         return Scored(tickets, summary, (span,))
 
     async def record(
-        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Nothing to write: there are no tokens."""
+        """Write nothing: there are no tokens."""
+        if self._draws.uniform("disk_full") < self._faults.disk_full:
+            raise StorageError(self.name, "no space left on device")
         return [{"step": step, "group_id": ticket.group_id} for ticket in tickets[:sample]]
 
 
@@ -213,8 +239,8 @@ def _sampled_answers(request: RolloutRequest) -> dict[str, Mean]:
 
 @dataclass
 class SimulatedLearner:
-    """A `LearnerStage` whose model is the list of groups it was trained on: a restore must give back exactly
-    that.
+    """A `LearnerStage` whose model is the list of groups it was trained on: a restore must give
+    back exactly that.
     """
 
     draws: Draws
@@ -235,6 +261,8 @@ class SimulatedLearner:
         if self.draws.uniform("learner_death") < self.faults.learner_death:
             await asyncio.sleep(self.timing.update / 2)
             raise WorkerLostError("learner-0", "died while updating")
+        if self.draws.uniform("batch_lost") < self.faults.batch_lost:
+            raise DataLostError("learner-0", "the block died with its node")
         await asyncio.sleep(self.timing.update)
         if batch.step == self.faults.non_finite_step:
             raise NonFiniteError("policy/loss", float("nan"), batch.step)
@@ -254,7 +282,7 @@ class SimulatedLearner:
         late = self.draws.uniform("late_publish") < self.faults.late_publish
         await asyncio.sleep(self.faults.hang_seconds if late else self.timing.publish)
         span = Span(Activity.SYNC, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
-        return PublishedWeights(version, None, (span,))
+        return PublishedWeights(version, WeightRef(None), (span,))
 
     async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
         """Write the list."""

@@ -2,8 +2,8 @@
 
     loop ──log──▶ bounded spool (memory) ──thread, every `interval_seconds`──▶ the wrapped tracker ──▶ server
 
-- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its database delay
-  nothing.
+- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its
+  database delay nothing.
 - Metrics of several steps travel in one request, ahead of everything else: an artifact store that is down
   does not hold them up.
 - An unavailable server is asked again after `first_retry_seconds`, twice that, and so on up to
@@ -47,8 +47,8 @@ class _Call:
 
 
 class BackgroundTracker:
-    """Wraps the tracker that `make` builds. No method raises, and none but `finish` waits. Used once: `start`
-    ... `finish`.
+    """Wraps the tracker that `make` builds. No method raises, and none but `finish` waits. Used once:
+    `start` ... `finish`.
     """
 
     def __init__(self, make: Callable[[], Tracker], delivery: DeliveryConfig, clock: Clock) -> None:
@@ -143,8 +143,8 @@ class BackgroundTracker:
             self._lost += 1
 
     def _bound_calls(self) -> None:
-        """Drop the oldest rollouts. With none left the spool grows: parameters, tags and artifacts are few in
-        any run.
+        """Drop the oldest rollouts. With none left the spool grows: parameters, tags and artifacts are
+        few in any run.
         """
         if len(self._calls) <= self._delivery.capacity:
             return
@@ -188,8 +188,8 @@ class BackgroundTracker:
                     self._abandon()
 
     def _wait(self, backoff: float) -> bool:
-        """Wait for something to send, then a little for more; or for the server to come back. False at the
-        end.
+        """Wait for something to send, then a little for more; or for the server to come back.
+        False at the end.
         """
         with self._changed:
             if backoff:

@@ -39,4 +39,6 @@ class TrackingConfig(Settings):
     """Rollouts a step that are shown as a table in MLflow."""
     record_every: int = Field(ge=1)
     """Steps between two steps whose rollouts are written to Parquet in full."""
+    max_lost_records: int = Field(ge=0)
+    """How many of these files may fail to be written over the run (a full disk) before it fails."""
     delivery: DeliveryConfig

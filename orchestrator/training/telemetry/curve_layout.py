@@ -90,8 +90,8 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def smooth(series: Series) -> list[tuple[int, float]]:
-    """A centred moving average over about a twentieth of the points, shorter at the ends; short series stay
-    as they are.
+    """A centred moving average over about a twentieth of the points, shorter at the ends; short series
+    stay as they are.
 
     >>> smooth([(1, 0.0), (2, 1.0)])
     [(1, 0.0), (2, 1.0)]

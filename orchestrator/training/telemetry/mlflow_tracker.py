@@ -119,8 +119,8 @@ class MLflowTracker:
             run.client.log_artifact(run.mlflow_id, str(path), folder or None)
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """`rollouts/step-<step>.json`, in the format that MLflow shows as a table (and `mlflow.load_table`
-        reads).
+        """`rollouts/step-<step>.json`, in the format that MLflow shows as a table (and
+        `mlflow.load_table` reads).
 
         Written as one small file a step, without pandas and without reading back older ones, which
         `MlflowClient.log_table` would do.
@@ -209,8 +209,8 @@ class _OpenRun:
         return self._last_steps[key]
 
     def list_table(self, path: str) -> None:
-        """Tell the UI that the artifact is a table: the first one and the newest ones, as many as the tag
-        holds.
+        """Tell the UI that the artifact is a table: the first one and the newest ones, as many
+        as the tag holds.
         """
         if path not in self._tables:
             self._tables.append(path)

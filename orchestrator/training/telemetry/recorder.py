@@ -1,5 +1,5 @@
-"""Rollouts on disk, to read: one Parquet file a recorded step, one row a rollout. Runs next to the data, in a
-reward worker.
+"""Rollouts on disk, to read: one Parquet file a recorded step, one row a rollout. Runs next to the data, in
+a reward worker.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from orchestrator.training.records import BatchPart, Finish, RolloutBlock, ScoreStatus
+from orchestrator.training.records import BatchPart, Finish, RecordKind, RolloutBlock, ScoreStatus
 from orchestrator.training.telemetry.summary import ACCURACY, rows_of
-
-RecordKind = Literal["step", "heldout"]
-"""`step`: what a learner step trained on; `heldout`: what an evaluation saw."""
 
 SAMPLE_COLUMNS = [
     "prompt_id",

@@ -1,5 +1,5 @@
-"""What a block of graded rollouts adds up to: small sums, made next to the data, that a controller merges by
-`+`.
+"""What a block of graded rollouts adds up to: small sums, made next to the data, that a
+controller merges by `+`.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class BlockSummary:
 
     @property
     def accuracy(self) -> float:
-        """Share of the graded rollouts whose answer is right; NaN if there is none, or the rubric has no
-        accuracy.
+        """Share of the graded rollouts whose answer is right; NaN if there is none, or the rubric
+        has no accuracy.
         """
         return self.components[ACCURACY].value if ACCURACY in self.components else math.nan
 

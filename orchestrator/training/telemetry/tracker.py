@@ -45,8 +45,8 @@ class RunIdentity:
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """The metrics of one step and when they were measured (nanoseconds since the epoch): a line of
-    metrics.jsonl.
+    """The metrics of one step and when they were measured (nanoseconds since the epoch): a line
+    of metrics.jsonl.
     """
 
     step: int
@@ -75,8 +75,8 @@ class Tracker(Protocol):
         ...
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The resolved config, as nested as it is. A parameter that the run has already keeps its first
-        value.
+        """The resolved config, as nested as it is. A parameter that the run has already keeps
+        its first value.
         """
         ...
 

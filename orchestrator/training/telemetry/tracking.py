@@ -13,8 +13,8 @@ from orchestrator.training.telemetry.tracker import NullTracker, Tracker
 
 
 def build_tracker(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tracker:
-    """A tracker for one run, not yet started. With `uri: null` MLflow's database and artifacts are under
-    `output_dir`.
+    """A tracker for one run, not yet started. With `uri: null` MLflow's database and artifacts are
+    under `output_dir`.
     """
     if config.backend == "none":
         return NullTracker()

@@ -1,10 +1,11 @@
-"""Recognises runs that train on nothing: the loss is finite, the steps go by, and no rollout teaches anything.
+"""Recognises runs that train on nothing: the loss is finite, the steps go by, and no rollout
+teaches anything.
 
-Each check looks at the metrics of one step. A problem is reported once, after it held for `START_STEPS` steps
-without a break from the start of the attempt, or for `LATER_STEPS` steps at any other time: a single odd batch
-late in a run is no news, the same thing from the first step on is. The checks are ordered from cause to
-consequence, and only the first one that holds is counted: rollouts that are all cut off have no answers, so
-their rewards are equal, so the gradient is zero, and a person needs to hear about the first.
+Each check looks at the metrics of one step. A problem is reported once, after it held for `START_STEPS`
+steps without a break from the start of the attempt, or for `LATER_STEPS` steps at any other time: a single
+odd batch late in a run is no news, the same thing from the first step on is. The checks are ordered from
+cause to consequence, and only the first one that holds is counted: rollouts that are all cut off have no
+answers, so their rewards are equal, so the gradient is zero, and a person needs to hear about the first.
 
 Rollouts that are all right are equal too. That is success, except at the start: then the task is too easy.
 """
@@ -84,7 +85,7 @@ CHECKS = (
         "all_truncated",
         _all_truncated,
         "Every rollout is cut off at rollout.max_new_tokens or at the model's context.",
-        "Raise rollout.max_new_tokens, or check that the model ends its answers (chat template, end-of-turn token).",
+        "Raise rollout.max_new_tokens, or check that the model ends its answers (chat template).",
         imitation=True,
     ),
     _Check(
@@ -99,16 +100,15 @@ CHECKS = (
         "equal_rewards",
         _equal_rewards,
         "All rollouts have the same reward, so no rollout is better than another.",
-        "If all are wrong, start from a stronger model, a cold start or an easier task; if all are right, the "
-        "task is solved. A reward that never varies may also be a bug: try it with `orchestrator reward try`.",
+        "If all are wrong, use a stronger model, a cold start or an easier task; if all are right, the task "
+        "is solved. A reward that never varies may also be a bug: try it with `orchestrator reward try`.",
         imitation=False,
     ),
     _Check(
         "no_informative_group",
         _no_informative_group,
         "Within every group all rewards are equal, so every advantage is zero.",
-        "Raise rollout.group_size or rollout.temperature, or choose prompts that are neither always nor never "
-        "solved.",
+        "Raise rollout.group_size or rollout.temperature, or choose prompts that the model solves sometimes.",
         imitation=False,
     ),
     _Check(

@@ -54,8 +54,8 @@ class WeightChannel(Protocol):
 
     def publish(self, version: WeightVersion, source: BucketSource) -> Any:  # noqa: ANN401 - each channel's own
         """Take all buckets of `source` and return the `WeightHandle` that pulls them: picklable, and small.
-        Versions rise: raises ValueError otherwise. If `source` raises, nothing was published, and the version
-        before is still there; it also outlives the whole of the next publish.
+        Raises ValueError for a version older than the last one. If `source` raises, nothing was published,
+        and the version before is still there; it also outlives the whole of the next publish.
         """
         ...
 
@@ -73,8 +73,10 @@ class WeightChannel(Protocol):
 
 
 def require_rising(version: WeightVersion, latest: WeightVersion | None) -> None:
-    """Raises ValueError unless `version` is newer than `latest`."""
-    if latest is not None and version <= latest:
+    """Raises ValueError if `version` is older than `latest`. Weights that were lost are published again under
+    the same version.
+    """
+    if latest is not None and version < latest:
         raise ValueError(f"weights: got version {version}, and {latest} is already published")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.training.buffer import Buffer, PendingGroup
-from orchestrator.training.records import Batch, GroupTicket, Prompt
+from orchestrator.training.records import Batch, BlockRef, GroupTicket, Prompt, ScoreRef
 from orchestrator.training.simulation.virtual_time import DeadlockError, run_in_virtual_time
 
 
@@ -20,7 +20,8 @@ def requested(group_id: int, version: int = 0) -> PendingGroup:
 
 
 def ticket(group_id: int, version: int = 0) -> GroupTicket:
-    return GroupTicket(group_id, f"p/{group_id}", version, version, 10, 0.5, True, 0, None, None)
+    handles = BlockRef(None), ScoreRef(None)
+    return GroupTicket(group_id, f"p/{group_id}", version, version, 10, 0.5, True, 0, *handles)
 
 
 def ids(batch: Batch) -> list[int]:
@@ -53,7 +54,7 @@ def test_more_groups_than_there_is_room_for() -> None:
 def test_a_group_that_is_active_already() -> None:
     buffer = Buffer(2, 0)
     buffer.request([requested(7)])
-    with pytest.raises(ValueError, match="group 7 is active already"):
+    with pytest.raises(ValueError, match="group 7 is outstanding already"):
         buffer.request([requested(7)])
 
 
@@ -132,10 +133,44 @@ def test_a_restore_forgets_what_was_under_way() -> None:
     for group_id in (0, 1, 2):
         buffer.admit(ticket(group_id))
     buffer.claim(0)
-    buffer.clear()
-    assert buffer.outstanding() == []
+    buffer.restore([requested(1), requested(9)])
+    assert [group.group_id for group in buffer.outstanding()] == [1, 9]
     assert buffer.room == 4
     assert not buffer.admit(ticket(3))
+    assert not buffer.ready(0)
+
+
+def test_lost_groups_are_requested_again_under_their_ids_at_the_new_version() -> None:
+    buffer = full(2, 1)
+    for group_id in (0, 1):
+        buffer.admit(ticket(group_id))
+    batch = buffer.claim(0)
+    assert buffer.lose([3, 0, 1, 99]) == [3, 0, 1]
+    assert buffer.room == 3
+    assert [group.group_id for group in buffer.outstanding()] == [0, 1, 2, 3]
+    with pytest.raises(KeyError):
+        buffer.release(batch)
+    assert buffer.request_again(2, version=1) == [requested(0, 1), requested(1, 1)]
+    with pytest.raises(ValueError, match="group 3 is outstanding already"):
+        buffer.request([requested(3)])
+    assert not buffer.admit(ticket(3))  # nobody asked for it since it was lost
+    assert [group.group_id for group in buffer.outstanding()] == [0, 1, 2, 3]
+
+
+def test_ready_groups_are_not_lost() -> None:
+    """Whether their block is still there shows when the learner asks for it."""
+    buffer = full(2, 0)
+    buffer.admit(ticket(0))
+    assert buffer.lose([0]) == []
+
+
+def test_more_of_the_backlog_than_there_is_room_for() -> None:
+    buffer = full(2, 0)
+    buffer.lose([0, 1])
+    buffer.request([requested(2)])
+    with pytest.raises(ValueError, match="asked for 2 groups, there is room for 1"):
+        buffer.request_again(2, version=0)
+    assert [group.group_id for group in buffer.request_again(1, version=0)] == [0]
 
 
 def test_waits_end_when_there_is_something_to_do() -> None:
@@ -183,8 +218,9 @@ def test_nobody_is_woken_without_a_change() -> None:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """Does what the loop may do, in any order: requests at the learner's version, answers out of order, twice
-    or never asked for, discards, claims, releases (the version rises), restores.
+    """Does what the loop may do, in any order: requests at the learner's version, answers out of order,
+    twice or never asked for, discards, losses in flight and of a claimed batch, claims, releases (the
+    version rises), restores.
     """
 
     def __init__(self) -> None:
@@ -194,6 +230,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.in_flight: list[int] = []
         self.admitted: set[int] = set()
         self.claimed: Batch | None = None
+        self.backlog: set[int] = set()
         self.trained: Counter[int] = Counter()
         self.discarded: set[int] = set()
         self.refused = 0
@@ -237,6 +274,37 @@ class BufferMachine(RuleBasedStateMachine):
         self.discarded.add(group_id)
         assert self.buffer.discard(group_id)
 
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        """A node took the rollouts of some groups with it."""
+        lost = data.draw(st.lists(st.sampled_from(self.in_flight), min_size=1, unique=True))
+        assert self.buffer.lose(lost) == lost
+        self.in_flight = [group_id for group_id in self.in_flight if group_id not in lost]
+        self.backlog |= set(lost)
+
+    @precondition(lambda self: self.claimed is not None)
+    @rule()
+    def lose_the_batch(self) -> None:
+        """The learner found the rollouts of its batch gone."""
+        assert self.claimed is not None
+        lost = ids(self.claimed)
+        assert self.buffer.lose(lost) == lost
+        self.backlog |= set(lost)
+        self.claimed = None
+
+    @precondition(lambda self: self.backlog and self.buffer.room > 0)
+    @rule(data=st.data())
+    def request_again(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, self.buffer.room))
+        groups = self.buffer.request_again(count, self.version)
+        found = [group.group_id for group in groups]
+        assert found == sorted(self.backlog)[:count]
+        assert all(group.version == self.version for group in groups)
+        self.backlog -= set(found)
+        self.in_flight += found
+        self.versions.update(dict.fromkeys(found, self.version))
+
     @rule(group_id=st.integers(0, 60), discarded=st.booleans())
     def an_answer_that_is_not_awaited(self, group_id: int, discarded: bool) -> None:
         if group_id not in self.in_flight:
@@ -266,20 +334,22 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(sure=st.integers(0, 9))
     def restore(self, sure: int) -> None:
-        """The learner was lost: what was under way is forgotten, and asked for again under its old ids."""
+        """The learner was lost: what was outstanding is in the backlog afterwards."""
         if sure == 0:
-            again = [group.group_id for group in self.buffer.outstanding()]
-            self.buffer.clear()
+            again = self.buffer.outstanding()
+            self.buffer.restore(again)
             self.claimed, self.in_flight, self.admitted = None, [], set()
-            count = min(len(again), self.buffer.room)
-            self.buffer.request([requested(group_id, self.version) for group_id in again[:count]])
-            self.in_flight = again[:count]
-            self.versions.update(dict.fromkeys(again, self.version))
+            self.backlog = {group.group_id for group in again}
 
     @precondition(lambda self: self.claimed is None)
     @rule()
     def everything_in_flight_arrives(self) -> None:
         """Never a deadlock: then a batch can be claimed, if the producer asks for what there is room for."""
+        again = self.buffer.request_again(self.buffer.room, self.version)
+        for group in again:
+            self.backlog.remove(group.group_id)
+            self.versions[group.group_id] = self.version
+            self.in_flight.append(group.group_id)
         if self.buffer.room:
             groups = [requested(self.next_group + index, self.version) for index in range(self.buffer.room)]
             self.buffer.request(groups)
@@ -310,7 +380,7 @@ class BufferMachine(RuleBasedStateMachine):
         assert not set(self.trained) & self.discarded
         claimed = set(ids(self.claimed)) if self.claimed else set[int]()
         outstanding = {group.group_id for group in self.buffer.outstanding()}
-        assert outstanding == set(self.in_flight) | self.admitted | claimed
+        assert outstanding == set(self.in_flight) | self.admitted | claimed | self.backlog
         assert outstanding | set(self.trained) | self.discarded == set(range(self.next_group))
 
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
+from orchestrator.clock import FakeClock
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
-from orchestrator.training.records import GroupTicket, Prompt
+from orchestrator.training.recording import TolerantRecorder
+from orchestrator.training.records import BlockRef, GroupTicket, Prompt, RecordKind, ScoreRef
+from orchestrator.training.simulation.run import Trace
 from orchestrator.training.simulation.stages import CountingSummary
 from orchestrator.training.simulation.virtual_time import run_in_virtual_time
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored, Span
 from orchestrator.training.usage import Activity
 
+BLOCK, SCORES = BlockRef("block"), ScoreRef("scores")
 GREEDY = SampledAnswers(count=0, temperature=0.7, top_p=0.9)
 
 
@@ -33,29 +37,36 @@ class Rollouts:
             await asyncio.sleep(float(len(self.requests)))
         finally:
             self.ended += 1
-        return Generated(request, "block", 10, (Span(Activity.EVALUATE, 0, 1),))
+        return Generated(request, BlockRef("block"), 10, (Span(Activity.EVALUATE, 0, 1),))
 
 
 class Rewards:
     def __init__(self, fail: bool = False) -> None:
-        self.recorded: list[tuple[int, list[int], Path, int]] = []
+        self.recorded: list[tuple[int, list[int], Path, str, int]] = []
         self._fail = fail
 
     async def score(self, generated: Generated) -> Scored:
         if self._fail:
             raise ValueError("a bug")
         tickets = tuple(
-            GroupTicket(group_id, prompt.prompt_id, 3, 3, 5, 0.5, False, row, "block", "scores")
+            GroupTicket(group_id, prompt.prompt_id, 3, 3, 5, 0.5, False, row, BLOCK, SCORES)
             for row, (group_id, prompt) in enumerate(generated.request.groups)
         )
         count = len(tickets)
         return Scored(tickets, CountingSummary(count, 5 * count), (Span(Activity.SCORE, 1, 2),))
 
     async def record(
-        self, step: int, tickets: Sequence[GroupTicket], directory: Path, sample: int
+        self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        self.recorded.append((step, sorted(ticket.group_id for ticket in tickets), directory, sample))
+        self.recorded.append((step, sorted(ticket.group_id for ticket in tickets), directory, kind, sample))
         return []
+
+
+def evaluator(
+    count: int, sampled: SampledAnswers, rollouts: Rollouts, rewards: Rewards, directory: Path
+) -> Evaluator:
+    recorder = TolerantRecorder(rewards, Trace(FakeClock()), budget=0)
+    return Evaluator(prompts(count), 32, sampled, rollouts, rewards, recorder, directory)
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -65,8 +76,7 @@ def prompts(count: int) -> list[Prompt]:
 @pytest.mark.parametrize(("count", "width"), [(1, 4), (3, 4), (4, 4), (10, 4), (10, 1)])
 def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(width), Rewards()
-    evaluator = Evaluator(prompts(count), 32, GREEDY, rollouts, rewards, tmp_path)
-    evaluated = run_in_virtual_time(evaluator.evaluate(3))
+    evaluated = run_in_virtual_time(evaluator(count, GREEDY, rollouts, rewards, tmp_path).evaluate(3))
     asked = [prompt.prompt_id for request in rollouts.requests for _, prompt in request.groups]
     assert asked == [f"task/heldout/{index}" for index in range(count)]
     sizes = [len(request.groups) for request in rollouts.requests]
@@ -75,7 +85,7 @@ def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: P
     for request in rollouts.requests:
         assert (request.version, request.group_size, request.activity) == (3, 1, Activity.EVALUATE)
         assert (request.sampling.temperature, request.sampling.max_new_tokens) == (0.0, 32)
-    assert rewards.recorded == [(3, list(range(count)), tmp_path, 0)]
+    assert rewards.recorded == [(3, list(range(count)), tmp_path, "heldout", 0)]
     assert evaluated.metrics["heldout/length_mean"] == 5.0
     assert evaluated.metrics["accuracy/heldout"] == 0.5
     assert len(evaluated.spans) == 2 * min(count, width)
@@ -84,9 +94,7 @@ def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: P
 def test_sampled_answers_are_asked_for_besides(tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(2), Rewards()
     sampled = SampledAnswers(count=6, temperature=0.7, top_p=0.9)
-    evaluated = run_in_virtual_time(
-        Evaluator(prompts(5), 32, sampled, rollouts, rewards, tmp_path).evaluate(3)
-    )
+    evaluated = run_in_virtual_time(evaluator(5, sampled, rollouts, rewards, tmp_path).evaluate(3))
     asked = [
         (request.group_size, request.sampling.temperature, request.sampling.top_p)
         for request in rollouts.requests
@@ -98,20 +106,20 @@ def test_sampled_answers_are_asked_for_besides(tmp_path: Path) -> None:
         [2, 3, 4],
     ] * 2
     assert rollouts.requests[2].sampling.seed != rollouts.requests[3].sampling.seed
-    assert rewards.recorded == [(3, list(range(5)), tmp_path, 0)]  # the greedy ones
+    assert rewards.recorded == [(3, list(range(5)), tmp_path, "heldout", 0)]  # the greedy ones
     assert evaluated.metrics["heldout/length_mean"] == 5.0
     assert len(evaluated.spans) == 8
 
 
 def test_a_rubric_without_accuracy_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountingSummary, "metrics", lambda _: {"reward/mean": 0.5})
-    evaluator = Evaluator(prompts(2), 32, GREEDY, Rollouts(1), Rewards(), tmp_path)
-    assert run_in_virtual_time(evaluator.evaluate(0)).metrics == {"heldout/reward_mean": 0.5}
+    evaluated = run_in_virtual_time(evaluator(2, GREEDY, Rollouts(1), Rewards(), tmp_path).evaluate(0))
+    assert evaluated.metrics == {"heldout/reward_mean": 0.5}
 
 
 def test_no_prompts_no_metrics(tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(2), Rewards()
-    evaluated = run_in_virtual_time(Evaluator([], 32, GREEDY, rollouts, rewards, tmp_path).evaluate(0))
+    evaluated = run_in_virtual_time(evaluator(0, GREEDY, rollouts, rewards, tmp_path).evaluate(0))
     assert (evaluated.metrics, evaluated.spans) == ({}, ())
     assert rollouts.requests == rewards.recorded == []
 
@@ -120,7 +128,7 @@ def test_an_error_ends_what_is_still_under_way(tmp_path: Path) -> None:
     async def main() -> None:
         rollouts = Rollouts(4)
         with pytest.raises(ValueError, match="a bug"):
-            await Evaluator(prompts(8), 32, GREEDY, rollouts, Rewards(fail=True), tmp_path).evaluate(0)
+            await evaluator(8, GREEDY, rollouts, Rewards(fail=True), tmp_path).evaluate(0)
         assert rollouts.ended == 4
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -341,6 +341,7 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         max_batch_rows=32,
         threads=1,
         max_restarts=0,
+        max_data_losses=0,
     )
     assert {"hf", "worked_solutions"} <= set(ENGINES.names())
     engine = ENGINES.get("hf")(model_in(tmp_path), rollout, CPU, 0)

@@ -75,7 +75,10 @@ def test_what_remains_when_the_cause_is_gone_is_reported_too() -> None:
     truncated = HEALTHY | PROBLEMS["all_truncated"] | PROBLEMS["equal_rewards"]
     equal = HEALTHY | PROBLEMS["equal_rewards"]
     found = warnings(*[truncated] * 5, *[equal] * 5)
-    assert [(warning.problem, warning.step) for warning in found] == [("all_truncated", 3), ("equal_rewards", 6)]
+    assert [(warning.problem, warning.step) for warning in found] == [
+        ("all_truncated", 3),
+        ("equal_rewards", 6),
+    ]
 
 
 def test_a_cause_that_comes_and_goes_does_not_hide_what_stays() -> None:

@@ -189,12 +189,12 @@ def test_a_rank_without_rank_0_is_told(channel: SharedMemoryChannel) -> None:
 
 def test_a_rank_is_let_go_when_rank_0_fails_before_it_writes(channel: SharedMemoryChannel) -> None:
     with closing(Group(channel)) as group:
-        group.publish(0)
-        group.helpers[0].tell(1)
-        with pytest.raises(ValueError, match="version 0, and 0 is already published"):
+        group.publish(1)
+        group.helpers[0].tell(2)
+        with pytest.raises(ValueError, match="version 0, and 1 is already published"):
             group.publish_alone(0)
         assert isinstance(group.helpers[0].answer(), ConnectionError)
-        group.helpers[0].tell(2)
+        group.helpers[0].tell(3)
         assert isinstance(group.helpers[0].answer(), ConnectionError)
 
 

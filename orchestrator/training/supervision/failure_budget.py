@@ -1,0 +1,19 @@
+"""How often one kind of failure is tolerated before it ends the run."""
+
+from __future__ import annotations
+
+from orchestrator.errors import FailureBudgetExceededError
+
+
+class FailureBudget:
+    """Counts failures of one kind; `what` names them in the plural ("learner ranks lost")."""
+
+    def __init__(self, what: str, allowed: int) -> None:
+        self._what, self._allowed = what, allowed
+        self.count = 0
+
+    def spend(self, failure: Exception) -> None:
+        """Count `failure`. Raises FailureBudgetExceededError if it is one more than allowed."""
+        self.count += 1
+        if self.count > self._allowed:
+            raise FailureBudgetExceededError(self._what, self.count, self._allowed, str(failure)) from failure

@@ -1,0 +1,101 @@
+"""Adds up what happens between two reports, and turns it into the metrics of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.clock import Clock
+from orchestrator.errors import FailureBudgetExceededError
+from orchestrator.training.records import Batch, StepReport, TokenWork
+from orchestrator.training.stages import Scored, Summary, Updated
+from orchestrator.training.timing import StepTimes
+
+
+@dataclass(frozen=True, slots=True)
+class StepBudgets:
+    """What is tolerated in one step; beyond it the run fails."""
+
+    resampled_groups: int
+    """Groups discarded because their rewards were all equal (dynamic sampling)."""
+    failed_grades: float
+    """Share of the rollouts that could not be graded."""
+
+
+class StepTally:
+    """The rollouts that arrived, the groups that were discarded and the time that passed since
+    the last report.
+    """
+
+    def __init__(self, budgets: StepBudgets, clock: Clock) -> None:
+        self._budgets = budgets
+        self.times = StepTimes(clock)
+        self._summary: Summary | None = None
+        self._resampled = 0
+
+    def arrived(self, scored: Scored) -> None:
+        """A request was generated and scored."""
+        self._summary = scored.summary if self._summary is None else self._summary + scored.summary
+
+    def resampled(self, groups: int) -> None:
+        """Groups were discarded. Raises FailureBudgetExceededError if they are too many for one step."""
+        self._resampled += groups
+        budget = self._budgets.resampled_groups
+        if self._resampled > budget:
+            raise FailureBudgetExceededError(
+                "groups without a signal in one step",
+                self._resampled,
+                budget,
+                "all rewards of a group were equal: the task is too easy or too hard",
+            )
+
+    def forget(self) -> None:
+        """Drop everything so far: these steps are repeated from a checkpoint."""
+        self._summary, self._resampled = None, 0
+        self.times.forget()
+
+    def report(
+        self, batch: Batch, updated: Updated, evaluated: Mapping[str, float], refused: int
+    ) -> StepReport:
+        """The metrics of the step that trained on `batch`: the learner's, the evaluation's, sums over the
+        rollouts that arrived since the last report, and where the time went. `refused` groups were
+        refused by the buffer.
+
+        Raises FailureBudgetExceededError if too many rollouts could not be graded.
+        """
+        arrived = self._summary.metrics() if self._summary else {}
+        sampled = self._summary.work if self._summary else TokenWork()
+        self._check_grades(arrived)
+        timing = self.times.take()
+        staleness = [batch.step - ticket.oldest_version for ticket in batch.tickets]
+        learned = updated.report
+        metrics = {
+            **arrived,
+            **timing,
+            **learned.metrics,
+            **evaluated,
+            "offpolicy/staleness_mean": sum(staleness) / len(staleness),
+            "offpolicy/staleness_max": float(max(staleness)),
+            "rollout/informative_fraction": _share(ticket.informative for ticket in batch.tickets),
+            "rollout/tokens_per_s": arrived.get("rollout/tokens", 0.0) / max(timing["time/step"], 1e-9),
+            "rollout/resampled_groups": float(self._resampled),
+            "rollout/refused_groups": float(refused),
+        }
+        self._summary, self._resampled = None, 0
+        return StepReport(batch.step + 1, metrics, learned.routing, learned.trained, sampled)
+
+    def _check_grades(self, arrived: Mapping[str, float]) -> None:
+        failed, budget = arrived.get("reward/failed_fraction", 0.0), self._budgets.failed_grades
+        if failed > budget:
+            rollouts = round(arrived["rollout/count"])
+            raise FailureBudgetExceededError(
+                "rollouts that could not be graded in one step",
+                round(failed * rollouts),
+                int(budget * rollouts),
+                "see the column `reason` of the step's rollouts",
+            )
+
+
+def _share(flags: Iterable[bool]) -> float:
+    values = list(flags)
+    return sum(values) / len(values)
