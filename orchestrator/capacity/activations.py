@@ -1,5 +1,5 @@
-"""Bytes that depend on tokens: what autograd keeps of a micro-batch, its logits, and the cache of a rollout
-worker.
+"""Bytes that depend on tokens: what autograd keeps of a micro-batch, its logits, and the cache of a
+rollout worker.
 
 Counted operation by operation for transformers' modules as the learner runs them: fused attention, which
 keeps queries, keys, values, its output and one number a row and head but no scores (FlashAttention, Dao et
@@ -21,8 +21,8 @@ CHUNK_BYTES = FP32 << 22
 CHUNKS = 3
 """Such temporaries at once: scaled logits, probabilities, and one in between."""
 FP32_ROUTING = ("deepseek_v2", "deepseek_v3", "mixtral")
-"""Families whose routing weights are float32 in any model, and so experts' outputs that they are multiplied
-with.
+"""Families whose routing weights are float32 in any model, and so experts' outputs that they are
+multiplied with.
 """
 
 
@@ -46,8 +46,8 @@ class Activations:
     kept: int
     """What autograd keeps for the backward pass, logits apart, at the end of the forward pass."""
     logits: int
-    """Then besides: logits, their gradient, and the temporaries of the log-softmax; or the gradient of the
-    head.
+    """Then besides: logits, their gradient, and the temporaries of the log-softmax; or the
+    gradient of the head.
     """
     backward: int
     """All that lives in the backward pass of the layer where that is most."""
@@ -152,8 +152,8 @@ def _attention(shape: ModelShape, size: int) -> int:
 
 
 def _grouped(attention: GroupedAttention, size: int) -> int:
-    """Queries, keys, values, output (which the output projection keeps too), and the normaliser of each
-    head.
+    """Queries, keys, values, output (which the output projection keeps too), and the
+    normaliser of each head.
     """
     queries, keys = attention.heads * attention.width, attention.key_value_heads * attention.width
     kept = size * (2 * queries + 2 * keys) + FP32 * attention.heads
@@ -177,8 +177,8 @@ def _latent(attention: LatentAttention, size: int) -> int:
 
 
 def _feed_forward(shape: ModelShape, layer: FeedForward, size: int) -> int:
-    """Gate, up, activated gate and their product; experts keep also their copies of the input and of the
-    output.
+    """Gate, up, activated gate and their product; experts keep also their copies of the input
+    and of the output.
     """
     kept = size * 4 * (layer.dense + layer.shared)
     if not layer.experts:

@@ -102,8 +102,8 @@ def _evaluation_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) 
 
 
 def _fullest(job: Job) -> Memory:
-    """Colocated, a learner rank and a rollout worker share an accelerator; split, it is the fuller of the
-    two.
+    """Colocated, a learner rank and a rollout worker share an accelerator; split, it is the
+    fuller of the two.
     """
     learner, rollout = learner_memory(job), rollout_memory(job)
     if job.config.cluster.layout == "colocated":

@@ -1,5 +1,5 @@
-"""Charts as inline SVG. Colours are classes that the page's style sheet resolves, so they follow light and
-dark.
+"""Charts as inline SVG. Colours are classes that the page's style sheet resolves, so they follow
+light and dark.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Frame:
     dot: float
     """Radius of an evaluation's dot; 0: none."""
     names: bool
-    """Curves are named at their ends; where there is no room, only their last values are and the page has a
-    legend.
+    """Curves are named at their ends; where there is no room, only their last values are and the
+    page has a legend.
     """
 
     def x(self, place: float) -> float:

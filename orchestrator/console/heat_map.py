@@ -67,8 +67,8 @@ def columns(series: LoadSeries) -> list[tuple[int, int, list[float]]]:
 
 
 def rows(loads: Sequence[float]) -> list[float]:
-    """A column's rows: experts as they are, or the busiest of neighbours where there are more than
-    MOST_ROWS.
+    """A column's rows: experts as they are, or the busiest of neighbours where there are more
+    than MOST_ROWS.
     """
     size = -(-len(loads) // MOST_ROWS)
     return [max(loads[start : start + size]) for start in range(0, len(loads), size)]

@@ -36,8 +36,8 @@ TIME_PARTS = (
     ("evaluate", ("time/evaluate",)),
     ("other", ("time/checkpoint", "time/orchestration")),
 )
-"""The parts of a stage's time and the metrics that add up to each. `other` is checkpoints and what no actor's
-work covers.
+"""The parts of a stage's time and the metrics that add up to each. `other` is checkpoints and what no
+actor's work covers.
 """
 
 METRICS = (
@@ -179,8 +179,8 @@ def time_parts(stage: StageData) -> list[TimePart]:
 
 
 def segments(text: str, pattern: str) -> Iterator[tuple[str, str]]:
-    """`text` cut into (kind, part): `check` where it matches the task's self-check pattern, `tag` for tags,
-    `plain`.
+    """`text` cut into (kind, part): `check` where it matches the task's self-check pattern, `tag`
+    for tags, `plain`.
 
     >>> list(segments("<think>7, wait, 8", r"\\bwait\\b"))
     [('tag', '<think>'), ('plain', '7, '), ('check', 'wait'), ('plain', ', 8')]

@@ -12,8 +12,8 @@ from orchestrator.training.telemetry.curve_layout import Series
 
 @dataclass(frozen=True, slots=True)
 class StageData:
-    """One training run of the report: a stage of a pipeline, or the run itself. `ended_ns` is None while it
-    runs.
+    """One training run of the report: a stage of a pipeline, or the run itself. `ended_ns` is
+    None while it runs.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Transitions:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Rollouts from the beginning and the end of the last stage. `transitions` is None where the prompts
-    differ.
+    """Rollouts from the beginning and the end of the last stage. `transitions` is None where the
+    prompts differ.
     """
 
     before_title: str

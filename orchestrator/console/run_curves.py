@@ -15,8 +15,8 @@ from orchestrator.training.telemetry.curve_layout import Series, StageCurve
 
 
 def write_learning_curve(runs: Sequence[RunDirectory], path: Path) -> bool:
-    """Draw the runs, one after another, into the PNG `path`; False, and no file, if none of them has measured
-    anything yet.
+    """Draw the runs, one after another, into the PNG `path`; False, and no file, if none of them has
+    measured anything yet.
 
     Raises OSError if the disk refuses the file.
     """

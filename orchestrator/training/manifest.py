@@ -1,5 +1,5 @@
-"""What a run was made of, so that it can be repeated or doubted: commit, packages, machine, data, model,
-seeds.
+"""What a run was made of, so that it can be repeated or doubted: commit, packages, machine,
+data, model, seeds.
 """
 
 from __future__ import annotations

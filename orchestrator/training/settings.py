@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen pydantic model that forbids unknown keys and never guesses types from strings of the wrong
-    kind.
+    """A frozen pydantic model that forbids unknown keys and never guesses types from strings of
+    the wrong kind.
 
     Defaults live in `conf/`, not here: a value that a run used can always be read in its `config.yaml`.
     """

@@ -57,8 +57,8 @@ def step_timing(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, 
 def utilisation(
     spans: Sequence[Span], actors: Mapping[Role, frozenset[str]], start_ns: int, end_ns: int
 ) -> dict[str, float]:
-    """`utilisation/<role>`: the share of the time of a role's `actors` in which they were at work, the mean
-    over them.
+    """`utilisation/<role>`: the share of the time of a role's `actors` in which they were at work, the
+    mean over them.
 
     >>> spans = [Span(Activity.SCORE, 0, 5, Role.REWARD, "reward-0")]
     >>> utilisation(spans, {Role.REWARD: frozenset({"reward-0", "reward-1"})}, 0, 10)

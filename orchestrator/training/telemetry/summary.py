@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.training.records import Finish, RolloutBlock, ScoreBlock, ScoreStatus, TokenWork
+from orchestrator.training.telemetry.proportion import Proportion, proportion
 
 ACCURACY = "accuracy"
 """The component whose mean is `accuracy/train`."""
@@ -36,21 +37,25 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """Sums over rollouts; `a + b` are the sums over both, `BlockSummary()` is the zero.
+    """Sums over rollouts; `a + b` are the sums over both, `BlockSummary()` is zero.
 
-    `components` counts graded rollouts only: a rollout whose grading failed has a reward (its policy's), but
-    no accuracy. The module `records`' example: rewards 1 0 1 0 and lengths 2 2 2 3 give `reward/mean` 0.5,
-    `reward/std` 0.5 and `rollout/length_mean` 2.25.
+    `components` counts graded rollouts only: a rollout whose grading failed has a reward (the failure
+    policy's), but no accuracy. The example of the module `records`: rewards 1 0 1 0 and lengths 2 2 2 3
+    give `reward/mean` 0.5, `reward/std` 0.5 and `rollout/length_mean` 2.25.
     """
 
     rollouts: int = 0
     tokens: int = 0
-    truncated: int = 0
-    reflected: int = 0
     failed: int = 0
     reward_total: float = 0.0
     reward_square_total: float = 0.0
     components: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
+    right: Proportion = field(default_factory=Proportion)
+    """Of the graded rollouts, those whose answer is right; empty for a rubric without accuracy."""
+    truncated: Proportion = field(default_factory=Proportion)
+    reflected: Proportion = field(default_factory=Proportion)
+    answered: Proportion = field(default_factory=Proportion)
+    """Those in which the reward finds an answer; empty where it does not say."""
     work: TokenWork = field(default_factory=TokenWork)
     sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
     """`pass_at_<k>` and `maj_at_<k>` over the prompts, where held-out answers were sampled."""
@@ -59,60 +64,56 @@ class BlockSummary:
         return type(self)(
             rollouts=self.rollouts + other.rollouts,
             tokens=self.tokens + other.tokens,
-            truncated=self.truncated + other.truncated,
-            reflected=self.reflected + other.reflected,
             failed=self.failed + other.failed,
             reward_total=self.reward_total + other.reward_total,
             reward_square_total=self.reward_square_total + other.reward_square_total,
             components=merged(self.components, other.components),
+            right=self.right + other.right,
+            truncated=self.truncated + other.truncated,
+            reflected=self.reflected + other.reflected,
+            answered=self.answered + other.answered,
             work=self.work + other.work,
             sampled=merged(self.sampled, other.sampled),
         )
 
     @property
     def reward_mean(self) -> float:
-        """Mean reward over all rollouts; NaN of nothing."""
+        """Mean reward over all rollouts; NaN without any."""
         return self.reward_total / self.rollouts if self.rollouts else math.nan
 
     @property
     def reward_std(self) -> float:
-        """Standard deviation of the reward over all rollouts (divided by N, not N - 1); NaN of nothing."""
+        """Standard deviation of the reward over all rollouts (divided by N, not N - 1); NaN without any."""
         if not self.rollouts:
             return math.nan
         return math.sqrt(max(self.reward_square_total / self.rollouts - self.reward_mean**2, 0.0))
 
-    @property
-    def accuracy(self) -> float:
-        """Share of the graded rollouts whose answer is right; NaN if there is none, or the rubric
-        has no accuracy.
-        """
-        return self.components[ACCURACY].value if ACCURACY in self.components else math.nan
-
-    @property
-    def reflection_fraction(self) -> float:
-        """Share of the rollouts that check themselves; NaN of nothing."""
-        return self._fraction(self.reflected)
-
     def metrics(self) -> dict[str, float]:
-        """`reward/*`, `accuracy/train`, `rollout/*` and `eval/*` by name. What has no value (a mean of
-        nothing) is left out, never 0.0.
+        """`reward/*`, `accuracy/train`, `rollout/*` and `eval/*` by name, and the sample sizes `*_n` that the
+        intervals of shares follow from. A mean of nothing is left out, never 0.0.
         """
+        # An accuracy may be a share of an answer; only whole ones have a proportion.
+        accuracy = self.components.get(ACCURACY, Mean())
         values = {
             "reward/mean": self.reward_mean,
             "reward/std": self.reward_std,
-            "reward/failed_fraction": self._fraction(self.failed),
-            "accuracy/train": self.accuracy,
+            "reward/failed_fraction": self._per_rollout(self.failed),
+            "accuracy/train": accuracy.value,
+            "accuracy/train_n": self.right.effective_n,
             "rollout/count": float(self.rollouts),
             "rollout/tokens": float(self.tokens),
-            "rollout/length_mean": self._fraction(self.tokens),
-            "rollout/truncated_fraction": self._fraction(self.truncated),
-            "rollout/reflection_fraction": self.reflection_fraction,
+            "rollout/length_mean": self._per_rollout(self.tokens),
+            "rollout/truncated_fraction": self.truncated.value,
+            "rollout/truncated_n": self.truncated.effective_n,
+            "rollout/reflection_fraction": self.reflected.value,
+            "rollout/reflection_n": self.reflected.effective_n,
+            "rollout/answered_fraction": self.answered.value,
         }
         values |= {f"reward/{name}": mean.value for name, mean in self.components.items()}
         values |= {f"eval/{name}": mean.value for name, mean in self.sampled.items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
-    def _fraction(self, count: int) -> float:
+    def _per_rollout(self, count: int) -> float:
         return count / self.rollouts if self.rollouts else math.nan
 
 
@@ -120,25 +121,26 @@ def summarise(
     rollouts: RolloutBlock, scores: ScoreBlock, groups: Sequence[int] | None = None
 ) -> BlockSummary:
     """Sums over the block's rollouts, or over those of its `groups` (row numbers) only."""
-    rows = (
-        rows_of(groups, rollouts.group_size)
-        if groups is not None
-        else np.arange(len(rollouts), dtype=np.int64)
-    )
+    size = rollouts.group_size
+    rows = rows_of(groups, size) if groups is not None else np.arange(len(rollouts), dtype=np.int64)
     rewards, lengths = scores.rewards[rows], rollouts.lengths[rows]
     graded = scores.grades[rows] == ScoreStatus.OK
+    accuracy = scores.components.get(ACCURACY)
+    answers = None if scores.answers is None else np.array([bool(scores.answers[row]) for row in rows], bool)
     return BlockSummary(
         rollouts=len(rows),
         tokens=int(lengths.sum()),
-        truncated=int((rollouts.finish[rows] == Finish.LENGTH).sum()),
-        reflected=int(scores.reflected[rows].sum()),
         failed=int((~graded).sum()),
         reward_total=float(rewards.sum()),
         reward_square_total=float(np.square(rewards).sum()),
         components={name: _mean(values[rows][graded]) for name, values in scores.components.items()},
+        right=Proportion() if accuracy is None else proportion(accuracy[rows] >= 1, size, graded),
+        truncated=proportion(rollouts.finish[rows] == Finish.LENGTH, size),
+        reflected=proportion(scores.reflected[rows], size),
+        answered=Proportion() if answers is None else proportion(answers, size),
         work=_sampling(
-            np.diff(rollouts.prompt_offsets)[rows[:: rollouts.group_size] // rollouts.group_size],
-            lengths.reshape(-1, rollouts.group_size),
+            np.diff(rollouts.prompt_offsets)[rows[::size] // size],
+            lengths.reshape(-1, size),
         ),
     )
 

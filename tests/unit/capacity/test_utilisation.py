@@ -32,8 +32,8 @@ SHAPE = ModelShape(
     context=100,
 )
 LINEAR = 3 * (2 * 300 + 2 * 600)
-"""Operations of a token in three layers: projections 2 x 10 x 5 x (2 + 1) elements, feed-forward 3 x 10 x
-20.
+"""Operations of a token in three layers: projections 2 x 10 x 5 x (2 + 1) elements,
+feed-forward 3 x 10 x 20.
 """
 PAIR = 3 * (2 * 2 * (5 + 5))
 HEAD = 2 * 10 * 50

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,17 +19,21 @@ def test_the_worked_example(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
         "reward/accuracy": 0.5,
         "reward/format": 0.75,
         "accuracy/train": 0.5,
+        "accuracy/train_n": 4.0,
         "rollout/count": 4.0,
         "rollout/tokens": 9.0,
         "rollout/length_mean": 2.25,
         "rollout/truncated_fraction": 0.25,
+        "rollout/truncated_n": pytest.approx(3.0),
         "rollout/reflection_fraction": 0.25,
+        "rollout/reflection_n": pytest.approx(3.0),
     }
 
 
 def test_only_some_groups(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
     second = summarise(rollouts, scores, groups=[1])
-    assert (second.rollouts, second.tokens, second.truncated, second.reflected) == (2, 5, 1, 0)
+    assert (second.rollouts, second.tokens) == (2, 5)
+    assert (second.truncated.total, second.reflected.total) == (1, 0)
     assert second.metrics()["reward/format"] == 0.5
 
 
@@ -45,6 +50,13 @@ def test_a_failed_grade_counts_in_the_reward_but_not_in_the_components(
     assert metrics["reward/failed_fraction"] == 0.25
     assert metrics["accuracy/train"] == pytest.approx(2 / 3)
     assert metrics["reward/format"] == pytest.approx(2.5 / 3)
+    assert metrics["accuracy/train_n"] <= 3
+
+
+def test_a_rollout_has_an_answer_or_none(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
+    answered = replace(scores, answers=("3", "", "0", ""))
+    assert summarise(rollouts, answered).metrics()["rollout/answered_fraction"] == 0.5
+    assert "rollout/answered_fraction" not in summarise(rollouts, scores).metrics()
 
 
 def test_what_has_no_value_is_left_out_instead_of_zero(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
