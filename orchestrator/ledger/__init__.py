@@ -1,8 +1,8 @@
-"""Accelerator-hours and money: from usage events to reports that add up. README.md here is the glossary.
+"""Accelerator-hours and money: turns usage events into reports that add up. README.md here has the glossary.
 
     usage events -> journal -> booking -> entries -> prices -> reports
-    (spool files)   (SQL)      (pure)                (yaml)
+    (spool files)   (SQL)      (pure)                (YAML)
 
-A bounded context: it imports nothing else of this project, and nothing of Ray or torch. The way in is
-`orchestrator.ledger.ledger.Ledger`.
+The ledger is a bounded context: it imports nothing else of this project, and neither Ray nor torch. Its
+entry point is `orchestrator.ledger.ledger.Ledger`.
 """

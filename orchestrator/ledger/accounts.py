@@ -1,12 +1,13 @@
-"""What counts, and in which month: the postings of closed months, and what the journal says about the rest.
+"""Decides which lines count in which month: the postings of closed months, and everything the journal says
+about open ones.
 
     counted(X) = postings of the months closed by X
                + lines of the open months, from the events known by X
-               + pending adjustments: what those events say about closed months, less what was posted about
-               them
+               + pending adjustments: what those events say about closed months, minus what was posted for
+                 them
 
-The sum over all months is therefore always what the events say. A closed month never changes: what became
-known about it later counts in the first open month, as an adjustment, and is posted when that month closes.
+The sum over all months therefore always equals what the events say. A closed month never changes. Events
+that arrive later count in the first open month as adjustments, and are posted when that month closes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from orchestrator.ledger.pricing import Pricer
 
 
 class CountedLine(NamedTuple):
-    """`ns` of the kind `key` that count in the month `posted`: later than the month of its day, for an
-    adjustment.
+    """`ns` of time of the kind `key` that counts in the month `posted`. For an adjustment, `posted` is later
+    than the month of its day.
     """
 
     posted: str
@@ -38,7 +39,7 @@ class CountedLine(NamedTuple):
 
     @property
     def day(self) -> int:
-        """The day that it counts on: its own, or for an adjustment the first day of the month that it counts
+        """The day the line counts on: its own day, or for an adjustment the first day of the month it counts
         in.
         """
         return self.key.day if self.key.month == self.posted else month_bounds(self.posted)[0]
@@ -50,7 +51,7 @@ class CountedLine(NamedTuple):
 
 
 class Accounts:
-    """The journal and the archive, read together; through the mart, where there is one."""
+    """Combines the journal and the archive, and reads through the mart where there is one."""
 
     def __init__(
         self, journal: Journal, archive: Archive, policy: BookingPolicy, mart: Mart | None = None
@@ -58,21 +59,20 @@ class Accounts:
         self._journal, self._archive, self._policy, self._mart = journal, archive, policy, mart
 
     def counted(self, as_of_ns: int, keep: Collection[str] = LineKey._fields) -> Iterator[CountedLine]:
-        """All lines that count, as known at `as_of_ns`, from the journal alone: asked again later, it gives
-        the same.
+        """All lines that count, as known at `as_of_ns`.
 
-        Fields outside `keep` are left empty, and the lines added up.
+        The answer depends only on the journal, so the same question later gives the same answer. Fields
+        outside `keep` are left empty and the lines merged.
         """
         events = (recorded.event for recorded in self._journal.events(known_by_ns=as_of_ns))
         lines = coarse(derive(events, as_of_ns, self._policy), keep)
         return self._counted(lines, self._archive.closes(as_of_ns), keep)
 
     def counted_now(self, now_ns: int, keep: Collection[str] = LineKey._fields) -> Iterator[CountedLine]:
-        """All lines that count now."""
         return self._counted(self._lines_now(now_ns, keep)[1], self._archive.closes(), keep)
 
     def _lines_now(self, now_ns: int, keep: Collection[str]) -> tuple[int, Lines]:
-        """All lines, and the last event that they know."""
+        """All lines now, and the sequence number of the last event they include."""
         found = None if self._mart is None else self._mart.lines(now_ns, keep)
         if found is not None:
             return found
@@ -104,7 +104,7 @@ class Accounts:
             yield CountedLine(first_open, key, ns)
 
     def frozen_prices(self, closes: Iterable[Close]) -> Mapping[str, Pricer]:
-        """For each closed month the prices that it was closed with."""
+        """The prices that each closed month was closed with."""
         adopted = self._archive.price_books()
         tables: dict[int, Pricer] = {}
         frozen: dict[str, Pricer] = {}
@@ -118,9 +118,9 @@ class Accounts:
     def close(self, month: str, now_ns: int) -> Close:
         """Close a month: post what counts in it, with its prices.
 
-        Raises LedgerStateError if the month is not over (a lease can be found lost until `grace` after its
-        end), is closed, or the month before it is open; UnknownPriceError or PriceBookError if something in
-        it has no price.
+        Raises LedgerStateError if the month is not over yet, is already closed, or does not follow the last
+        closed month. A month is over `grace` after its last day, because until then a lease can still be
+        found lost. Raises UnknownPriceError or PriceBookError if something in the month has no price.
         """
         closes = self._archive.closes()
         self._require_closable(month, closes, now_ns)
@@ -142,8 +142,8 @@ class Accounts:
         return close
 
     def _due(self, month: str, closes: list[Close], now_ns: int, pricer: Pricer) -> tuple[int, Lines]:
-        """The last event known, and what is to be posted: all lines until the month's end, less what was
-        posted.
+        """The last event known, and the lines to post: all lines up to the end of the month, minus what was
+        already posted.
         """
         end_day = month_bounds(month)[1]
         through, known = self._lines_now(now_ns, LineKey._fields)
@@ -163,30 +163,30 @@ class Accounts:
         except ValueError as error:
             raise LedgerError("month", month, "YYYY-MM") from error
         if any(close.period == month for close in closes):
-            raise LedgerStateError("month", month, "a month that is open", "it is closed already")
+            raise LedgerStateError(f"Month {month} is already closed.")
         if closes and following_month(closes[-1].period) != month:
-            raise LedgerStateError(
-                "month", month, following_month(closes[-1].period), "months close in order"
-            )
+            due = following_month(closes[-1].period)
+            raise LedgerStateError(f"Months close in order: {due} comes before {month}.")
         if now_ns < end_ns:
             minutes = self._policy.grace_ns // 60_000_000_000
-            hint = f"leases can be found lost until {minutes} minutes after it ended"
             raise LedgerStateError(
-                "month", month, f"a month that ended before {date_of(now_ns // DAY_NS)}", hint
+                f"Month {month} is not over yet: on {date_of(now_ns // DAY_NS)} it cannot be closed.",
+                f"Leases can be found lost until {minutes} minutes after it ended.",
             )
 
 
 def price_lines(lines: Lines, prices: Mapping[str, Pricer], keep_unpriced: bool = False) -> Lines:
-    """Lines with the exact price of their month written into the key, as postings have them.
+    """Lines with the exact price of their month in the key, as postings store them.
 
-    Raises UnknownPriceError and PriceBookError, unless `keep_unpriced` leaves such lines as they are.
+    A line without a price is left as it is if `keep_unpriced`; otherwise raises UnknownPriceError or
+    PriceBookError.
     """
     priced: Lines = {}
     for key, ns in lines.items():
         pricer = prices.get(key.month)
         try:
             if pricer is None:
-                raise UnknownPriceError("prices of", key.month, ", ".join(prices))
+                raise UnknownPriceError("month", key.month, ", ".join(prices))
             unit_price: Fraction = pricer.unit_price(key)
         except LedgerError:
             if not keep_unpriced:

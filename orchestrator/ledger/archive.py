@@ -1,7 +1,7 @@
-"""The archive: the price books the ledger was given, and the months that were closed. Append-only.
+"""The archive: adopted price books and closed months. Append-only.
 
-A *posting* is a line of a closed month with its price, chained to the one before it by a hash, so that a
-change anywhere shows.
+A *posting* is a line of a closed month with its price. Postings are chained by hash, so that any later
+change is detectable.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from orchestrator.ledger.lines import LineKey
 from orchestrator.ledger.prices import PriceBook
 
 GENESIS = "0" * 64
-"""What the first posting is chained to."""
+"""The hash that the first posting is chained to."""
 
 
 class Posting(NamedTuple):
-    """`ns` (negative for a reversal) of the kind `key`, posted in the month `period`.
+    """`ns` of time (negative for a reversal) of the kind `key`, posted in the month `period`.
 
-    `key.unit_price` is the exact price an accelerator-hour (a fraction as text) in `key.currency`. `hash`
-    covers it and, through the hash before it, all earlier postings.
+    `key.unit_price` is the exact price of an accelerator-hour (a fraction as text) in `key.currency`. `hash`
+    covers the posting and, through the previous hash, all earlier ones.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Posting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AdoptedBook:
-    """A price book and when the ledger was given it; a larger number is newer."""
+    """A price book and the time it was adopted; a larger number is newer."""
 
     number: int
     recorded_ns: int
@@ -46,8 +46,8 @@ class AdoptedBook:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """A closed month. It knows the events up to `through_seq` and the price books up to number `prices`; its
-    postings end with number `last_posting`, whose hash is `head`.
+    """A closed month. It includes the events up to `through_seq` and the price books up to number `prices`.
+    Its last posting has the number `last_posting` and the hash `head`.
     """
 
     period: str
@@ -60,14 +60,16 @@ class Close:
 
 
 class Archive(Protocol):
-    """Where price books and closed months are kept."""
+    """Port: stores price books and closed months."""
 
     def adopt(self, book: PriceBook) -> bool:
-        """Make a price book the newest, unless the newest of its name is equal. Says whether it did."""
+        """Make a price book the newest, unless the newest book of that name is identical. Returns whether it
+        was added.
+        """
         ...
 
     def price_books(self, known_by_ns: int | None = None) -> list[AdoptedBook]:
-        """The adopted price books, the newest first."""
+        """The adopted price books, newest first."""
         ...
 
     def closes(self, known_by_ns: int | None = None) -> list[Close]:
@@ -75,13 +77,13 @@ class Archive(Protocol):
         ...
 
     def postings(self, last: int, leases: Collection[str] | None = None) -> Iterator[Posting]:
-        """The postings up to number `last`, in order: all, or those of some leases."""
+        """The postings up to number `last`, in order: all of them, or only those of the given leases."""
         ...
 
     def post(self, close: Close, postings: Sequence[Posting]) -> None:
-        """Close a month, all or nothing.
+        """Close a month atomically.
 
-        Raises LedgerStateError if it is closed, or another month was closed meanwhile.
+        Raises LedgerStateError if it is already closed or another month was closed in the meantime.
         """
         ...
 
@@ -92,7 +94,7 @@ def digest_of(book: PriceBook) -> str:
 
 
 def chain(lines: Iterable[tuple[LineKey, int]], period: str, number: int, head: str) -> Iterator[Posting]:
-    """Postings of lines, numbered from `number` + 1 and chained to `head`."""
+    """Turn lines into postings, numbered from `number` + 1 and chained to `head`."""
     for key, ns in lines:
         number += 1
         head = link(head, number, period, key, ns)
@@ -100,13 +102,13 @@ def chain(lines: Iterable[tuple[LineKey, int]], period: str, number: int, head: 
 
 
 def link(head: str, number: int, period: str, key: LineKey, ns: int) -> str:
-    """The hash of a posting: SHA-256 over the hash before it and the posting's content."""
+    """The hash of a posting: SHA-256 over the previous hash and the content of the posting."""
     content = json.dumps([number, period, *key, str(ns)], separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(f"{head}\n{content}".encode()).hexdigest()
 
 
 def verify(postings: Iterable[Posting], closes: Sequence[Close]) -> int:
-    """Check the chain and every close's head. Returns how many postings there are.
+    """Verify the chain and the head of every close. Returns the number of postings.
 
     Raises LedgerStateError at the first break.
     """
@@ -117,21 +119,26 @@ def verify(postings: Iterable[Posting], closes: Sequence[Close]) -> int:
         head = link(head, number, posting.period, posting.key, posting.ns)
         if (posting.number, posting.hash) != (number, head):
             raise LedgerStateError(
-                f"posting {posting.number}", posting.hash, head, "the chain is broken here"
+                f"The hash chain is broken at posting {posting.number}: it has the hash {posting.hash}, but"
+                f" its content has the hash {head}."
             )
         close = heads.pop(number, None)
         if close is not None and close.head != head:
-            raise LedgerStateError(f"close of {close.period}", close.head, head, "the chain is broken here")
+            raise LedgerStateError(
+                f"The hash chain is broken at the close of {close.period}: it states the hash {close.head},"
+                f" but its last posting has the hash {head}."
+            )
     missing = [close for close in heads.values() if close.last_posting > number]
     if missing:
         raise LedgerStateError(
-            f"close of {missing[0].period}", f"{number} postings", str(missing[0].last_posting)
+            f"The close of {missing[0].period} ends with posting {missing[0].last_posting}, but there are"
+            f" only {number} postings."
         )
     return number
 
 
 class MemoryArchive:
-    """An archive in lists: the fake of the port, for tests."""
+    """The in-memory fake of `Archive`, for tests."""
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns
@@ -140,7 +147,6 @@ class MemoryArchive:
         self._postings: list[Posting] = []
 
     def adopt(self, book: PriceBook) -> bool:
-        """Make a price book the newest, unless the newest of its name is equal."""
         digest = digest_of(book)
         same_name = [known.digest for known in self._books if known.book.name == book.name]
         if same_name and same_name[-1] == digest:
@@ -149,34 +155,30 @@ class MemoryArchive:
         return True
 
     def price_books(self, known_by_ns: int | None = None) -> list[AdoptedBook]:
-        """The adopted price books, the newest first."""
         return [
             book for book in reversed(self._books) if known_by_ns is None or book.recorded_ns <= known_by_ns
         ]
 
     def closes(self, known_by_ns: int | None = None) -> list[Close]:
-        """The closed months, in order."""
         return [close for close in self._closes if known_by_ns is None or close.closed_ns <= known_by_ns]
 
     def postings(self, last: int, leases: Collection[str] | None = None) -> Iterator[Posting]:
-        """The postings up to number `last`, in order."""
         for posting in self._postings[:last]:
             if leases is None or posting.key.lease_id in leases:
                 yield posting
 
     def post(self, close: Close, postings: Sequence[Posting]) -> None:
-        """Close a month, all or nothing."""
         require_next(close, self._closes)
         self._postings.extend(postings)
         self._closes.append(close)
 
 
 def require_next(close: Close, closes: Sequence[Close]) -> None:
-    """Refuse a close that does not follow the closes there are. Raises LedgerStateError."""
+    """Raise LedgerStateError unless `close` follows the closes so far."""
     if any(known.period == close.period for known in closes):
-        raise LedgerStateError("month", close.period, "a month that is open", "it is closed already")
+        raise LedgerStateError(f"Month {close.period} is already closed.")
     before = closes[-1].last_posting if closes else 0
     if close.last_posting - close.postings != before:
         raise LedgerStateError(
-            "month", close.period, "closes one after the other", "another month was closed meanwhile"
+            f"Month {close.period} was not closed: another month was closed in the meantime.", "Try again."
         )

@@ -1,11 +1,11 @@
-"""AWS list prices: from the Pricing API, or from its JSON in a file, to a price book.
+"""Converts AWS list prices, from the Pricing API or from its JSON in a file, into a price book.
 
-Taken over are EC2 instance-hours, Linux, shared tenancy, without licence or capacity reservation: on-demand
-and, where there is one, the standard reservation for a year without upfront payment. The SKU is the instance
-type; a price is divided by the instance's accelerators, or by its vCPUs if it has none.
+It includes EC2 instance-hours for Linux on shared tenancy, without licence or capacity reservation:
+on-demand prices and, where available, the standard one-year reservation without upfront payment. The SKU is
+the instance type. The price of an instance is divided by its number of accelerators, or by its vCPUs if it
+has none.
 
-The Pricing API gives what holds now, from an effective date on; for what held before, keep the older price
-book.
+The Pricing API only returns prices that are effective now. Keep older price books for earlier days.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ RESERVED = {"LeaseContractLength": "1yr", "OfferingClass": "standard", "Purchase
 
 
 def read_products(path: Path) -> list[Mapping[str, Any]]:
-    """The products in a file of the Pricing API: the answer of `get-products`, or a list of its products.
+    """Read the products in a file of the Pricing API: the response of `get-products`, or a list of products.
 
-    Raises PriceBookError, with the entry named.
+    Raises PriceBookError, which names the entry.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def read_products(path: Path) -> list[Mapping[str, Any]]:
 
 
 def fetch_products(region: str, instance_types: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The products of some instance types in a region, asked of the Pricing API with boto3's credentials."""
+    """Query the Pricing API for instance types in a region, with boto3's credentials."""
     import boto3
 
     pages = boto3.client("pricing", region_name="us-east-1").get_paginator("get_products")
@@ -61,9 +61,9 @@ def fetch_products(region: str, instance_types: Sequence[str]) -> Iterator[Mappi
 
 
 def price_book_of(products: Iterable[Mapping[str, Any]], name: str, retrieved: date) -> dict[str, Any]:
-    """A price book's content, as `PriceBook.parse` takes it. Raises PriceBookError if no product can be used.
+    """The content of a price book, as accepted by `PriceBook.parse`.
 
-    A product that is not of the kind that is taken over is passed over.
+    Products of other kinds are skipped. Raises PriceBookError if no product is usable.
     """
     prices = [price for product in products for price in _prices(product, retrieved)]
     if not prices:

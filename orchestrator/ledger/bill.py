@@ -1,10 +1,11 @@
-"""A cloud bill, read: AWS Cost and Usage Report 2.0, or FOCUS, as Parquet; from a file, a folder, or S3.
+"""Reads a cloud bill: an AWS Cost and Usage Report 2.0 or a FOCUS dataset in Parquet, from a file, a
+directory or S3.
 
-Only instance-hours are compared with leases: usage of a resource, counted in hours, of an instance type. All
-other charges (storage, traffic, tax, credits, fees) are added up as `other`.
+Only instance-hours are compared with leases: usage of a resource, measured in hours, of an instance type.
+All other charges (storage, traffic, tax, credits, fees) are added up in `other`.
 
-An instance-hour that reservations or savings plans cover costs what it effectively costs, where the bill says
-so. A bill that can't be read as one is refused, with file, row (from 1) and column named.
+An instance-hour covered by a reservation or savings plan counts at its effective cost, if the bill states
+it. A malformed bill is rejected with the file, row (from 1) and column.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ CUR, FOCUS = "CUR 2.0", "FOCUS"
 
 @dataclass(frozen=True, slots=True)
 class BilledDay:
-    """What one resource was billed on one day: instance-hours of `sku`, without what was charged twice.
+    """What one resource was billed on one day: instance-hours of `sku`, without duplicate charges.
 
-    `twice_hours` and `twice_amount` are what was.
+    `twice_hours` and `twice_amount` are the duplicate charges.
     """
 
     day: int
@@ -48,7 +49,7 @@ class BilledDay:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """`files` are the digests (SHA-256) of the Parquet files by name; `other` what is not instance-hours, by
+    """`files` maps file names to the SHA-256 of their content. `other` is what is not instance-hours, by
     currency.
     """
 
@@ -61,7 +62,7 @@ class Bill:
 
 _HOURS = "('hrs', 'hours', 'hour', 'h')"
 
-# Each normalised column, from the columns that must be there, and from those that may be.
+# For each normalised column the source column: first for CUR 2.0, then for FOCUS.
 _CUR_NEEDED = (
     "line_item_usage_start_date",
     "line_item_usage_end_date",
@@ -109,8 +110,9 @@ _FOCUS = {
 
 
 def read_bill(source: str) -> Bill:
-    """The bill at `source`: a Parquet file, a folder of them, or `s3://bucket/prefix` (with boto3, which
-    finds credentials and endpoint as usual). Raises LedgerError.
+    """Read the bill at `source`: a Parquet file, a directory of them, or `s3://bucket/prefix`.
+
+    For S3, boto3 finds credentials and endpoint in its usual way. Raises LedgerError.
     """
     with _files(source) as files:
         import duckdb
@@ -131,7 +133,7 @@ def _files(source: str) -> Generator[list[Path]]:
     path = Path(source)
     found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not found or not found[0].is_file():
-        raise LedgerError("--cur", source, "a Parquet file, a folder of them, or s3://BUCKET/PREFIX")
+        raise LedgerError("--cur", source, "a Parquet file, a directory of them, or s3://BUCKET/PREFIX")
     yield found
 
 
@@ -150,9 +152,9 @@ def _download(source: str, folder: Path) -> list[Path]:
                     files.append(folder / key.replace("/", "_"))
                     client.download_file(bucket, key, str(files[-1]))
     except (BotoCoreError, ClientError, OSError) as error:
-        raise LedgerError("--cur", source, "a bucket that can be read", str(error)) from error
+        raise LedgerError("--cur", source, "a readable bucket", str(error)) from error
     if not files:
-        raise LedgerError("--cur", source, "a prefix with *.parquet under it")
+        raise LedgerError("--cur", source, "a prefix with *.parquet files")
     return sorted(files)
 
 
@@ -165,7 +167,7 @@ def _read(connection: duckdb.DuckDBPyConnection, source: str, files: Sequence[Pa
     needed = _FOCUS_NEEDED if kind == FOCUS else _CUR_NEEDED
     missing = [name for name in needed if name not in columns]
     if missing:
-        raise LedgerError(source, f"without {', '.join(missing)}", f"{kind}: {', '.join(needed)}")
+        raise LedgerError(source, f"no column {', '.join(missing)}", f"{kind}: {', '.join(needed)}")
     if kind == FOCUS:
         select, origin = _focus_columns(columns), _FOCUS
     else:
@@ -197,7 +199,7 @@ def _cur_columns(columns: Mapping[str, str]) -> str:
 
 
 def _focus_columns(columns: Mapping[str, str]) -> str:
-    # `BoxUsage:p5.48xlarge` (AWS) or a plain SKU.
+    # SkuMeter is `BoxUsage:p5.48xlarge` (AWS) or a plain SKU.
     leased = f"ChargeCategory = 'Usage' AND lower(ConsumedUnit) IN {_HOURS}"
     sku = "regexp_extract(SkuMeter, '[^:]*$')"
     return _normalised(columns, _FOCUS, "EffectiveCost", sku, "ChargeCategory", leased)
@@ -220,8 +222,9 @@ def _normalised(
 
 
 def _timestamp(name: str, columns: Mapping[str, str]) -> str:
-    """The column as a timestamp in UTC. DuckDB converts times with a zone only with an extension, so the
-    microseconds are taken.
+    """SQL for the column as a timestamp in UTC.
+
+    DuckDB can only convert timestamps with a time zone with an extension, so we go through microseconds.
     """
     if columns[name] == "TIMESTAMP WITH TIME ZONE":
         return f"make_timestamp(epoch_us({name}))"
@@ -255,8 +258,10 @@ def _refuse_malformed(connection: duckdb.DuckDBPyConnection, origin: Mapping[str
 
 
 def _days(connection: duckdb.DuckDBPyConnection) -> Generator[BilledDay]:
-    """By day, resource and SKU. An interval whose lines add up to more hours than it has was charged more
-    than once: all but one of its equal lines are set apart.
+    """Billed days by resource and SKU.
+
+    Where the lines of an interval add up to more hours than it has, it was charged more than once; all but
+    one of its identical lines are separated as duplicates.
     """
     query = """
         WITH ranked AS (

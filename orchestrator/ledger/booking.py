@@ -1,20 +1,20 @@
-"""From events to bookings: every nanosecond of a lease goes to a span, to `idle` or to `lost`, exactly.
+"""Books leases: every nanosecond of a lease goes to a span, to `idle` or to `lost`, exactly.
 
-A pure function of the set of events: order, duplicates and the moment of arrival change nothing. For each
-lease
+Booking is a pure function of the set of events. Their order, duplicates and arrival times do not matter. For
+each lease
 
     sum of the slices' ns = end - start
 
-- A lease that was closed ends there. One that never was ends `grace` after its last sign of life (opening,
-  heartbeat, end of a span), and the time since then is `lost`: nothing bills for ever. Until that moment it
-  is open, and booked up to `as_of`.
-- A lease closed as `lost`: what lies between its last sign of life and its observed death is `lost`. All
+- A closed lease ends when it was closed. A lease that nobody closed ends `grace` after its last sign of life
+  (opening, heartbeat, end of a span), and the time after that sign is `lost`, so nothing is billed forever.
+  Until then it is open, and is booked up to `as_of`.
+- For a lease closed as `lost`, the time between its last sign of life and its observed death is `lost`. All
   other time without a span is `idle`.
-- Where spans overlap, each stretch of time is split equally among the actors, then among one actor's spans,
-  in whole nanoseconds; the remainder goes to the first in order of (actor, event id).
-- A span that protrudes from its lease by no more than `skew` (clocks of two nodes) is cut to it; by more, it
-  is rejected whole, and its time is idle.
-- Slices are cut at midnight UTC, so each has one price and one month.
+- Where spans overlap, each stretch of time is split equally among the actors, and then among the spans of an
+  actor, in whole nanoseconds. The remainder goes to the first ones in order of (actor, event id).
+- A span that extends beyond its lease by at most `skew` (the clocks of two nodes differ) is truncated. A
+  span that extends further is rejected as a whole, and its time is idle.
+- Slices are cut at midnight UTC, so that each has one price and belongs to one month.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from orchestrator.ledger.money import split_evenly
 
 @dataclass(frozen=True, slots=True)
 class BookingPolicy:
-    """`grace_ns`: how long a lease without a close still counts after its last sign of life.
+    """`grace_ns`: how long a lease that was not closed counts after its last sign of life.
 
-    `skew_ns`: how far clocks may disagree.
+    `skew_ns`: how much clocks may differ.
     """
 
     grace_ns: int
@@ -55,8 +55,8 @@ STANDARD_POLICY = BookingPolicy(grace_ns=15 * 60 * 1_000_000_000, skew_ns=1_000_
 
 
 class Ending(StrEnum):
-    """How a lease ended: OPEN (held at `as_of`), RELEASED, LOST (its holder died), ABANDONED (no sign of life
-    for longer than the grace).
+    """How a lease ended: OPEN (still held at `as_of`), RELEASED, LOST (its holder died) or ABANDONED (no sign
+    of life for longer than the grace period).
     """
 
     OPEN = "open"
@@ -66,10 +66,10 @@ class Ending(StrEnum):
 
 
 class Slice(NamedTuple):
-    """`ns` of a lease's time within [start_ns, end_ns) of one day.
+    """`ns` of the time of a lease within [start_ns, end_ns), on one day.
 
-    `run_id` is the run that it was for. `actor`, `step` and `tokens` are the span's; the tokens of a span
-    that is cut at midnight are with its first slice. `idle` and `lost` have none.
+    `run_id` is the run that used it. `actor`, `step` and `tokens` come from the span; a span that is cut at
+    midnight has all its tokens in its first slice. `idle` and `lost` slices have none of the three.
     """
 
     start_ns: int
@@ -85,7 +85,7 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BookedLease:
-    """A lease with its extent and its slices, in order of time."""
+    """A lease with its start and end and its slices in chronological order."""
 
     opened: LeaseOpened
     start_ns: int
@@ -95,13 +95,12 @@ class BookedLease:
 
     @property
     def ns(self) -> int:
-        """Its extent."""
         return self.end_ns - self.start_ns
 
 
 @dataclass(slots=True)
 class LeaseEvents:
-    """What is known of one lease, in any order."""
+    """The events of one lease, in any order."""
 
     openings: list[LeaseOpened] = field(default_factory=list[LeaseOpened])
     closings: list[LeaseClosed] = field(default_factory=list[LeaseClosed])
@@ -109,13 +108,13 @@ class LeaseEvents:
     last_heartbeat_ns: int | None = None
 
     def alive_at(self, at_ns: int) -> None:
-        """Take a sign of life."""
+        """Record a sign of life."""
         if self.last_heartbeat_ns is None or at_ns > self.last_heartbeat_ns:
             self.last_heartbeat_ns = at_ns
 
 
 def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:
-    """The lease events, by lease; events of other kinds are passed over."""
+    """Group the events of leases by lease id; other events are ignored."""
     leases: dict[str, LeaseEvents] = {}
     for event in events:
         if not isinstance(event, LeaseOpened | LeaseClosed | Heartbeat | SpanRecorded):
@@ -137,7 +136,7 @@ def group_by_lease(events: Iterable[Event]) -> dict[str, LeaseEvents]:
 def book(
     events: Iterable[Event], as_of_ns: int, policy: BookingPolicy = STANDARD_POLICY
 ) -> tuple[list[BookedLease], list[Rejection]]:
-    """All leases of `events` as they stand at `as_of_ns`, by lease id, and what does not count."""
+    """Book all leases in `events` as of `as_of_ns`. Returns them by lease id, and the rejected events."""
     counted, rejected = effective(events)
     booked: list[BookedLease] = []
     for _, lease in sorted(group_by_lease(counted).items()):
@@ -150,7 +149,9 @@ def book(
 def book_lease(
     lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy, rejected: list[Rejection]
 ) -> BookedLease | None:
-    """One lease at `as_of_ns`; None if not yet opened then. What does not count is added to `rejected`."""
+    """Book one lease as of `as_of_ns`. Returns None if it was not open yet. Rejected events are appended to
+    `rejected`.
+    """
     facts = settle(lease, policy, rejected)
     if facts is None or facts.opened.at_ns >= as_of_ns:
         return None
@@ -163,8 +164,8 @@ def book_lease(
 
 @dataclass(frozen=True, slots=True)
 class LeaseFacts:
-    """What a lease's events come to: the opening and the close that count, the spans inside, the last sign of
-    life.
+    """The events of a lease, resolved: the opening and the close that count, the spans within the lease, and
+    the last sign of life.
     """
 
     opened: LeaseOpened
@@ -174,7 +175,9 @@ class LeaseFacts:
 
 
 def settle(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection]) -> LeaseFacts | None:
-    """The facts of a lease; None if it was never opened. What does not count is added to `rejected`."""
+    """Resolve the events of a lease. Returns None if it was never opened. Rejected events are appended to
+    `rejected`.
+    """
     if not lease.openings:
         orphans = (*lease.closings, *lease.spans)
         rejected.extend(
@@ -182,7 +185,7 @@ def settle(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection])
         )
         return None
     opened, *more = sorted(lease.openings, key=lambda event: (event.at_ns, event.event_id))
-    rejected.extend(Rejection(event.event_id, f"lease {event.lease_id} was opened before") for event in more)
+    rejected.extend(Rejection(event.event_id, f"lease {event.lease_id} was already open") for event in more)
     closed = _closing(lease, opened, rejected)
     spans = _inside(lease.spans, opened, closed, policy.skew_ns, rejected)
     signs = [opened.at_ns, *(span.end_ns for span in spans)]
@@ -192,8 +195,8 @@ def settle(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection])
 
 
 def tail(run_id: str, last_sign_ns: int, as_of_ns: int, policy: BookingPolicy) -> list[Slice]:
-    """The slices of a lease that nobody closed, from its last sign of life to `as_of_ns`, which is not before
-    it.
+    """The slices of a lease that nobody closed, from its last sign of life to `as_of_ns`, which must not be
+    earlier.
     """
     end = min(as_of_ns, last_sign_ns + policy.grace_ns)
     activity = LOST if as_of_ns > end else IDLE
@@ -204,16 +207,16 @@ def _closing(lease: LeaseEvents, opened: LeaseOpened, rejected: list[Rejection])
     closed: LeaseClosed | None = None
     for event in sorted(lease.closings, key=lambda event: (event.at_ns, event.event_id)):
         if event.at_ns < opened.at_ns:
-            rejected.append(Rejection(event.event_id, f"lease {event.lease_id} would end before it starts"))
+            rejected.append(Rejection(event.event_id, f"lease {event.lease_id} would end before it began"))
         elif closed is not None:
-            rejected.append(Rejection(event.event_id, f"lease {event.lease_id} was closed before"))
+            rejected.append(Rejection(event.event_id, f"lease {event.lease_id} was already closed"))
         else:
             closed = event
     return closed
 
 
 def _extent(facts: LeaseFacts, as_of_ns: int, grace_ns: int) -> tuple[int, int, Ending]:
-    """End of a lease at `as_of_ns`, where its `lost` time starts (the end, if none), and how it ended."""
+    """The end of a lease as of `as_of_ns`, the start of its `lost` time (else its end), and how it ended."""
     closed, last_sign = facts.closed, facts.last_sign_ns
     if closed is not None and closed.at_ns <= as_of_ns:
         if closed.reason == "lost":
@@ -231,7 +234,7 @@ def _inside(
     skew_ns: int,
     rejected: list[Rejection],
 ) -> list[SpanRecorded]:
-    """The spans that lie within the lease, give or take the skew."""
+    """The spans within the lease, allowing for clock skew."""
     first = opened.at_ns - skew_ns
     last = None if closed is None else closed.at_ns + skew_ns
     inside: list[SpanRecorded] = []
@@ -246,7 +249,9 @@ def _inside(
 
 
 def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list[Slice]:
-    """The slices of [opened, end): each cluster of overlapping spans, and `idle` between the clusters."""
+    """The slices of [opened, end): those of each cluster of overlapping spans, and `idle` between the
+    clusters.
+    """
     spans.sort(key=lambda span: (span.start_ns, span.end_ns, span.actor, span.event_id))
     slices: list[Slice] = []
     cursor, index, run_id = opened.at_ns, 0, opened.run_id
@@ -271,7 +276,7 @@ def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list
 
 
 def unattributed(start_ns: int, end_ns: int, activity: str, run_id: str) -> list[Slice]:
-    """Time of a lease that no span covers, by day."""
+    """The time of a lease that no span covers, cut by day."""
     if start_ns < end_ns and start_ns // DAY_NS == (end_ns - 1) // DAY_NS:
         return [Slice(start_ns, end_ns, end_ns - start_ns, NO_ROLE, activity, run_id)]
     return [
@@ -304,8 +309,8 @@ def _slice(span: SpanRecorded, start_ns: int, end_ns: int, ns: int, holder: str,
 
 
 def _shared(spans: Sequence[SpanRecorded], start_ns: int, end_ns: int, holder: str) -> list[Slice]:
-    """One slice for each span and day of a cluster: its share of every stretch in which the set of spans
-    stays the same.
+    """One slice per span and day of a cluster: its share of every stretch in which the set of active spans
+    does not change.
     """
     bounds = {start_ns, end_ns}
     bounds.update(second for _, second in cut_at_midnight(start_ns, end_ns))
@@ -339,7 +344,7 @@ def _shared(spans: Sequence[SpanRecorded], start_ns: int, end_ns: int, holder: s
 
 
 def _split(active: Mapping[str, SpanRecorded], ns: int) -> list[tuple[str, int]]:
-    """A stretch's share for each active span: equal among actors, then among one actor's spans."""
+    """Each active span's share of a stretch: equal among actors, then among the spans of an actor."""
     if len(active) == 1:
         return [(event_id, ns) for event_id in active]
     actors: dict[str, list[str]] = {}

@@ -10,15 +10,15 @@ from orchestrator.ledger.errors import LedgerStateError
 
 
 class BudgetGuard:
-    """Reserves what the next stretch of work will cost before it starts, and settles the stretch before.
+    """Reserves the cost of the next stretch of work before it starts, and then settles the previous one.
 
-    The new reservation is made while the old one still stands, and each covers, beside the work, what
-    stopping costs (a checkpoint, giving back the slots). So a run that is refused can still stop within its
-    last reservation.
+    The new reservation is made while the old one is still open, and each one also covers the cost of
+    stopping (a checkpoint, releasing the slots). So a run whose reservation is refused can still stop within
+    its last one.
 
-    A worked example, limit 10: `advance(0, 4)` reserves 4. `advance(3, 4)` reserves 4 more, then settles 3 of
-    the first 4. `advance(6, 4)` needs 3 + 4 + 4 = 11: refused. The run stops; `close(7)` settles the last 4:
-    7 of 10.
+    A worked example with a limit of 10: `advance(0, 4)` reserves 4. `advance(3, 4)` reserves 4 more, then
+    settles 3 of the first 4. `advance(6, 4)` needs 3 + 4 + 4 = 11 and is refused. The run stops, and
+    `close(7)` settles the last 4: 7 of 10.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class BudgetGuard:
         lifetime_ns: int,
         spent: Decimal = Decimal(0),
     ) -> None:
-        """`covering`: the names of the run's budgets, asked at each reservation, for days have budgets of
-        their own. `lifetime_ns`: after this long without a word the run is dead and its reservation expires.
-        `spent`: what was spent before the guard began, which is no concern of its.
+        """`covering` returns the names of the run's budgets. It is called at each reservation, because
+        budgets apply to certain days. `lifetime_ns`: how long a reservation lasts before it expires, in case
+        the run dies. `spent`: what the run spent before this guard existed, which it ignores.
         """
         self._budgets, self._covering, self._run_id = budgets, covering, run_id
         self._prefix, self._lifetime_ns = f"{run_id}/{attempt}", lifetime_ns
@@ -41,19 +41,19 @@ class BudgetGuard:
         self._settled = spent
         self._open = ""
         self.names: tuple[str, ...] = ()
-        """The budgets that were asked last."""
+        """The budgets of the last reservation."""
         self.uncovered = Decimal(0)
-        """What the run cost beyond its reservations and its budgets could not cover: 0 if `ahead` was never
+        """Cost that exceeded the reservations and that the budgets could not cover. 0 if `ahead` was never
         too low.
         """
 
     def left(self, spent: Decimal) -> Decimal:
-        """What is left of the reservation that stands, once `spent`; less than 0 if it was too small."""
+        """What remains of the open reservation after `spent`; negative if it was too small."""
         return self._reserved - (spent - self._settled)
 
     def take_over(self, left_behind: str, spent: Decimal) -> None:
-        """`spent` under a reservation of an earlier attempt that died: settle it, from the budgets if the
-        reservation has expired or was too small.
+        """Settle `spent` under a reservation of an earlier attempt that died. If that reservation has expired
+        or was too small, the rest is taken from the budgets.
         """
         self.names = tuple(self._covering())
         self._open, self._reserved = left_behind, self._budgets.reserved(left_behind)
@@ -62,9 +62,10 @@ class BudgetGuard:
         self._open, self._reserved, self._settled = "", Decimal(0), before
 
     def advance(self, spent: Decimal, ahead: Decimal) -> Refusal | None:
-        """`spent` by this attempt so far; until the next call and a stop after it, at most `ahead` more.
+        """Settle what this attempt has `spent` so far, and reserve `ahead`: the most it will spend until the
+        next call, including a stop after it.
 
-        None: go on. A refusal: stop now, then `close`.
+        Returns None if the run may continue. After a refusal, stop and call `close`.
         """
         self.names = tuple(self._covering())
         if not self.names:
@@ -80,7 +81,7 @@ class BudgetGuard:
         return refusal
 
     def close(self, spent: Decimal) -> None:
-        """The run has ended and `spent` so much in all."""
+        """Settle the open reservation: the run has ended and spent this much in total."""
         self._settle(spent)
         self._open, self._reserved = "", Decimal(0)
 
@@ -92,14 +93,14 @@ class BudgetGuard:
                 self._budgets.settle(self._open, covered)
                 due -= covered
             except LedgerStateError:
-                pass  # it has expired while the ledger was away: `due` is asked for anew
+                pass  # it expired while the ledger was unavailable: reserve `due` again
         if due > 0 and self.names:
             name = self._new_name()
             if self._budgets.reserve(self.names, name, self._run_id, due, self._lifetime_ns) is None:
                 self._budgets.settle(name, due)
             else:
                 self.uncovered += due
-        self._settled = max(self._settled, spent)  # a lease turns out to have ended before it was asked about
+        self._settled = max(self._settled, spent)  # less if a lease turns out to have ended earlier
 
     def _new_name(self) -> str:
         self._count += 1

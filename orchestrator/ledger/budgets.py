@@ -1,13 +1,13 @@
-"""Budgets: money is reserved before it is spent, then settled, voided or left to expire.
+"""Two-phase budgets: money is reserved before it is spent, and then settled, voided or expired.
 
-    reserve   available = limit - settled - pending must cover it; then pending grows
-    settle    pending shrinks by what was reserved, settled grows by what was spent (never more than that)
+    reserve   needs available = limit - settled - pending to cover it; pending grows
+    settle    pending shrinks by the reservation, settled grows by what was spent (never more than reserved)
     void      pending shrinks; the money is available again
-    expire    a void by time: the run that reserved died
+    expire    a void by timeout: the run that made the reservation died
 
-So settled can't pass the limit, however many runs share a budget, and a run that can't reserve what its work
-in flight will still cost knows before it is too late. The two phases are TigerBeetle's
-(docs/coding/two-phase-transfers.md there). Amounts are whole millionths of the budget's currency.
+Settled money therefore never exceeds the limit, however many runs share a budget, and a run learns in time
+that it cannot afford to finish its work in flight. The two phases follow TigerBeetle (its
+docs/coding/two-phase-transfers.md). Amounts are whole millionths of the currency.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MICRO = Decimal("0.000001")
 
 
 class Kind(StrEnum):
-    """What a transfer does. WARN moves nothing: a threshold was crossed, and that was said."""
+    """What a transfer does. WARN moves no money: it records that a threshold was crossed and reported."""
 
     RESERVE = "reserve"
     SETTLE = "settle"
@@ -40,10 +40,10 @@ ENDINGS = (Kind.SETTLE, Kind.VOID, Kind.EXPIRE)
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`limit` may be spent on the days [first_day, end_day) by whatever has all labels of `scope` (`{"team":
-    "blue"}`).
+    """At most `limit` may be spent on the days [first_day, end_day) by usage that has all labels of `scope`,
+    such as `{"team": "blue"}`.
 
-    `warn_at` are shares of the limit, ascending.
+    `warn_at` are shares of the limit, in ascending order.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Budget:
     warn_at: tuple[Decimal, ...]
 
     def covers(self, labels: Mapping[str, str], day: int) -> bool:
-        """Whether usage with these labels on that day is its business."""
+        """Whether usage with these labels on that day is charged to this budget."""
         in_scope = all(labels.get(name) == value for name, value in self.scope.items())
         return in_scope and self.first_day <= day < self.end_day
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One line of a budget's account, with the balance after it, in millionths."""
+    """An entry in a budget's account, with the balance after it, in millionths."""
 
     budget: str
     kind: Kind
@@ -77,9 +77,9 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatus:
-    """How a budget stands. `available` = limit - settled - pending.
+    """The balance of a budget: `available` = limit - settled - pending.
 
-    `crossed`: the thresholds reached by settled + pending.
+    `crossed`: the thresholds that settled + pending has reached.
     """
 
     budget: Budget
@@ -90,11 +90,11 @@ class BudgetStatus:
 
     @property
     def used(self) -> Decimal:
-        """Settled and pending, as a share of the limit; 1 where the limit is 0."""
+        """Settled and pending money as a share of the limit; 1 if the limit is 0."""
         return (self.settled + self.pending) / self.budget.limit if self.budget.limit else Decimal(1)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON; amounts are decimal strings."""
+        """Plain JSON; amounts are decimal strings."""
         budget = self.budget
         return {
             "name": budget.name,
@@ -112,64 +112,62 @@ class BudgetStatus:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reservation that was not made: `status` of the first budget that could not cover it, and why."""
+    """A refused reservation: the `status` of the first budget that could not cover it, and the reason."""
 
     status: BudgetStatus
     reason: str
 
 
 class BudgetBook(Protocol):
-    """The budgets' accounts within one transaction that no other runs beside."""
+    """Port: the budgets' accounts, within one exclusive transaction."""
 
     def budget(self, name: str) -> Budget | None:
-        """The budget of that name, as defined last."""
+        """The current definition of a budget."""
         ...
 
     def last(self, name: str) -> Transfer | None:
-        """The last transfer of a budget: its balance."""
+        """The last transfer of a budget, which has its balance."""
         ...
 
     def of_reservation(self, reservation: str) -> list[Transfer]:
-        """All transfers of a reservation, in order, whatever the budget."""
+        """All transfers of a reservation, in order, over all budgets."""
         ...
 
     def of_run(self, run_id: str) -> list[Transfer]:
-        """All transfers of a run, in order, whatever the budget."""
+        """All transfers of a run, in order, over all budgets."""
         ...
 
     def overdue(self, name: str, now_ns: int) -> list[Transfer]:
-        """The reservations of a budget that have not ended and whose time is up."""
+        """The reservations of a budget that are still open although they have expired."""
         ...
 
-    def append(self, transfer: Transfer) -> None:
-        """Add a transfer."""
-        ...
+    def append(self, transfer: Transfer) -> None: ...
 
 
 class BudgetStore(Protocol):
-    """Where budgets are kept."""
+    """Port: stores budgets."""
 
     def define(self, budget: Budget) -> None:
-        """Add a budget, or change it from now on."""
+        """Add a budget, or redefine it from now on."""
         ...
 
     def budgets(self) -> list[Budget]:
-        """All budgets as defined last, by name."""
+        """The current definitions of all budgets, by name."""
         ...
 
     def transaction(self) -> AbstractContextManager[BudgetBook]:
-        """One transaction: all of it happens, alone, or nothing."""
+        """An exclusive transaction that is committed as a whole or not at all."""
         ...
 
 
 class Budgets:
-    """The operations on budgets. Safe to use from many processes at once."""
+    """The operations on budgets. Safe to use from several processes at once."""
 
     def __init__(self, store: BudgetStore, now_ns: Callable[[], int]) -> None:
         self._store, self._now_ns = store, now_ns
 
     def define(self, budget: Budget) -> None:
-        """Add a budget, or change its limit from now on. Raises LedgerError for one that can't be."""
+        """Add a budget, or change its limit from now on. Raises LedgerError if it is invalid."""
         if budget.limit < 0 or budget.end_day <= budget.first_day or not budget.name:
             got = f"{budget.limit} for {date_of(budget.first_day)}..{date_of(budget.end_day)}"
             raise LedgerError(
@@ -182,17 +180,19 @@ class Budgets:
         self._store.define(replace(budget, limit=limit))
 
     def covering(self, labels: Mapping[str, str], day: int | None = None) -> list[str]:
-        """The names of the budgets that usage with these labels is charged to, on a day or today."""
+        """The names of the budgets that usage with these labels is charged to, on `day` or today."""
         on = day_of(self._now_ns()) if day is None else day
         return [budget.name for budget in self._store.budgets() if budget.covers(labels, on)]
 
     def reserve(
         self, names: Sequence[str], reservation: str, run_id: str, amount: Decimal, lifetime_ns: int
     ) -> Refusal | None:
-        """Set `amount` aside in every one of the budgets, or in none: then says which could not cover it.
+        """Reserve `amount` in all of the budgets, or in none; a refusal names the first budget that cannot
+        cover it.
 
-        What is not settled within `lifetime_ns` expires. The same reservation again changes nothing. Raises
-        LedgerError for an unknown budget, LedgerStateError for a reservation that has ended.
+        The reservation expires after `lifetime_ns` unless it is settled. Repeating a reservation changes
+        nothing. Raises LedgerError for an unknown budget, LedgerStateError for a reservation that has
+        already ended.
         """
         micros = to_micros(amount, ROUND_CEILING)
         with self._store.transaction() as book:
@@ -200,7 +200,7 @@ class Budgets:
             known = book.of_reservation(reservation)
             if known:
                 if any(transfer.kind in ENDINGS for transfer in known):
-                    raise LedgerStateError("reservation", reservation, "one that is new", "it has ended")
+                    raise LedgerStateError(f"Reservation {reservation} has already ended.")
                 return None
             for name in names:
                 self._expire(book, name, now)
@@ -213,27 +213,27 @@ class Budgets:
         return None
 
     def settle(self, reservation: str, amount: Decimal) -> None:
-        """Spend `amount` of what was reserved; the rest is available again.
+        """Spend `amount` of a reservation; the rest becomes available again.
 
-        Raises LedgerError if it is more than was reserved, LedgerStateError if the reservation is unknown or
-        ended. The same settlement again changes nothing.
+        Repeating a settlement changes nothing. Raises LedgerError if `amount` is more than was reserved,
+        LedgerStateError if the reservation is unknown or has ended.
         """
         self._end(reservation, Kind.SETTLE, to_micros(amount, ROUND_HALF_EVEN))
 
     def void(self, reservation: str) -> None:
-        """Give all that was reserved back. Raises LedgerStateError as `settle` does."""
+        """Release a whole reservation. Raises LedgerStateError as `settle` does."""
         self._end(reservation, Kind.VOID, 0)
 
     def reserved(self, reservation: str) -> Decimal:
-        """What a reservation set aside, whether or not it has ended. Raises LedgerStateError if unknown."""
+        """The amount of a reservation, even if it has ended. Raises LedgerStateError if it is unknown."""
         with self._store.transaction() as book:
             known = book.of_reservation(reservation)
         if not known:
-            raise LedgerStateError("reservation", reservation, "one that was made")
+            raise LedgerStateError(f"Unknown reservation {reservation}.")
         return from_micros(known[0].micros)
 
     def left_behind(self, run_id: str) -> Transfer | None:
-        """The last reservation of a run, if it was neither settled nor voided: the run died under it."""
+        """The last reservation of a run, if it was neither settled nor voided because the run died."""
         with self._store.transaction() as book:
             transfers = book.of_run(run_id)
         last = next((one for one in reversed(transfers) if one.kind is Kind.RESERVE), None)
@@ -243,7 +243,7 @@ class Budgets:
         return None if ended & {Kind.SETTLE, Kind.VOID} else last
 
     def expire(self) -> list[str]:
-        """End the reservations whose time is up; which those were."""
+        """End all reservations that have expired, and return their names."""
         with self._store.transaction() as book:
             now = self._now_ns()
             return sorted(
@@ -251,17 +251,16 @@ class Budgets:
             )
 
     def status(self, name: str) -> BudgetStatus:
-        """How a budget stands now. Raises LedgerError if there is none of that name."""
+        """The current balance of a budget. Raises LedgerError if there is no budget of that name."""
         with self._store.transaction() as book:
             self._expire(book, name, self._now_ns())
             return _status(book, name)
 
     def statuses(self) -> list[BudgetStatus]:
-        """How all budgets stand now."""
         return [self.status(budget.name) for budget in self._store.budgets()]
 
     def warn_once(self, name: str) -> list[Decimal]:
-        """The thresholds that a budget has crossed and that this was not said of before."""
+        """The thresholds that a budget has crossed and that no earlier call has returned."""
         with self._store.transaction() as book:
             now = self._now_ns()
             status = _status(book, name)
@@ -277,24 +276,22 @@ class Budgets:
         with self._store.transaction() as book:
             known = book.of_reservation(reservation)
             if not known:
-                raise LedgerStateError("reservation", reservation, "one that was made")
+                raise LedgerStateError(f"Unknown reservation {reservation}.")
             reserved = [transfer for transfer in known if transfer.kind is Kind.RESERVE]
             ended = [transfer for transfer in known if transfer.kind in ENDINGS]
             if ended:
                 if all((one.kind, one.micros) == (kind, spent) for one in ended):
                     return
-                raise LedgerStateError(
-                    "reservation", reservation, "one that is open", f"{ended[0].kind} before"
-                )
+                raise LedgerStateError(f"Reservation {reservation} has already ended ({ended[0].kind}).")
             if not 0 <= spent <= reserved[0].micros:
-                allowed = f"0 to {from_micros(reserved[0].micros)}, what was reserved"
+                allowed = f"0 to {from_micros(reserved[0].micros)}, the amount reserved"
                 raise LedgerError(f"settlement of {reservation}", str(from_micros(spent)), allowed)
             for one in reserved:
                 line = replace(one, kind=kind, micros=spent, at_ns=self._now_ns())
                 _post(book, line, pending=-one.micros, settled=spent)
 
     def _expire(self, book: BudgetBook, name: str, now_ns: int) -> list[str]:
-        """End the reservations of a budget whose time is up, in all budgets that they were made in."""
+        """End the expired reservations of a budget, in every budget that they were made in."""
         ended: list[str] = []
         for overdue in book.overdue(name, now_ns):
             for one in book.of_reservation(overdue.reservation):
@@ -307,11 +304,11 @@ class Budgets:
         budget = status.budget
         if not budget.first_day <= day_of(now_ns) < budget.end_day:
             days = f"{date_of(budget.first_day)} to {date_of(budget.end_day - 1)}"
-            return Refusal(status, f"budget {name} is for {days}")
+            return Refusal(status, f"budget {name} applies from {days}")
         if micros > to_micros(status.available, ROUND_HALF_EVEN):
             asked, currency = from_micros(micros), budget.currency
             reason = (
-                f"budget {name}: {asked} {currency} asked for, {status.available} of {budget.limit} available"
+                f"budget {name}: {asked} {currency} requested, {status.available} of {budget.limit} available"
             )
             return Refusal(status, reason)
         return None
@@ -320,7 +317,7 @@ class Budgets:
 def _status(book: BudgetBook, name: str) -> BudgetStatus:
     budget = book.budget(name)
     if budget is None:
-        raise LedgerError("budget", name, "a budget that was defined", "orchestrator cost budget list")
+        raise LedgerError("budget", name, "an existing budget", "see: orchestrator cost budget list")
     last = book.last(name)
     pending = from_micros(last.pending_after if last else 0)
     settled = from_micros(last.settled_after if last else 0)
@@ -329,17 +326,15 @@ def _status(book: BudgetBook, name: str) -> BudgetStatus:
 
 
 def _post(book: BudgetBook, line: Transfer, pending: int = 0, settled: int = 0) -> None:
-    """Append a transfer that changes its budget's balance by so much."""
+    """Append a transfer that changes its budget's balance by these amounts."""
     last = book.last(line.budget)
     before = (last.pending_after, last.settled_after) if last else (0, 0)
     book.append(replace(line, pending_after=before[0] + pending, settled_after=before[1] + settled))
 
 
 def to_micros(amount: Decimal, rounding: str) -> int:
-    """Whole millionths of an amount."""
     return int((amount / MICRO).to_integral_value(rounding))
 
 
 def from_micros(micros: int) -> Decimal:
-    """The amount of so many millionths."""
     return Decimal(micros).scaleb(-6)

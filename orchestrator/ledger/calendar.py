@@ -1,4 +1,6 @@
-"""Days and months of UTC as integers: an entry never crosses midnight, so it has one price and one month."""
+"""Days and months of UTC as integers. An entry never crosses midnight, so it has one price and belongs to one
+month.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,16 @@ _EPOCH = date(1970, 1, 1)
 
 
 def day_of(at_ns: int) -> int:
-    """The day since 1970-01-01 (UTC) that the instant falls on."""
+    """The number of the day (UTC, counted from 1970-01-01) that contains a time."""
     return at_ns // DAY_NS
 
 
 def date_of(day: int) -> date:
-    """The date of a day number."""
     return _EPOCH + timedelta(days=day)
 
 
 def day_number(day: date) -> int:
-    """The day number of a date; `date_of` gives it back."""
+    """The number of a day; `date_of` is its inverse."""
     return (day - _EPOCH).days
 
 
@@ -35,14 +36,14 @@ def month_of(day: int) -> str:
 
 
 def month_bounds(month: str) -> tuple[int, int]:
-    """First day number of a month `YYYY-MM`, and of the next one. Raises ValueError if it is no month."""
+    """The first day of a month `YYYY-MM` and the first day of the next one. Raises ValueError."""
     first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).date()
     following = (first + timedelta(days=32)).replace(day=1)
     return day_number(first), day_number(following)
 
 
 def cut_at_midnight(start_ns: int, end_ns: int) -> Iterator[tuple[int, int]]:
-    """The pieces of [start, end), one a day; none if it is empty."""
+    """Split [start, end) into one interval per day; none if it is empty."""
     while start_ns < end_ns:
         piece_end = min(end_ns, (start_ns // DAY_NS + 1) * DAY_NS)
         yield start_ns, piece_end
@@ -59,7 +60,7 @@ def following_month(month: str) -> str:
 
 
 def parse_period(text: str) -> tuple[int, int]:
-    """First day number of a date `YYYY-MM-DD` or a month `YYYY-MM`, and the day after its last.
+    """The first day of a date `YYYY-MM-DD` or a month `YYYY-MM`, and the day after its last.
 
     Raises ValueError.
     """
@@ -70,8 +71,8 @@ def parse_period(text: str) -> tuple[int, int]:
 
 
 def parse_moment(text: str) -> int:
-    """Nanoseconds of the last moment of a date `YYYY-MM-DD`, or of an ISO 8601 time (UTC unless it says
-    otherwise).
+    """The last nanosecond of a date `YYYY-MM-DD`, or the time given in ISO 8601 (UTC unless it has an
+    offset).
 
     Raises ValueError.
     """

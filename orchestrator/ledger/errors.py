@@ -1,15 +1,16 @@
-"""What the ledger refuses, under one picklable base of its own (the ledger imports nothing else of this
-project).
+"""Errors of the ledger, under one picklable base of its own, because the ledger imports nothing else of this
+project.
 
-Each error names what was wrong (`key`: a config key, a column, `file:row`), what was got, what is allowed,
-and a remedy where there is one.
+An error about an input names its key, the value and what is allowed. An error about a state is a sentence.
 """
 
 from __future__ import annotations
 
 
 class LedgerError(Exception):
-    """Base of all errors that the ledger raises on purpose.
+    """Base of all errors that the ledger raises deliberately.
+
+    `key` is what was wrong: a config key, a column or `file:row`.
 
     >>> print(LedgerError("prices[2].to", "2025-05-01", "2025-06-01", "the next price starts then"))
     prices[2].to: got 2025-05-01, allowed: 2025-06-01 (the next price starts then)
@@ -25,35 +26,57 @@ class LedgerError(Exception):
 
 
 class MalformedEventError(LedgerError):
-    """An event with a missing field, a field of the wrong type, a negative duration or an unknown type or
+    """An event with a missing field, a field of the wrong type, a negative duration, or an unknown type or
     schema.
     """
 
 
 class PriceBookError(LedgerError):
-    """A price book with a gap, an overlap, a missing source or date, or a currency without a rate."""
+    """A price book with a gap, an overlap, a missing source or date, or no exchange rate for a currency."""
 
 
 class UnknownPriceError(LedgerError):
-    """No price for a SKU on a day."""
+    """There is no price for a SKU on a day."""
 
 
-class UnknownRunError(LedgerError):
-    """The journal holds no run and no pipeline of that id."""
+class _SentenceError(LedgerError):
+    """An error whose message is a sentence. `hint`, another sentence, says what to do.
+
+    >>> print(LedgerStateError("Month 2026-01 is still open.", "Close it first."))
+    Month 2026-01 is still open. Close it first.
+    """
+
+    def __init__(self, sentence: str, hint: str = "", key: str = "", value: str = "") -> None:
+        super().__init__(key, value, "", hint)
+        self.args = (sentence, hint, key, value)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.hint}".rstrip()
 
 
-class LedgerUnavailableError(LedgerError):
-    """The store can't be reached, or refused what it was told.
+class LedgerStateError(_SentenceError):
+    """The store is not in the state that the operation needs: a closed month, a newer schema, a broken hash
+    chain.
+    """
 
-    Nothing was lost: spools stay where they are.
+
+class UnknownRunError(_SentenceError):
+    """The journal contains no run and no pipeline with that id."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The ledger has no run or pipeline {name!r}.", "Was its spool shipped?", "run", name
+        )
+        self.args = (name,)
+
+
+class LedgerUnavailableError(_SentenceError):
+    """The store, or a cluster to be observed, cannot be reached or rejected a request.
+
+    Nothing is lost: spool files stay where they are.
     """
 
 
 class LedgerReadOnlyError(LedgerUnavailableError):
-    """The store can be read but not written: a read-only mount, a full disk, no permission."""
-
-
-class LedgerStateError(LedgerError):
-    """The store is not in the state that the operation needs (a closed month, a newer schema, a broken hash
-    chain).
-    """
+    """The store can be read but not written: a read-only mount, a full disk, missing permission."""

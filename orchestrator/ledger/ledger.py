@@ -369,7 +369,7 @@ class Ledger:
     def _runs(self, name: str, as_of_ns: int | None = None) -> list[str]:
         runs = self._journal.runs_of(name, as_of_ns)
         if not runs:
-            raise UnknownRunError("run", name, "a run or pipeline in the ledger", "is its spool shipped?")
+            raise UnknownRunError(name)
         return runs
 
     def _booked(

@@ -36,7 +36,8 @@ def book_parts(url: str, jobs: Sequence[PartJob]) -> list[list[LeaseRow]]:
         worker.stdout.close()
         if worker.wait() != 0:
             raise LedgerStateError(
-                "mart", f"a worker ended with {worker.returncode}", "0", "its log is above"
+                f"A worker that books the mart ended with exit code {worker.returncode}.",
+                "Its output is above.",
             )
         results[first::count] = pickle.loads(output)
     return results

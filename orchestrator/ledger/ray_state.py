@@ -110,7 +110,7 @@ def look(url: str) -> RaySnapshot:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         hint = f"{type(error).__name__}: {error}"
-        raise LedgerUnavailableError("--address", url, "the dashboard of a Ray 2.60 cluster", hint) from error
+        raise LedgerUnavailableError(f"{url} does not answer like a dashboard of Ray 2.60: {hint}") from error
 
 
 def _actor(fields: Mapping[str, Any], names: Mapping[str, str]) -> RayActor:
@@ -177,9 +177,7 @@ def _list(url: str, what: str) -> list[dict[str, Any]]:
     try:
         return list(answer["data"]["result"]["result"])
     except (KeyError, TypeError) as error:
-        raise LedgerUnavailableError(
-            "--address", url, "the dashboard of a Ray cluster", str(error)
-        ) from error
+        raise LedgerUnavailableError(f"{url} does not answer like a Ray dashboard: {error}") from error
 
 
 def _get(url: str, path: str) -> Any:  # noqa: ANN401
@@ -190,8 +188,7 @@ def _get(url: str, path: str) -> Any:  # noqa: ANN401
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             return json.loads(answer.read())
     except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
-        hint = str(error)
-        raise LedgerUnavailableError("--address", url, "a Ray dashboard that answers", hint) from error
+        raise LedgerUnavailableError(f"Cannot reach the Ray dashboard at {url}: {error}") from error
 
 
 def _token() -> str:

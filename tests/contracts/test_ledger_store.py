@@ -234,7 +234,7 @@ def test_postings_keep_sums_past_64_bits_and_their_chain(stores: Stores):
     assert list(stores.archive.postings(3)) == postings
     assert [row.ns for row in stores.archive.postings(3, leases=["l0", "l2"])] == [quantities[0], 1]
     assert verify(stores.archive.postings(3), stores.archive.closes()) == 3
-    with pytest.raises(LedgerStateError, match="closed already"):
+    with pytest.raises(LedgerStateError, match="already closed"):
         stores.archive.post(close, postings)
     assert stores.archive.closes() == [close] and list(stores.archive.postings(99)) == postings
 
@@ -343,7 +343,7 @@ def test_a_store_that_is_newer_than_this_program_is_refused(sql: Stores):
     assert sql.engine is not None
     with sql.engine.connect().execution_options(ledger_write=True) as connection, connection.begin():
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(LedgerStateError, match="upgrade this program"):
+    with pytest.raises(LedgerStateError, match="Upgrade this program"):
         require_head(sql.engine)
 
 

@@ -54,7 +54,7 @@ def open_engine(url: str, read_only: bool = False) -> Engine:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LedgerReadOnlyError("ledger.url", url, "a file that can be created", str(error)) from error
+            raise LedgerReadOnlyError(f"Cannot create {file.parent}: {error}") from error
     try:
         if file is not None and read_only:
             engine = create_engine(parsed, creator=lambda: _connect_read_only(file))
@@ -147,12 +147,8 @@ def _translating(engine: Engine) -> Generator[None]:
     except DBAPIError as error:
         where = engine.url.render_as_string(hide_password=True)
         if _is_read_only(error.orig):
-            raise LedgerReadOnlyError(
-                "ledger.url", where, "a database that can be written", str(error.orig)
-            ) from error
-        raise LedgerUnavailableError(
-            "ledger.url", where, "a database that answers", str(error.orig)
-        ) from error
+            raise LedgerReadOnlyError(f"Cannot write the ledger at {where}: {error.orig}") from error
+        raise LedgerUnavailableError(f"Cannot use the ledger at {where}: {error.orig}") from error
 
 
 def _is_read_only(error: BaseException | None) -> bool:

@@ -73,9 +73,9 @@ def test_a_month_closes_only_after_its_end_and_the_grace_and_in_order():
     desk.now = FEBRUARY + POLICY.grace_ns
     desk.ledger.close("2026-01")
     desk.now += 90 * DAY_NS
-    with pytest.raises(LedgerStateError, match=r"allowed: 2026-02 \(months close in order"):
+    with pytest.raises(LedgerStateError, match="2026-02 comes before 2026-03"):
         desk.ledger.close("2026-03")
-    with pytest.raises(LedgerStateError, match="closed already"):
+    with pytest.raises(LedgerStateError, match="already closed"):
         desk.ledger.close("2026-01")
     with pytest.raises(LedgerError, match="YYYY-MM"):
         desk.ledger.close("January")
@@ -197,7 +197,7 @@ def test_two_desks_that_close_the_same_month_close_it_once():
     desk.now = FEBRUARY + DAY_NS
     one, two = (Accounts(desk.journal, desk.archive, POLICY) for _ in range(2))
     close = one.close("2026-01", desk.now)
-    with pytest.raises(LedgerStateError, match="closed already"):
+    with pytest.raises(LedgerStateError, match="already closed"):
         two.close("2026-01", desk.now)
-    with pytest.raises(LedgerStateError, match="another month was closed meanwhile"):
+    with pytest.raises(LedgerStateError, match="another month was closed in the meantime"):
         desk.archive.post(replace(close, period="2026-02"), [])

@@ -87,7 +87,7 @@ def test_a_mart_that_cannot_be_written_leaves_the_answer_to_the_journal(tmp_path
 
 def test_a_folder_that_cannot_be_created_is_a_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LedgerReadOnlyError, match="a file that can be created"):
+    with pytest.raises(LedgerReadOnlyError, match="Cannot create"):
         Ledger.open(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
 
 

@@ -37,7 +37,9 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
 
     found = version_of(engine)
     if found is not None and found > HEAD:
-        raise LedgerStateError("ledger version", found, f"{HEAD} or older", "upgrade this program")
+        raise LedgerStateError(
+            f"The ledger has schema version {found}, which is newer than {HEAD}.", "Upgrade this program."
+        )
     with writing(engine) as connection:
         configuration = _configuration()
         configuration.attributes["connection"] = connection
