@@ -1,11 +1,11 @@
-"""Energy and CO2 of leases.
+"""Energy and CO2 emissions of leases.
 
-    kWh = measured, where a meter was read; else watts x utilisation x hours
-    kg  = kWh x PUE x grams per kWh of the grid / 1000
+    kWh = measured, where a meter was read; otherwise watts x utilisation x hours
+    kg  = kWh x PUE x grams of CO2 per kWh of the grid / 1000
 
-Watts are the accelerator's rated power (TDP). Work counts at `work` of it: 1, as model cards do, an upper
-bound. Idle and lost time count at `idle`: an H100 that waits draws about a tenth. Location-based, without
-what making the hardware took, and without hosts and network.
+Watts are the rated power (TDP) of the accelerator. Working time counts at the share `work` of it (1, an
+upper bound, as in model cards), idle and lost time at the share `idle` (an idle H100 draws about a tenth).
+The figures are location-based, and exclude embodied emissions, hosts and network.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ WATTS: Mapping[str, tuple[int | str, str]] = {
     "p4d.24xlarge": (400, "8 A100"),
     "cpu-slot": ("3.5", "Cloud Carbon Footprint: a vCPU of AWS at full load"),
 }
-"""Rated power of one accelerator by SKU, in watts, and where the figure is from."""
+"""Rated power of one accelerator by SKU, in watts, and the source of the figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyModel:
-    """Assumptions. `watts` adds to the table, or replaces a SKU of it; names are compared without case."""
+    """The assumptions. `watts` adds SKUs to the table or replaces them; names are case-insensitive."""
 
     pue: Fraction = Fraction(1)
     work: Fraction = Fraction(1)
@@ -59,7 +59,7 @@ class EnergyModel:
     watts: Mapping[str, Fraction] = field(default_factory=dict[str, Fraction])
 
     def rated(self, sku: str) -> Fraction:
-        """The rated power of one accelerator of a SKU. Raises LedgerError if it is not known."""
+        """The rated power of one accelerator of a SKU. Raises LedgerError if it is unknown."""
         name = sku.lower()
         for known, watts in self.watts.items():
             if known.lower() == name:
@@ -72,9 +72,9 @@ class EnergyModel:
 
 @dataclass(frozen=True, slots=True)
 class CarbonRow:
-    """One group: energy of the accelerators with their share of the building (PUE), and its CO2.
+    """One group: the energy of its accelerators including their share of the building (PUE), and its CO2.
 
-    `measured_kwh` is the part of `kwh` that a meter counted.
+    `measured_kwh` is the part of `kwh` that was measured.
     """
 
     values: tuple[str | int, ...]
@@ -86,7 +86,7 @@ class CarbonRow:
 
 @dataclass(frozen=True, slots=True)
 class CarbonReport:
-    """Groups and their total: the printed rows add up to it."""
+    """The groups and their total; the printed rows add up to it."""
 
     by: tuple[str, ...]
     rows: tuple[CarbonRow, ...]
@@ -135,10 +135,12 @@ def carbon(
     name: str | None = None,
     as_of_ns: int | None = None,
 ) -> CarbonReport:
-    """Energy and CO2 on the days [first_day, end_day), by some of `lines.DIMENSIONS`; `name` keeps a run or a
-    pipeline. `drawn` is what leases were measured to draw, over part or all of their time.
+    """Energy and CO2 on the days [first_day, end_day), grouped by some of `lines.DIMENSIONS`. `name`
+    restricts the report to a run or a pipeline. `drawn` is the measured energy of leases, over all or part
+    of their time.
 
-    Raises LedgerError for a SKU without power, a region without intensity, an unknown dimension.
+    Raises LedgerError for a SKU without a power rating, a region without a carbon intensity, or an unknown
+    dimension.
     """
     for dimension in by:
         if dimension not in DIMENSIONS:
@@ -165,7 +167,7 @@ def carbon(
 
 
 def _extents(ledger: Ledger, as_of_ns: int | None) -> dict[str, int]:
-    """How long each lease was held in all, whatever part of it a report is about."""
+    """The total time of each lease, whichever part of it the report covers."""
     rows = ledger.report_by(["lease"], as_of_ns=as_of_ns).rows
     return {str(row.values[0]): row.ns for row in rows}
 
@@ -173,7 +175,7 @@ def _extents(ledger: Ledger, as_of_ns: int | None) -> dict[str, int]:
 def _measured(drawn: Drawn | None, extent_ns: int, ns: int) -> tuple[Fraction, Fraction]:
     """The measured kWh of `ns` of a lease, and the share of them that no meter covers.
 
-    A lease's measurements are spread evenly over it: a meter does not know activities.
+    Measurements are spread evenly over the lease, because a meter does not know activities.
     """
     if drawn is None or extent_ns <= 0:
         return Fraction(0), Fraction(1)

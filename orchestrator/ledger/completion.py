@@ -1,4 +1,4 @@
-"""What a run will have cost when it is done."""
+"""Forecasts what a run will have cost when it is done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.ledger.variance import Forecast, forecast
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The cost at the last of `steps` steps, and how long it will be until then (seconds)."""
+    """The cost at the last of `steps` steps, and the time until then in seconds."""
 
     run_id: str
     currency: str
@@ -28,7 +28,6 @@ class Completion:
     seconds: Forecast
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
         return {
             "run_id": self.run_id,
             "currency": self.currency,
@@ -42,7 +41,7 @@ class Completion:
 def completion(
     run_id: str, booked: Sequence[BookedLease], spent: Fraction, steps: int, pricer: Pricer
 ) -> Completion:
-    """Go on as the last attempt did: its steps' durations, at the price of the slots that it holds (or held
+    """Extrapolate the last attempt: the durations of its steps, at the price of the slots it holds (or held
     last).
 
     Raises LedgerError before the second step is done.
@@ -52,7 +51,7 @@ def completion(
     ends = step_ends(latest)
     if len(ends) < 2:
         raise LedgerError(
-            f"steps of {run_id}", str(len(ends)), "2 or more done", "there is no duration to go on"
+            f"steps of {run_id}", str(len(ends)), "2 or more", "a forecast needs the duration of a step"
         )
     durations = [float(after - before) for before, after in pairwise(ends)]
     left = max(steps - len(ends), 0)
@@ -64,7 +63,7 @@ def completion(
 
 
 def step_ends(leases: Sequence[BookedLease]) -> list[int]:
-    """When each step's update was over, in order."""
+    """When the update of each step ended, in chronological order."""
     ends: dict[int, int] = {}
     for lease in leases:
         for piece in lease.slices:

@@ -1,4 +1,4 @@
-"""Which events count, after corrections."""
+"""Applies corrections: determines which events count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.ledger.events import Correction, Event, event_from_json
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An event that does not count, and why: a row of the quarantine."""
+    """An event that does not count, and the reason: a row of the quarantine."""
 
     event_id: str
     reason: str
@@ -18,9 +18,9 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Corrections:
-    """The ids of the events that do not count, the events that count in their place, and useless corrections.
+    """The ids of the corrected events, the events that replace them, and the corrections without effect.
 
-    A replacement is known by its correction's id.
+    The id of a replacement is the id of its correction.
     """
 
     corrected: frozenset[str]
@@ -29,18 +29,18 @@ class Corrections:
 
 
 def resolve(corrections: Iterable[Correction], known: Container[str]) -> Corrections:
-    """What corrections come to. `known` are the ids of all events (or at least of those that are corrected).
+    """Resolve corrections. `known` contains the ids of all events, or at least of the corrected ones.
 
-    They are taken from the latest to the earliest (by `at_ns`, then `event_id`). Of several corrections of
-    one event the latest counts. A correction that is itself corrected does not count, so that the event it
-    was about counts again.
+    Corrections are processed from the latest to the earliest (by `at_ns`, then `event_id`). If several
+    correct the same event, the latest one counts. A correction that is itself corrected does not count, so
+    the event it corrected counts again.
     """
     corrected: set[str] = set()
     replacements: list[Event] = []
     rejected: list[Rejection] = []
     for correction in sorted(corrections, key=lambda event: (event.at_ns, event.event_id), reverse=True):
         if correction.corrects not in known:
-            reason = f"corrects {correction.corrects}, which is not known"
+            reason = f"corrects the unknown event {correction.corrects}"
             rejected.append(Rejection(correction.event_id, reason))
         elif correction.event_id not in corrected and correction.corrects not in corrected:
             corrected.add(correction.corrects)
@@ -51,7 +51,7 @@ def resolve(corrections: Iterable[Correction], known: Container[str]) -> Correct
 
 
 def effective(events: Iterable[Event]) -> tuple[list[Event], list[Rejection]]:
-    """The events that count: duplicates by `event_id` once, corrected ones replaced or left out."""
+    """The events that count: each `event_id` once, with corrected events replaced or removed."""
     by_id: dict[str, Event] = {}
     for event in events:
         by_id.setdefault(event.event_id, event)

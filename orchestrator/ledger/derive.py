@@ -1,5 +1,5 @@
-"""From events to lines, in plain Python: the definition of what the ledger says, and slow for millions of
-spans.
+"""Derives lines from events in plain Python. This defines what the ledger says; it is too slow for millions
+of spans, which the mart is for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orchestrator.ledger.lines import Lines, to_lines
 
 
 def derive(events: Iterable[Event], as_of_ns: int, policy: BookingPolicy) -> Lines:
-    """All lines of `events` as they stand at `as_of_ns`."""
+    """All lines of `events` as of `as_of_ns`."""
     counted, _ = effective(events)
     booked, _ = book(counted, as_of_ns, policy)
     stated = [event for event in counted if isinstance(event, UsageStated)]

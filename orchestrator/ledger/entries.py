@@ -1,6 +1,6 @@
 """Entries: what reports count.
 
-One line is `ns` of one accelerator's time on one day, for one run, role and activity.
+An entry is `ns` of time of one accelerator on one day, for one run, role and activity.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.ledger.events import UsageStated
 class Entry(NamedTuple):
     """`day` counts from 1970-01-01 UTC.
 
-    `unit_price` (money an accelerator-hour, in `currency`) is empty where the price book decides.
+    `unit_price` (money per accelerator-hour, in `currency`) is empty where the price book decides.
     """
 
     day: int
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 def lease_entries(booked: Iterable[BookedLease]) -> Iterator[Entry]:
-    """The entries of booked leases: one a slice."""
+    """The entries of booked leases, one per slice."""
     for lease in booked:
         opened = lease.opened
         for piece in lease.slices:
@@ -63,8 +63,8 @@ def lease_entries(booked: Iterable[BookedLease]) -> Iterator[Entry]:
 
 
 def stated_entries(stated: Iterable[UsageStated]) -> Iterator[Entry]:
-    """The entries of an imported account: each line's quantity spread evenly over its days, in whole
-    nanoseconds. An unpublished one has none.
+    """The entries of imported usage: the quantity of each line, spread evenly over its days in whole
+    nanoseconds. A line without a published quantity has none.
     """
     for line in stated:
         if not line.accelerator_ns:

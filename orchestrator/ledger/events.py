@@ -1,9 +1,8 @@
-"""What the ledger is told: facts about leases, spans and runs, as they arrive. Immutable, and known by
-`event_id`.
+"""Usage events: immutable facts about leases, spans and runs, identified by `event_id`.
 
-The wire format is one flat JSON object an event, with `schema`, `type` and the fields of the class
-(docs/reference/usage-events.md). Keys that this version does not know are ignored, so that a newer emitter of
-the same schema can add some. Times are integer nanoseconds since the epoch, UTC.
+On the wire an event is one flat JSON object with `schema`, `type` and the fields of its class
+(docs/reference/usage-events.md). Unknown keys are ignored, so that newer emitters of the same schema may add
+some. Times are integer nanoseconds since the epoch, UTC.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SCHEMA_VERSION = 1
 _DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 IDLE, LOST = "idle", "lost"
-"""Activities that only the ledger books: time of a lease that no span covers."""
+"""Activities that only the ledger books: lease time that no span covers."""
 
 _RESERVED = frozenset({IDLE, LOST})
 
@@ -31,9 +30,9 @@ NO_ROLE = "none"
 
 @dataclass(frozen=True, slots=True)
 class RunDeclared:
-    """Who a run belongs to and what it is for.
+    """Who owns a run and what it is for.
 
-    The latest one of a run (by `at_ns`, then `event_id`) names its owners; each names an attempt.
+    The latest declaration of a run (by `at_ns`, then `event_id`) counts. Each attempt makes its own.
     """
 
     type: ClassVar[str] = "run_declared"
@@ -53,7 +52,7 @@ class RunDeclared:
 
 @dataclass(frozen=True, slots=True)
 class PurposeSet:
-    """What a run turned out to be for (`final`, `failed`, ...), said after it was declared.
+    """What a run turned out to be for (`final`, `failed`, ...), stated after it was declared.
 
     The latest one counts.
     """
@@ -69,7 +68,7 @@ class PurposeSet:
 class LeaseOpened:
     """From `at_ns` on the run holds one `resource` ("gpu" or "cpu") of kind `sku`: slot `slot` of `node`.
 
-    `region` and `commitment` choose among the prices of one SKU; empty means the price book's own default.
+    `region` and `commitment` select one of the prices of a SKU; if empty, the price book's defaults apply.
     """
 
     type: ClassVar[str] = "lease_opened"
@@ -89,7 +88,7 @@ class LeaseOpened:
 
 @dataclass(frozen=True, slots=True)
 class LeaseClosed:
-    """The slot was given back at `at_ns` (`released`), or its holder was seen to be dead then (`lost`)."""
+    """At `at_ns` the slot was released (`released`), or its holder was found dead (`lost`)."""
 
     type: ClassVar[str] = "lease_closed"
     event_id: str
@@ -112,8 +111,8 @@ class Heartbeat:
 class SpanRecorded:
     """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end).
 
-    `run_id` is the run that it worked for where that is not the run that holds the lease (a judge that serves
-    three runs); else empty.
+    `run_id` is set if the actor worked for a run other than the one that holds the lease, such as a judge
+    that serves several runs.
     """
 
     type: ClassVar[str] = "span_recorded"
@@ -131,11 +130,11 @@ class SpanRecorded:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """The event `corrects` was wrong: from now on it does not count, and `replacement` (the JSON of an event,
-    or empty) counts in its place.
+    """The event `corrects` was wrong: it no longer counts, and `replacement` (the JSON of an event, or empty)
+    counts in its place.
 
-    Both stay in the journal; what a closed month already counted is reversed by an adjustment. Correcting a
-    correction with no replacement brings the first event back.
+    Both stay in the journal. What a closed month already counted is reversed by an adjustment. Correcting a
+    correction without a replacement restores the original event.
     """
 
     type: ClassVar[str] = "correction"
@@ -148,12 +147,12 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class UsageStated:
-    """Work that somebody else accounts for: a line of an imported account, not measured by leases and spans.
+    """Usage accounted for by another system: a line of an imported account, not measured by leases and spans.
 
-    `accelerator_ns` is a quantity (a decimal string on the wire: 2,664,000 accelerator-hours do not fit 64
-    bits of nanoseconds) that was used from `start_ns` on; an empty string is a figure that was not published.
-    `unit_price` is money per accelerator-hour, empty: from the price book. `source` says where the line comes
-    from.
+    `accelerator_ns` is the quantity used from `start_ns` on, as a decimal string, because 2,664,000
+    accelerator-hours exceed 64 bits of nanoseconds. It is empty if the figure was not published.
+    `unit_price` is money per accelerator-hour; empty means that the price book decides. `source` says where
+    the line comes from.
     """
 
     type: ClassVar[str] = "usage_stated"
@@ -201,7 +200,7 @@ _REQUIRED_RUN = frozenset({"run_declared", "purpose_set", "lease_opened", "usage
 
 
 def _specification(kind: type[Any]) -> tuple[tuple[str, bool, bool, bool], ...]:
-    """(name, is an integer, may be left out, may be empty) for each field of an event class."""
+    """(name, is an integer, is optional, may be empty) for each field of an event class."""
     rows: list[tuple[str, bool, bool, bool]] = []
     for name, field in kind.__dataclass_fields__.items():
         if name == "type":
@@ -238,13 +237,11 @@ def _event_of(fields: Mapping[str, Any]) -> Event:
         value = fields.get(name)
         if integer:
             if type(value) is not int or not -_LIMIT <= value < _LIMIT:
-                raise MalformedEventError(name, repr(value), "an integer of 64 bits")
+                raise MalformedEventError(name, repr(value), "a 64-bit integer")
         elif value is None and optional and name not in fields:
             value = EVENT_TYPES[kind].__dataclass_fields__[name].default
         elif not isinstance(value, str) or not (value or empty):
-            raise MalformedEventError(
-                name, repr(value), "a string" if empty else "a string that is not empty"
-            )
+            raise MalformedEventError(name, repr(value), "a string" if empty else "a non-empty string")
         values.append(value)
     event: Event = EVENT_TYPES[kind](*values)
     _check(event)
@@ -259,7 +256,10 @@ def _check(event: Event) -> None:
             )
         if event.activity in _RESERVED:
             raise MalformedEventError(
-                "activity", event.activity, "what an actor did", "the ledger itself books idle and lost time"
+                "activity",
+                event.activity,
+                "an activity of an actor",
+                "only the ledger books idle and lost time",
             )
     elif isinstance(event, LeaseClosed):
         if event.reason not in CLOSE_REASONS:
@@ -287,8 +287,8 @@ def _check(event: Event) -> None:
             raise MalformedEventError(
                 "replacement",
                 event.replacement,
-                "an event that is no correction",
-                "correct the first event again",
+                "an event that is not a correction",
+                "correct the original event again",
             )
 
 
@@ -300,13 +300,13 @@ _match_span = re.compile(
     rf'"tokens":{_NUMBER}(?:,"run_id":(?:{_TEXT}|""))?}}',
     re.ASCII,
 ).fullmatch
-"""A span as every emitter of this project writes it. Nearly all events are spans: reading them without a JSON
-parser takes a third of the time.
+"""A span as every emitter of this project writes it. Nearly all events are spans, and matching them takes a
+third of the time of a JSON parser.
 """
 
 
 class SpanLine(NamedTuple):
-    """A line that states a valid span, checked but not taken apart: a journal stores it as it is."""
+    """A valid span that is still JSON text: checked but not parsed, because a journal stores it as it is."""
 
     event_id: str
     lease_id: str
@@ -317,7 +317,7 @@ class SpanLine(NamedTuple):
 
 
 def span_line(line: str) -> SpanLine | None:
-    """The line, if it is a span in the usual form; None: `event_from_json` judges."""
+    """The line, if it is a span in the usual form; None if `event_from_json` has to decide."""
     match = _match_span(line)
     if match is None:
         return None
@@ -345,12 +345,12 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def event_from_json(line: str) -> Event:
-    """The event that a line states. Raises MalformedEventError."""
+    """The event in a line of JSON. Raises MalformedEventError."""
     span = _span_from_line(line)
     if span is not None:
         return span
     try:
-        fields, end = _decode(line)  # `json.loads` without its two searches for white space
+        fields, end = _decode(line)  # like `json.loads`, but without its two searches for whitespace
     except (ValueError, RecursionError) as error:
         raise MalformedEventError("line", repr(line[:120]), "one JSON object", str(error)) from error
     if not isinstance(fields, dict) or (end != len(line) and not line[end:].isspace()):
@@ -361,14 +361,14 @@ def event_from_json(line: str) -> Event:
 
 
 def _require_storable(fields: Mapping[str, Any]) -> None:
-    """Refuse what JSON can escape but no database stores: NUL, and half of a surrogate pair."""
+    """Reject what JSON can express but no database can store: NUL and lone surrogates."""
     for name, value in fields.items():
         if isinstance(value, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value):
             raise MalformedEventError(name, ascii(value), "text without NUL and lone surrogates")
 
 
 def event_to_json(event: Event) -> str:
-    """The event as one line of a spool. `event_from_json` gives it back."""
+    """The event as one line of a spool; the inverse of `event_from_json`."""
     fields: dict[str, Any] = {"schema": SCHEMA_VERSION, "type": event.type}
     for name in event.__slots__:
         fields[name] = getattr(event, name)

@@ -1,8 +1,8 @@
-"""The ledger as a FOCUS 1.2 dataset (FinOps Open Cost and Usage Specification): one row for each kind of
+"""Exports the ledger as a FOCUS 1.2 dataset (FinOps Open Cost and Usage Specification): one row per kind of
 usage and day, with costs that add up to the report's total.
 
-The ledger speaks as the provider: it charges whoever uses accelerators. docs/reference/focus.md says what
-each column holds. Custom columns begin with `x_`, as the specification wants it.
+The ledger takes the role of the provider and charges those who use accelerators. docs/reference/focus.md
+documents each column. Custom columns begin with `x_`, as the specification requires.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SERVICE_NAME = "Accelerator time"
 SERVICE_CATEGORY, SERVICE_SUBCATEGORY = "AI and Machine Learning", "Machine Learning"
 UNIT = "Hours"
 UNASSIGNED = "unassigned"
-"""The billing account of usage that names no organisation: the column must not be empty."""
+"""The billing account of usage without an organisation, because that column must not be empty."""
 
 DIMENSIONS = (
     *("posted", "kind", "month", "day", "organisation", "cost_centre", "team", "project", "pipeline"),
@@ -71,10 +71,10 @@ CUSTOM = {
     "x_Activity": "activity",
     "x_Commitment": "commitment",
 }
-"""Custom columns, and the dimensions that they hold."""
+"""Custom columns and the dimensions they contain."""
 
 EXACT = "x_AcceleratorSeconds"
-"""The quantity to the nanosecond. Seconds, because readers of CSV take 19 digits for a number of 128 bits."""
+"""The exact quantity, in seconds: as nanoseconds some CSV readers would need 128-bit integers."""
 
 COLUMNS = (*sorted((*TEXT, *TIMES, *NUMBERS)), *CUSTOM, EXACT)
 
@@ -92,11 +92,12 @@ def focus_rows(
 ) -> list[FocusRow]:
     """What counts on the days [first_day, end_day) as rows, in order of time and labels.
 
-    Raises LedgerError if something has no price: a charge without a cost is no FOCUS row.
+    Labels are stripped, and their control characters replaced. Raises LedgerError if something has no price,
+    because a FOCUS row needs a cost.
     """
     report = ledger.report_by(DIMENSIONS, first_day, end_day, as_of_ns, places)
     if report.unpriced:
-        hint = "adopt a price book that has it"
+        hint = "adopt a price book that covers it"
         raise LedgerError("price", report.unpriced[0], "a price for everything that is exported", hint)
     closes = {close.period: close for close in ledger.closes(as_of_ns)}
     return list(_rows(report, closes))
@@ -118,7 +119,7 @@ def _rows(report: Report, closes: Mapping[str, Close]) -> Iterator[FocusRow]:
 
 
 def _charge(label: Mapping[str, str], currency: str, amount: Decimal, hours: Decimal) -> FocusRow:
-    """Costs and quantities. One price is all prices here: nothing is negotiated or discounted afterwards."""
+    """Costs and quantities. All four costs are equal: nothing is negotiated or discounted afterwards."""
     what = f"{label['role']} {label['activity']}" if label["role"] != "none" else label["activity"]
     return {
         "BilledCost": amount,
@@ -141,7 +142,7 @@ def _charge(label: Mapping[str, str], currency: str, amount: Decimal, hours: Dec
 
 
 def _periods(label: Mapping[str, str]) -> FocusRow:
-    """The month that it is billed in; the day of the usage, or for an adjustment its month."""
+    """The billing month, and the charge period: the day of the usage, or for an adjustment its month."""
     billed = month_bounds(label["posted"])
     if label["kind"] == "adjustment":
         charged = month_bounds(label["month"])
@@ -191,7 +192,11 @@ def _midnight(day: date) -> datetime:
 
 
 def write_csv(rows: Sequence[FocusRow], path: Path) -> None:
-    """As CSV in UTF-8: decimals with all their places, times as `2026-11-01T00:00:00Z`, null as nothing."""
+    """Write CSV in UTF-8: decimals with all their places, times as `2026-11-01T00:00:00Z`, null as an empty
+    cell.
+
+    Text that a spreadsheet would take for a formula is prefixed with a quote (`exports.text.csv_text`).
+    """
     import csv
 
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -201,7 +206,7 @@ def write_csv(rows: Sequence[FocusRow], path: Path) -> None:
 
 
 def write_parquet(rows: Sequence[FocusRow], path: Path) -> None:
-    """As Parquet: decimals with 12 places, times with microseconds in UTC."""
+    """Write Parquet: decimals with 12 places, times in microseconds, UTC."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,6 +1,6 @@
-"""The rules of FOCUS 1.2 for the columns that every dataset must have, and for those that this export adds.
+"""The rules of FOCUS 1.2 for mandatory columns and for the columns that this export adds.
 
-A check of our own for every export; the FinOps Foundation's validator checks all 600 rules (`make
+Every export is checked against them. The FinOps Foundation's validator checks all 600 rules (`make
 focus-validate`). Specification: https://focus.finops.org/focus-specification/v1-2/
 """
 
@@ -71,17 +71,17 @@ _TOGETHER = (
     ("PricingQuantity", "PricingUnit"),
     ("SkuId", "SkuMeter"),
 )
-"""Null in one exactly where it is null in the other."""
+"""Pairs of columns that are null in the same rows."""
 
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _CUSTOM = re.compile(r"x_[A-Z][A-Za-z0-9]*")
 
 
 def violations(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> list[str]:
-    """What contradicts the rules, each with its row (from 1) and column; empty if nothing does."""
+    """Violations of the rules, each with its row (from 1) and column; empty if there are none."""
     found = [f"column {name} is missing" for name in (*MANDATORY, *RECOMMENDED) if name not in set(columns)]
     found += [
-        f"column {name}: a custom column is x_ and PascalCase"
+        f"column {name}: a custom column must be x_ followed by PascalCase"
         for name in columns
         if not name[:1].isupper() and not _CUSTOM.fullmatch(name)
     ]
@@ -93,7 +93,7 @@ def violations(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> 
         for child, parent in (("SkuPriceId", "SkuId"), ("ServiceName", "ServiceCategory")):
             key = (child, row.get(child))
             if parents.setdefault(key, row.get(parent)) != row.get(parent):
-                found.append(f"row {number} {child}: {row.get(child)} has two of {parent}")
+                found.append(f"row {number} {child}: {row.get(child)} has two values of {parent}")
     return found
 
 
@@ -103,21 +103,21 @@ def _row(row: Mapping[str, object]) -> Iterator[str]:
             yield f"{name}: null"
     for name, value in row.items():
         if isinstance(value, str) and (not value or value != value.strip()):
-            yield f"{name}: {value!r} is empty or has space around it"
+            yield f"{name}: {value!r} is empty or has leading or trailing spaces"
     for name, allowed in _ALLOWED.items():
         if name in row and row[name] not in allowed:
-            yield f"{name}: {row[name]!r} is none of {allowed}"
+            yield f"{name}: {row[name]!r} is not one of {allowed}"
     for name in (*_COSTS, "PricingQuantity", "ConsumedQuantity"):
         value = row.get(name)
         if value is not None and not (isinstance(value, Decimal) and value.is_finite()):
-            yield f"{name}: {value!r} is no decimal"
+            yield f"{name}: {value!r} is not a decimal"
     if not _CURRENCY.fullmatch(str(row["BillingCurrency"])):
-        yield f"BillingCurrency: {row['BillingCurrency']!r} is no ISO 4217 code"
+        yield f"BillingCurrency: {row['BillingCurrency']!r} is not an ISO 4217 code"
     yield from _periods(row)
     yield from _service(row)
     for one, other in _TOGETHER:
         if one in row and (row[one] is None) != (row.get(other) is None):
-            yield f"{other}: null where {one} is not, or the other way round"
+            yield f"{other}: must be null exactly where {one} is"
     yield from _usage(row)
 
 
@@ -125,7 +125,7 @@ def _periods(row: Mapping[str, object]) -> Iterator[str]:
     for name in _TIMES:
         value = row[name]
         if not isinstance(value, datetime) or value.utcoffset() != timedelta(0):
-            yield f"{name}: {value!r} is no time in UTC"
+            yield f"{name}: {value!r} is not a time in UTC"
             return
     for period in ("Billing", "Charge"):
         start, end = row[f"{period}PeriodStart"], row[f"{period}PeriodEnd"]
@@ -136,13 +136,13 @@ def _periods(row: Mapping[str, object]) -> Iterator[str]:
 def _service(row: Mapping[str, object]) -> Iterator[str]:
     allowed = _SUBCATEGORIES.get(str(row["ServiceCategory"]))
     if allowed is None:
-        yield f"ServiceCategory: {row['ServiceCategory']!r} is none that this export uses"
+        yield f"ServiceCategory: {row['ServiceCategory']!r} is not used by this export"
     elif row["ServiceSubcategory"] not in allowed:
-        yield f"ServiceSubcategory: {row['ServiceSubcategory']!r} is none of {allowed}"
+        yield f"ServiceSubcategory: {row['ServiceSubcategory']!r} is not one of {allowed}"
 
 
 def _usage(row: Mapping[str, object]) -> Iterator[str]:
-    """What a usage charge that is no correction must say, and what only it may say."""
+    """Rules for usage charges, and for what only they may contain."""
     if row["ChargeCategory"] == "Usage" and row["ChargeClass"] is None:
         for name in ("PricingQuantity", "SkuId", "SkuPriceId"):
             if name in row and row[name] is None:
@@ -153,7 +153,7 @@ def _usage(row: Mapping[str, object]) -> Iterator[str]:
         yield "ResourceName: repeats ResourceId"
     tags = row.get("Tags")
     if tags is not None and not _is_key_value(str(tags)):
-        yield f"Tags: {tags!r} is no JSON object of keys with plain values"
+        yield f"Tags: {tags!r} is not a JSON object with scalar values"
 
 
 def _is_key_value(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""How much CO2 a kilowatt-hour comes with: CodeCarbon's tables, without its guesses.
+"""Carbon intensity of electricity grids, from the tables of CodeCarbon but without its fallbacks.
 
-CodeCarbon (extra `carbon`) has the yearly mix of 213 countries and what Google publishes for its regions.
-Where it knows nothing it takes the world's average and says so in a log; here that is refused.
+CodeCarbon (extra `carbon`) has the yearly mix of 213 countries, and Google's published figures for its
+regions. For anything else it silently uses the world average; here that is an error.
 """
 
 from __future__ import annotations
@@ -42,19 +42,23 @@ AWS_COUNTRIES = {
     "us-west-1": "USA",
     "us-west-2": "USA",
 }
-"""Where AWS regions are (docs.aws.amazon.com/global-infrastructure): AWS publishes no figure for a region."""
+"""The countries of AWS regions (docs.aws.amazon.com/global-infrastructure). AWS publishes no figures per
+region.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """Grams of CO2 equivalent a kilowatt-hour, location-based, and where the figure is from."""
+    """Location-based grams of CO2 equivalent per kilowatt-hour, and the source of the figure."""
 
     grams_per_kwh: Decimal
     source: str
 
 
 class Grid:
-    """Looks intensities up: a figure that is given counts everywhere, then a country, then each region."""
+    """Looks up carbon intensities: an explicit figure has precedence, then a country, then the region of the
+    usage.
+    """
 
     def __init__(self, grams_per_kwh: Decimal | None = None, country: str = "") -> None:
         self._everywhere = None if grams_per_kwh is None else Intensity(grams_per_kwh, "given")
@@ -63,7 +67,7 @@ class Grid:
         self._regions: dict[str, Intensity] = {}
 
     def intensity(self, region: str) -> Intensity:
-        """The intensity of a region. Raises LedgerError if nothing is known of it."""
+        """The intensity of a region. Raises LedgerError if it is unknown."""
         if self._everywhere is not None:
             return self._everywhere
         if region not in self._regions:
@@ -76,7 +80,7 @@ def _of_country(code: str) -> Intensity:
     mix = _tables().get_global_energy_mix_data()
     found = mix.get(code.upper())
     if found is None:
-        raise LedgerError("--country", code, "an ISO 3166 code of three letters: USA, CHE, ...")
+        raise LedgerError("--country", code, "a three-letter ISO 3166 code: USA, CHE, ...")
     grams = Decimal(str(found["carbon_intensity"]))
     return Intensity(grams, f"CodeCarbon: {found['country_name']}, {found['year']}")
 

@@ -1,11 +1,12 @@
-"""What a paper would print beside what it took.
+"""Headline cost and full cost: what a paper would report, and what the work really took.
 
-The **headline** is the final runs at the rental price: whole leases, idle time included, because that is what
-accelerators x hours means. The **full** cost adds everything else that the pipeline used: ablations, sweeps,
-failed attempts, data, evaluation; and what the bill has and no lease explains.
+The **headline cost** is that of the final runs at the rental price: whole leases including idle time,
+because that is what accelerators x hours means. The **full cost** adds everything else the pipeline used
+(ablations, sweeps, failed attempts, data, evaluation), and billed time that no lease explains.
 
-A line is `recorded`, or `not_published`: somebody's account names the stage and gives no figure, so that
-hours and amount are empty, not zero, and `reason` says why; or `unexplained`: billed, but leased by nobody.
+A line is `recorded`; or `not_published`: an imported account names the stage without a figure, so hours and
+amount are empty rather than zero and `reason` says why; or `unexplained`: billed, but not covered by any
+lease.
 """
 
 from __future__ import annotations
@@ -35,16 +36,15 @@ class Sum:
     amount: Decimal
 
     def to_dict(self) -> dict[str, str]:
-        """Decimal strings."""
         return {"accelerator_hours": f"{self.accelerator_hours:f}", "amount": f"{self.amount:f}"}
 
 
 @dataclass(frozen=True, slots=True)
 class HeadlineLine:
-    """One stage's use for one purpose. `kind` is work, idle or lost; the latter two are parts of leases that
-    nobody used.
+    """The usage of one stage for one purpose. `kind` is work, idle or lost; idle and lost are the unused
+    parts of leases.
 
-    None for hours or amount: not known, and `reason` says why.
+    If hours or amount are None they are unknown, and `reason` says why.
     """
 
     stage: str
@@ -56,7 +56,7 @@ class HeadlineLine:
     reason: str = ""
 
     def to_dict(self) -> dict[str, str | None]:
-        """Decimal strings, null where nothing is known."""
+        """Plain JSON: decimal strings, or null for unknown figures."""
         hours, amount = self.accelerator_hours, self.amount
         return {
             "stage": self.stage,
@@ -71,7 +71,7 @@ class HeadlineLine:
 
 @dataclass(frozen=True, slots=True)
 class RunShare:
-    """What one run of the pipeline contributed."""
+    """The contribution of one run of the pipeline."""
 
     run: str
     stage: str
@@ -81,8 +81,8 @@ class RunShare:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The lines add up to `full`; those of final runs to `headline`. `unpriced` says what has no price, and
-    is therefore in neither amount.
+    """The lines add up to `full`, those of final runs to `headline`. `unpriced` lists usage without a price,
+    which is in neither amount.
     """
 
     pipeline: str
@@ -94,7 +94,7 @@ class Headline:
     unpriced: tuple[str, ...]
 
     def to_dict(self, started_from: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Plain JSON. `started_from` names, for a run, the run whose model it started from."""
+        """Plain JSON. `started_from` maps a run to the run whose model it started from."""
         origins = started_from or {}
         return {
             "pipeline": self.pipeline,
@@ -123,7 +123,7 @@ def headline(
     as_of_ns: int | None = None,
     places: int = AMOUNT_PLACES,
 ) -> Headline:
-    """The account of a pipeline, or of a single run. Raises UnknownRunError."""
+    """The headline and full cost of a pipeline or a single run. Raises UnknownRunError."""
     runs = ledger.runs_of(pipeline, as_of_ns)
     dimensions = ["stage", "purpose", "activity", "run"]
     report = ledger.report_by(dimensions, as_of_ns=as_of_ns, places=places, name=pipeline)
@@ -141,8 +141,8 @@ def headline(
 
 
 def _recorded(rows: Sequence[ReportRow], runs: Sequence[str]) -> list[HeadlineLine]:
-    """Rows of (stage, purpose, activity, run), already rounded so that they add up, as lines: final ones
-    first, stages in the order in which the ledger heard of them.
+    """Turn rows of (stage, purpose, activity, run), already rounded so that they add up, into lines: final
+    ones first, stages in the order in which the ledger first saw them.
     """
     heard = {run: place for place, run in enumerate(runs)}
     places: dict[str, int] = {}
@@ -173,7 +173,7 @@ def _not_published(ledger: Ledger, runs: Sequence[str], as_of_ns: int | None) ->
 
 
 def _shares(runs: Sequence[str], rows: Sequence[ReportRow]) -> tuple[RunShare, ...]:
-    """Each run that used something, in the order in which the ledger heard of them."""
+    """The usage of each run that used anything, in the order in which the ledger first saw the runs."""
     by_run: dict[tuple[str, str, str], list[ReportRow]] = {}
     for row in rows:
         stage, purpose, _, run = map(str, row.values)

@@ -1,8 +1,8 @@
-"""The journal: every event the ledger was told, in the order of arrival, for ever. What is booked, priced and
-reported derives from it.
+"""The journal: every event the ledger has received, in order of arrival. Bookings, prices and reports are
+derived from it.
 
-A journal takes each event once, by `event_id`. The same id with other content is no duplicate but a conflict,
-and goes to the quarantine with its line. What `append` returned from is durable.
+Events are deduplicated by `event_id`. The same id with different content is a conflict, and its line goes to
+the quarantine. When `append` returns, the events are durable.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from orchestrator.ledger.events import (
 
 
 class Recorded(NamedTuple):
-    """An event, its place in the journal (1, 2, 3, ...) and when the journal took it (ns, UTC, never going
-    back).
+    """An event with its sequence number in the journal (1, 2, 3, ...) and its arrival time (ns, UTC, never
+    decreasing).
     """
 
     seq: int
@@ -34,7 +34,7 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no event: where it stood (`file:line`), what was wrong with it, and its text."""
+    """A line that is not an event: its location (`file:line`), the reason, and its text."""
 
     source: str
     reason: str
@@ -43,7 +43,7 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a spool file was read: bytes and lines, whole lines only."""
+    """How far a spool file has been read, in bytes and lines. Only whole lines are read."""
 
     path: str
     offset: int
@@ -51,7 +51,7 @@ class Cursor:
 
 
 class Journal(Protocol):
-    """Where events are kept."""
+    """Port: stores events."""
 
     def append(
         self,
@@ -60,9 +60,9 @@ class Journal(Protocol):
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
     ) -> int:
-        """Take the events that are new, the lines that are none, and the place in the spool, all or nothing.
+        """Store new events, bad lines and the spool position atomically.
 
-        `texts` are the events' JSON as it arrived, if it did as text. Returns how many were new.
+        `texts` are the JSON texts of the events, if they arrived as text. Returns the number of new events.
         """
         ...
 
@@ -73,35 +73,36 @@ class Journal(Protocol):
         known_by_ns: int | None = None,
         through_seq: int | None = None,
     ) -> Iterator[Recorded]:
-        """Events in the order of arrival: all, or those of some runs (declarations, leases held, and leases
-        with spans for them, whole; corrections of any run are among them). `after_seq` leaves out what came
-        before, `known_by_ns` what came after.
+        """Events in order of arrival: all of them, or those of some runs. The latter include declarations,
+        the leases that the runs hold, all leases with spans for them, and all corrections. `after_seq` and
+        `known_by_ns` skip earlier and later events.
         """
         ...
 
     def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
-        """The run of that id and the runs of the pipeline of that id, in order; empty if there is neither.
+        """The run with that id, or the runs of the pipeline with that id, in order; empty if there is
+        neither.
 
-        `known_by_ns` leaves out what was heard of later.
+        `known_by_ns` ignores events that arrived later.
         """
         ...
 
     def head(self) -> int:
-        """The place of the last event; 0 if there is none."""
+        """The sequence number of the last event; 0 if there is none."""
         ...
 
     def find(self, ids: Collection[str]) -> list[Event]:
-        """The events of those ids that there are."""
+        """The existing events with those ids."""
         ...
 
     def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
-        """The events about no lease (runs, purposes, corrections, stated usage) with after < seq <= through,
-        in order.
+        """Events that are not about a lease (runs, purposes, corrections, stated usage) with after < seq <=
+        through, in order.
         """
         ...
 
     def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
-        """The leases with events after < seq <= through, each with the number of all its events."""
+        """The leases with events with after < seq <= through, each with the total number of its events."""
         ...
 
     def of_leases(self, leases: Collection[str], through_seq: int) -> Iterator[Event]:
@@ -109,21 +110,21 @@ class Journal(Protocol):
         ...
 
     def cursor(self, path: str) -> Cursor:
-        """How far a spool file was read."""
+        """How far a spool file has been read."""
         ...
 
     def bad_lines(self) -> list[BadLine]:
-        """The quarantine of lines, in the order of arrival."""
+        """The quarantined lines, in order of arrival."""
         ...
 
 
 def lease_of(event: Event) -> str:
-    """The lease that an event is about; empty if none."""
+    """The lease an event is about; empty if none."""
     return getattr(event, "lease_id", "")
 
 
 def run_of(event: Event) -> str:
-    """The run that an event names; empty if none (a lease's run is named by its opening)."""
+    """The run an event names; empty if none. Only a lease's opening names its run."""
     return getattr(event, "run_id", "")
 
 
@@ -132,14 +133,16 @@ Arrivals = dict[str, tuple[Event | SpanLine, str]]
 
 
 def read(event: Event | SpanLine) -> Event:
-    """The event itself."""
+    """Parse the event if it is still text."""
     return event_from_json(event.text) if isinstance(event, SpanLine) else event
 
 
 def distinct(
     events: Sequence[Event | SpanLine], texts: Sequence[str] | None
 ) -> tuple[Arrivals, list[BadLine]]:
-    """The events by id, and a bad line for each whose id stood for another event before."""
+    """Index events by id. Returns them, and a bad line for each event whose id already stood for a different
+    one.
+    """
     arrivals: Arrivals = {}
     conflicts: list[BadLine] = []
     for event, text in zip(events, texts or [event_to_json(read(event)) for event in events], strict=True):
@@ -150,7 +153,9 @@ def distinct(
 
 
 def without(arrivals: Arrivals, known: Mapping[str, str]) -> tuple[Arrivals, list[BadLine]]:
-    """The events that are not `known` (id to JSON), and a bad line for each that is, with other content."""
+    """Remove the events that are already `known` (id to JSON). Returns the others, and a bad line for each
+    that is known with different content.
+    """
     new = {event_id: arrival for event_id, arrival in arrivals.items() if event_id not in known}
     conflicts = [
         conflict(*arrivals[event_id])
@@ -161,12 +166,12 @@ def without(arrivals: Arrivals, known: Mapping[str, str]) -> tuple[Arrivals, lis
 
 
 def conflict(event: Event | SpanLine, text: str) -> BadLine:
-    """The bad line of an event whose id stands for another one."""
-    return BadLine(f"event {event.event_id}", "event_id was used before, with other content", text)
+    """The bad line for an event whose id is already taken by a different event."""
+    return BadLine(f"event {event.event_id}", "event_id already exists with different content", text)
 
 
 class MemoryJournal:
-    """A journal in lists: the fake of the port, for simulations and tests."""
+    """The in-memory fake of `Journal`, for simulations and tests."""
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns
@@ -182,10 +187,6 @@ class MemoryJournal:
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
     ) -> int:
-        """Take the events that are new, the lines that are none, and the place in the spool.
-
-        Returns how many were new.
-        """
         arrivals, doubled = distinct(events, texts)
         known = {event_id: self._texts[event_id] for event_id in arrivals if event_id in self._texts}
         new, conflicts = without(arrivals, known)
@@ -207,7 +208,6 @@ class MemoryJournal:
         known_by_ns: int | None = None,
         through_seq: int | None = None,
     ) -> Iterator[Recorded]:
-        """Events in the order of arrival."""
         leases = self._leases_of(runs) if runs is not None else set[str]()
         for recorded in self._recorded[after_seq:through_seq]:
             if known_by_ns is not None and recorded.recorded_ns > known_by_ns:
@@ -230,7 +230,6 @@ class MemoryJournal:
         }
 
     def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
-        """The run of that id and the runs of the pipeline of that id."""
         runs: dict[str, None] = {}
         for recorded in self.events(known_by_ns=known_by_ns):
             event = recorded.event
@@ -240,19 +239,15 @@ class MemoryJournal:
         return list(runs)
 
     def head(self) -> int:
-        """The place of the last event."""
         return len(self._recorded)
 
     def find(self, ids: Collection[str]) -> list[Event]:
-        """The events of those ids that there are."""
         return [recorded.event for recorded in self._recorded if recorded.event.event_id in ids]
 
     def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
-        """The events about no lease with after < seq <= through."""
         return [row.event for row in self._recorded[after_seq:through_seq] if not lease_of(row.event)]
 
     def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
-        """The leases with events after < seq <= through, each with the number of all its events."""
         fresh = {lease_of(row.event) for row in self._recorded[after_seq:through_seq]} - {""}
         counts = dict.fromkeys(fresh, 0)
         for row in self._recorded:
@@ -261,13 +256,10 @@ class MemoryJournal:
         return counts
 
     def of_leases(self, leases: Collection[str], through_seq: int) -> Iterator[Event]:
-        """The events of some leases up to `through_seq`."""
         return (row.event for row in self._recorded[:through_seq] if lease_of(row.event) in leases)
 
     def cursor(self, path: str) -> Cursor:
-        """How far a spool file was read."""
         return self._cursors.get(path, Cursor(path, 0, 0))
 
     def bad_lines(self) -> list[BadLine]:
-        """The quarantine of lines."""
         return list(self._bad.values())

@@ -1,4 +1,4 @@
-"""To whom usage is attributed: the labels of a run, and the dimensions that reports can group by."""
+"""Labels of runs: to whom usage is attributed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.ledger.events import Event, PurposeSet, RunDeclared
 
 
 class Labels(NamedTuple):
-    """Who a run belongs to and what it is for; all empty for a run that never declared itself."""
+    """Who owns a run and what it is for; all empty for a run that was never declared."""
 
     organisation: str = ""
     cost_centre: str = ""
@@ -25,8 +25,8 @@ UNLABELLED = Labels()
 
 
 def labels_of(events: Iterable[Event]) -> dict[str, Labels]:
-    """The labels of each run: its latest declaration (by `at_ns`, then `event_id`), and the latest word on
-    its purpose.
+    """The labels of each run: from its latest declaration (by `at_ns`, then `event_id`), with the latest
+    statement of its purpose.
     """
     declared: dict[str, RunDeclared] = {}
     purposes: dict[str, RunDeclared | PurposeSet] = {}

@@ -1,4 +1,4 @@
-"""The ledger's front door: what wiring and the command line use."""
+"""The ledger's entry point, used by the launcher and the command line."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ AnyPriceBook = PriceBook | Mapping[str, Any] | Path
 
 
 class Ledger:
-    """A journal, an archive and a policy.
+    """A journal, an archive and a booking policy.
 
-    Safe to use beside other processes on the same store; one object is used by one thread.
+    Several processes may use the same store at once; one object must only be used by one thread.
     """
 
     def __init__(
@@ -109,19 +109,21 @@ class Ledger:
         policy: BookingPolicy = STANDARD_POLICY,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> Ledger:
-        """A ledger that forgets: for simulations and tests."""
+        """A ledger that is not stored, for simulations and tests."""
         ledger = cls(MemoryJournal(now_ns), MemoryArchive(now_ns), policy, now_ns)
         ledger.offer(_price_book(price_book))
         return ledger
 
     def priced_with(self, price_book: PriceBook) -> Ledger:
-        """The same ledger, read with one price book instead of those adopted; closed months keep theirs."""
+        """The same ledger, priced with one price book instead of the adopted ones. Closed months keep their
+        prices.
+        """
         return Ledger(
             self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart, self._budgets
         )
 
     def price_books(self, as_of_ns: int | None = None) -> list[PriceBook]:
-        """The price books adopted by `as_of_ns`, the newest first."""
+        """The price books adopted by `as_of_ns`, newest first."""
         return [adopted.book for adopted in self._archive.price_books(as_of_ns)]
 
     def price_rows(self) -> list[dict[str, str | None]]:
@@ -129,10 +131,10 @@ class Ledger:
         return [row for book in self._table(None).books for row in book.rows()]
 
     def offer(self, price_book: PriceBook) -> bool:
-        """Adopt what a run brings along, if it has prices for something that no adopted book prices, and is
-        in the ledger's currency. Returns whether anything was new.
+        """Adopt the price book of a run, as far as it prices something that no adopted book does and uses the
+        ledger's currency. Returns whether anything was new.
 
-        Nothing that is priced gets another price: that is for those who answer for the ledger, by `adopt`.
+        Existing prices never change this way: only `adopt`, an explicit decision, changes them.
         """
         adopted = self.price_books()
         if not adopted:
@@ -143,7 +145,7 @@ class Ledger:
         return self.adopt(new)
 
     def adopt(self, price_book: PriceBook) -> bool:
-        """Make a price book the newest, unless the newest of its name is equal.
+        """Make a price book the newest, unless the newest book of that name is identical.
 
         Returns whether anything changed.
         """
@@ -151,22 +153,22 @@ class Ledger:
         return self._archive.adopt(price_book)
 
     def book(self, events: Sequence[Event | Mapping[str, Any]]) -> int:
-        """Take events (or their JSON objects); returns how many were new.
+        """Store events (or their JSON objects). Returns the number of new ones.
 
-        Raises MalformedEventError, and then none was taken.
+        Raises MalformedEventError, in which case none is stored.
         """
         parsed = [parse_event(event) if isinstance(event, Mapping) else event for event in events]
         return self._journal.append(parsed)
 
     def ship(self, directory: Path) -> int:
-        """Take what is new in the `*.jsonl` files of a spool directory; returns how many events were new."""
+        """Store the new events in the `*.jsonl` files of a spool directory. Returns their number."""
         return ship(directory, self._journal)
 
     def report(self, name: str, as_of_ns: int | None = None, places: int = AMOUNT_PLACES) -> RunReport:
-        """The report of the run, or of the runs of the pipeline, `name`, as known at `as_of_ns`: a moment as
-        for `report_by`.
+        """The report of the run `name`, or of the runs of the pipeline `name`, as known at `as_of_ns` (as in
+        `report_by`).
 
-        Raises UnknownRunError, and LedgerError for a moment in the future.
+        Raises UnknownRunError, and LedgerError for a time in the future.
         """
         known = None if as_of_ns is None else self.moment(as_of_ns)
         runs = self._runs(name, known)
@@ -188,10 +190,9 @@ class Ledger:
         """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as known at
         `as_of_ns`.
 
-        `idle`: who pays for idle and lost time (`sharing.METHODS`).
-        The same question about a moment in the past gives the same answer for ever. `name` keeps only the
-        lines of a run, or of a pipeline's runs. A moment of today that is still to come means now. Raises
-        LedgerError for an unknown dimension, or a day in the future.
+        `name` restricts the report to a run or the runs of a pipeline. `idle` says who pays for idle and
+        lost time (`sharing.METHODS`). The same question about a past time always has the same answer; a
+        later time of today means now. Raises LedgerError for an unknown dimension or a later day.
         """
         require_dimensions(by)
         keep = {field_of(dimension) for dimension in by} | ({"run_id"} if name else set())
@@ -208,11 +209,13 @@ class Ledger:
         return report_by(counted, by, self._pricer(as_of_ns), first_day, end_day, places)
 
     def mart_parts(self) -> list[Path]:
-        """Bring the mart up to date; its Parquet files, none for a ledger in memory."""
+        """The Parquet files of the mart, after updating it; none for a ledger in memory."""
         return [] if self._mart is None else self._mart.parts()
 
     def close(self, month: str) -> Close:
-        """Close a month. Raises LedgerStateError, UnknownPriceError, PriceBookError: `Accounts.close`."""
+        """Close a month. Raises LedgerStateError, UnknownPriceError or PriceBookError; see
+        `Accounts.close`.
+        """
         return self._accounts.close(month, self._now_ns())
 
     def closes(self, as_of_ns: int | None = None) -> list[Close]:
@@ -220,7 +223,7 @@ class Ledger:
         return self._archive.closes(as_of_ns)
 
     def verify(self) -> int:
-        """Check the hash chain of all postings; returns how many there are.
+        """Verify the hash chain of all postings. Returns the number of postings.
 
         Raises LedgerStateError at the first break.
         """
@@ -229,14 +232,14 @@ class Ledger:
         return verify(self._archive.postings(last), closes)
 
     def cost_so_far(self, run_id: str, as_of_ns: int | None = None) -> Decimal:
-        """What the run's leases cost until now, in the price table's currency, to 6 decimals.
+        """What the leases of the run have cost until now, in the currency of the price table, to 6 decimals.
 
-        Reads only what is new since it was asked last.
+        Only reads events that are new since the last call.
         """
         return rounded(self.spent_so_far(run_id, as_of_ns).amount, AMOUNT_PLACES)
 
     def spent_so_far(self, run_id: str, as_of_ns: int | None = None) -> Spent:
-        """The money and the time of the run's leases until now, as `cost_so_far`."""
+        """The money and time of the run's leases until now; reads as `cost_so_far` does."""
         as_of = self._now_ns() if as_of_ns is None else as_of_ns
         pricer = self._pricer(None)
         meter, seq = self._meters.get(run_id) or (RunMeter(run_id, self._policy), 0)
@@ -249,11 +252,11 @@ class Ledger:
         return self._spent(run_id, as_of, pricer) if meter.corrected else meter.spent(as_of, pricer)
 
     def cost_at(self, run_id: str, as_of_ns: int) -> Decimal:
-        """What the run's leases had cost at a moment in the past. Reads all events of the run."""
+        """What the leases of the run had cost at a time in the past. Reads all events of the run."""
         return rounded(self._spent(run_id, as_of_ns, self._pricer(None)).amount, AMOUNT_PLACES)
 
     def knows(self, name: str) -> bool:
-        """Whether there is a run or a pipeline of that id."""
+        """Whether a run or pipeline with that id exists."""
         return bool(self._journal.runs_of(name))
 
     def rejections(self, name: str) -> list[Rejection]:
@@ -261,16 +264,18 @@ class Ledger:
         return self._booked(self._runs(name), None, self._now_ns())[2]
 
     def runs_of(self, name: str, as_of_ns: int | None = None) -> list[str]:
-        """The run, or the runs of the pipeline, `name`, as known at `as_of_ns`. Raises UnknownRunError."""
+        """The run `name`, or the runs of the pipeline `name`, as known at `as_of_ns`. Raises
+        UnknownRunError.
+        """
         return self._runs(name, as_of_ns)
 
     def events(self, runs: Collection[str] | None = None, as_of_ns: int | None = None) -> list[Event]:
-        """The events that count, after corrections: all, or those about some runs."""
+        """The events that count, after corrections: all of them, or those about some runs."""
         known = self._journal.events(runs, known_by_ns=as_of_ns)
         return effective(recorded.event for recorded in known)[0]
 
     def counted(self, as_of_ns: int | None = None) -> Iterator[CountedLine]:
-        """Every line that counts, as known at `as_of_ns`: what all reports add up."""
+        """All lines that count, as known at `as_of_ns`: the basis of all reports."""
         if as_of_ns is None:
             return self._accounts.counted_now(self._now_ns())
         return self._accounts.counted(self.moment(as_of_ns))
@@ -278,10 +283,11 @@ class Ledger:
     def reconcile_ray(
         self, recording: Recording, tolerance_ns: int, until_ns: int | None = None
     ) -> RayReconciliation:
-        """The lives of actors as Ray tells them, beside the leases that name them or their placement groups.
+        """Compare the lifetimes of actors in Ray's events with the leases that name them or their placement
+        groups.
 
-        Two moments that are `tolerance_ns` apart or less agree; until `until_ns` (None: the last event) Ray
-        would have told of a death.
+        Times at most `tolerance_ns` apart agree. Ray's events are assumed to be complete up to `until_ns`
+        (None: up to the last event).
         """
         head = self._journal.head()
         leases = leases_to_compare(recording, self._journal.news(0, head))
@@ -290,13 +296,13 @@ class Ledger:
         return reconcile_ray(events, recording, tolerance_ns, self._now_ns(), self._policy, until_ns)
 
     def moment(self, as_of_ns: int) -> int:
-        """A moment that can be asked about: what is left of today means now, as in `--as-of <today>`.
+        """Normalise a time that a report is about: a later time of today means now, as in `--as-of <today>`.
 
-        Raises LedgerError for a later one.
+        Raises LedgerError for a later day.
         """
         now = self._now_ns()
         if day_of(as_of_ns) > day_of(now):
-            raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is not known")
+            raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is unknown")
         return min(as_of_ns, now)
 
     def pricer(self, as_of_ns: int | None = None) -> Pricer:
@@ -304,7 +310,7 @@ class Ledger:
         return self._pricer(as_of_ns)
 
     def waste(self, name: str, places: int = AMOUNT_PLACES) -> WasteReport:
-        """What a run, or a pipeline's runs, paid for without a result.
+        """What a run, or the runs of a pipeline, paid for without a result.
 
         Raises UnknownRunError, UnknownPriceError.
         """
@@ -314,8 +320,8 @@ class Ledger:
     def unit_costs(
         self, name: str, counts: Mapping[str, Fraction], places: int = AMOUNT_PLACES
     ) -> tuple[UnitCost, ...]:
-        """The cost of a run, or a pipeline's runs, over each of its tokens and of `counts` (a unit's name to
-        how many).
+        """The cost of a run, or of the runs of a pipeline, per token and per unit in `counts` (name to
+        number).
 
         Raises UnknownRunError, UnknownPriceError.
         """
@@ -324,21 +330,23 @@ class Ledger:
         return unit_costs(amount, token_units(booked) | dict(counts), places)
 
     def completion(self, run_id: str, steps: int) -> Completion:
-        """What a run will have cost after `steps` steps.
+        """The forecast cost of a run after `steps` steps.
 
-        Raises UnknownRunError, LedgerError before its second step.
+        Raises UnknownRunError, and LedgerError before its second step.
         """
         booked, _ = self._booked_with_labels(run_id)
         return completion(run_id, booked, self._amount(booked), steps, self._pricer(None))
 
     def variances(self, places: int = 2) -> list[Variance]:
-        """Each budget against what counts in its scope. Raises LedgerError for one in another currency."""
-        budgets = [status.budget for status in self.budgets.statuses()]
+        """Compare each budget with what counts in its scope. Raises LedgerError for a budget in another
+        currency.
+        """
+        budgets = self._budgets.budgets()
         lines = list(self._accounts.counted_now(self._now_ns(), SCOPE_FIELDS)) if budgets else []
         return [variance(budget, lines, self._pricer(None), self._now_ns(), places) for budget in budgets]
 
     def _booked_with_labels(self, name: str) -> tuple[list[BookedLease], dict[str, Labels]]:
-        """The leases with time for the runs of `name`, cut to that time, and those runs' labels."""
+        """The leases used by the runs of `name`, reduced to that use, and the labels of those runs."""
         runs = self._runs(name)
         events = self.events(runs)
         booked, _ = book(events, self._now_ns(), self._policy)
@@ -358,7 +366,7 @@ class Ledger:
         return Budgets(self._budgets, self._now_ns)
 
     def bad_lines(self) -> list[BadLine]:
-        """The lines that were no event, with file and line."""
+        """The lines that were not events, with file and line number."""
         return self._journal.bad_lines()
 
     def _spent(self, run_id: str, as_of_ns: int, pricer: Pricer) -> Spent:

@@ -1,6 +1,6 @@
-"""Lines: entries of the same kind added up, with their run's labels.
+"""Lines: entries of the same kind added up, with the labels of their run.
 
-What is priced, reported and, when a month closes, posted.
+Lines are priced, reported and, when a month is closed, posted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from orchestrator.ledger.labels import UNLABELLED, Labels
 
 
 class LineKey(NamedTuple):
-    """What makes two entries the same kind.
+    """The fields that two entries of the same kind have in common.
 
     `unit_price` and `currency` are empty where the price book decides.
     """
@@ -43,12 +43,11 @@ class LineKey(NamedTuple):
 
     @property
     def month(self) -> str:
-        """The month that its day falls in."""
         return month_of(self.day)
 
 
 Lines = dict[LineKey, int]
-"""Accelerator-nanoseconds by kind. Negative where something is taken back."""
+"""Accelerator-nanoseconds by kind; negative for reversals."""
 
 DIMENSIONS = (
     *(
@@ -78,13 +77,13 @@ DIMENSIONS = (
         "kind",
     ),
 )
-"""What a report can group by. `month` and `day` are when the usage was, `posted` is the month that it counts
-in (later for an adjustment), `kind` is usage or adjustment.
+"""What a report can group by. `month` and `day` are when usage happened, `posted` is the month it counts in
+(a later one for an adjustment), `kind` is usage or adjustment.
 """
 
 
 def to_lines(entries: Iterable[Entry], labels: Mapping[str, Labels]) -> Lines:
-    """Add up entries."""
+    """Add up entries of the same kind."""
     lines: Lines = {}
     for entry in entries:
         key = LineKey(
@@ -108,7 +107,7 @@ def to_lines(entries: Iterable[Entry], labels: Mapping[str, Labels]) -> Lines:
 
 
 PRICED_BY = frozenset({"day", "resource", "sku", "region", "commitment", "unit_price", "currency"})
-"""Fields of a line that its price depends on: never left out."""
+"""Fields that the price of a line depends on, and that are therefore always kept."""
 
 
 def left_out(keep: Collection[str]) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def left_out(keep: Collection[str]) -> dict[str, Any]:
 
 
 def coarse(lines: Lines, keep: Collection[str]) -> Lines:
-    """Lines with the fields outside `keep` left empty, added up."""
+    """Merge lines that only differ in fields outside `keep`, and leave those fields empty."""
     blanks = left_out(keep)
     if not blanks:
         return lines
@@ -133,15 +132,13 @@ def coarse(lines: Lines, keep: Collection[str]) -> Lines:
 
 
 def add(lines: Lines, more: Iterable[tuple[LineKey, int]]) -> None:
-    """Add lines to others, in place."""
+    """Add `more` to `lines` in place."""
     for key, ns in more:
         lines[key] = lines.get(key, 0) + ns
 
 
 def subtract(lines: Lines, posted: Lines) -> Lines:
-    """What `lines` have that `posted` have not; negative where it is the other way round; kinds that agree
-    are left out.
-    """
+    """`lines` minus `posted`: negative where more was posted, without kinds whose difference is 0."""
     difference = dict(lines)
     for key, ns in posted.items():
         difference[key] = difference.get(key, 0) - ns

@@ -1,16 +1,19 @@
-"""The mart: the slices of all leases as Parquet files, for reports over millions of spans with DuckDB.
+"""The mart: the slices of all leases as Parquet files, so that DuckDB can report over tens of millions of
+spans.
 
-A cache of the journal. It can be deleted, and is then made again; it is also made again if the journal or the
-booking policy is not the one it was made from. What it answers equals `accounts.derive` to the nanosecond.
+Ledgers of that size are the only reason for it: plain Python books about 100,000 spans a second, so that
+every report over 10 million spans would take minutes. Small ledgers are answered from the journal.
+
+The mart is a cache of the journal. It may be deleted, and is rebuilt if it belongs to another journal or
+booking policy. Its answers equal those of `derive.lines_from_events` to the nanosecond.
 
     N.parquet          slices: lease, part, day, role, activity, served, start_ns, end_ns, ns, step, tokens
-    leases-N.parquet   each lease: its facts, and the part that its current slices are in
-    index.json         the event that the mart has read to, and its parts
+    leases-N.parquet   each lease: its facts, and the part that contains its current slices
+    index.json         the last event that the mart includes, and its parts
 
-Leases are numbered, so that the large table holds small integers. A lease with news is booked again,
-as a whole, into a new part; its older slices are passed over, and dropped when there are too many of them. A
-lease that nobody closed is kept up to its last sign of life; what the time since then is depends on when one
-asks.
+Leases are numbered, so that the large table contains small integers. A lease with new events is booked again
+as a whole into a new part; its older slices are skipped, and dropped when there are too many. A lease that
+nobody closed is stored up to its last sign of life, because the rest depends on the time of the report.
 """
 
 from __future__ import annotations
@@ -41,18 +44,18 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 BATCH_EVENTS = 250_000
-"""Leases are booked together until they have so many events: some 300 MB."""
+"""Leases are booked in batches of about this many events (about 300 MB)."""
 WORTHWHILE_EVENTS = 20_000
-"""With fewer events than this the journal itself answers as quickly."""
+"""With fewer events than this, answering from the journal is as fast."""
 PARALLEL_EVENTS = 500_000
-"""With more events than this to book, it is done by several processes."""
+"""With more events than this to book, several processes share the work."""
 MAX_PARTS = 64
 MAX_STALE_SHARE = 0.5
 
 
 @dataclass
 class Index:
-    """What `index.json` holds. `made_from` is what the mart depends on: if that changes it is made again."""
+    """The content of `index.json`. If `made_from` changes, the mart is rebuilt."""
 
     made_from: dict[str, Any]
     seq: int = 0
@@ -66,7 +69,7 @@ class Index:
 
 
 class Mart:
-    """The mart of a journal, in a folder of its own."""
+    """The mart of a journal, in its own directory."""
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class Mart:
         url: str = "",
         worthwhile_events: int = WORTHWHILE_EVENTS,
     ) -> None:
-        """`url` is the journal's, so that processes of their own can read it; empty: book in this one."""
+        """`url` is that of the journal, so that worker processes can read it; if empty, there are none."""
         self._folder, self._journal, self._policy, self._url = folder, journal, policy, url
         self._worthwhile_events = worthwhile_events
 
@@ -112,13 +115,13 @@ class Mart:
         return index.seq, lines
 
     def parts(self) -> list[Path]:
-        """The files with slices (stale ones among them); brings the mart up to date first."""
+        """The files with slices, including stale ones, after updating the mart."""
         with self._locked():
             return self._part_files(self._refresh())
 
     @contextmanager
     def _locked(self) -> Generator[None]:
-        """One process at a time."""
+        """Exclude other processes."""
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -157,7 +160,7 @@ class Mart:
     def _jobs(
         self, news: Mapping[str, int], head: int, index: Index, leases: Mapping[str, LeaseRow]
     ) -> list[PartJob]:
-        """The work of a refresh, one part at a time; numbers new leases and parts."""
+        """The work of an update, split into parts; assigns numbers to new leases and parts."""
         corrections = (event for event in self._journal.unleased(0, head) if isinstance(event, Correction))
         found = self._resolve(corrections)
         jobs: list[PartJob] = []
@@ -175,7 +178,7 @@ class Mart:
         return jobs
 
     def _with_corrected(self, news: dict[str, int], after_seq: int, head: int) -> dict[str, int]:
-        """Leases with news, and those that a correction moves an event from or to."""
+        """Leases with new events, and leases that a correction moves an event from or to."""
         fresh = {event.event_id for event in self._journal.unleased(after_seq, head)}
         corrections = [event for event in self._journal.unleased(0, head) if isinstance(event, Correction)]
         by_id = {event.event_id: event for event in self._journal.find({one.corrects for one in corrections})}
@@ -192,7 +195,7 @@ class Mart:
         return resolve(listed, known)
 
     def _leased(self, index: Index, labels: Mapping[str, Labels], keep: Collection[str]) -> Lines:
-        """The lines of what is in the parts."""
+        """The lines of the slices in the parts."""
         if not index.rows:
             return {}
         blanks = left_out(keep)
@@ -206,7 +209,7 @@ class Mart:
         return lines
 
     def _sum(self, index: Index, of_lease: list[str]) -> list[tuple[Any, ...]]:
-        """(run, day, role, activity, *of_lease, ns) of all current slices. DuckDB adds up in 128 bits."""
+        """(run, day, role, activity, *of_lease, ns) of all current slices. DuckDB sums in 128 bits."""
         files = ", ".join(_quoted(path) for path in self._part_files(index))
         leases = _quoted(self._folder / index.leases)
         facts = "".join(f", {name}" for name in of_lease)
@@ -224,7 +227,7 @@ class Mart:
             return connection.execute(query).fetchall()
 
     def _tails(self, index: Index, labels: Mapping[str, Labels], as_of_ns: int) -> Lines:
-        """The lines of the leases that nobody closed, from their last sign of life on."""
+        """The lines of open leases since their last sign of life."""
         if not index.leases:
             return {}
         query = f"SELECT * FROM read_parquet({_quoted(self._folder / index.leases)}) WHERE is_open"
@@ -285,7 +288,7 @@ class Mart:
         return [self._folder / f"{part}.parquet" for part in index.parts]
 
     def _read_index(self) -> Index:
-        """The index; a new one, in an emptied folder, if the mart was made from something else."""
+        """The index; a new one, in an emptied directory, if the mart was built from something else."""
         first = next(self._journal.events(through_seq=1), None)
         made_from = {
             "format": FORMAT,
@@ -318,7 +321,7 @@ _EMPTY = LineKey(0, "", 0, *[""] * 18)
 
 
 def default_folder(url: str) -> Path:
-    """Beside a SQLite file; else under the user's cache, one folder a database."""
+    """Next to a SQLite file, otherwise in the user's cache directory, one directory per database."""
     if url.startswith("sqlite:///") and not url.endswith(":memory:"):
         return Path(f"{url.removeprefix('sqlite:///')}.mart")
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -326,7 +329,7 @@ def default_folder(url: str) -> Path:
 
 
 def _batches(news: Mapping[str, int]) -> Iterator[list[str]]:
-    """Leases, as many at a time as have BATCH_EVENTS events."""
+    """Split leases into batches of about BATCH_EVENTS events."""
     batch: list[str] = []
     size = 0
     for lease_id, events in news.items():
@@ -340,7 +343,7 @@ def _batches(news: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def _leases_of(correction: Correction, by_id: Mapping[str, Event]) -> set[str]:
-    """The leases that a correction takes an event from and gives one to."""
+    """The leases that a correction takes an event from or adds one to."""
     leases: set[str] = set()
     seen: set[str] = set()
     following: Correction | None = correction

@@ -1,4 +1,4 @@
-"""The parts of the mart: booking some leases, and the files that their slices are written to."""
+"""The parts of the mart: books some leases and writes their slices to a file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from orchestrator.ledger.journal import Journal, lease_of
 
 @dataclass(slots=True)
 class LeaseRow:
-    """A lease in the mart: its number, the part with its current slices, and what reports need to know of it.
+    """A lease in the mart: its number, the part with its current slices, and the facts that reports need.
 
-    `latest_ns`: the last moment that its events speak of.
+    `latest_ns` is the latest time in its events.
     """
 
     lease: int
@@ -51,7 +51,7 @@ class LeaseRow:
 
 @dataclass(frozen=True, slots=True)
 class PartJob:
-    """The leases (id to number) to book into part `part`, from the events up to `through_seq`."""
+    """Book leases (id to number) into part `part`, from the events up to `through_seq`."""
 
     part: int
     path: Path
@@ -62,9 +62,9 @@ class PartJob:
 
 
 def book_part(job: PartJob, journal: Journal) -> list[LeaseRow]:
-    """Book the leases of a job and write its file, unless there is no slice.
+    """Book the leases of a job and write its file, unless there are no slices.
 
-    Gives the leases that were opened.
+    Returns the leases that were opened.
     """
     with paused():
         return _book_part(job, journal)
@@ -121,9 +121,9 @@ def _lease_row(facts: LeaseFacts, number: int, part: int, latest_ns: int, rows: 
 
 
 class _PartWriter:
-    """Collects the slices of some leases as columns, and writes them as one file.
+    """Collects slices as columns and writes them to one file.
 
-    `served` is the run that a slice was for, null where that is the run that holds the lease.
+    `served` is the run that a slice was for; null if that is the run that holds the lease.
     """
 
     def __init__(self, part: int) -> None:
@@ -134,7 +134,7 @@ class _PartWriter:
         self._names = {name: _Numbering() for name in self._codes}
 
     def add(self, lease: int, holder: str, slices: Sequence[Slice]) -> int:
-        """Take the slices of lease number `lease`, held by run `holder`. Returns how many there were."""
+        """Add the slices of lease number `lease`, held by run `holder`. Returns their number."""
         if not slices:
             return 0
         starts, ends, lengths, roles, activities, runs, _, steps, tokens = zip(*slices, strict=True)
@@ -153,7 +153,7 @@ class _PartWriter:
         return count
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all; nothing if there is no slice."""
+        """Write the file atomically; nothing if there are no slices."""
         if not self._small["lease"]:
             return
         columns: dict[str, pa.Array] = {}
@@ -167,7 +167,7 @@ class _PartWriter:
 
 
 class _Numbering(dict[str, int]):
-    """Numbers names as it is asked for them: 0, 1, 2, ..."""
+    """Numbers names in order of first use: 0, 1, 2, ..."""
 
     def __missing__(self, name: str) -> int:
         self[name] = number = len(self)
@@ -187,14 +187,14 @@ def read_leases(path: Path) -> dict[str, LeaseRow]:
 
 
 def write_leases(leases: Iterable[LeaseRow], path: Path) -> None:
-    """Write all leases, whole or not at all."""
+    """Write all leases atomically."""
     rows = list(leases)
     columns = {name: [getattr(row, name) for row in rows] for name in _LEASE_SCHEMA.names}
     write_table(pa.table(columns, schema=_LEASE_SCHEMA), path)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file, whole or not at all."""
+    """Write a Parquet file atomically."""
     unfinished = path.with_suffix(".unfinished")
     pq.write_table(table, unfinished, compression="zstd", row_group_size=1 << 20)
     unfinished.replace(path)

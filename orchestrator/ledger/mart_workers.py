@@ -1,8 +1,8 @@
-"""Booking the parts of a large mart in processes of their own: `python -m orchestrator.ledger.mart_workers`.
+"""Books the parts of a large mart in worker processes: `python -m orchestrator.ledger.mart_workers`.
 
-A worker reads the pickled URL and jobs from its standard input (the URL may hold a password, which everybody
-can read among a process's arguments), books them one after the other, and writes the pickled result to its
-standard output. Processes rather than a pool, because a pool would import the caller's main module again.
+A worker reads the pickled URL and jobs from its standard input, because the URL may contain a password and
+command lines are public. It books the jobs one after the other and writes the pickled result to its standard
+output. This is not a process pool, because a pool would import the caller's main module again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_WORKERS = 8
 
 
 def book_parts(url: str, jobs: Sequence[PartJob]) -> list[list[LeaseRow]]:
-    """The leases of each job, as `book_part` gives them. Raises LedgerStateError if a worker fails."""
+    """The leases of each job, as `book_part` returns them. Raises LedgerStateError if a worker fails."""
     count = min(len(jobs), os.cpu_count() or 1, MAX_WORKERS)
     command = [sys.executable, "-m", "orchestrator.ledger.mart_workers"]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The budget store without a database: of a ledger in memory, of a run's own limit, and of tests."""
+"""The in-memory budget store, for ledgers in memory, the limit of a single run, and tests."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from orchestrator.ledger.budgets import ENDINGS, Budget, Kind, Transfer
 
 
 class MemoryBudgets:
-    """A budget store in lists. For one thread."""
+    """Stores budgets in lists. Not thread-safe."""
 
     def __init__(self) -> None:
         self._budgets: dict[str, Budget] = {}
         self.transfers: list[Transfer] = []
 
     def define(self, budget: Budget) -> None:
-        """Add a budget, or change it from now on."""
         self._budgets[budget.name] = budget
 
     def budgets(self) -> list[Budget]:
-        """All budgets, by name."""
         return [self._budgets[name] for name in sorted(self._budgets)]
 
     @contextmanager
     def transaction(self) -> Generator[MemoryBudgets]:
-        """All of it happens, or nothing."""
+        """Roll the transfers back on an error."""
         before = list(self.transfers)
         try:
             yield self
@@ -34,23 +32,18 @@ class MemoryBudgets:
             raise
 
     def budget(self, name: str) -> Budget | None:
-        """The budget of that name."""
         return self._budgets.get(name)
 
     def last(self, name: str) -> Transfer | None:
-        """The last transfer of a budget."""
         return next((transfer for transfer in reversed(self.transfers) if transfer.budget == name), None)
 
     def of_reservation(self, reservation: str) -> list[Transfer]:
-        """All transfers of a reservation, in order."""
         return [transfer for transfer in self.transfers if transfer.reservation == reservation]
 
     def of_run(self, run_id: str) -> list[Transfer]:
-        """All transfers of a run, in order."""
         return [transfer for transfer in self.transfers if transfer.run_id == run_id]
 
     def overdue(self, name: str, now_ns: int) -> list[Transfer]:
-        """The reservations of a budget that have not ended and whose time is up."""
         ended = {transfer.reservation for transfer in self.transfers if transfer.kind in ENDINGS}
         return [
             transfer
@@ -62,5 +55,4 @@ class MemoryBudgets:
         ]
 
     def append(self, transfer: Transfer) -> None:
-        """Add a transfer."""
         self.transfers.append(transfer)

@@ -1,8 +1,8 @@
-"""What a run has cost so far, kept up event by event: for a progress line and for a budget, each step.
+"""Tracks what a run has cost so far, event by event, for its progress line and its budget.
 
-A lease costs by its extent alone, whatever its spans were (spans + idle + lost = lease), so that the meter
-need not keep spans, only each lease's opening, close and last sign of life. It says what the run's own leases
-cost: the same sum as the run's report, where no lease is shared between runs.
+The cost of a lease depends only on its length, not on its spans (spans + idle + lost = lease). So the meter
+only keeps the opening, the close and the last sign of life of each lease. The result covers the run's own
+leases, and equals the run's report unless leases are shared between runs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ class Spent:
     ns: int
 
     def __add__(self, other: Spent) -> Spent:
-        """Both together."""
         return Spent(self.amount + other.amount, self.ns + other.ns)
 
 
 def spent_on(entries: Iterable[Entry], pricer: Pricer) -> Spent:
-    """What entries come to. Raises UnknownPriceError."""
+    """The cost and time of entries. Raises UnknownPriceError."""
     total = Spent(Fraction(0), 0)
     for entry in entries:
         total += Spent(pricer.amount(entry), entry.ns)
@@ -46,9 +45,9 @@ def spent_on(entries: Iterable[Entry], pricer: Pricer) -> Spent:
 
 
 class RunMeter:
-    """The leases of one run.
+    """Tracks the leases of one run.
 
-    `corrected` is True once a correction arrived: then only the journal as a whole can tell
+    `corrected` becomes True with the first correction. From then on only the whole journal gives the answer
     (`Ledger.report`).
     """
 
@@ -61,7 +60,7 @@ class RunMeter:
         self.corrected = False
 
     def take(self, events: Iterable[Event], pricer: Pricer) -> None:
-        """Count events that were not taken before; those of other runs' leases are passed over."""
+        """Process new events; events of other leases are ignored."""
         for event in events:
             if isinstance(event, Correction):
                 self.corrected = True
@@ -86,7 +85,9 @@ class RunMeter:
             self._take_span(event, lease)
 
     def _take_span(self, span: SpanRecorded, lease: LeaseEvents) -> None:
-        """A span is a sign of life, unless it starts before its lease, as far as the opening is known."""
+        """Treat a span as a sign of life, unless it starts before its lease as far as the opening is
+        known.
+        """
         if any(span.start_ns >= opened.at_ns - self._policy.skew_ns for opened in lease.openings):
             lease.alive_at(span.end_ns)
         else:

@@ -1,4 +1,6 @@
-"""Exact money and hours, rounded once, at the end, so that printed lines add up to the printed total."""
+"""Exact money and hours. They are rounded once, at the end, so that printed lines add up to the printed
+total.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ AMOUNT_PLACES = 6
 
 
 def hours(ns: int) -> Fraction:
-    """Accelerator-hours of accelerator-nanoseconds, exact."""
+    """Exact accelerator-hours of accelerator-nanoseconds."""
     return Fraction(ns, HOUR_NS)
 
 
 def round_total(values: Sequence[Fraction], places: int) -> tuple[list[Decimal], Decimal]:
-    """The values and their total, rounded to `places` decimals so that the rounded values add up to the
-    rounded total.
+    """Round values and their total to `places` decimals so that the rounded values add up to the rounded
+    total.
 
-    The total is rounded half up; each value is rounded down, and the units that are then missing go to the
-    values with the largest remainders, ties to the earlier one (the largest remainder method, Hamilton 1792).
+    The total is rounded half up. Each value is rounded down, and the missing units go to the values with the
+    largest remainders, ties to the earlier one (largest remainder method, Hamilton 1792).
 
     >>> round_total([Fraction(1, 3)] * 3, 2)
     ([Decimal('0.34'), Decimal('0.33'), Decimal('0.33')], Decimal('1.00'))
@@ -39,7 +41,7 @@ def round_total(values: Sequence[Fraction], places: int) -> tuple[list[Decimal],
 
 
 def to_decimal(units: int, places: int) -> Decimal:
-    """`units` of 10 ** -places, with all places written out, whatever the context's precision.
+    """`units` of 10 ** -places with all places, independent of the precision of the decimal context.
 
     >>> to_decimal(800, 2)
     Decimal('8.00')
@@ -49,13 +51,13 @@ def to_decimal(units: int, places: int) -> Decimal:
 
 
 def rounded(value: Fraction, places: int) -> Decimal:
-    """One value, rounded half up to `places` decimals."""
+    """A value rounded half up to `places` decimals."""
     return round_total([value], places)[1]
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """`total` in `parts` whole numbers that differ by at most one and add up to it; the first ones are the
-    larger.
+    """Split `total` into `parts` integers that differ by at most one and add up to it; larger ones come
+    first.
 
     >>> split_evenly(10, 3)
     [4, 3, 3]

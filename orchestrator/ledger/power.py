@@ -1,6 +1,7 @@
-"""Energy that was measured: NVML's counter of each GPU, read while a command runs, kept beside its spool.
+"""Measured energy: the NVML energy counter of each GPU, read while a command runs and stored beside its
+spool.
 
-One line of `power.jsonl` says what one lease drew between two reads:
+Each line of `power.jsonl` is the energy of one lease between two reads:
 
     {"lease_id": "w/1/0", "start_ns": 0, "end_ns": 30000000000, "millijoules": 12345678}
 """
@@ -21,39 +22,38 @@ FILE = "power.jsonl"
 
 
 class MeterLostError(Exception):
-    """A meter that answered before does not any more."""
+    """A meter that used to work no longer responds."""
 
 
 class PowerMeter(Protocol):
-    """Counts what each accelerator of a command has drawn, in the order of its leases."""
+    """Port: reads the energy counter of each accelerator of a command, in the order of its leases."""
 
     def millijoules(self) -> Sequence[int]:
-        """The counters now. They only rise, from wherever they began. Raises MeterLostError."""
+        """The counters now. They only increase, from an arbitrary start. Raises MeterLostError."""
         ...
 
 
 class FakeMeter:
-    """Accelerators that draw `watts` each: the fake of the port. Time passes a second a read."""
+    """The fake of the port: accelerators that draw `watts` each, with one second between reads."""
 
     def __init__(self, watts: Sequence[int]) -> None:
         self._watts, self._reads = watts, 0
 
     def millijoules(self) -> Sequence[int]:
-        """The counters now."""
         self._reads += 1
         return [watts * 1000 * self._reads for watts in self._watts]
 
 
 class NvmlMeter:
-    """The total energy counters of NVIDIA GPUs (Volta and newer), since the driver was loaded."""
+    """The total energy counters of NVIDIA GPUs (Volta and newer) since the driver was loaded."""
 
     def __init__(self, nvml: Any, handles: Sequence[Any]) -> None:  # noqa: ANN401 - the library has no types
         self._nvml, self._handles = nvml, handles
 
     @classmethod
     def of(cls, visible: str, count: int) -> Self | None:
-        """The meter of the first `count` GPUs that CUDA_VISIBLE_DEVICES (`visible`) names, or of the first
-        ones of the machine; None where NVML is not there or does not know all of them.
+        """A meter of the first `count` GPUs in CUDA_VISIBLE_DEVICES (`visible`), or of the first GPUs of the
+        machine. None if NVML is not available or does not know all of them.
         """
         try:
             import pynvml
@@ -78,7 +78,6 @@ class NvmlMeter:
         return meter
 
     def millijoules(self) -> Sequence[int]:
-        """The counters now. Raises MeterLostError."""
         try:
             return [self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles]
         except self._nvml.NVMLError as error:
@@ -87,7 +86,7 @@ class NvmlMeter:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a lease drew from `start_ns` to `end_ns`."""
+    """The energy of a lease from `start_ns` to `end_ns`."""
 
     lease_id: str
     start_ns: int
@@ -96,8 +95,8 @@ class Drawn:
 
 
 class PowerLog:
-    """Reads a meter at each beat and appends what was drawn since the one before. A meter that is lost ends
-    the log, not the command: what it does not cover is modelled.
+    """Reads a meter at each heartbeat and appends the energy since the previous one. If the meter is lost,
+    the log ends but the command continues; energy that is not measured is modelled.
     """
 
     def __init__(self, meter: PowerMeter, leases: Sequence[str], path: Path, at_ns: int) -> None:
@@ -107,7 +106,7 @@ class PowerLog:
         self._before, self._since_ns = meter.millijoules(), at_ns
 
     def beat(self, at_ns: int) -> None:
-        """Append what each lease drew since the last beat. Raises OSError."""
+        """Append what each lease drew since the last heartbeat. Raises OSError."""
         if self._meter is None:
             return
         try:
@@ -129,9 +128,9 @@ class PowerLog:
 
 
 def read_drawn(files: Iterable[Path]) -> dict[str, Drawn]:
-    """What each lease drew in all: the sum of its lines; `end_ns` - `start_ns` is the time they cover.
+    """The total energy of each lease: the sum of its lines. `end_ns` - `start_ns` is the time they cover.
 
-    Raises LedgerError with the line named.
+    Raises LedgerError, which names the line.
     """
     drawn: dict[str, Drawn] = {}
     for file in files:

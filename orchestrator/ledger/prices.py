@@ -1,9 +1,9 @@
-"""What an accelerator-hour costs: effective-dated, with currency, source and date; exact rationals until the
-report rounds.
+"""Prices of accelerator-hours: effective-dated, with currency, source and date. They are exact rationals
+until a report rounds them.
 
-A *series* is the prices of one (SKU, region, commitment) in order of time. A day has one price: prices begin
-and end at midnight UTC. A gap or an overlap within a series is refused with the row named; so is a price
-without source or date, because such a price is worthless.
+A *series* is the prices of one (SKU, region, commitment) in order of time. Each day has one price, because
+prices change at midnight UTC. A gap or an overlap within a series is rejected with its row. So is a price
+without source or date, because nobody could verify it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ HOURS_PER_YEAR = Decimal(8766)
 
 
 def _exact(value: object) -> object:
-    """Money and factors are written as strings or whole numbers: a YAML float has already lost what was
-    meant.
+    """Reject YAML floats for money and factors, because they have already lost precision; use strings or
+    integers.
     """
     if isinstance(value, float):
-        raise ValueError("write a decimal in quotes, so that it stays exact")
+        raise ValueError("put decimals in quotes, so that they stay exact")
     return value
 
 
@@ -48,7 +48,7 @@ class _Row(BaseModel):
 
 
 class Amortisation(_Row):
-    """Own hardware: what one accelerator costs an hour of use.
+    """Owned hardware: the cost of an hour of use of one accelerator.
 
     capex / (life x utilisation) + opex / (year x utilisation) + power x PUE x price of a kWh
     """
@@ -57,13 +57,13 @@ class Amortisation(_Row):
     """Purchase price of one accelerator with its share of host, network and rack."""
     life_years: Positive
     utilisation: Positive
-    """The share of its life in which it is leased, 0 < u <= 1: what is idle is paid by what is used."""
+    """The share of its life in which it is leased, 0 < u <= 1. Its users pay for its idle time."""
     power_watts: Exact
-    """Draw of one accelerator with its share of the host under load."""
+    """Power of one accelerator with its share of the host, under load."""
     pue: Positive
     electricity_per_kwh: Exact
     opex_per_year: Exact = Decimal(0)
-    """Space, staff, support of one accelerator."""
+    """Space, staff and support for one accelerator."""
 
     @model_validator(mode="after")
     def _share(self) -> Amortisation:
@@ -72,7 +72,6 @@ class Amortisation(_Row):
         return self
 
     def per_hour(self) -> Fraction:
-        """The price of one accelerator-hour."""
         used = Fraction(HOURS_PER_YEAR) * Fraction(self.utilisation)
         capital = (
             Fraction(self.capex) / (Fraction(self.life_years) * used) + Fraction(self.opex_per_year) / used
@@ -83,9 +82,9 @@ class Amortisation(_Row):
 
 
 class Price(_Row):
-    """One price of one SKU for some days.
+    """One price of one SKU for a range of days.
 
-    Either `amount`, for `accelerators` of them an hour, or `amortised`.
+    Either `amount` (for `accelerators` accelerators per hour) or `amortised`.
     """
 
     sku: str = Field(min_length=1)
@@ -99,7 +98,7 @@ class Price(_Row):
     currency: Currency
     starts: date = Field(alias="from")
     ends: date | None = Field(alias="to")
-    """The first day on which it no longer holds; null: until further notice."""
+    """The first day on which the price is no longer valid; null: no end."""
     source: str = Field(min_length=1)
     retrieved: date
 
@@ -112,14 +111,14 @@ class Price(_Row):
         return self
 
     def per_hour(self) -> Fraction:
-        """Money for one accelerator-hour."""
+        """The price of one accelerator-hour."""
         if self.amortised is not None:
             return self.amortised.per_hour()
         return Fraction(self.amount or 0) / self.accelerators
 
 
 class Rate(_Row):
-    """1 `currency` is `rate` of `into`, for some days."""
+    """1 `currency` is `rate` of `into`, for a range of days."""
 
     currency: Currency
     into: Currency
@@ -147,7 +146,7 @@ class _File(_Row):
 
 @dataclass(frozen=True, slots=True)
 class UnitPrice:
-    """Money for one accelerator-hour, and where the price comes from."""
+    """The price of one accelerator-hour, and its source."""
 
     per_hour: Fraction
     currency: str
@@ -158,9 +157,7 @@ class UnitPrice:
 
 
 class PriceBook:
-    """Prices by (SKU, region, commitment) and day; `currency`, `region` and `commitment` are what it answers
-    in and assumes.
-    """
+    """Prices by (SKU, region, commitment) and day. `currency`, `region` and `commitment` are the defaults."""
 
     def __init__(self, content: _File) -> None:
         self._content = content
@@ -180,7 +177,7 @@ class PriceBook:
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], origin: str = "price_book") -> PriceBook:
-        """A price book from the keys of its yaml. Raises PriceBookError, with the row named."""
+        """Parse the content of a YAML file. Raises PriceBookError, which names the row."""
         try:
             return cls(_File.model_validate(dict(content)))
         except ValidationError as error:
@@ -190,7 +187,7 @@ class PriceBook:
 
     @classmethod
     def load(cls, path: Path) -> PriceBook:
-        """A price book from a yaml file. Raises PriceBookError."""
+        """Read a price book from a YAML file. Raises PriceBookError."""
         import yaml
 
         try:
@@ -202,33 +199,29 @@ class PriceBook:
         return cls.parse(content, str(path))
 
     def to_json(self) -> str:
-        """The book as canonical JSON; `PriceBook.parse(json.loads(...))` gives an equal book."""
+        """Canonical JSON; `PriceBook.parse(json.loads(...))` returns an equal book."""
         return json.dumps(
             self._content.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")
         )
 
     def series(self) -> frozenset[SeriesKey]:
-        """What it has prices for: (SKU, region, commitment)."""
+        """All (SKU, region, commitment) with prices."""
         return frozenset(self._series)
 
     def without(self, known: Collection[SeriesKey]) -> PriceBook | None:
-        """The book less those series; None if nothing is left."""
+        """The book without those series; None if nothing remains."""
         left = [row for row in self._content.prices if (row.sku, row.region, row.commitment) not in known]
         return PriceBook(self._content.model_copy(update={"prices": tuple(left)})) if left else None
 
     def skus(self) -> list[str]:
-        """The SKUs it has prices for."""
         return sorted({sku for sku, _, _ in self._series})
 
     def accelerators(self, sku: str) -> int:
-        """How many accelerators one instance of a SKU has: the most that any of its prices buys.
-
-        0 if there is no price of it.
-        """
+        """How many accelerators an instance of a SKU has: the maximum over its prices; 0 if it has none."""
         return max((price.accelerators for price in self._content.prices if price.sku == sku), default=0)
 
     def rows(self) -> list[dict[str, str | None]]:
-        """Its prices for people, by SKU and time; `per_hour` is rounded to 6 decimals."""
+        """The prices for display, by SKU and time; `per_hour` is rounded to 6 decimals."""
         return [
             {
                 "book": self.name,
@@ -247,7 +240,7 @@ class PriceBook:
         ]
 
     def price(self, sku: str, day: int, region: str = "", commitment: str = "") -> UnitPrice:
-        """What an accelerator-hour of `sku` costs on a day number. Raises UnknownPriceError."""
+        """The price of an accelerator-hour of `sku` on a day. Raises UnknownPriceError."""
         key = (sku, region or self._content.region, commitment or self._content.commitment)
         series = self._series.get(key)
         if series is None:
@@ -263,7 +256,7 @@ class PriceBook:
         )
 
     def rate(self, currency: str, into: str, day: int) -> Fraction | None:
-        """How much of `into` one `currency` was on a day; None if the book does not say."""
+        """How much of `into` one `currency` was worth on a day; None if the book does not say."""
         for row in self._rates.get((currency, into), []):
             if day_number(row.starts) <= day and (row.ends is None or day < day_number(row.ends)):
                 return Fraction(row.rate)
@@ -275,9 +268,9 @@ class PriceBook:
 
 
 class PriceTable:
-    """Price books, the newest first: the first one that knows a SKU on a day decides.
+    """Price books, newest first: the first one that prices a SKU on a day is used.
 
-    Reports are in the newest book's currency, unless told otherwise.
+    Reports use the currency of the newest book, unless another one is given.
     """
 
     def __init__(self, books: Sequence[PriceBook], currency: str = "") -> None:
@@ -287,9 +280,9 @@ class PriceTable:
         self.currency = currency or books[0].currency
 
     def price(self, sku: str, day: int, region: str = "", commitment: str = "") -> UnitPrice:
-        """What an accelerator-hour of `sku` costs on a day number, in the table's currency.
+        """The price of an accelerator-hour of `sku` on a day, in the currency of the table.
 
-        Raises UnknownPriceError, and PriceBookError if there is no rate into the currency.
+        Raises UnknownPriceError, and PriceBookError if there is no exchange rate.
         """
         refusal: UnknownPriceError | None = None
         for book in self.books:
@@ -303,7 +296,7 @@ class PriceTable:
         raise refusal or UnknownPriceError("sku", sku, "none")
 
     def convert(self, amount: Fraction, currency: str, day: int) -> Fraction:
-        """An amount in the table's currency, at the rate of that day.
+        """Convert an amount to the currency of the table at the rate of that day.
 
         Raises PriceBookError if no book has one.
         """
@@ -318,19 +311,21 @@ class PriceTable:
 
 
 def _by_start(rows: Sequence[RowType]) -> list[tuple[int, RowType]]:
-    """The rows with their positions in the file, in order of time."""
+    """The rows with their positions in the file, in chronological order."""
     return sorted(enumerate(rows), key=lambda pair: pair[1].starts)
 
 
 def _append(series: list[Any], row: Price | Rate, where: str) -> None:
-    """Add a row to its series. Raises PriceBookError unless it starts on the day the one before it ends."""
+    """Append a row to its series. Raises PriceBookError unless it starts on the day the previous one ends."""
     if series:
         before = series[-1]
         if before.ends is None or row.starts < before.ends:
             allowed = (
-                f"{before.ends} or later" if before.ends else "no further row: the one before has no end"
+                f"{before.ends} or later"
+                if before.ends
+                else "no further row, because the previous one has no end"
             )
             raise PriceBookError(f"{where}.from", str(row.starts), allowed, "rows of one series overlap")
         if row.starts > before.ends:
-            raise PriceBookError(f"{where}.from", str(row.starts), str(before.ends), "a gap in one series")
+            raise PriceBookError(f"{where}.from", str(row.starts), str(before.ends), "a gap within a series")
     series.append(row)

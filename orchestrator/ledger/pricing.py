@@ -1,4 +1,4 @@
-"""Entries times prices, exact."""
+"""Prices entries and lines, exactly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from orchestrator.ledger.prices import PriceTable
 
 
 class Pricer:
-    """Looks each (SKU, region, commitment, day) up once."""
+    """Caches the price of each (SKU, region, commitment, day)."""
 
     def __init__(self, table: PriceTable) -> None:
         self.table = table
         self._per_hour: dict[tuple[str, str, str, int], Fraction | LedgerError] = {}
 
     def per_hour(self, sku: str, region: str, commitment: str, day: int) -> Fraction:
-        """Money an accelerator-hour, in the table's currency. Raises UnknownPriceError, PriceBookError."""
+        """Price of an accelerator-hour in the currency of the table. Raises UnknownPriceError,
+        PriceBookError.
+        """
         key = (sku, region, commitment, day)
         found = self._per_hour.get(key)
         if found is None:
@@ -33,15 +35,16 @@ class Pricer:
         return found
 
     def unit_price(self, line: Entry | LineKey) -> Fraction:
-        """Money an accelerator-hour of an entry or a line: the stated price, else the table's.
+        """Price of an accelerator-hour of an entry or line: its own price if it states one, else that of the
+        table.
 
-        Raises UnknownPriceError for a SKU or day without a price, PriceBookError for a currency without a
-        rate.
+        Raises UnknownPriceError for a SKU or day without a price, PriceBookError for a currency without an
+        exchange rate.
         """
         if line.unit_price:
             return self.table.convert(Fraction(line.unit_price), line.currency, line.day)
         return self.per_hour(line.sku, line.region, line.commitment, line.day)
 
     def amount(self, entry: Entry) -> Fraction:
-        """Money for an entry. Raises as `unit_price` does."""
+        """The cost of an entry. Raises as `unit_price` does."""
         return hours(entry.ns) * self.unit_price(entry)

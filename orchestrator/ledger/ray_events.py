@@ -1,16 +1,16 @@
-"""What Ray's own event files say about the lives of actors. No Ray is needed to read them.
+"""Reads lifetimes of actors from the event files that Ray writes. Does not need Ray.
 
-Both forms that Ray 2.60 writes are read, one JSON object (or a list of them) a line:
+Two formats of Ray 2.60 are supported, one JSON object (or a list of them) per line:
 
 - *export events* (`RAY_enable_export_api_write_config=EXPORT_ACTOR,EXPORT_NODE`): the head node writes
-  `logs/export_events/event_EXPORT_ACTOR.log` in the folder of its session. Times are whole seconds.
-- *Ray events* (`RAY_enable_ray_event=1`), which each node posts to
-  `RAY_DASHBOARD_AGGREGATOR_AGENT_EVENTS_EXPORT_ADDR` as `ACTOR_DEFINITION_EVENT` and `ACTOR_LIFECYCLE_EVENT`:
-  whatever receives them writes them down. Times are nanoseconds.
+  `logs/export_events/event_EXPORT_ACTOR.log` in its session directory. Times are whole seconds.
+- *Ray events* (`RAY_enable_ray_event=1`): each node posts `ACTOR_DEFINITION_EVENT` and
+  `ACTOR_LIFECYCLE_EVENT` to `RAY_DASHBOARD_AGGREGATOR_AGENT_EVENTS_EXPORT_ADDR`, and the receiver stores
+  them. Times are nanoseconds.
 
-An actor has one **life** for each time that Ray starts it. Its constructor runs before Ray calls it alive, so
-a life can have worked from the moment when its process was asked for. Neither form tells of placement groups.
-With `RAY_enable_ray_event` Ray writes no export events of actors.
+Each time that Ray starts an actor begins a new **life**. The constructor runs before Ray reports the actor
+as alive, so a life may do work from the moment its process was requested. Neither format includes placement
+groups. With `RAY_enable_ray_event`, Ray writes no export events for actors.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CAUSE_LENGTH = 120
 INTENDED = frozenset(
     {"RAY_KILL", "OUT_OF_SCOPE", "REF_DELETED", "EXPECTED_TERMINATION", "AUTOSCALER_DRAIN_IDLE"}
 )
-"""Why an actor, or its node, ended because somebody wanted it to."""
+"""Reasons for the end of an actor or its node that are not failures."""
 
 
 class Death(StrEnum):
-    """How a life ended: not yet, because somebody wanted it to, by a crash (of it, or of its node), or in a
-    way that Ray does not tell.
+    """How a life ended: not yet, intentionally, by a crash of the actor or its node, or for a reason that Ray
+    does not report.
     """
 
     NONE = "none"
@@ -52,11 +52,11 @@ class Death(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One incarnation of an actor: asked for at `pending_ns`, alive from `start_ns` (None: it never was) to
-    `end_ns` (None: it still is, as far as the events go).
+    """One incarnation of an actor: requested at `pending_ns`, alive from `start_ns` (None: never) to `end_ns`
+    (None: still alive, as far as the events go).
 
-    A moment of Ray's lies in [t, t + `grain_ns`). Ids are in hexadecimal digits; `group` is empty outside any
-    placement group. `gpus` and `cpus` are what the actor holds.
+    A time reported by Ray lies in [t, t + `grain_ns`). Ids are hexadecimal; `group` is empty outside
+    placement groups. `gpus` and `cpus` are the resources of the actor.
     """
 
     actor_id: str
@@ -77,13 +77,13 @@ class Life:
 
     @property
     def holds(self) -> bool:
-        """Whether somebody must have leased something for it: who asks for nothing holds nothing."""
+        """Whether a lease must exist for it: an actor without resources holds nothing."""
         return bool(self.group) or self.gpus > 0 or self.cpus >= 1
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names that its work may be booked under: that of `cost watch`, and where the actor is called
-        `<lease>/<seat>/<life>`, as those of this project's runs are, `<lease>/<seat>`.
+        """The names under which its work may be booked: the name used by `cost watch`, and `<lease>/<seat>`
+        if the actor is called `<lease>/<seat>/<life>`, as in runs of this project.
         """
         watched = f"{self.name or self.class_name}-{self.actor_id[:8]}"
         seat, slash, number = self.name.rpartition("/")
@@ -92,8 +92,8 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What some files of events say: the lives, in order of actor and number; each node's names, by its id;
-    the first and the last moment; the files' digests; how exact the least exact moment is.
+    """The content of event files: lives in order of actor and number; the names of each node by node id; the
+    first and last time; the digests of the files; and the precision of the least exact time.
     """
 
     lives: tuple[Life, ...]
@@ -105,8 +105,8 @@ class Recording:
 
 
 def read_ray_events(path: Path) -> Recording:
-    """What a file of events says, or a folder of them: the export events of actors and nodes anywhere below
-    it, and the `*.jsonl` in it. Raises LedgerError with the line named.
+    """Read a file of events, or a directory: all export events of actors and nodes below it, and its
+    `*.jsonl` files. Raises LedgerError, which names the line.
     """
     files = _files(path)
     seen: set[str] = set()
@@ -128,7 +128,7 @@ def read_ray_events(path: Path) -> Recording:
     moments = [change.at_ns for actor in actors.values() for change in actor.changes]
     if not moments:
         hint = "RAY_enable_export_api_write_config=EXPORT_ACTOR,EXPORT_NODE, set where Ray is started"
-        raise LedgerError(str(path), "no event of an actor", "actor events of Ray", hint)
+        raise LedgerError(str(path), "no actor events", "actor events of Ray", hint)
     lives = [life for actor_id, actor in sorted(actors.items()) for life in actor.lives(actor_id)]
     return Recording(
         tuple(lives),
@@ -141,14 +141,14 @@ def read_ray_events(path: Path) -> Recording:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a path, those that Ray has rotated before those that followed them."""
+    """The files of a path; rotated files come before their successors."""
     if path.is_file():
         return [path]
     exported = (path.rglob(f"event_EXPORT_{kind}*.log") for kind in ("ACTOR", "NODE"))
     found = {*path.glob("*.jsonl"), *(file for files in exported for file in files)}
     if not found:
-        allowed = "a file of Ray's events, or a folder with event_EXPORT_ACTOR.log or *.jsonl"
-        raise LedgerError(str(path), "nothing to read" if path.is_dir() else "nothing there", allowed)
+        allowed = "a file of Ray events, or a directory with event_EXPORT_ACTOR.log or *.jsonl"
+        raise LedgerError(str(path), "no event files" if path.is_dir() else "no such file", allowed)
     return sorted(found, key=_age)
 
 
@@ -158,7 +158,9 @@ def _age(path: Path) -> tuple[str, int, str]:
 
 
 def _events(file: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The events of a file with their places. Ray may be writing the last line: it counts once whole."""
+    """The events of a file with their locations. An incomplete last line is skipped, since Ray may be writing
+    it.
+    """
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         if not line.strip():
             continue
@@ -166,7 +168,7 @@ def _events(file: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]
         try:
             found = json.loads(line)
         except ValueError as error:
-            raise LedgerError(place, repr(line[:120]), "one JSON object a line", str(error)) from error
+            raise LedgerError(place, repr(line[:120]), "one JSON object per line", str(error)) from error
         for event in found if isinstance(found, list) else [found]:
             if not isinstance(event, dict):
                 raise LedgerError(place, repr(event)[:120], "a JSON object")
@@ -178,7 +180,7 @@ def _identity(event: Mapping[str, Any]) -> str:
 
 
 def _take(event: Mapping[str, Any], actors: dict[str, _Actor], nodes: dict[str, tuple[str, ...]]) -> None:
-    """Take an event of either form; those about other things than actors and nodes are passed over."""
+    """Process an event of either format; events about anything but actors and nodes are ignored."""
     event = _snake(event)
     match event.get("event_type") or event["source_type"]:
         case "EXPORT_ACTOR":
@@ -208,7 +210,7 @@ def _take(event: Mapping[str, Any], actors: dict[str, _Actor], nodes: dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """An actor went into a state."""
+    """A change of state of an actor."""
 
     state: str
     at_ns: int
@@ -220,13 +222,13 @@ class _Change:
 
 @dataclass(slots=True)
 class _Actor:
-    """What is known of one actor: its definition and its changes, in the order in which they were read."""
+    """One actor: its definition and its changes of state, in the order they were read."""
 
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     changes: list[_Change] = field(default_factory=list[_Change])
 
     def lives(self, actor_id: str) -> list[Life]:
-        """Its lives. Where both forms tell of it, the exact one counts."""
+        """Its lives. If both formats report the actor, the more precise one is used."""
         grain_ns = min(change.grain_ns for change in self.changes)
         found: list[Life] = []
         for change in sorted(self.changes, key=lambda change: change.at_ns):
@@ -275,9 +277,9 @@ def _change(fields: Mapping[str, Any], at_ns: int, grain_ns: int) -> _Change:
 
 
 def _death(stated: Mapping[str, Mapping[str, Any]]) -> tuple[Death, str]:
-    """Whether somebody wanted a death, and Ray's reason with the first sentences of its text."""
+    """Whether a death was intended, and Ray's reason with the beginning of its message."""
     if not stated:
-        return Death.UNKNOWN, "no cause stated"
+        return Death.UNKNOWN, "no cause reported"
     ((kind, context),) = stated.items()
     reason, text = str(context.get("reason", "")), str(context.get("error_message", ""))
     cause = f"{reason or kind}: {text[:CAUSE_LENGTH]}"
@@ -287,8 +289,8 @@ def _death(stated: Mapping[str, Mapping[str, Any]]) -> tuple[Death, str]:
 
 
 def _amount(held: Mapping[str, float], resource: str) -> float:
-    """How much of a resource an actor holds. In a placement group Ray calls it `GPU_group_<id>`, and once
-    more `GPU_group_<bundle>_<id>`.
+    """How much of a resource an actor holds. In a placement group Ray calls it `GPU_group_<id>` and also
+    `GPU_group_<bundle>_<id>`.
     """
     named = [float(value) for name, value in held.items() if name.startswith(f"{resource}_group_")]
     return max([float(held.get(resource, 0)), *named])
@@ -306,12 +308,14 @@ def _moment(text: str) -> int:
 
 
 def _hex(text: str) -> str:
-    """An id, which protobuf's JSON has in base64, in hexadecimal digits as the rest of Ray shows it."""
+    """An id as hexadecimal digits, as Ray displays it; protobuf's JSON encodes it in base64."""
     return base64.b64decode(text, validate=True).hex()
 
 
 def _snake(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Names as in the protobuf files: whoever configures Ray chooses between `actorId` and `actor_id`."""
+    """Use the names of the protobuf files: depending on its configuration, Ray writes `actorId` or
+    `actor_id`.
+    """
     if isinstance(value, dict):
         return {
             CAMEL.sub(lambda hump: f"_{hump.group().lower()}", key): _snake(item)

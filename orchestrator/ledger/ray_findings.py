@@ -1,12 +1,12 @@
-"""How Ray's events and the ledger can disagree about an actor.
+"""Discrepancies between Ray's events and the ledger about an actor.
 
-actor_not_leased    Ray ran an actor that holds an accelerator or sits in a placement group; no lease does
-actor_not_in_ray    the ledger has a lease, or work, of an actor that Ray never had
-leased_too_long     a lease began before its actor, or goes on though its actors are dead
-leased_too_short    an actor lived while its lease was not open
-work_outside_life   an actor's work was booked at a time when Ray says that it did not live
-death_differs       the ledger says released and Ray a crash; or lost, and Ray that it was wanted
-node_differs        the ledger has the lease on another node than Ray the actor
+actor_not_leased    Ray ran an actor that holds an accelerator or is in a placement group, without a lease
+actor_not_in_ray    the ledger has a lease or work of an actor that Ray does not know
+leased_too_long     a lease began before its actor, or continues after its actors died
+leased_too_short    an actor was alive while its lease was not open
+work_outside_life   work of an actor is booked at a time when, according to Ray, it was not alive
+death_differs       the ledger says released and Ray a crash; or lost, and Ray an intended end
+node_differs        the lease is on a different node than the actor
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 class Kind(StrEnum):
-    """How Ray and the ledger can disagree about an actor."""
+    """Kinds of discrepancies between Ray and the ledger."""
 
     ACTOR_NOT_LEASED = "actor_not_leased"
     ACTOR_NOT_IN_RAY = "actor_not_in_ray"
@@ -34,10 +34,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RayFinding:
-    """One disagreement: about which actor (its name, id and life), on which node, in which lease.
+    """One discrepancy: the actor (name, id and life), node and lease.
 
-    `ray_ns` and `ledger_ns` are the two moments, None where one side has none; `ns` is for how long the two
-    disagree, of one accelerator.
+    `ray_ns` and `ledger_ns` are the two times, None if one side has none. `ns` is the duration of the
+    discrepancy, for one accelerator.
     """
 
     kind: Kind
@@ -54,7 +54,7 @@ class RayFinding:
 
 @dataclass(frozen=True, slots=True)
 class RayReconciliation:
-    """What was compared (lives that hold something, leases, pieces of work) and what was found."""
+    """What was compared (lives with resources, leases, pieces of work), and the findings."""
 
     files: Mapping[str, str]
     first_ns: int
@@ -69,11 +69,9 @@ class RayReconciliation:
 
     @property
     def clean(self) -> bool:
-        """Whether Ray and the ledger agree."""
         return not self.findings
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
         found = Counter(finding.kind for finding in self.findings)
         counts = {kind.value: found[kind] for kind in Kind}
         return {"schema": SCHEMA, "clean": self.clean, "counts": counts, **asdict(self)}

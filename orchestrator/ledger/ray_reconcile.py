@@ -1,11 +1,12 @@
-"""Ray's own actor events against the ledger: for each life of an actor, what Ray saw beside what was booked.
+"""Compares Ray's actor events with the ledger: for each life of an actor, what Ray reported and what was
+booked.
 
-Two kinds of leases say whose they are. Those of `cost watch` have the actor's id in their own; those of a
-placement group (of a run of this project, or watched) have the group's, which Ray's events of its actors name
-too. Work is an actor's by the name that it is booked under.
+Two kinds of leases identify their holder. The leases of `cost watch` contain the id of the actor. The leases
+of a placement group (of a run of this project, or watched) contain the id of the group, which Ray's actor
+events also name. Work is attributed to an actor by the name it is booked under.
 
-Ray emits nothing about placement groups. So a group's lease may begin before its first actor; that it goes on
-after the last one is a finding, for nothing that Ray says accounts for the time.
+Ray reports nothing about placement groups. So the lease of a group may begin before its first actor. If it
+continues after its last actor, that is a finding, because nothing in Ray's events explains the time.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from orchestrator.ledger.ray_events import Death, Life, Recording
 from orchestrator.ledger.ray_findings import Kind, RayFinding, RayReconciliation
 
 NODE_ID_LENGTH = 56
-"""Of a node's id in hexadecimal digits: other texts in a lease are names, which Ray may not have told."""
+"""Length of a node id in hexadecimal. Anything else in a lease is a node's name, which Ray may not report."""
 WATCHED = re.compile(r"[^/]+/[0-9a-f]{32}/\d+\.(\d+|shared)")
-"""The id of a lease that `cost watch` made for an actor outside any placement group."""
+"""The id of a lease that `cost watch` created for an actor outside any placement group."""
 SHARED = ".shared"
-"""How `cost watch` ends the id of a lease that actors with parts of a GPU share."""
+"""The end of the id of a lease shared by actors with fractions of a GPU."""
 
 
 def leases_to_compare(recording: Recording, leases: Iterable[str]) -> list[str]:
-    """Of all leases of a ledger, those of the recording's cluster: they name an actor or a placement group of
-    the recording, or are of the same cluster by `cost watch`.
+    """The leases that belong to the cluster of the recording: those that name one of its actors or placement
+    groups, and those that `cost watch` created for the same cluster.
     """
     groups = {life.group for life in recording.lives if life.group}
     known = {life.actor_id for life in recording.lives} | groups | {group[:12] for group in groups}
@@ -61,9 +62,9 @@ def reconcile_ray(
     policy: BookingPolicy,
     until_ns: int | None = None,
 ) -> RayReconciliation:
-    """Compare them, as they stand at `as_of_ns`. Two moments that are `tolerance_ns` apart or less agree.
+    """Compare both sides as of `as_of_ns`. Times at most `tolerance_ns` apart agree.
 
-    `until_ns`: until when Ray would have told of a death; the last of its events if not known better.
+    `until_ns`: the time up to which Ray would have reported a death; by default that of its last event.
     """
     until = recording.last_ns if until_ns is None else until_ns
     comparison = _Comparison(recording, tolerance_ns, as_of_ns, until)
@@ -90,7 +91,7 @@ def reconcile_ray(
 
 @dataclass(slots=True)
 class _Extent:
-    """From when to when a group's leases are open."""
+    """The time during which the leases of a group are open."""
 
     start_ns: int
     end_ns: int
@@ -99,7 +100,7 @@ class _Extent:
 
 @dataclass(slots=True)
 class _Comparison:
-    """Takes leases one by one and collects what does not agree."""
+    """Compares leases one by one and collects discrepancies."""
 
     recording: Recording
     tolerance_ns: int
@@ -123,12 +124,12 @@ class _Comparison:
                 self._by_label.setdefault(label, []).append(life)
 
     def take(self, booked: BookedLease, spans: Sequence[SpanRecorded], lease: LeaseEvents) -> None:
-        """Compare one lease with the lives of those who had it."""
+        """Compare one lease with the lives of its holders."""
         opened = booked.opened
         lives = self._holders(opened)
         if not lives:
             if not opened.placement_group and booked.end_ns > self.recording.first_ns:
-                detail = "Ray's events have no such actor"
+                detail = "not in Ray's events"
                 self._add(Kind.ACTOR_NOT_IN_RAY, opened, None, None, booked.start_ns, booked.ns, detail)
             return
         self.leases += 1
@@ -150,7 +151,7 @@ class _Comparison:
         self._compare_end(booked, lives)
 
     def findings(self) -> list[RayFinding]:
-        """All that was found, in order of actor and time."""
+        """All discrepancies, in order of actor and time."""
         for life in self.recording.lives:
             if life.holds and life.start_ns is not None:
                 self._compare_life(life, life.start_ns)
@@ -196,7 +197,7 @@ class _Comparison:
             seen = [span for span in work if span.end_ns > self.recording.first_ns]
             if seen:
                 ns = sum(span.end_ns - span.start_ns for span in seen)
-                detail = f"{len(seen)} pieces of work of {actor}, an actor that Ray's events do not have"
+                detail = f"{len(seen)} pieces of work of {actor}, an actor that is not in Ray's events"
                 first_ns = min(span.start_ns for span in seen)
                 self._add(Kind.ACTOR_NOT_IN_RAY, opened, None, None, first_ns, ns, detail, actor)
             return
@@ -214,13 +215,13 @@ class _Comparison:
             self._add(Kind.WORK_OUTSIDE_LIFE, opened, life, ray_ns, ledger_ns, ns, detail)
 
     def _outside(self, span: SpanRecorded, lives: Sequence[Life]) -> int:
-        """For how long a span lies outside all of some lives; 0 if by no more than the tolerance."""
+        """How long a span lies outside all of the lives; 0 if within the tolerance."""
         if not _uncovered(span, self._extents(lives, self.tolerance_ns)):
             return 0
         return _uncovered(span, self._extents(lives, 0))
 
     def _extents(self, lives: Sequence[Life], tolerance_ns: int) -> list[tuple[int, int]]:
-        """From when to when each life can have worked."""
+        """The time during which each life may have worked."""
         return sorted(
             (
                 life.pending_ns - tolerance_ns,
@@ -232,17 +233,17 @@ class _Comparison:
     def _compare_start(self, booked: BookedLease, life: Life) -> None:
         early = life.pending_ns - booked.start_ns
         if early > self.tolerance_ns:
-            detail = "leased before Ray was asked for the actor"
+            detail = "leased before the actor was requested"
             ledger_ns = booked.start_ns
             self._add(Kind.LEASED_TOO_LONG, booked.opened, life, life.pending_ns, ledger_ns, early, detail)
         if life.start_ns is not None:
             late = booked.start_ns - (life.start_ns + life.grain_ns - 1)
             if late > self.tolerance_ns:
-                detail, ledger_ns = "the actor lived before it was leased", booked.start_ns
+                detail, ledger_ns = "the actor was alive before it was leased", booked.start_ns
                 self._add(Kind.LEASED_TOO_SHORT, booked.opened, life, life.start_ns, ledger_ns, late, detail)
 
     def _compare_end(self, booked: BookedLease, lives: Sequence[Life]) -> None:
-        """A lease goes on until the last of those who have it is dead, and not longer."""
+        """A lease must end when its last holder died."""
         alive = [life for life in lives if life.end_ns is None]
         last = max(alive or lives, key=lambda life: life.end_ns or 0)
         if alive or last.end_ns is None:
@@ -252,7 +253,7 @@ class _Comparison:
                 and booked.end_ns > last.pending_ns
                 and not booked.opened.placement_group
             ):
-                detail = "the actor lives, its lease is not open any more"
+                detail = "the actor is alive, but its lease has ended"
                 self._add(
                     Kind.LEASED_TOO_SHORT, booked.opened, last, self.until_ns, booked.end_ns, early, detail
                 )
@@ -272,7 +273,7 @@ class _Comparison:
     def _compare_death(self, booked: BookedLease, last: Life) -> None:
         lost = booked.ending in (Ending.LOST, Ending.ABANDONED)
         crashed = last.death is Death.CRASHED
-        # A group is given back by whoever holds it, whatever became of its actors.
+        # The holder of a group releases it, whatever happened to its actors.
         if lost and last.death is Death.INTENDED:
             said = "lost"
         elif booked.ending is Ending.RELEASED and crashed and not booked.opened.placement_group:
@@ -291,14 +292,24 @@ class _Comparison:
             self._add(Kind.NODE_DIFFERS, opened, life, life.start_ns, opened.at_ns, 0, detail)
 
     def _compare_life(self, life: Life, start_ns: int) -> None:
-        """Whether a life that holds something was leased, and all of it."""
+        """Check that a life with resources is leased for all of its time."""
         end_ns = self.until_ns if life.end_ns is None else life.end_ns
         extent = self._groups.get(life.group) if life.group else None
         if extent is not None:
             late, early = extent.start_ns - self._latest(start_ns, life), end_ns - extent.end_ns
             for ns, ray_ns, ledger_ns, detail in (
-                (late, start_ns, extent.start_ns, "the actor lived before its placement group was leased"),
-                (early, end_ns, extent.end_ns, "the actor lives on after the lease of its placement group"),
+                (
+                    late,
+                    start_ns,
+                    extent.start_ns,
+                    "the actor was alive before its placement group was leased",
+                ),
+                (
+                    early,
+                    end_ns,
+                    extent.end_ns,
+                    "the actor is alive after the lease of its placement group ended",
+                ),
             ):
                 if ns > self.tolerance_ns:
                     self._found.append(
@@ -315,7 +326,7 @@ class _Comparison:
         return self._latest(life.end_ns or 0, life)
 
     def _latest(self, at_ns: int, life: Life) -> int:
-        """The last moment that a moment of Ray's can mean: its clock shows whole seconds in some events."""
+        """The latest time that a time of Ray can mean: some of its events have whole seconds."""
         return at_ns + life.grain_ns - 1
 
     def _add(
@@ -344,7 +355,7 @@ _ENDINGS = {
     Ending.OPEN: "still open",
     Ending.RELEASED: "released",
     Ending.LOST: "closed as lost",
-    Ending.ABANDONED: "given up as lost",
+    Ending.ABANDONED: "abandoned",
 }
 
 
@@ -373,12 +384,12 @@ def _finding(
 
 
 def _lived(life: Life, start_ns: int, end_ns: int) -> bool:
-    """Whether a life was there at any moment of [start, end)."""
+    """Whether a life overlaps [start, end)."""
     return life.pending_ns < end_ns and (life.end_ns is None or life.end_ns > start_ns)
 
 
 def _uncovered(span: SpanRecorded, extents: Iterable[tuple[int, int]]) -> int:
-    """For how long a span lies in none of the extents, which are in order of their starts."""
+    """How much of a span lies in none of the extents, which are sorted by start."""
     outside, cursor = 0, span.start_ns
     for start, end in extents:
         if start >= span.end_ns:
@@ -389,6 +400,6 @@ def _uncovered(span: SpanRecorded, extents: Iterable[tuple[int, int]]) -> int:
 
 
 def _overlap(span: SpanRecorded, life: Life, until_ns: int) -> int:
-    """How long a span and a life have in common; negative: how far they are apart."""
+    """How long a span and a life overlap; negative: the gap between them."""
     end_ns = until_ns if life.end_ns is None else life.end_ns
     return min(span.end_ns, end_ns) - max(span.start_ns, life.pending_ns)

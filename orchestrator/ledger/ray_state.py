@@ -1,7 +1,8 @@
-"""What a Ray cluster says that it runs: actors, placement groups, jobs, nodes; over its dashboard's HTTP API.
+"""Reads the state of a Ray cluster (actors, placement groups, jobs, nodes) from the HTTP API of its
+dashboard.
 
-No Ray is needed here, so any cluster can be watched, whatever its version's wire protocol. The fields are
-those of Ray 2.60.
+It does not need Ray, so it works with any cluster regardless of the version of its wire protocol. The fields
+are those of Ray 2.60.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from orchestrator.ledger.errors import LedgerUnavailableError
 _TIMEOUT_SECONDS = 30
 _LIMIT = 10_000
 _CRASH = re.compile(r"exit type: (?!INTENDED_)|node has died|creation task")
-"""How Ray's text about a death reads if nobody wanted it."""
+"""Matches Ray's message about a death that was not intended."""
 _OURS = re.compile(r"(^|[/\s])orchestrator\s+(run|resume)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class RayActor:
-    """An incarnation of an actor. Times in nanoseconds; `end_ns` None while it lives. `crashed`: it is dead,
-    and nobody wanted it to be.
+    """An incarnation of an actor. Times are in nanoseconds; `end_ns` is None while it is alive. `crashed`: it
+    died unintentionally.
 
-    `gpus` and `cpus` are what it asked for, `group` its placement group (empty: none). Of an actor that was
-    restarted and is dead, Ray only tells when its first incarnation started.
+    `gpus` and `cpus` are the resources it requested, `group` its placement group (empty: none). For a dead
+    actor that was restarted, Ray only reports when its first incarnation started.
     """
 
     actor_id: str
@@ -58,7 +59,7 @@ class RayBundle:
 
 @dataclass(frozen=True, slots=True)
 class RayGroup:
-    """A placement group: reserved since `start_ns`; not `held` once it was removed."""
+    """A placement group, reserved since `start_ns`; not `held` once it was removed."""
 
     group_id: str
     job_id: str
@@ -69,7 +70,7 @@ class RayGroup:
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """A job. `metadata` is what its submitter gave it; `ours`: it spools its own events."""
+    """A job. `metadata` comes from its submitter. `ours`: it spools its own events."""
 
     job_id: str
     submission_id: str
@@ -78,13 +79,15 @@ class RayJob:
 
     @property
     def ours(self) -> bool:
-        """Whether this project's trainer runs in it."""
+        """Whether it runs this project's trainer."""
         return bool(_OURS.search(self.entrypoint))
 
 
 @dataclass(frozen=True, slots=True)
 class RaySnapshot:
-    """One look at a cluster. `cluster` is the head node's id: names and actor ids repeat between clusters."""
+    """The state of a cluster at one time. `cluster` is the id of its head node, because names and actor ids
+    repeat between clusters.
+    """
 
     cluster: str
     actors: tuple[RayActor, ...]
@@ -93,7 +96,7 @@ class RaySnapshot:
 
 
 def look(url: str) -> RaySnapshot:
-    """The state of the cluster whose dashboard is at `url`. Raises LedgerUnavailableError."""
+    """Take a snapshot of the cluster whose dashboard is at `url`. Raises LedgerUnavailableError."""
     nodes = _list(url, "nodes")
     names = {str(node["node_id"]): str(node.get("node_name") or node.get("node_ip")) for node in nodes}
     heads = sorted(str(node["node_id"]) for node in nodes if node.get("is_head_node"))
@@ -118,7 +121,7 @@ def _actor(fields: Mapping[str, Any], names: Mapping[str, str]) -> RayActor:
     node = str((fields.get("address") or {}).get("nodeId", ""))
     end_ms = int(fields.get("endTime") or 0)
     restarts, state = int(fields.get("numRestarts") or 0), fields.get("state")
-    # `startTime` stays that of the first incarnation; `timestamp` is that of the last change of state.
+    # `startTime` is that of the first incarnation, `timestamp` that of the last change of state.
     start_ms = int(fields["timestamp"] if restarts and state == "ALIVE" else fields["startTime"])
     return RayActor(
         actor_id=str(fields["actorId"]),
@@ -136,7 +139,7 @@ def _actor(fields: Mapping[str, Any], names: Mapping[str, str]) -> RayActor:
 
 
 def _group(fields: Mapping[str, Any], names: Mapping[str, str]) -> RayGroup | None:
-    """A group that was reserved at some time; None for one that still waits for its resources."""
+    """A group that has been reserved; None if it still waits for its resources."""
     stats = fields.get("stats") or {}
     asked_ns, latency_us = (
         int(stats.get(name) or 0)
@@ -192,7 +195,7 @@ def _get(url: str, path: str) -> Any:  # noqa: ANN401
 
 
 def _token() -> str:
-    """The token that clusters with authentication want: where Ray itself looks for it."""
+    """The token for clusters with authentication, from where Ray itself looks for it."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

@@ -1,16 +1,16 @@
-"""From looks at a Ray cluster to events: who holds which accelerator, from when to when.
+"""Turns periodic snapshots of a Ray cluster into lease events.
 
-- A placement group holds its bundles from its creation to its removal. Ray does not say when it was removed,
-  so that is known to within one look. What its actors do not use of it is idle.
-- An actor outside a group holds its own GPUs from its start to its end, or its whole CPUs if it has none.
-  Actors that ask for parts of a GPU share one, first fit, and its time is split between them.
-- An actor that Ray restarts holds a new lease from then on; its old one ends there, lost since it was last
-  seen. A lease is also closed as lost if its actor crashed.
-- An actor that asks for nothing holds nothing; tasks are not seen.
+- A placement group holds its bundles from its creation to its removal. Ray does not report when it was
+  removed, so that time is only known to within one interval. Bundles not used by its actors are idle.
+- An actor outside a group holds its own GPUs, or its whole CPUs if it has none, from its start to its end.
+  Actors with fractions of a GPU share one (first fit), and its time is split between them.
+- When Ray restarts an actor, its old lease ends there, lost since it was last seen, and a new one begins. A
+  lease is also closed as lost if its actor crashed.
+- An actor without resources holds nothing. Tasks are not visible.
 
-Start times, and ends of actors, come from Ray; they are the same at each look. So the same event is emitted
-again after a restart of the watcher, and counts once. Nothing is emitted for jobs of this project's trainer,
-which account for themselves.
+Start times, and the ends of actors, come from Ray and are the same in each snapshot. So a restarted watcher
+emits the same events again, and they count once. Jobs of this project's trainer are skipped, because they
+emit their own events.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from orchestrator.ledger.ray_state import RayActor, RayGroup, RayJob, RaySnapsho
 ROLE, ACTIVITY = "actor", "run"
 
 SEEN_NS = 5 * 60 * 1_000_000_000
-"""How long after it was last seen a group that is gone still counts as given back rather than lost."""
+"""A group that disappears counts as released if it was seen within this time, otherwise as lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchNames:
-    """SKUs of GPUs and of CPU slots, and the labels of jobs whose metadata does not say otherwise (keys
-    `team`, `project`, ...).
+    """SKUs of GPUs and CPU slots, and the labels of jobs whose metadata (keys `team`, `project`, ...) does
+    not set them.
     """
 
     gpu_sku: str
@@ -44,7 +44,7 @@ class WatchNames:
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """An accelerator that is held, and the actors that work in it."""
+    """A leased accelerator and the actors that work on it."""
 
     lease_id: str
     job_id: str
@@ -58,9 +58,7 @@ class _Lease:
 
 
 class Watch:
-    """What is known of one cluster between looks. `earlier` are the events that a watcher before this one
-    emitted.
-    """
+    """The state of one cluster between snapshots. `earlier` contains the events of a previous watcher."""
 
     def __init__(self, names: WatchNames, earlier: Iterable[Event] = ()) -> None:
         self._names = names
@@ -81,11 +79,11 @@ class Watch:
 
     @property
     def held(self) -> int:
-        """How many leases are open."""
+        """The number of open leases."""
         return len(self._open)
 
     def observe(self, snapshot: RaySnapshot, now_ns: int) -> list[Event]:
-        """The events of one look."""
+        """The events that follow from one snapshot."""
         leases = leases_of(snapshot)
         events: list[Event] = self._close_what_is_gone(snapshot, {lease.lease_id for lease in leases}, now_ns)
         for lease in leases:
@@ -103,13 +101,15 @@ class Watch:
                 at_ns = min(now_ns, max(restarted_ns, last_seen_ns))
                 events.append(self._close(lease_id, at_ns, "lost"))
             else:
-                # What is gone was given back since it was last seen; after a long time, nobody knows when.
+                # It was released after it was last seen; if that is long ago, we cannot know when.
                 reason = "released" if now_ns - last_seen_ns <= SEEN_NS else "lost"
                 events.append(self._close(lease_id, now_ns, reason))
         return events
 
     def _one(self, snapshot: RaySnapshot, lease: _Lease, now_ns: int) -> Iterator[Event]:
-        """A lease's opening if it is new, what was done in it since the last look, its close if it ended."""
+        """The events of a lease: its opening if it is new, the work since the last snapshot, its close if it
+        ended.
+        """
         run_id, declarations = self._run(snapshot, lease.job_id, lease.start_ns)
         yield from declarations
         for actor in lease.users:
@@ -173,7 +173,7 @@ class Watch:
 
 
 def _earlier_lives(lease: _Lease) -> list[str]:
-    """The leases of the incarnations of an actor before this one."""
+    """The leases of the earlier incarnations of an actor."""
     if lease.group:
         return []
     holder, _, place = lease.lease_id.rpartition("/")
@@ -187,7 +187,7 @@ def _run_id(snapshot: RaySnapshot, job_id: str) -> str:
 
 
 def leases_of(snapshot: RaySnapshot) -> list[_Lease]:
-    """Every lease that a snapshot shows, without those of this project's own jobs."""
+    """All leases in a snapshot, without those of this project's own jobs."""
     ours = {job.job_id for job in snapshot.jobs.values() if job.ours}
     actors = [actor for actor in snapshot.actors if actor.job_id not in ours]
     alone = [actor for actor in actors if not actor.group]
@@ -205,7 +205,9 @@ def leases_of(snapshot: RaySnapshot) -> list[_Lease]:
 
 
 def _of_group(cluster: str, group: RayGroup, members: Iterable[RayActor]) -> Iterator[_Lease]:
-    """One lease a GPU of each bundle (a CPU, where it has no GPU); actors are put into them first fit."""
+    """One lease per GPU of each bundle, or per CPU if it has no GPU. Actors are assigned to them first
+    fit.
+    """
     units = [
         (bundle, "gpu" if bundle.gpus else "cpu", unit)
         for bundle in group.bundles
@@ -257,7 +259,7 @@ def _of_actor(cluster: str, actor: RayActor) -> Iterator[_Lease]:
 
 @dataclass(slots=True)
 class _SharedGpu:
-    """A GPU that actors with parts of one share: from its first one until nobody is left."""
+    """A GPU shared by actors with fractions of one: from the first actor until all are gone."""
 
     first: RayActor
     free: float
@@ -267,8 +269,8 @@ class _SharedGpu:
 
 
 def _shared(cluster: str, actors: Iterable[RayActor]) -> Iterator[_Lease]:
-    """The shared GPUs of one node, from the starts and ends of its actors in order of time: the same whenever
-    it is asked, for what was decided does not depend on what comes later.
+    """The shared GPUs of one node, from the starts and ends of its actors in chronological order. The result
+    for past times never changes, because no decision depends on later events.
     """
     changes: list[tuple[int, int, str, RayActor]] = []
     for actor in actors:
@@ -308,7 +310,9 @@ def _shared(cluster: str, actors: Iterable[RayActor]) -> Iterator[_Lease]:
 
 
 def _spans(snapshot: RaySnapshot, lease: _Lease, since_ns: int, until_ns: int) -> Iterator[SpanRecorded]:
-    """What each user did of [since, until); for its own job's run, if another job holds the lease."""
+    """The work of each actor in [since, until); attributed to its own job's run if another job holds the
+    lease.
+    """
     for actor in lease.users:
         start = max(since_ns, actor.start_ns)
         end = until_ns if actor.end_ns is None else min(actor.end_ns, until_ns)

@@ -1,15 +1,15 @@
-"""The bill against the ledger: per day and resource, what was billed beside what was leased.
+"""Compares a cloud bill with the ledger: per day and resource, what was billed and what was leased.
 
-A resource is a node of a lease under the name that the bill gives it. Both sides are compared in accelerator-
-hours; an instance-hour is worth as many as the price book says that its SKU has accelerators. Leases that
-name no node can't be found on a bill; they are added up as `without_node`.
+A resource is the node of a lease, under its name on the bill. Both sides are compared in accelerator-hours;
+the price book says how many accelerators an instance of a SKU has. Leases without a node cannot be found on
+a bill, and are added up as `without_node`.
 
-    billed_not_leased   the bill has the resource on that day, no lease does
-    leased_not_billed   a lease has it, the bill does not
-    hours_differ        both have it, by more than the tolerance
-    price_differs       an accelerator-hour costs something else than the price book says
-    sku_differs         the bill says that it is another instance type
-    duplicate_charge    the bill has the same interval of it more than once
+    billed_not_leased   the resource is on the bill of that day, but not leased
+    leased_not_billed   the resource is leased, but not on the bill
+    hours_differ        it is on both, with a difference above the tolerance
+    price_differs       the billed price of an accelerator-hour differs from the price book
+    sku_differs         the bill has another instance type
+    duplicate_charge    the bill has the same interval more than once
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLACES = 6
 
 
 class Kind(StrEnum):
-    """How bill and ledger can disagree about a resource on a day."""
+    """Kinds of discrepancies between bill and ledger, for a resource on a day."""
 
     BILLED_NOT_LEASED = "billed_not_leased"
     LEASED_NOT_BILLED = "leased_not_billed"
@@ -49,7 +49,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """`hours` of each accelerator, a day and resource: an instance is billed while it starts and stops.
+    """`hours` per accelerator, day and resource, because instances are also billed while they start and stop.
 
     `price` as a share.
     """
@@ -60,8 +60,8 @@ class Tolerances:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One disagreement. Accelerator-hours, and money in the ledger's currency; `amount` is what is at stake:
-    positive where the bill is higher.
+    """One discrepancy, in accelerator-hours and money in the currency of the ledger. `amount` is the
+    difference in cost, positive if the bill is higher.
     """
 
     kind: Kind
@@ -87,8 +87,8 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """`unexplained` is billed instance time that no lease explains: not leased at all, for longer than
-    leased, or charged twice. `other` is what the bill has beside instance-hours.
+    """`unexplained` is billed instance time that no lease explains: not leased at all, billed for longer than
+    leased, or charged twice. `other` contains charges that are not instance-hours.
     """
 
     currency: str
@@ -109,7 +109,6 @@ class Reconciliation:
 
     @property
     def clean(self) -> bool:
-        """Whether bill and ledger agree."""
         return not self.findings
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class Reconciliation:
 
 @dataclass(slots=True)
 class _Leased:
-    """One SKU on one resource and day: exact."""
+    """The exact time and cost of one SKU on one resource and day."""
 
     ns: int = 0
     amount: Fraction = Fraction(0)
@@ -139,12 +138,14 @@ def reconcile(
     nodes: Mapping[str, str] | None = None,
     as_of_ns: int | None = None,
 ) -> Reconciliation:
-    """Compare them over the days of the bill. `nodes` names the resource of a node where the two differ.
+    """Compare both sides over the days of the bill. `nodes` maps a node to the name of its resource on the
+    bill, where they differ.
 
-    Raises LedgerError: a bill without instance-hours, a lease without a price, a currency without a rate.
+    Raises LedgerError for a bill without instance-hours, a lease without a price, or a currency without an
+    exchange rate.
     """
     if not bill.days:
-        raise LedgerError("--cur", "no usage counted in hours of an instance type", "a bill with some")
+        raise LedgerError("--cur", "no instance-hours", "a bill with usage in hours of an instance type")
     first, last = min(line.day for line in bill.days), max(line.day for line in bill.days)
     pricer = ledger.pricer(as_of_ns)
     leased, without_node = _leases(ledger, pricer, first, last, nodes or {}, as_of_ns)
@@ -192,7 +193,7 @@ def _leases(
 
 
 class _Comparison:
-    """Adds up what agrees and collects what does not."""
+    """Adds up what agrees and collects the discrepancies."""
 
     def __init__(self, pricer: Pricer, tolerances: Tolerances) -> None:
         self._pricer, self._tolerances = pricer, tolerances
@@ -201,7 +202,6 @@ class _Comparison:
         self._agreed: list[tuple[Fraction, Fraction, Fraction]] = []
 
     def matched(self) -> Matched:
-        """What agreed so far."""
         held = sum((place[0] for place in self._agreed), Fraction(0))
         charged = sum((place[1] for place in self._agreed), Fraction(0))
         owed = sum((place[2] for place in self._agreed), Fraction(0))
@@ -210,7 +210,7 @@ class _Comparison:
         )
 
     def compare(self, place: Place, billed: list[BilledDay], leased: Mapping[str, _Leased]) -> None:
-        """Take one resource on one day."""
+        """Compare one resource on one day."""
         money = [self._convert(line.amount, line) for line in billed]
         charged = sum(money, Fraction(0))
         owed = sum((part.amount for part in leased.values()), Fraction(0))
@@ -224,7 +224,7 @@ class _Comparison:
         side = _Sides(place, paid, held, charged, owed)
         if not leased and any(line.hours for line in billed):
             self.unexplained += charged
-            detail = f"{_skus(billed)}: nobody leased it"
+            detail = f"{_skus(billed)}: not leased"
             self._add(Kind.BILLED_NOT_LEASED, side, charged, detail)
         elif leased and not billed:
             self._add(Kind.LEASED_NOT_BILLED, side, -owed, f"{', '.join(sorted(leased))}: not on the bill")
@@ -247,7 +247,7 @@ class _Comparison:
         if side.paid and side.held:
             billed, booked = side.charged / side.paid, side.owed / side.held
             if abs(billed - booked) > self._tolerances.price * booked:
-                detail = f"{sku}: {_short(billed)} an accelerator-hour, the price book says {_short(booked)}"
+                detail = f"{sku}: {_short(billed)} per accelerator-hour, {_short(booked)} in the price book"
                 self._add(Kind.PRICE_DIFFERS, side, (billed - booked) * side.paid, detail)
 
     def _twice(self, place: Place, line: BilledDay) -> None:
@@ -279,7 +279,7 @@ class _Comparison:
         return self._pricer.table.convert(Fraction(amount), line.currency, line.day)
 
     def _accelerators(self, sku: str) -> int:
-        """How many an instance has: 1 where no price book knows it."""
+        """The number of accelerators of an instance: 1 if no price book knows it."""
         for book in self._pricer.table.books:
             if sku in book.skus():
                 return book.accelerators(sku)
@@ -298,31 +298,33 @@ class _Sides:
 
 
 def sign(result: Mapping[str, Any], by: str, at: str, note: str) -> dict[str, Any]:
-    """The result as a document that says who accepts it, with a digest over all of it."""
+    """Add who accepts the result, and a digest over the whole document."""
     document = {**result, "signed": {"by": by, "at": at, "note": note}}
     return {**document, "sha256": _digest(document)}
 
 
 def read_signed(path: Path) -> dict[str, Any]:
-    """A signed result. Raises LedgerError if it is none, or was changed after it was signed."""
+    """Read a signed result. Raises LedgerError if it is not one, or was changed after it was signed."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         stated = document.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise LedgerError(str(path), str(error), "what cost reconcile --sign-off wrote") from error
+        raise LedgerError(str(path), str(error), "a file written by cost reconcile --sign-off") from error
     if stated != _digest(document):
-        raise LedgerError(f"{path} sha256", stated, "the digest of its content", "it was changed since")
+        raise LedgerError(
+            f"{path} sha256", stated, "the digest of its content", "it was changed after signing"
+        )
     return document
 
 
 def unexplained_of(ledger: Ledger, pipeline: str, path: Path) -> HeadlineLine:
-    """The pipeline's share of what a signed reconciliation leaves unexplained: in proportion to what it used,
-    of all that was used on those days.
+    """The pipeline's share of the unexplained amount of a signed reconciliation, in proportion to its share
+    of all usage on those days.
 
-    Use that names no node is part of the pipelines' accounts already, and may well be what the bill has and
-    no lease explains: that much of it is left out, so that nothing counts twice.
+    Usage without a node already counts in the pipelines, and may be exactly what is on the bill but not
+    explained by leases. That amount is therefore subtracted, so that nothing counts twice.
 
-    Raises LedgerError if the result was changed, or is in another currency.
+    Raises LedgerError if the result was changed or has another currency.
     """
     from orchestrator.ledger.calendar import parse_period
 
@@ -337,10 +339,10 @@ def unexplained_of(ledger: Ledger, pipeline: str, path: Path) -> HeadlineLine:
     share = Fraction(own.amount) / Fraction(everything.amount) if everything.amount else Fraction(0)
     reason = (
         f"{document['unexplained']} {own.currency} billed from {document['first_day']} to"
-        f" {document['last_day']} that no lease explains, shared by use"
+        f" {document['last_day']} that no lease explains, in proportion to usage"
     )
     if placeless:
-        reason += f"; less {document['without_node_amount']} {own.currency} of use that names no node"
+        reason += f"; less {document['without_node_amount']} {own.currency} of usage without a node"
     return HeadlineLine("", "", WORK, None, rounded(unexplained * share, PLACES), UNEXPLAINED, reason)
 
 
@@ -369,7 +371,7 @@ def _plain(value: object) -> Any:  # noqa: ANN401
 
 
 def read_nodes(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines `node,resource` of a file. Raises LedgerError with the line named."""
+    """The lines `node,resource` of a file. Raises LedgerError, which names the line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

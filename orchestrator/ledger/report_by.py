@@ -1,4 +1,4 @@
-"""What a period cost, by any dimensions."""
+"""Reports the cost of a period by any dimensions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Value = str | int
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One group. `amount` is None where something in it has no price (`Report.unpriced` says what)."""
+    """One group. `amount` is None if something in it has no price (`Report.unpriced` says what)."""
 
     values: tuple[Value, ...]
     ns: int
@@ -30,7 +30,7 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Groups in order of their values, and their total: the printed rows add up to it."""
+    """Groups in order of their values, and their total; the printed rows add up to it."""
 
     currency: str
     by: tuple[str, ...]
@@ -41,7 +41,7 @@ class Report:
     unpriced: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON; hours and amounts are decimal strings."""
+        """Plain JSON; hours and amounts are decimal strings."""
         return {
             "currency": self.currency,
             "by": list(self.by),
@@ -64,14 +64,14 @@ class Report:
 
 
 def require_dimensions(by: Sequence[str]) -> None:
-    """Raises LedgerError for a dimension that there is not, or one named twice."""
+    """Raise LedgerError for an unknown or repeated dimension."""
     for place, name in enumerate(by):
         if name not in DIMENSIONS or name in by[:place]:
             raise LedgerError("by", name, ", ".join(DIMENSIONS), "each once, separated by commas")
 
 
 def value_of(line: CountedLine, dimension: str) -> Value:
-    """A line's value of a dimension."""
+    """The value of a dimension in a line."""
     match dimension:
         case "run" | "lease":
             return str(getattr(line.key, f"{dimension}_id"))
@@ -86,7 +86,7 @@ def value_of(line: CountedLine, dimension: str) -> Value:
 
 
 def field_of(dimension: str) -> str:
-    """The field of a line that a dimension is read from."""
+    """The field of a line that contains a dimension."""
     return {"run": "run_id", "lease": "lease_id"}.get(dimension, dimension)
 
 
@@ -98,7 +98,7 @@ def report_by(
     end_day: int | None = None,
     places: int = AMOUNT_PLACES,
 ) -> Report:
-    """Group the lines that count on the days [first_day, end_day) and price them.
+    """Group and price the lines that count on the days [first_day, end_day).
 
     Raises LedgerError for an unknown dimension.
     """
@@ -136,7 +136,7 @@ def assemble(
     currency: str,
     places: int,
 ) -> Report:
-    """Round the groups, once, so that they add up, and put them in order of their values."""
+    """Round the groups so that they add up, and sort them by their values."""
     groups = sorted(quantities)
     row_hours, total_hours = round_total([hours(quantities[group]) for group in groups], HOUR_PLACES)
     row_amounts, total = round_total([amounts.get(group, Fraction(0)) for group in groups], places)

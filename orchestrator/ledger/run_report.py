@@ -1,5 +1,5 @@
-"""What one run, or the runs of one pipeline, used and cost: by role, activity and resource, with idle and
-lost time as lines of their own.
+"""Reports what one run, or the runs of one pipeline, used and cost: by role, activity and resource, with
+separate rows for idle and lost time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.ledger.pricing import Pricer
 
 @dataclass(frozen=True, slots=True)
 class RunReportRow:
-    """One line. `amount` is None where there is no price (`RunReport.unpriced` says which)."""
+    """One row. `amount` is None if there is no price (`RunReport.unpriced` says for what)."""
 
     role: str
     activity: str
@@ -31,18 +31,18 @@ class RunReportRow:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """`leased_ns` = `attributed_ns` + `idle_ns`, exactly; `lost` time is part of `idle_ns`: no actor did
-    anything with it.
+    """`leased_ns` = `attributed_ns` + `unattributed_ns`, exactly. Unattributed time is idle or lost: no span
+    covers it.
 
-    `difference_ns` is what the leases' extents and their lines disagree by: always 0, and computed rather
-    than assumed.
+    `difference_ns` is the difference between the length of the leases and the sum of their rows. It is
+    always 0, and is computed rather than assumed.
     """
 
     run_id: str
     currency: str
     leased_ns: int
     attributed_ns: int
-    idle_ns: int
+    unattributed_ns: int
     difference_ns: int
     accelerator_hours: Decimal
     amount: Decimal
@@ -50,13 +50,15 @@ class RunReport:
     unpriced: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON; hours and amounts are decimal strings."""
+        """Plain JSON; hours and amounts are decimal strings. `idle_ns`, a name that scripts rely on, is all
+        unattributed time.
+        """
         return {
             "run_id": self.run_id,
             "currency": self.currency,
             "leased_ns": self.leased_ns,
             "attributed_ns": self.attributed_ns,
-            "idle_ns": self.idle_ns,
+            "idle_ns": self.unattributed_ns,
             "difference_ns": self.difference_ns,
             "accelerator_hours": f"{self.accelerator_hours:f}",
             "amount": f"{self.amount:f}",
@@ -83,9 +85,9 @@ def run_report(
     pricer: Pricer,
     places: int = AMOUNT_PLACES,
 ) -> RunReport:
-    """The report of `runs` under the name `name`.
+    """The report of `runs`, under the name `name`.
 
-    `extent_ns`: of all leases that any of `entries` came from, plus what was stated.
+    `extent_ns` is the total length of all leases that `entries` come from, plus the stated usage.
     """
     quantities: dict[tuple[str, str, str], int] = {}
     amounts: dict[tuple[str, str, str], Fraction] = {}
@@ -107,13 +109,13 @@ def run_report(
     row_hours, total_hours = round_total([hours(quantities[key]) for key in keys], HOUR_PLACES)
     row_amounts, total = round_total([amounts.get(key, Fraction(0)) for key in keys], places)
     leased = sum(quantities.values())
-    idle = sum(ns for key, ns in quantities.items() if key[1] in (IDLE, LOST))
+    unattributed = sum(ns for key, ns in quantities.items() if key[1] in (IDLE, LOST))
     return RunReport(
         run_id=name,
         currency=pricer.table.currency,
         leased_ns=leased,
         attributed_ns=sum(ns for key, ns in quantities.items() if key[1] not in (IDLE, LOST)),
-        idle_ns=idle,
+        unattributed_ns=unattributed,
         difference_ns=extent_ns - counted,
         accelerator_hours=total_hours,
         amount=total,

@@ -1,8 +1,9 @@
-"""Who pays for idle and lost time: nobody in particular, or those who used the same lease on the same day.
+"""Decides who pays for idle and lost time: it is reported separately, or charged to those who used the same
+lease on the same day.
 
-Methods as in OpenCost: `keep` leaves idle and lost time as lines of their own; `proportional` divides it
-among the uses of its lease on its day by their time; `uniform` equally. Time of a lease that nobody used that
-day stays as it is.
+The methods are those of OpenCost: `keep` leaves idle and lost time as separate lines, `proportional` divides
+it among the uses of its lease on that day in proportion to their time, `uniform` divides it equally. Time of
+a lease that nobody used that day is left as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ METHODS = ("keep", "proportional", "uniform")
 def share_idle(lines: Iterable[CountedLine], method: str) -> list[CountedLine]:
     """The lines with idle and lost time shared, to the nanosecond. Raises LedgerError for an unknown method.
 
-    Reversals in an adjustment are left as they are: what they take back was posted unshared.
+    Reversals in an adjustment are left as they are, because what they reverse was posted unshared.
     """
     if method not in METHODS:
         raise LedgerError("idle", method, ", ".join(METHODS))
@@ -46,7 +47,7 @@ def _place(line: CountedLine) -> tuple[str, int, str]:
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` in whole numbers in proportion to `weights`, not all 0, by largest remainder, ties to the
+    """Split `total` into integers in proportion to `weights` (not all 0), by largest remainder, ties to the
     earlier one.
 
     >>> apportion(10, [1, 1, 1])

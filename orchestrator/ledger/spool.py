@@ -1,8 +1,8 @@
-"""From spool files to the journal: whole lines only, once, in order; what is no event is quarantined with its
-file and line.
+"""Ships spool files to the journal: only whole lines, once, in order. Lines that are not events are
+quarantined with file and line number.
 
-A spool file grows by appends and is never rewritten. The place that was read to is stored in the same
-transaction as the events, so that a shipper killed at any point repeats nothing and loses nothing.
+A spool file only grows by appends. The position up to which it was read is stored in the same transaction as
+the events, so that a shipper that is killed at any point neither repeats nor loses anything.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from orchestrator.ledger.events import Event, SpanLine, event_from_json, span_li
 from orchestrator.ledger.journal import BadLine, Cursor, Journal
 
 BATCH_BYTES = 16 << 20
-"""What is read and committed at once: some 60,000 events."""
+"""Bytes read and committed at once: some 60,000 events."""
 
 
 def ship(directory: Path, journal: Journal) -> int:
-    """Send what is new in the `*.jsonl` files of `directory` to the journal.
+    """Ship what is new in the `*.jsonl` files of `directory` to the journal.
 
-    Returns how many events were new; 0 if there is no such directory.
+    Returns the number of new events; 0 if the directory does not exist.
     """
     return sum(ship_file(path, journal) for path in sorted(directory.glob("*.jsonl")))
 
 
 def ship_file(path: Path, journal: Journal) -> int:
-    """Send what is new in one spool file to the journal. Returns how many events were new."""
+    """Ship what is new in one spool file to the journal. Returns the number of new events."""
     name = str(path.resolve())
     cursor = journal.cursor(name)
     new, more = 0, path.stat().st_size > cursor.offset
@@ -40,16 +40,16 @@ def ship_file(path: Path, journal: Journal) -> int:
 
 
 def _whole_lines(path: Path, offset: int) -> tuple[list[bytes], bool]:
-    """Some whole lines from `offset` on, and whether there may be more behind them.
+    """Whole lines from `offset` on, and whether more may follow.
 
-    Cut out of one `read`: a file's own `readline` and `readlines` give a line that is still being written in
-    two parts, if its writer finishes it between two of their reads.
+    They are cut out of a single `read`: `readline` and `readlines` may return a line in two parts if its
+    writer finishes it between two of their reads.
     """
     with path.open("rb") as file:
         file.seek(offset)
         read = file.read(BATCH_BYTES)
         if len(read) == BATCH_BYTES and b"\n" not in read:
-            read += file.read()  # a line longer than a batch: no event, but it must be passed
+            read += file.read()  # a line longer than a batch is no event, but must be skipped
     whole = read[: read.rfind(b"\n") + 1]
     return [line + b"\n" for line in whole.split(b"\n")[:-1]], len(read) >= BATCH_BYTES and bool(whole)
 

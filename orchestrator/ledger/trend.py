@@ -1,4 +1,4 @@
-"""How costs go on from month to month, or from day to day."""
+"""Trend of costs from month to month or day to day."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.ledger.report_by import Report, Value
 
 @dataclass(frozen=True, slots=True)
 class TrendRow:
-    """One group in one period. `change` is to the same group's period before; None in its first one."""
+    """One group in one period. `change` is relative to the group's previous period; None in its first."""
 
     period: str
     values: tuple[Value, ...]
@@ -29,7 +29,6 @@ class Trend:
     rows: tuple[TrendRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
         return {
             "currency": self.currency,
             "every": self.every,

@@ -1,4 +1,4 @@
-"""What one unit of result cost: a million tokens, an accepted sample, a point of held-out accuracy."""
+"""Unit costs: the cost of a million tokens, an accepted sample, a point of held-out accuracy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from orchestrator.ledger.waste import token_counts
 
 @dataclass(frozen=True, slots=True)
 class UnitCost:
-    """The whole cost over `count` of a unit; `amount` is None where there were none."""
+    """The whole cost divided by `count` units; `amount` is None if there were none."""
 
     unit: str
     count: Fraction
     amount: Decimal | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
         count = f"{rounded(self.count, AMOUNT_PLACES):f}"
         return {
             "unit": self.unit,
@@ -32,7 +31,7 @@ class UnitCost:
 
 
 def token_units(leases: Iterable[BookedLease]) -> dict[str, Fraction]:
-    """The units that spans count: millions of tokens generated, and trained on, by all runs of the leases."""
+    """Millions of tokens generated and trained on, by all runs of the leases."""
     counts = token_counts(leases)
     return {
         f"million {what} tokens": Fraction(
@@ -45,7 +44,7 @@ def token_units(leases: Iterable[BookedLease]) -> dict[str, Fraction]:
 def unit_costs(
     amount: Fraction, counts: Mapping[str, Fraction], places: int = AMOUNT_PLACES
 ) -> tuple[UnitCost, ...]:
-    """`amount`, all of it, over each count: what a unit cost with everything around it, idle time too."""
+    """Divide all of `amount`, including idle time, by each count."""
     return tuple(
         UnitCost(unit, count, rounded(amount / count, places) if count > 0 else None)
         for unit, count in counts.items()

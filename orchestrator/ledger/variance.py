@@ -1,4 +1,4 @@
-"""What was spent beside what was planned, and where the period will end if it goes on like this."""
+"""Compares spending with budgets, and forecasts spending at the end of the period."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ INTERVAL = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """An expected amount with an interval that holds INTERVAL of the resampled futures."""
+    """An expected amount with an interval that contains INTERVAL of the resampled futures."""
 
     low: Decimal
     expected: Decimal
     high: Decimal
 
     def to_dict(self) -> dict[str, str]:
-        """As plain JSON."""
         return {"low": f"{self.low:f}", "expected": f"{self.expected:f}", "high": f"{self.high:f}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Variance:
-    """A budget against what counts in its scope and days until now.
+    """A budget and what counts in its scope and days until now.
 
-    `planned` is the limit's share of the days that are over; `variance` = actual - planned. `forecast` is
-    where the budget's last day will end; None before the second day, when there is nothing to learn from.
-    `unpriced` are the accelerator-hours in its scope that have no price, by SKU: no amount has them in it.
+    `planned` is the limit's share of the elapsed days; `variance` = actual - planned. `forecast` is for the
+    end of the budget's last day; None before the second day. `unpriced` are accelerator-hours in its scope
+    without a price, by SKU; they are in no amount.
     """
 
     budget: Budget
@@ -52,7 +51,7 @@ class Variance:
     unpriced: Mapping[str, Decimal]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON; amounts are decimal strings."""
+        """Plain JSON; amounts are decimal strings."""
         return {
             "budget": self.budget.name,
             "scope": dict(self.budget.scope),
@@ -74,22 +73,22 @@ _FIELDS = {
 }
 SCOPE_FIELDS = tuple(_FIELDS.values())
 SCOPE_LABELS = tuple(_FIELDS)
-"""What a budget's scope can name."""
+"""The labels that a budget's scope may use."""
 
 
 def labels_of_line(line: CountedLine) -> dict[str, str]:
-    """A line's labels as budgets name them in their scope."""
+    """A line's labels by the names used in scopes."""
     return {label: getattr(line.key, field) for label, field in _FIELDS.items()}
 
 
 def variance(
     budget: Budget, counted: Iterable[CountedLine], pricer: Pricer, now_ns: int, places: int = 2
 ) -> Variance:
-    """A budget against the lines that count. Raises LedgerError if the pricer's currency is another one."""
+    """Compare a budget with the lines that count. Raises LedgerError if its currency is not the pricer's."""
     if pricer.table.currency != budget.currency:
         currency = pricer.table.currency
         raise LedgerError(
-            f"currency of budget {budget.name}", budget.currency, currency, "what reports are in"
+            f"currency of budget {budget.name}", budget.currency, currency, "the currency of reports"
         )
     daily, unpriced = daily_amounts(budget, counted, pricer)
     actual = sum(daily.values(), Fraction(0))
@@ -104,13 +103,15 @@ def variance(
         expected = forecast(so_far, past, budget.end_day - complete.stop, places)
     spent, due = rounded(actual, places), rounded(planned, places)
     without = {sku: rounded(hours(ns), HOUR_PLACES) for sku, ns in sorted(unpriced.items())}
-    return Variance(budget, spent, due, spent - due, expected, without)  # of the printed figures: they add up
+    return Variance(
+        budget, spent, due, spent - due, expected, without
+    )  # computed from rounded figures, so that they add up
 
 
 def daily_amounts(
     budget: Budget, counted: Iterable[CountedLine], pricer: Pricer
 ) -> tuple[dict[int, Fraction], dict[str, int]]:
-    """What counts in a budget's scope, by day, and the nanoseconds that have no price, by SKU."""
+    """What counts in the scope of a budget, by day, and the nanoseconds without a price, by SKU."""
     daily: dict[int, Fraction] = {}
     unpriced: dict[str, int] = {}
     for line in counted:
@@ -125,10 +126,10 @@ def daily_amounts(
 
 
 def forecast(so_far: float, past: Sequence[float], remaining: int, places: int = 2) -> Forecast:
-    """`so_far` plus `remaining` more pieces like the `past` ones (days, steps).
+    """`so_far` plus `remaining` more periods (days, steps) like the `past` ones.
 
-    The interval is a bootstrap (Efron 1979): each future is drawn from the past with replacement, RESAMPLES
-    times, always with the same seed. A forecast is an estimate, so it is computed in floating point.
+    The interval is a bootstrap (Efron 1979): RESAMPLES futures are drawn from the past with replacement,
+    always with the same seed. A forecast is an estimate, so it uses floating point.
     """
     chance = random.Random(0)
     futures = sorted(so_far + sum(chance.choices(past, k=remaining)) for _ in range(RESAMPLES))
@@ -138,7 +139,7 @@ def forecast(so_far: float, past: Sequence[float], remaining: int, places: int =
 
 
 def parse_scope(text: str) -> dict[str, str]:
-    """The scope that `team=blue,project=x` states. Raises LedgerError for a label that there is not."""
+    """Parse a scope such as `team=blue,project=x`. Raises LedgerError for an unknown label."""
     scope: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")

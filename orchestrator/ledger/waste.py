@@ -1,5 +1,5 @@
-"""What was paid for and served no result: idle and lost time, failed runs, restarts, work that was done
-again, and rollouts that were generated and never trained on.
+"""Waste: idle and lost time, failed runs, restarts, repeated work, and rollouts that were generated but never
+trained on.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from orchestrator.ledger.pricing import Pricer
 
 FAILED = "failed"
 KINDS = {
-    IDLE: "leased, and no actor did anything",
-    LOST: "leased, and its holder was dead",
+    IDLE: "leased, but no actor did anything",
+    LOST: "leased, but its holder was dead",
     FAILED: "work of runs whose purpose is `failed`",
-    "superseded": "steps that were done again, because no checkpoint had them",
-    "restart": "loading again: in later attempts, and what replaced an actor that was lost",
-    "untrained": "rollouts generated and never trained on: stale, refused, or without a learning signal",
+    "superseded": "steps that were repeated because no checkpoint contained them",
+    "restart": "loading again, in later attempts and after the loss of an actor",
+    "untrained": "rollouts generated but never trained on: stale, rejected, or without a learning signal",
     "useful": "everything else",
 }
-"""Each nanosecond is of one kind: the first one that fits."""
+"""Each nanosecond has exactly one kind: the first one that applies."""
 
 LEARNER, LOAD = "learner", "load"
 AFTER_THE_STEP = ("checkpoint", "evaluate")
-"""The step of these is the number of steps done: they come after the one before."""
+"""These run after a step, so the step of their span is the number of completed steps."""
 
 Life = tuple[str, int, int]
-"""A run, an attempt, and the how manieth learner of it: each one that was lost ends a life."""
+"""A run, an attempt, and the number of its learner: each learner that was lost ends a life."""
 
 
 @dataclass(frozen=True, slots=True)
 class WasteRow:
-    """One kind of waste, or what was useful."""
+    """One kind of waste, or the useful rest."""
 
     kind: str
     ns: int
@@ -60,7 +60,7 @@ class WasteReport:
     amount: Decimal
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON; hours, amounts and shares are decimal strings."""
+        """Plain JSON; hours, amounts and shares are decimal strings."""
         return {
             "currency": self.currency,
             "rows": [
@@ -103,7 +103,7 @@ def waste_report(
 
 
 def kind_of(piece: Slice, attempt: int, labels: Mapping[str, Labels], lives: Lives) -> str:
-    """The kind of a slice; `useful` for one that is none of the others."""
+    """The kind of a slice; `useful` if no other kind applies."""
     if piece.activity in (IDLE, LOST):
         return piece.activity
     if labels.get(piece.run_id, UNLABELLED).purpose == FAILED:
@@ -114,11 +114,11 @@ def kind_of(piece: Slice, attempt: int, labels: Mapping[str, Labels], lives: Liv
 
 
 class Lives:
-    """What the runs' attempts did more than once.
+    """Determines what the attempts of runs did more than once.
 
-    A new attempt goes on from a checkpoint. So does an attempt whose learner was lost and rebuilt: there, a
-    learner loads after it has worked. Either way the steps from there on are done again, and with them the
-    rollouts that they need.
+    A new attempt continues from a checkpoint. So does an attempt whose learner was lost and rebuilt, which
+    shows as a learner that loads after it has worked. In both cases later steps are repeated, along with
+    their rollouts.
     """
 
     def __init__(self, leases: Iterable[BookedLease]) -> None:
@@ -128,13 +128,13 @@ class Lives:
         self._redone = self._first_redone_steps(booked)
 
     def does_again(self, piece: Slice, attempt: int) -> bool:
-        """Whether a later life did the step of a slice again."""
+        """Whether a later life repeated the step of a slice."""
         first = self._redone.get(self._life(piece, attempt))
         done = max(piece.step - 1, 0) if piece.activity in AFTER_THE_STEP else piece.step
         return first is not None and done >= first
 
     def loads_again(self, piece: Slice, attempt: int) -> bool:
-        """Whether the actor of a slice, or an earlier attempt, was loaded and at work before."""
+        """Whether the actor of a slice, or an earlier attempt, had already been loaded and at work."""
         worked = self._worked.get((piece.run_id, attempt, piece.actor))
         return attempt > 1 or (worked is not None and piece.start_ns >= worked)
 
@@ -143,7 +143,7 @@ class Lives:
         return piece.run_id, attempt, bisect_right(rebuilt, piece.start_ns)
 
     def _first_redone_steps(self, booked: Iterable[BookedLease]) -> dict[Life, int]:
-        """For each life with a later one: the first step that a later one did (again)."""
+        """For each life with a successor: the first step that a later life (re)did."""
         firsts: dict[Life, int] = {}
         lives: set[Life] = set()
         for lease in booked:
@@ -164,7 +164,7 @@ class Lives:
 
 
 def _first_work(booked: Iterable[BookedLease]) -> dict[tuple[str, int, str], int]:
-    """When each actor of each attempt first did something else than to load."""
+    """When each actor of each attempt first did something other than loading."""
     first: dict[tuple[str, int, str], int] = {}
     for lease in booked:
         for piece in lease.slices:
@@ -175,7 +175,9 @@ def _first_work(booked: Iterable[BookedLease]) -> dict[tuple[str, int, str], int
 
 
 def _rebuilds(booked: Iterable[BookedLease]) -> dict[tuple[str, int], list[int]]:
-    """When each attempt's learner began to load again, in order of time; the loads of all ranks are one."""
+    """When each attempt's learner began to load again, in chronological order; the loads of all ranks are
+    one.
+    """
     acts: dict[tuple[str, int], list[tuple[int, bool]]] = {}
     for lease in booked:
         for piece in lease.slices:
@@ -193,7 +195,9 @@ def _rebuilds(booked: Iterable[BookedLease]) -> dict[tuple[str, int], list[int]]
 
 
 def token_counts(leases: Iterable[BookedLease]) -> dict[tuple[str, str], int]:
-    """Tokens by (run, activity). An actor that holds several leases says the same of each: it counts once."""
+    """Tokens by (run, activity). An actor with several leases reports the same tokens for each; they count
+    once.
+    """
     seen: set[tuple[str, str, str, int]] = set()
     counts: dict[tuple[str, str], int] = {}
     for lease in leases:

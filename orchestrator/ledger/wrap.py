@@ -1,10 +1,10 @@
-"""Account for a command that knows nothing of the ledger: lease what it holds, beat while it runs, settle
-when it ends.
+"""Accounts for a command that does not know the ledger: leases what it holds, emits heartbeats while it runs,
+and closes the leases when it ends.
 
-Each beat is a span since the beat before, so that whatever happens, the time up to the last beat is work and
-only the time after it can be lost: a wrapper that is killed leaves leases that end with its last beat (the
-ledger books the grace that follows as `lost`). The command does not outlive its wrapper: it would go on using
-what nobody accounts for.
+Each heartbeat is a span since the previous one. So the time up to the last heartbeat is always work, and
+only the time after it can be lost: if the wrapper is killed, its leases end with its last heartbeat (the
+ledger books the following grace period as `lost`). The command does not outlive its wrapper, because nobody
+would account for it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Held:
 
 
 def held_by(environment: Mapping[str, str], gpus: int | None, cpus: int | None, sku: str, node: str) -> Held:
-    """What is said, else the GPUs that CUDA_VISIBLE_DEVICES names, else the CPUs that this process may use.
+    """The resources given, else the GPUs in CUDA_VISIBLE_DEVICES, else the CPUs that this process may use.
 
     Raises LedgerError if that is nothing.
     """
@@ -68,14 +68,14 @@ def held_by(environment: Mapping[str, str], gpus: int | None, cpus: int | None, 
 
 
 class Spool:
-    """Appends events to a file, each as one line with one write; the ledger ships it, once."""
+    """Appends events to a file, each as one line with one write. The ledger ships it later."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def emit(self, *events: Event) -> None:
-        """Append `events`. Raises OSError."""
+        """Append events. Raises OSError."""
         for event in events:
             os.write(self._fd, (event_to_json(event) + "\n").encode())
 
@@ -114,18 +114,19 @@ def run(
     now_ns: Callable[[], int],
     meter: PowerMeter | None = None,
 ) -> int:
-    """Carry `command` out; its exit code, 128 + n if signal n ended it. SIGINT, SIGTERM and SIGHUP go to it.
+    """Run `command` and return its exit code, 128 + n if it was ended by signal n. SIGINT, SIGTERM and SIGHUP
+    are forwarded to it.
 
-    `meter` measures what each lease draws, into `power.jsonl` beside the folder of the spool. A run that ends
-    with a code other than 0, without having been told to stop, is `failed`. Raises
-    LedgerError if the command can't be started; then nothing was leased.
+    `meter` measures the energy of each lease, into `power.jsonl` beside the directory of the spool. A run
+    with an exit code other than 0 is `failed`, unless it was asked to stop. Raises LedgerError if the
+    command cannot be started; then nothing was leased.
     """
     parent = os.getpid()
     try:
-        # No thread was started yet, so that the child may run Python before it becomes the command.
+        # No thread has been started yet, so the child may run Python code before it becomes the command.
         process = subprocess.Popen(command, preexec_fn=lambda: _die_with(parent))  # noqa: PLW1509
     except (OSError, ValueError) as error:
-        raise LedgerError("COMMAND", command[0], "a program that can be started", str(error)) from error
+        raise LedgerError("COMMAND", command[0], "an executable program", str(error)) from error
     try:
         with _signals_forwarded(process) as stopped, Spool(spool_file) as spool:
             started = now_ns()
@@ -137,7 +138,7 @@ def run(
             if code != 0 and not stopped:
                 spool.emit(PurposeSet(_new_id(), now_ns(), run_id, "failed"))
     except BaseException:
-        process.kill()  # what can't be accounted for must not run
+        process.kill()  # do not let it run unaccounted
         process.wait()
         raise
     return code if code >= 0 else 128 - code
@@ -152,11 +153,11 @@ def _beat(
     every_seconds: float,
     now_ns: Callable[[], int],
 ) -> int:
-    """From the leases' opening to their close; the code that the process ended with."""
+    """Emit heartbeats until the process ends, then close the leases. Returns the exit code."""
     beat = started
     code: int | None = None
     while code is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on: time for a beat
+        with contextlib.suppress(subprocess.TimeoutExpired):  # still running
             code = process.wait(every_seconds)
         now = max(now_ns(), beat)
         spool.emit(*(_span(lease, beat, now) for lease in leases))
@@ -180,12 +181,12 @@ def _span(lease: str, start_ns: int, end_ns: int) -> SpanRecorded:
 
 @contextlib.contextmanager
 def _signals_forwarded(process: subprocess.Popen[bytes]) -> Generator[list[int]]:
-    """Within it the command gets what this process is sent; gives the signals that came."""
+    """Forward signals to the command within the context. Yields the list of received signals."""
     received: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
         received.append(number)
-        if number != signal.SIGINT or not _in_foreground():  # Ctrl-C reached the command already
+        if number != signal.SIGINT or not _in_foreground():  # Ctrl-C has already reached the command
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
@@ -205,7 +206,9 @@ def _in_foreground() -> bool:
 
 
 def _die_with(parent: int) -> None:
-    """In the child, before the command: be killed when the wrapper dies. Linux only; elsewhere it goes on."""
+    """Runs in the child before the command: die with the wrapper. Linux only; elsewhere the command
+    continues.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:

@@ -1,1 +1,1 @@
-"""Reports as files: CSV and Parquet for machines, XLSX for a finance desk, HTML for paper and screens."""
+"""Reports as files: CSV and Parquet for programs, XLSX for finance teams, HTML for screens and paper."""

@@ -1,7 +1,7 @@
 """CSV: the rows without their total, with exact numbers.
 
-Text cells that a spreadsheet would take for a formula begin with a quote (`text.csv_text`); numbers, negative
-ones too, are written as they are.
+A text cell that a spreadsheet would take for a formula is prefixed with a quote (`text.csv_text`). Numbers,
+including negative ones, are written unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orchestrator.ledger.exports.text import csv_text
 
 
 def write_csv(sheet: Sheet, path: Path) -> None:
-    """Write the columns and rows (RFC 4180, UTF-8); the amount's currency is a column of its own."""
+    """Write the columns and rows (RFC 4180, UTF-8). The currency of the amounts is a column of its own."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\r\n")
         writer.writerow([*(csv_text(column.name) for column in sheet.columns), "currency"])

@@ -1,4 +1,4 @@
-"""HTML: one self-contained page with a bar chart, for screens and for A4 paper."""
+"""HTML: one self-contained page with a bar chart, for screens and A4 paper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_BARS = 25
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of the chart: its label, its amount as text, and its length as a percentage of the longest."""
+    """A bar of the chart: its label, its amount as text, and its length in percent of the longest bar."""
 
     label: str
     amount: str
@@ -24,7 +24,6 @@ class Bar:
 
 
 def write_html(sheet: Sheet, path: Path) -> None:
-    """Write the page."""
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=select_autoescape(["html", "j2"]))
     shown = [place for place, column in enumerate(sheet.columns) if column.kind is not Kind.NS]
@@ -43,7 +42,7 @@ def write_html(sheet: Sheet, path: Path) -> None:
 
 
 def bars(sheet: Sheet) -> list[Bar]:
-    """The MAX_BARS largest rows, the largest first."""
+    """The MAX_BARS largest rows, largest first."""
     names = [place for place, column in enumerate(sheet.columns) if column.kind is Kind.TEXT]
     rows = [(row, amount) for row in sheet.rows if isinstance(amount := row[-1], Decimal)]
     rows.sort(key=lambda pair: -abs(pair[1]))
@@ -59,7 +58,7 @@ def bars(sheet: Sheet) -> list[Bar]:
 
 
 def _text(cell: Cell) -> str:
-    """Digits in groups of three, as a person reads them."""
+    """The cell as people read it, with thousands separators."""
     if cell is None:
         return "no price"
     return f"{cell:,f}" if isinstance(cell, Decimal) else printable(str(cell))

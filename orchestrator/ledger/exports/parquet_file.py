@@ -1,4 +1,4 @@
-"""Parquet: the rows without their total; sums of nanoseconds and money as decimals of 38 digits."""
+"""Parquet: the rows without their total; nanoseconds and money are decimals of 38 digits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
 
 
 def write_parquet(sheet: Sheet, path: Path) -> None:
-    """Write the columns and rows; the currency, title and period are in the file's metadata."""
+    """Write the columns and rows. Currency, title and period are stored in the file's metadata."""
     arrays: dict[str, pa.Array] = {}
     for place, column in enumerate(sheet.columns):
         cells = [row[place] for row in sheet.rows]

@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `label` is its heading for people, `name` for machines."""
+    """A column: `name` is its heading for programs, `label` for people."""
 
     name: str
     label: str
@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A title, columns, rows, their total, and what has no price. The last column is the amount."""
+    """Title, columns, rows, total, and notes about usage without a price. The last column is the amount."""
 
     title: str
     period: str
@@ -52,7 +52,7 @@ def _figures(currency: str) -> tuple[Column, ...]:
 
 
 def report_sheet(report: Report, title: str, period: str) -> Sheet:
-    """A report by dimensions."""
+    """The table of a report by dimensions."""
     named = tuple(Column(name, name.replace("_", " "), Kind.TEXT) for name in report.by)
     rows = tuple((*map(str, row.values), row.ns, row.accelerator_hours, row.amount) for row in report.rows)
     labels = ("total", *[""] * (len(report.by) - 1))
@@ -62,7 +62,7 @@ def report_sheet(report: Report, title: str, period: str) -> Sheet:
 
 
 def run_sheet(report: RunReport) -> Sheet:
-    """A run's report."""
+    """The table of a run's report."""
     named = tuple(Column(name, name, Kind.TEXT) for name in ("role", "activity", "resource"))
     rows = tuple(
         (row.role, row.activity, row.resource, row.ns, row.accelerator_hours, row.amount)

@@ -1,7 +1,7 @@
-"""XLSX: a sheet with title, total, number formats and a bar chart.
+"""XLSX: a worksheet with title, total, number formats and a bar chart.
 
-Excel computes in binary floating point: the CSV is exact. The same report is the same bytes, whenever it is
-written.
+Excel computes in binary floating point; the CSV export is exact. Writing the same report twice gives
+identical bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from orchestrator.ledger.exports.text import printable
 
 HEADER_ROW = 4
 MOMENT = datetime(1980, 1, 1)
-"""When every workbook says that it was saved: the earliest moment that a ZIP file knows."""
+"""The save time stored in every workbook: the earliest time that a ZIP file can represent."""
 EXACT = 2**53
-"""Beyond this a floating-point cell is no longer exact: written as text."""
+"""Larger integers are not exact in a floating-point cell, so they are written as text."""
 
 
 def write_xlsx(sheet: Sheet, path: Path) -> None:
-    """Write a workbook of one worksheet."""
+    """Write a workbook with one worksheet."""
     book = Workbook()
     page = book.active
     assert isinstance(page, Worksheet)
@@ -61,7 +61,7 @@ def write_xlsx(sheet: Sheet, path: Path) -> None:
 
 
 def _save(book: Workbook, path: Path) -> None:
-    """The same bytes for the same content: openpyxl would write the moment of saving into them."""
+    """Save without the current time, which openpyxl would write, so that equal content gives equal bytes."""
     book.properties.created = MOMENT
     written = io.BytesIO()
     book.save(written)

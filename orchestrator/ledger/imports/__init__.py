@@ -1,5 +1,5 @@
-"""Usage that somebody else accounts for: published accounts, Slurm jobs, MLflow runs of other tools.
+"""Imports usage accounted for by other systems: published figures, Slurm jobs, MLflow runs of other tools.
 
-Each importer reads its format into statements (`statements.Statement`), one a line; `statements.take` books
-them. Importing the same thing again changes nothing.
+Each importer turns its format into statements (`statements.Statement`), one per line, and `statements.take`
+books them. Repeating an import changes nothing.
 """

@@ -1,16 +1,16 @@
-"""An account as a CSV file: what a paper published, or what another system billed.
+"""Imports usage from a CSV file: figures from a paper, or from another billing system.
 
     organisation,cost_centre,team,project,pipeline,run,stage,purpose,resource,count,start,end,hours,
     unit_price,currency,source
 
-- `resource` is a SKU as the price book has it (`p5.48xlarge`, `cpu-slot`); one that is `cpu` or begins with
-  `cpu-` counts CPU slots, every other one accelerators. `count` of them (empty: 1) were held ...
-- ... from `start` to `end` (ISO 8601, UTC unless it says otherwise; a date is its midnight; the end is
-  excluded), or for `hours` each. An account in accelerator-hours is `hours` with an empty `count`. `start`
-  with `hours` says when they began.
-- A line with neither is a stage whose figure was not published, for the reason that `source` gives.
-- `unit_price` is money for one accelerator-hour, in `currency`; empty: from the price book.
-- `run` empty: the pipeline's name stands for it.
+- `resource` is a SKU of the price book (`p5.48xlarge`, `cpu-slot`). `cpu` and SKUs that begin with `cpu-`
+  count CPU slots, all others accelerators. `count` of them (empty: 1) were held ...
+- ... from `start` to `end` (ISO 8601, UTC unless it has an offset; a date means its midnight; the end is
+  exclusive), or for `hours` each. For a total in accelerator-hours, set `hours` and leave `count` empty.
+  `start` with `hours` says when they began.
+- A line with neither is a stage whose figure was not published, for the reason in `source`.
+- `unit_price` is the price of one accelerator-hour, in `currency`; empty: from the price book.
+- An empty `run` means the name of the pipeline.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def read(path: Path) -> Lines:
-    """The lines of a file. Raises LedgerError for a file that is none, or has other columns."""
+    """Read the lines of a file. Raises LedgerError if it is not a CSV file with these columns."""
     lines = Lines()
     seen: dict[str, int] = {}
     try:
@@ -54,8 +54,8 @@ def read(path: Path) -> Lines:
                     statement = _statement(path, number, header, cells)
                     first = seen.setdefault(statement.event_id, number)
                     if first != number:
-                        hint = "give the runs or the sources names of their own"
-                        raise LedgerError("line", "a copy", f"a line that is not the same as {first}", hint)
+                        hint = "distinguish them by run or source"
+                        raise LedgerError("line", "a copy", f"a line that differs from line {first}", hint)
                 except LedgerError as error:
                     where = f"{path}:{number} {error.key}"
                     lines.refused.append(LedgerError(where, error.value, error.allowed, error.hint))
@@ -70,7 +70,7 @@ def _require_columns(path: Path, header: list[str]) -> None:
     missing = [name for name in COLUMNS if name not in header]
     unknown = [name for name in header if name not in COLUMNS]
     if missing or unknown or len(header) != len(COLUMNS):
-        got = f"without {', '.join(missing)}" if missing else f"with {', '.join(unknown) or 'a column twice'}"
+        got = f"no {', '.join(missing)}" if missing else f"also {', '.join(unknown) or 'a repeated column'}"
         raise LedgerError(f"{path}:1", got, ",".join(COLUMNS))
 
 
@@ -87,7 +87,7 @@ def _statement(path: Path, number: int, header: list[str], cells: list[str]) -> 
         raise LedgerError("purpose", row["purpose"], ", ".join(PURPOSES))
     run = row["run"] or row["pipeline"]
     if not run:
-        raise LedgerError("run", "nothing", "the name of a run, or of a pipeline")
+        raise LedgerError("run", "nothing", "the name of a run or a pipeline")
     start_ns, end_ns, accelerator_ns = _extent(row)
     return Statement(
         where=f"{path}:{number}",
@@ -114,7 +114,7 @@ def _statement(path: Path, number: int, header: list[str], cells: list[str]) -> 
 
 
 def _extent(row: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """Start, end and accelerator-nanoseconds of a row; all None where nothing was published."""
+    """Start, end and accelerator-nanoseconds of a row; all None if no figure was published."""
     counted = _number(row, "count") if row["count"] else Fraction(1)
     if not counted:
         raise LedgerError("count", row["count"], "more than 0")
@@ -123,7 +123,7 @@ def _extent(row: Mapping[str, str]) -> tuple[int | None, int | None, int | None]
     if row["hours"]:
         if end is not None:
             raise LedgerError(
-                "hours", row["hours"], "nothing beside an end", "either start and end, or hours"
+                "hours", row["hours"], "nothing if there is an end", "either start and end, or hours"
             )
         length = _number(row, "hours") * HOUR_NS
         end = None if start is None else start + round(length)

@@ -1,4 +1,4 @@
-"""Slurm's lists of nodes: `n[01-03,07],login` is n01, n02, n03, n07 and login."""
+"""Slurm host lists: `n[01-03,07],login` is n01, n02, n03, n07 and login."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from itertools import product
 
 MOST = 65_536
-"""A list of more nodes than Slurm expands is taken for a mistake."""
+"""Longer lists are treated as mistakes; Slurm does not expand them either."""
 
 _ITEM = re.compile(r"(?:[^\s,\[\]]|\[[^\s\[\]]+\])+")
 _LIST = re.compile(f"{_ITEM.pattern}(?:,{_ITEM.pattern})*")
@@ -15,21 +15,22 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The nodes of a list, in its order, as `scontrol show hostnames` prints them. An item may have several
-    brackets; the last one runs fastest. A number is padded with zeros to the width of its range's first.
+    """The hosts of a list, in order, as `scontrol show hostnames` prints them. With several brackets in an
+    item, the last one varies fastest. Numbers are zero-padded to the width of the first number of their
+    range.
 
-    Raises ValueError for what is no such list, names a node twice, or names more than MOST.
+    Raises ValueError for a malformed list, a repeated host, or more than MOST hosts.
 
     >>> expand("r[1-2]n[08-10]")
     ('r1n08', 'r1n09', 'r1n10', 'r2n08', 'r2n09', 'r2n10')
     """
     if not _LIST.fullmatch(text):
-        raise ValueError(f"no list of nodes: {text!r}")
+        raise ValueError(f"not a host list: {text!r}")
     nodes: list[str] = []
     for item in _ITEM.findall(text):
         nodes.extend(_item(item, MOST - len(nodes)))
     if len(set(nodes)) != len(nodes):
-        raise ValueError(f"a node twice: {text!r}")
+        raise ValueError(f"repeated host: {text!r}")
     return tuple(nodes)
 
 
@@ -40,7 +41,7 @@ def _item(text: str, most: int) -> list[str]:
         parts.append(_numbers(ranges, most) if ranges else [plain])
         count *= len(parts[-1])
         if count > most:
-            raise ValueError(f"more than {MOST} nodes: {text!r}")
+            raise ValueError(f"more than {MOST} hosts: {text!r}")
     return ["".join(choice) for choice in product(*parts)]
 
 
@@ -49,11 +50,11 @@ def _numbers(text: str, most: int) -> list[str]:
     for part in text.split(","):
         found = _RANGE.fullmatch(part)
         if found is None:
-            raise ValueError(f"no range of numbers: {part!r}")
+            raise ValueError(f"not a range of numbers: {part!r}")
         low, high = found[1], found[2] or found[1]
         if not int(low) <= int(high) < int(low) + most:
-            raise ValueError(f"a range from {low} to {high}")
+            raise ValueError(f"invalid range from {low} to {high}")
         numbers.extend(f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1))
         if len(numbers) > most:
-            raise ValueError(f"more than {MOST} nodes: {text!r}")
+            raise ValueError(f"more than {MOST} hosts: {text!r}")
     return numbers

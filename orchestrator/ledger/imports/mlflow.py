@@ -1,13 +1,13 @@
-"""Runs that other tools logged to MLflow, with its system metrics: which GPUs a process saw, from when to
+"""Imports runs that other tools logged to MLflow with system metrics, which say which GPUs a process saw and
 when.
 
-Read without MLflow itself: from a tracking server over its REST API (`http://host:port`), from a tracking
-database (`sqlite:///mlflow.db`, `postgresql://...`), or from a file that holds the JSON of `runs/search`.
+MLflow itself is not needed. The source is a tracking server with its REST API (`http://host:port`), a
+tracking database (`sqlite:///mlflow.db`, `postgresql://...`), or a file with the JSON of `runs/search`.
 
-A run held the GPUs that its system metrics name (`system/gpu_0_...`, on several nodes
-`system/NODE/gpu_0_...`) from its start to its end. Not counted: runs of this project, which spool events of
-their own (tag `orchestrator.run_id`); a parent whose children are counted, for they share its GPUs; runs that
-still go on; runs without GPU metrics, unless `count` says what each held.
+A run held the GPUs named in its system metrics (`system/gpu_0_...`, or `system/NODE/gpu_0_...` for several
+nodes) from its start to its end. These do not count: runs of this project (tag `orchestrator.run_id`), which
+spool their own events; parents whose children count, since they share GPUs; unfinished runs; and runs
+without GPU metrics, unless `count` says how many GPUs each held.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class MlflowNames:
-    """`labels` of every run (an experiment's name is the project where it has none), `sku` of its GPUs, and
-    how many it held where it has no system metrics (0: such runs are not counted).
+    """`labels` of every run (without a project, the name of the experiment is used), `sku` of the GPUs, and
+    the number of GPUs of runs without system metrics (0: such runs do not count).
     """
 
     labels: Labels
@@ -46,7 +46,7 @@ class MlflowNames:
 
 @dataclass(frozen=True, slots=True)
 class FoundRun:
-    """A run as MLflow knows it. Times in milliseconds; 0: not over."""
+    """A run as MLflow describes it. Times in milliseconds; an end of 0 means unfinished."""
 
     run_id: str
     name: str
@@ -59,7 +59,7 @@ class FoundRun:
 
 
 def read(source: str, names: MlflowNames) -> Lines:
-    """The runs at `source`. Raises LedgerError if it can't be read."""
+    """Read the runs at `source`. Raises LedgerError."""
     if source.startswith(("http://", "https://")):
         runs = list(_from_server(source.rstrip("/")))
     elif "://" in source:
@@ -86,7 +86,7 @@ def read(source: str, names: MlflowNames) -> Lines:
 
 
 def gpus(metrics: Iterable[str]) -> int:
-    """How many GPUs a run's system metrics name: on several nodes, each its own.
+    """The number of GPUs named in the system metrics of a run; GPUs of different nodes are different.
 
     >>> gpus(["system/gpu_0_utilization_percentage", "system/gpu_1_utilization_percentage", "loss"])
     2
@@ -97,9 +97,9 @@ def gpus(metrics: Iterable[str]) -> int:
 def _why_not(run: FoundRun, counted_parents: Collection[str], names: MlflowNames) -> str:
     """Why a run does not count; empty if it does."""
     if OWN_TAG in run.tags:
-        return "a run of this project, which accounts for itself"
+        return "a run of this project, which spools its own usage"
     if not gpus(run.metrics) and not names.count:
-        return "no GPU among its system metrics (--count N says what such runs held)"
+        return "no GPU in its system metrics (--count N sets how many such runs held)"
     if run.run_id in counted_parents:
         return "its child runs are counted"
     return ""
@@ -163,7 +163,7 @@ def _post(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             return json.loads(answer.read())
     except (urllib.error.URLError, ValueError, OSError) as error:
-        raise LedgerError("SOURCE", url, "an MLflow tracking server that answers", str(error)) from error
+        raise LedgerError("SOURCE", url, "a reachable MLflow tracking server", str(error)) from error
 
 
 def _parse_runs(source: str, page: Any, experiments: Mapping[str, str]) -> Iterator[FoundRun]:  # noqa: ANN401
@@ -188,13 +188,13 @@ def _parse_runs(source: str, page: Any, experiments: Mapping[str, str]) -> Itera
 
 
 def _from_database(url: str) -> Iterator[FoundRun]:
-    """MLflow's own tables: runs, experiments, latest_metrics, tags."""
+    """Reads MLflow's own tables: runs, experiments, latest_metrics, tags."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import SQLAlchemyError
 
     database = url.replace("postgresql://", "postgresql+psycopg://")
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise LedgerError("SOURCE", url, "a tracking database that exists")
+        raise LedgerError("SOURCE", url, "an existing tracking database")
     try:
         engine = create_engine(database)
         with engine.connect() as connection:
@@ -214,7 +214,7 @@ def _from_database(url: str) -> Iterator[FoundRun]:
         engine.dispose()
     except SQLAlchemyError as error:
         hint = str(getattr(error, "orig", error))
-        raise LedgerError("SOURCE", url, "a database of MLflow", hint) from error
+        raise LedgerError("SOURCE", url, "an MLflow database", hint) from error
     for run_id, name, experiment, status, start, end in rows:
         found = frozenset(metrics.get(run_id, ()))
         yield FoundRun(

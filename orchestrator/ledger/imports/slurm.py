@@ -1,13 +1,13 @@
-"""Jobs of a Slurm cluster: what `sacct --parsable2` prints, with its header.
+"""Imports jobs of a Slurm cluster from the output of `sacct --parsable2` with its header.
 
     sacct --parsable2 --allusers --starttime 2026-11-01 \\
           --format JobID,JobName,Cluster,Account,User,WCKey,State,Start,End,AllocTRES,NodeList
 
-JobID, State, Start, End and AllocTRES are needed, the others are used where they are there. One line a job
-counts: its steps (`123.batch`) are parts of it. A job holds the GPUs of its allocated TRES, by type where
-Slurm tells types apart; a job without GPUs holds its CPUs. A job that has not ended is left for the next
-import; one that never started used nothing. A job on several nodes held as many accelerators on each, as far
-as its line tells: where they can't be shared evenly, or are of several types, its usage names no node.
+JobID, State, Start, End and AllocTRES are required, the other columns are optional. One line per job counts;
+its steps (`123.batch`) are part of it. A job holds the GPUs of its allocated TRES, by type if Slurm
+distinguishes types; a job without GPUs holds its CPUs. A job that has not ended is left to a later import,
+and one that never started used nothing. A job on several nodes is assumed to hold the same number of
+accelerators on each. If they cannot be shared evenly, or have several types, its usage has no node.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NO_TIME = ("", "None", "Unknown")
 
 @dataclass(frozen=True, slots=True)
 class SlurmNames:
-    """How Slurm's words become the ledger's. A job's team is its account, its project its WCKey.
+    """Maps Slurm's terms to the ledger's. The team of a job is its account, its project is its WCKey.
 
-    `labels` fills what the jobs do not say. `skus` names the price book's SKU of a GPU type (`h100`), of GPUs
-    without a type (`gpu`) and of CPUs (`cpu`). `zone` is the time zone that sacct wrote times in.
+    `labels` are defaults for jobs without a value. `skus` maps a GPU type (`h100`), GPUs without a type
+    (`gpu`) and CPUs (`cpu`) to SKUs of the price book. `zone` is the time zone of the times in the file.
     """
 
     labels: Labels = UNLABELLED
@@ -46,7 +46,7 @@ class SlurmNames:
 
 
 def read(path: Path, names: SlurmNames) -> Lines:
-    """The jobs of a file. Raises LedgerError for a file that is no output of sacct."""
+    """Read the jobs of a file. Raises LedgerError if it is not output of sacct."""
     try:
         text = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +54,7 @@ def read(path: Path, names: SlurmNames) -> Lines:
     header = text[0].split("|") if text else []
     missing = [name for name in REQUIRED if name not in header]
     if missing:
-        got = f"without {', '.join(missing)}"
+        got = f"no column {', '.join(missing)}"
         raise LedgerError(f"{path}:1", got, "|".join(REQUIRED), "sacct --parsable2, with its header")
     lines = Lines()
     for number, line in enumerate(text[1:], 2):
@@ -70,7 +70,7 @@ def read(path: Path, names: SlurmNames) -> Lines:
 
 def _read_job(where: str, header: list[str], cells: list[str], names: SlurmNames, lines: Lines) -> None:
     if len(cells) != len(header):
-        raise LedgerError("line", f"{len(cells)} cells", f"{len(header)} cells", "a name with | in it?")
+        raise LedgerError("line", f"{len(cells)} cells", f"{len(header)} cells", "does a name contain |?")
     job = dict(zip(header, cells, strict=True))
     if "." in job["JobID"]:
         return
@@ -104,7 +104,7 @@ def _statement(
     given = names.labels
     return Statement(
         where=where,
-        # A job that was requeued has one line for each start.
+        # A requeued job has one line per start.
         event_id=identity("slurm", cluster, job["JobID"], job["Start"], kind),
         run=f"{cluster}/{job['JobID']}",
         labels=given._replace(
@@ -123,7 +123,7 @@ def _statement(
 
 
 def _nodes(text: str, held: Mapping[str, int]) -> tuple[str, ...]:
-    """The nodes that share evenly what a job held; none if the line does not tell."""
+    """The nodes that share the resources of a job evenly; none if the line does not tell."""
     try:
         nodes = expand(text)
     except ValueError:
@@ -133,7 +133,7 @@ def _nodes(text: str, held: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _held(tres: str) -> dict[str, int]:
-    """What a job held, by GPU type (`gpu` where Slurm tells none), or its CPUs if it had no GPU."""
+    """What a job held, by GPU type (`gpu` if Slurm has no types), or its CPUs if it had no GPU."""
     typed: dict[str, int] = {}
     untyped = cpus = 0
     for part in tres.split(","):
@@ -144,7 +144,7 @@ def _held(tres: str) -> dict[str, int]:
                 untyped = int(found[2])
         elif found := _CPU.fullmatch(part):
             cpus = int(found[1])
-    rest = max(0, untyped - sum(typed.values()))  # gres/gpu counts all of them, types or not
+    rest = max(0, untyped - sum(typed.values()))  # gres/gpu counts all GPUs, with or without a type
     held = {**typed, "gpu": rest}
     held = {kind: number for kind, number in held.items() if number}
     if held:

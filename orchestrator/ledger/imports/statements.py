@@ -1,10 +1,10 @@
-"""From what an importer read to events of the ledger, once.
+"""Turns what an importer read into events of the ledger, without duplicates.
 
-A statement is known by an `event_id` that depends on nothing but what was read, so that importing a file
-again, or a longer version of it, adds only what is new.
+The `event_id` of a statement depends only on its content, so that importing a file again, or a longer
+version of it, only adds what is new.
 
-The ledger attributes by run. Where lines of one run belong to different stages or purposes, they are booked
-as runs of their own: `RUN/STAGE`, or `RUN/STAGE/PURPOSE`.
+The ledger attributes usage to runs. If lines of one run belong to different stages or purposes, they are
+booked as separate runs: `RUN/STAGE` or `RUN/STAGE/PURPOSE`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PURPOSES = ("final", "ablation", "sweep", "debug", "failed", "data", "evaluation
 """What a run can be for."""
 
 UNSTATED = "unstated"
-"""The purpose of imported usage where nobody said."""
+"""The purpose of imported usage without one."""
 
 STATED = "stated"
 """The activity of all imported usage."""
@@ -36,11 +36,11 @@ _CHUNK = 2000
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One line of somebody's account, wherever it comes from.
+    """One line of an imported account.
 
-    `where` names the line for people (`file:line`). `accelerator_ns` None is a figure that was not
-    published. Without `start_ns` and `end_ns` the usage has no date. `nodes` share it evenly; none: nobody
-    said where it was.
+    `where` is its location for people (`file:line`). `accelerator_ns` is None if the figure was not
+    published. Without `start_ns` and `end_ns` the usage has no date. It is shared evenly by `nodes`; none
+    means unknown.
     """
 
     where: str
@@ -64,9 +64,9 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a file: how many lines were new, known already, and not taken, each with its reason.
+    """The result of an import: how many lines were new, already known, or refused and why.
 
-    `waiting` are lines that will count when they are over (a job that still runs).
+    `waiting` lists lines that will count once they are over, such as jobs that are still running.
     """
 
     new: int
@@ -78,7 +78,7 @@ class Imported:
 
 @dataclass(slots=True)
 class Lines:
-    """What an importer read: statements, refusals with their place in the file, and what is not counted."""
+    """What an importer read: statements, refusals with their location, and lines that do not count."""
 
     statements: list[Statement] = field(default_factory=list[Statement])
     refused: list[LedgerError] = field(default_factory=list[LedgerError])
@@ -87,15 +87,15 @@ class Lines:
 
 
 def identity(*parts: str) -> str:
-    """An event id that depends on `parts` alone."""
+    """An event id that depends only on `parts`."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def take(ledger: Ledger, lines: Lines, undated_ns: int) -> Imported:
-    """Book the statements that are new; usage without a date counts at `undated_ns`.
+    """Book the new statements; usage without a date counts at `undated_ns`.
 
-    A statement that contradicts what the ledger has, or that nothing prices, is refused; the others are not
-    affected by it. Raises LedgerError if the store can't be reached.
+    A statement that contradicts the ledger or has no price is refused, without affecting the others. Raises
+    LedgerError if the store cannot be reached.
     """
     refused = list(lines.refused)
     known = _known_runs(ledger, lines.statements)
@@ -128,7 +128,7 @@ def take(ledger: Ledger, lines: Lines, undated_ns: int) -> Imported:
 
 
 def _run_names(statement: Statement) -> Iterator[str]:
-    """The run ids that a statement may be booked under, the plainest first."""
+    """The run ids that a statement may be booked under, the shortest first."""
     name = statement.run
     yield name
     if statement.labels.stage:
@@ -167,7 +167,7 @@ def _run_for(
             return name, None
         if found is None:
             return name, _declaration(statement, name, undated_ns)
-    raise LedgerError("run", statement.run, "a name that no run with other labels has")
+    raise LedgerError("run", statement.run, "a name that is not used by a run with other labels")
 
 
 def _declaration(statement: Statement, run_id: str, undated_ns: int) -> RunDeclared:
@@ -192,7 +192,7 @@ def _stated(labels: Labels) -> Labels:
 
 
 def _usages(statement: Statement, run_id: str, undated_ns: int) -> list[UsageStated]:
-    """One for each node. The first has the statement's own id, by which the whole line is known again."""
+    """One event per node. The first one has the id of the statement, which identifies the whole line."""
     nodes = statement.nodes or ("",)
     quantity = statement.accelerator_ns
     shares = [None] * len(nodes) if quantity is None else split_evenly(quantity, len(nodes))
@@ -231,8 +231,8 @@ def _usage(statement: Statement, node: str, run_id: str, undated_ns: int) -> Usa
 
 
 def _require_same(before: UsageStated, statement: Statement) -> None:
-    """Refuse a line that says something else than when it was imported: with its nodes, then, or (by another
-    version, or without that column) as a whole.
+    """Refuse a line that differs from its earlier import. The quantity is compared with that of its first
+    node, or with the whole if it was imported without nodes.
     """
     nodes = statement.nodes if before.node else ()
     whole = statement.accelerator_ns
@@ -241,13 +241,11 @@ def _require_same(before: UsageStated, statement: Statement) -> None:
     if before.accelerator_ns != now:
         hours = [f"{int(ns or 0) / HOUR_NS:g} accelerator-hours" for ns in (now, before.accelerator_ns)]
         where = f" for {before.node}" if before.node else ""
-        raise LedgerError(
-            "hours", hours[0], f"{hours[1]}{where}, as it was imported before", "correct the event"
-        )
+        raise LedgerError("hours", hours[0], f"{hours[1]}{where}, as imported before", "correct the event")
 
 
 def _require_price(ledger: Ledger, usage: UsageStated) -> None:
-    """Refuse usage that no report could price: on its first day, for the whole of it."""
+    """Refuse usage that no report could price on its first day."""
     if not usage.accelerator_ns:
         return
     pricer = ledger.pricer()
@@ -259,5 +257,5 @@ def _require_price(ledger: Ledger, usage: UsageStated) -> None:
 
 
 def _at(where: str, error: LedgerError) -> LedgerError:
-    """The error, with the line named."""
+    """The error with the location of the line."""
     return LedgerError(f"{where} {error.key}", error.value, error.allowed, error.hint)

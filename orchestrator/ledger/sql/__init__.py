@@ -1,1 +1,1 @@
-"""The ledger's tables in SQLite (embedded) or PostgreSQL (shared), through SQLAlchemy Core."""
+"""The ledger's tables in SQLite (embedded) or PostgreSQL (shared), with SQLAlchemy Core."""

@@ -1,4 +1,6 @@
-"""Triggers that refuse to change or delete rows: the database itself keeps the ledger append-only."""
+"""Triggers that reject changes and deletions of rows, so that the database itself keeps the ledger
+append-only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ REFUSAL = "the ledger is append-only"
 
 
 def statements(dialect: str, tables: Iterable[str]) -> Iterator[str]:
-    """The SQL that protects `tables`, for `sqlite` or `postgresql`."""
+    """SQL statements that protect `tables`, for `sqlite` or `postgresql`."""
     if dialect == "postgresql":
         yield (
             "CREATE OR REPLACE FUNCTION ledger_refuse() RETURNS trigger LANGUAGE plpgsql AS "

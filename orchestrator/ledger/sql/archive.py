@@ -18,7 +18,7 @@ _KEY_COLUMNS = [POSTINGS.c[name] for name in LineKey._fields]
 
 
 class SqlArchive:
-    """Price books and closed months in SQLite or PostgreSQL.
+    """Stores price books and closed months in SQLite or PostgreSQL.
 
     The tables must exist (`migrations.require_head`).
     """
@@ -27,7 +27,6 @@ class SqlArchive:
         self._engine, self._now_ns = engine, now_ns
 
     def adopt(self, book: PriceBook) -> bool:
-        """Make a price book the newest, unless the newest of its name is equal."""
         digest = digest_of(book)
         newest = (
             select(PRICE_BOOKS.c.digest)
@@ -50,7 +49,6 @@ class SqlArchive:
         return True
 
     def price_books(self, known_by_ns: int | None = None) -> list[AdoptedBook]:
-        """The adopted price books, the newest first."""
         query = select(PRICE_BOOKS).order_by(PRICE_BOOKS.c.id.desc())
         if known_by_ns is not None:
             query = query.where(PRICE_BOOKS.c.recorded_ns <= known_by_ns)
@@ -62,12 +60,10 @@ class SqlArchive:
         ]
 
     def closes(self, known_by_ns: int | None = None) -> list[Close]:
-        """The closed months, in order."""
         with reading(self._engine) as connection:
             return _closes(connection, known_by_ns)
 
     def postings(self, last: int, leases: Collection[str] | None = None) -> Iterator[Posting]:
-        """The postings up to number `last`, in order."""
         query = select(POSTINGS.c.id, POSTINGS.c.period, POSTINGS.c.ns, POSTINGS.c.hash, *_KEY_COLUMNS)
         query = query.where(POSTINGS.c.id <= last).order_by(POSTINGS.c.id)
         with reading(self._engine) as connection:
@@ -83,7 +79,6 @@ class SqlArchive:
         yield from sorted(found)
 
     def post(self, close: Close, postings: Sequence[Posting]) -> None:
-        """Close a month, all or nothing."""
         with writing(self._engine) as connection:
             require_next(close, _closes(connection, None))
             rows = [

@@ -18,13 +18,12 @@ _COLUMNS = [TRANSFERS.c[name] for name in Transfer.__slots__]
 
 
 class SqlBudgets:
-    """Budgets in SQLite or PostgreSQL. One transaction at a time, over all processes."""
+    """Stores budgets in SQLite or PostgreSQL. Transactions exclude each other across all processes."""
 
     def __init__(self, engine: Engine, now_ns: Callable[[], int]) -> None:
         self._engine, self._now_ns = engine, now_ns
 
     def define(self, budget: Budget) -> None:
-        """Add a budget, or change it from now on."""
         row = {
             "name": budget.name,
             "scope": json.dumps(dict(budget.scope), sort_keys=True),
@@ -39,7 +38,6 @@ class SqlBudgets:
             connection.execute(BUDGETS.insert(), row)
 
     def budgets(self) -> list[Budget]:
-        """All budgets as defined last, by name."""
         newest = select(func.max(BUDGETS.c.id)).group_by(BUDGETS.c.name)
         with reading(self._engine) as connection:
             rows = connection.execute(
@@ -49,7 +47,6 @@ class SqlBudgets:
 
     @contextmanager
     def transaction(self) -> Generator[_Book]:
-        """One transaction: all of it happens, alone, or nothing."""
         with writing(self._engine) as connection:
             yield _Book(connection)
 
@@ -61,29 +58,24 @@ class _Book:
         self._connection = connection
 
     def budget(self, name: str) -> Budget | None:
-        """The budget of that name, as defined last."""
         query = select(BUDGETS).where(BUDGETS.c.name == name).order_by(BUDGETS.c.id.desc()).limit(1)
         row = self._connection.execute(query).first()
         return _budget(row) if row else None
 
     def last(self, name: str) -> Transfer | None:
-        """The last transfer of a budget."""
         query = select(*_COLUMNS).where(TRANSFERS.c.budget == name).order_by(TRANSFERS.c.id.desc()).limit(1)
         row = self._connection.execute(query).first()
         return _transfer(row) if row else None
 
     def of_reservation(self, reservation: str) -> list[Transfer]:
-        """All transfers of a reservation, in order."""
         query = select(*_COLUMNS).where(TRANSFERS.c.reservation == reservation).order_by(TRANSFERS.c.id)
         return [_transfer(row) for row in self._connection.execute(query)]
 
     def of_run(self, run_id: str) -> list[Transfer]:
-        """All transfers of a run, in order."""
         query = select(*_COLUMNS).where(TRANSFERS.c.run_id == run_id).order_by(TRANSFERS.c.id)
         return [_transfer(row) for row in self._connection.execute(query)]
 
     def overdue(self, name: str, now_ns: int) -> list[Transfer]:
-        """The reservations of a budget that have not ended and whose time is up."""
         ending = TRANSFERS.alias("ending")
         same = and_(ending.c.reservation == TRANSFERS.c.reservation, ending.c.budget == TRANSFERS.c.budget)
         ended = select(ending.c.id).where(same, ending.c.kind.in_([kind.value for kind in ENDINGS]))
@@ -96,7 +88,6 @@ class _Book:
         return [_transfer(row) for row in self._connection.execute(query.order_by(TRANSFERS.c.id))]
 
     def append(self, transfer: Transfer) -> None:
-        """Add a transfer."""
         last = self._connection.scalar(select(func.max(TRANSFERS.c.id))) or 0
         row = {name: getattr(transfer, name) for name in Transfer.__slots__}
         self._connection.execute(TRANSFERS.insert(), {**row, "kind": transfer.kind.value, "id": last + 1})

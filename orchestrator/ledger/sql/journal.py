@@ -27,7 +27,7 @@ from orchestrator.ledger.sql.schema import CURSORS, EVENTS, QUARANTINE, RUNS
 
 
 class SqlJournal:
-    """The journal in SQLite or PostgreSQL. The tables must exist (`migrations.upgrade`)."""
+    """Stores events in SQLite or PostgreSQL. The tables must exist (`migrations.require_head`)."""
 
     def __init__(self, engine: Engine, now_ns: Callable[[], int]) -> None:
         self._engine, self._now_ns = engine, now_ns
@@ -39,10 +39,6 @@ class SqlJournal:
         cursor: Cursor | None = None,
         texts: Sequence[str] | None = None,
     ) -> int:
-        """Take the events that are new, the lines that are none, and the place in the spool, all or nothing.
-
-        `texts` are the events' JSON as it arrived, if it did as text. Returns how many were new.
-        """
         arrivals, conflicts = distinct(events, texts)
         with writing(self._engine) as connection:
             seq, recorded_ns = _head(connection)
@@ -50,7 +46,7 @@ class SqlJournal:
             try:
                 with connection.begin_nested():
                     _insert_events(connection, arrivals, seq, recorded_ns)
-            except IntegrityError:  # some are known: rare, so only then is it worth asking which
+            except IntegrityError:  # some are known already: rare, so only then look up which
                 arrivals, known_otherwise = without(arrivals, _known(connection, list(arrivals)))
                 conflicts += known_otherwise
                 _insert_events(connection, arrivals, seq, recorded_ns)
@@ -89,7 +85,6 @@ class SqlJournal:
         known_by_ns: int | None = None,
         through_seq: int | None = None,
     ) -> Iterator[Recorded]:
-        """Events in the order of arrival."""
         if known_by_ns is not None:
             self._wait_for_appends()
         query = select(EVENTS.c.seq, EVENTS.c.recorded_ns, EVENTS.c.payload).where(EVENTS.c.seq > after_seq)
@@ -111,7 +106,6 @@ class SqlJournal:
                 yield Recorded(seq, recorded_ns, event_from_json(payload))
 
     def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
-        """The run of that id and the runs of the pipeline of that id."""
         declared = select(RUNS.c.run_id).where(or_(RUNS.c.run_id == name, RUNS.c.pipeline == name))
         mentioned = select(func.count()).where(EVENTS.c.run_id == name)
         if known_by_ns is not None:
@@ -134,24 +128,20 @@ class SqlJournal:
             pass
 
     def head(self) -> int:
-        """The place of the last event."""
         with reading(self._engine) as connection:
             return _head(connection)[0]
 
     def find(self, ids: Collection[str]) -> list[Event]:
-        """The events of those ids that there are."""
         with reading(self._engine) as connection:
             return [event_from_json(text) for text in _known(connection, sorted(ids)).values()]
 
     def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
-        """The events about no lease with after < seq <= through."""
         query = select(EVENTS.c.payload).where(EVENTS.c.lease_id.is_(None))
         query = query.where(EVENTS.c.seq > after_seq, EVENTS.c.seq <= through_seq).order_by(EVENTS.c.seq)
         with reading(self._engine) as connection:
             return [event_from_json(text) for text in connection.scalars(query)]
 
     def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
-        """The leases with events after < seq <= through, each with the number of all its events."""
         counts = select(EVENTS.c.lease_id, func.count().label("events")).where(EVENTS.c.lease_id.is_not(None))
         if after_seq:
             fresh = select(EVENTS.c.lease_id).where(EVENTS.c.seq > after_seq, EVENTS.c.seq <= through_seq)
@@ -161,7 +151,6 @@ class SqlJournal:
             return {row.lease_id: row.events for row in rows}
 
     def of_leases(self, leases: Collection[str], through_seq: int) -> Iterator[Event]:
-        """The events of some leases up to `through_seq`."""
         names = sorted(leases)
         with reading(self._engine) as connection:
             for start in range(0, len(names), CHUNK):
@@ -172,27 +161,25 @@ class SqlJournal:
                     yield from map(event_from_json, partition)
 
     def cursor(self, path: str) -> Cursor:
-        """How far a spool file was read."""
         with reading(self._engine) as connection:
             row = connection.execute(select(CURSORS).where(CURSORS.c.path == path)).first()
         return Cursor(path, row.bytes, row.lines) if row else Cursor(path, 0, 0)
 
     def bad_lines(self) -> list[BadLine]:
-        """The quarantine of lines."""
         with reading(self._engine) as connection:
             rows = connection.execute(select(QUARANTINE).order_by(QUARANTINE.c.id)).all()
         return [BadLine(row.source, row.reason, row.text) for row in rows]
 
 
 def _head(connection: Connection) -> tuple[int, int]:
-    """Place and moment of the last event."""
+    """Sequence number and arrival time of the last event."""
     query = select(EVENTS.c.seq, EVENTS.c.recorded_ns).order_by(EVENTS.c.seq.desc()).limit(1)
     row = connection.execute(query).first()
     return (row.seq, row.recorded_ns) if row else (0, 0)
 
 
 def _insert_events(connection: Connection, arrivals: Arrivals, seq: int, recorded_ns: int) -> None:
-    """Insert events with the numbers after `seq`. Raises IntegrityError if one is known."""
+    """Insert events with the numbers after `seq`. Raises IntegrityError if one is already known."""
     if not arrivals:
         return
     rows = [
@@ -201,7 +188,7 @@ def _insert_events(connection: Connection, arrivals: Arrivals, seq: int, recorde
         else (number, event_id, recorded_ns, event.type, run_of(event) or None, lease_of(event) or None, text)
         for number, (event_id, (event, text)) in enumerate(arrivals.items(), seq + 1)
     ]
-    # Past SQLAlchemy's handling of parameters, which takes as long as the database itself.
+    # Bypass SQLAlchemy's parameter handling, which takes as long as the database itself.
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     connection.exec_driver_sql(f"INSERT INTO events VALUES ({', '.join([mark] * len(rows[0]))})", rows)
     declared = [

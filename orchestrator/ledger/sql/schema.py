@@ -1,6 +1,6 @@
-"""The tables. The migrations in `migrations/` make them; a test compares the two.
+"""The tables. They are created by the migrations in `migrations/`; a test compares the two.
 
-All but `spool_cursors` are append-only: triggers refuse UPDATE, DELETE and TRUNCATE.
+All but `spool_cursors` are append-only: triggers reject UPDATE, DELETE and TRUNCATE.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from orchestrator.ledger.sql.types import BigInt
 METADATA = MetaData()
 
 SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
-"""A primary key that counts: SQLite makes only INTEGER an alias of its row id."""
+"""A counting primary key. SQLite only makes INTEGER an alias of its row id."""
 
 EVENTS = Table(
     "events",
@@ -52,7 +52,7 @@ RUNS = Table(
     Column("run_id", Text, nullable=False, index=True),
     Column("pipeline", Text, nullable=False, index=True),
 )
-"""Which runs there are, and of which pipeline: one row a declaration, so that a name is found quickly."""
+"""Runs and their pipelines, one row per declaration, for fast lookups by name."""
 
 QUARANTINE = Table(
     "quarantine",
@@ -83,9 +83,9 @@ PRICE_BOOKS = Table(
     Column("digest", Text, nullable=False, index=True),
     Column("content", Text, nullable=False),
 )
-"""The price books that the ledger was given, as canonical JSON.
+"""The adopted price books, as canonical JSON.
 
-The newest one that knows a SKU and day decides.
+The newest one that prices a SKU on a day is used.
 """
 
 POSTINGS = Table(
@@ -118,9 +118,9 @@ POSTINGS = Table(
     Column("currency", Text, nullable=False),
     Column("hash", Text, nullable=False),
 )
-"""The entries of closed months, in the order of posting. `period` is the month they were posted in, `about`
-the month they are about (earlier, for an adjustment). `unit_price` is money an accelerator-hour, as an exact
-fraction.
+"""The lines of closed months in order of posting. `period` is the month they were posted in, `about` the
+month they are about (an earlier one for an adjustment). `unit_price` is the price of an accelerator-hour as
+an exact fraction.
 """
 
 CLOSES = Table(
@@ -136,7 +136,8 @@ CLOSES = Table(
 )
 """The closed months.
 
-Each knows the events up to `through_seq` and the price books up to id `prices`. `head`: of the hash chain.
+Each includes the events up to `through_seq` and the price books up to id `prices`. `head` is the head of the
+hash chain.
 """
 
 BUDGETS = Table(
@@ -152,7 +153,7 @@ BUDGETS = Table(
     Column("warn_at", Text, nullable=False),
     Column("recorded_ns", BigInteger, nullable=False),
 )
-"""What may be spent: the latest row of a name counts. Money in millionths of the currency."""
+"""Budget definitions; the latest row of a name counts. Money is in millionths of the currency."""
 
 TRANSFERS = Table(
     "transfers",
@@ -169,6 +170,10 @@ TRANSFERS = Table(
     Column("settled_after", BigInteger, nullable=False),
     UniqueConstraint("reservation", "budget", "kind"),
 )
+"""Two-phase transfers: `reserve`, then one of `settle`, `void`, `expire`.
+
+Each row has the balance after it.
+"""
 Index("transfers_of_budget", TRANSFERS.c.budget, TRANSFERS.c.id)
 """Two-phase transfers: `reserve`, then one of `settle`, `void`, `expire`.
 

@@ -1,6 +1,6 @@
 """Alembic migrations of the ledger's tables.
 
-`upgrade` brings a store to the newest version, `downgrade` back to one.
+`upgrade` brings a store to the newest version, `downgrade` back to an older one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 HEAD = "0003"
-"""The version that this code reads and writes."""
+"""The schema version that this code reads and writes."""
 
 
 def version_of(engine: Engine) -> str | None:
-    """The version of a store; None if it has no tables yet. Raises LedgerUnavailableError."""
+    """The schema version of a store; None if it has no tables yet. Raises LedgerUnavailableError."""
     with reading(engine) as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
@@ -29,7 +29,7 @@ def version_of(engine: Engine) -> str | None:
 
 
 def upgrade(engine: Engine, revision: str = HEAD) -> None:
-    """Make or extend the tables, in one transaction.
+    """Create or extend the tables in one transaction.
 
     Raises LedgerStateError if the store is newer than this code.
     """
@@ -47,7 +47,7 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Take migrations back to `revision`, or to nothing (`base`). What the dropped tables held is lost."""
+    """Revert migrations to `revision`, or all of them (`base`). The content of dropped tables is lost."""
     from alembic import command
 
     with writing(engine) as connection:
@@ -57,9 +57,7 @@ def downgrade(engine: Engine, revision: str) -> None:
 
 
 def require_head(engine: Engine) -> None:
-    """Bring a store to HEAD unless it is there: what every opening does, without importing Alembic for
-    nothing.
-    """
+    """Upgrade a store to HEAD unless it is there. Does not import Alembic unnecessarily."""
     if version_of(engine) != HEAD:
         upgrade(engine)
 

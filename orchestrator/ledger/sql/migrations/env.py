@@ -1,4 +1,4 @@
-"""How Alembic runs a migration: on the connection that `migrations.upgrade` and `downgrade` hand over."""
+"""Runs a migration on the connection passed by `migrations.upgrade` or `downgrade`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables and protect them."""
+    """Create the tables and their triggers."""
     op.create_table(
         "events",
         sa.Column("seq", SEQUENCE, autoincrement=False, nullable=False),
@@ -82,7 +82,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, their indexes and triggers with them."""
+    """Drop the tables with their indexes and triggers."""
     op.drop_table("spool_cursors")
     op.drop_table("quarantine")
     op.drop_table("runs")

@@ -17,7 +17,7 @@ SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables and protect them."""
+    """Create the tables and their triggers."""
     op.create_table(
         "price_books",
         sa.Column("id", SEQUENCE, autoincrement=True, nullable=False),
@@ -77,7 +77,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, their indexes and triggers with them."""
+    """Drop the tables with their indexes and triggers."""
     op.drop_table("closes")
     op.drop_table("postings")
     op.drop_table("price_books")

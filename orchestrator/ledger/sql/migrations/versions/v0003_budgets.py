@@ -16,7 +16,7 @@ SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables and protect them."""
+    """Create the tables and their triggers."""
     op.create_table(
         "budgets",
         sa.Column("id", SEQUENCE, autoincrement=True, nullable=False),
@@ -52,6 +52,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, their indexes and triggers with them."""
+    """Drop the tables with their indexes and triggers."""
     op.drop_table("transfers")
     op.drop_table("budgets")
