@@ -19,10 +19,10 @@ from typing import NamedTuple
 from orchestrator.ledger.archive import GENESIS, Archive, Close, chain
 from orchestrator.ledger.booking import BookingPolicy
 from orchestrator.ledger.calendar import DAY_NS, date_of, following_month, month_bounds
-from orchestrator.ledger.derive import derive
+from orchestrator.ledger.derive import lines_from_events
 from orchestrator.ledger.errors import LedgerError, LedgerStateError, UnknownPriceError
 from orchestrator.ledger.journal import Journal
-from orchestrator.ledger.lines import LineKey, Lines, add, coarse, left_out, subtract
+from orchestrator.ledger.lines import LineKey, Lines, add, keep_fields, left_out, subtract
 from orchestrator.ledger.mart import Mart
 from orchestrator.ledger.prices import PriceTable
 from orchestrator.ledger.pricing import Pricer
@@ -65,7 +65,7 @@ class Accounts:
         outside `keep` are left empty and the lines merged.
         """
         events = (recorded.event for recorded in self._journal.events(known_by_ns=as_of_ns))
-        lines = coarse(derive(events, as_of_ns, self._policy), keep)
+        lines = keep_fields(lines_from_events(events, as_of_ns, self._policy), keep)
         return self._counted(lines, self._archive.closes(as_of_ns), keep)
 
     def counted_now(self, now_ns: int, keep: Collection[str] = LineKey._fields) -> Iterator[CountedLine]:
@@ -78,7 +78,7 @@ class Accounts:
             return found
         through = self._journal.head()
         events = (recorded.event for recorded in self._journal.events(through_seq=through))
-        return through, coarse(derive(events, now_ns, self._policy), keep)
+        return through, keep_fields(lines_from_events(events, now_ns, self._policy), keep)
 
     def _counted(self, lines: Lines, closes: Sequence[Close], keep: Collection[str]) -> Iterator[CountedLine]:
         if not closes:

@@ -26,7 +26,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from orchestrator.ledger.calendar import DAY_NS, cut_at_midnight
-from orchestrator.ledger.corrections import Rejection, effective
+from orchestrator.ledger.corrections import Rejection, apply_corrections
 from orchestrator.ledger.events import (
     IDLE,
     LOST,
@@ -137,7 +137,7 @@ def book(
     events: Iterable[Event], as_of_ns: int, policy: BookingPolicy = STANDARD_POLICY
 ) -> tuple[list[BookedLease], list[Rejection]]:
     """Book all leases in `events` as of `as_of_ns`. Returns them by lease id, and the rejected events."""
-    counted, rejected = effective(events)
+    counted, rejected = apply_corrections(events)
     booked: list[BookedLease] = []
     for _, lease in sorted(group_by_lease(counted).items()):
         result = book_lease(lease, as_of_ns, policy, rejected)
@@ -152,7 +152,7 @@ def book_lease(
     """Book one lease as of `as_of_ns`. Returns None if it was not open yet. Rejected events are appended to
     `rejected`.
     """
-    facts = settle(lease, policy, rejected)
+    facts = lease_facts(lease, policy, rejected)
     if facts is None or facts.opened.at_ns >= as_of_ns:
         return None
     end, lost_from, ending = _extent(facts, as_of_ns, policy.grace_ns)
@@ -174,7 +174,7 @@ class LeaseFacts:
     last_sign_ns: int
 
 
-def settle(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection]) -> LeaseFacts | None:
+def lease_facts(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection]) -> LeaseFacts | None:
     """Resolve the events of a lease. Returns None if it was never opened. Rejected events are appended to
     `rejected`.
     """

@@ -25,7 +25,7 @@ from orchestrator.ledger.errors import LedgerError, LedgerStateError
 MICRO = Decimal("0.000001")
 
 
-class Kind(StrEnum):
+class TransferKind(StrEnum):
     """What a transfer does. WARN moves no money: it records that a threshold was crossed and reported."""
 
     RESERVE = "reserve"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
     WARN = "warn"
 
 
-ENDINGS = (Kind.SETTLE, Kind.VOID, Kind.EXPIRE)
+ENDINGS = (TransferKind.SETTLE, TransferKind.VOID, TransferKind.EXPIRE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Transfer:
     """An entry in a budget's account, with the balance after it, in millionths."""
 
     budget: str
-    kind: Kind
+    kind: TransferKind
     reservation: str
     run_id: str
     micros: int
@@ -208,7 +208,9 @@ class Budgets:
                 if refusal is not None:
                     return refusal
             for name in names:
-                line = Transfer(name, Kind.RESERVE, reservation, run_id, micros, now + lifetime_ns, now, 0, 0)
+                line = Transfer(
+                    name, TransferKind.RESERVE, reservation, run_id, micros, now + lifetime_ns, now, 0, 0
+                )
                 _post(book, line, pending=micros)
         return None
 
@@ -218,11 +220,11 @@ class Budgets:
         Repeating a settlement changes nothing. Raises LedgerError if `amount` is more than was reserved,
         LedgerStateError if the reservation is unknown or has ended.
         """
-        self._end(reservation, Kind.SETTLE, to_micros(amount, ROUND_HALF_EVEN))
+        self._end(reservation, TransferKind.SETTLE, to_micros(amount, ROUND_HALF_EVEN))
 
     def void(self, reservation: str) -> None:
         """Release a whole reservation. Raises LedgerStateError as `settle` does."""
-        self._end(reservation, Kind.VOID, 0)
+        self._end(reservation, TransferKind.VOID, 0)
 
     def reserved(self, reservation: str) -> Decimal:
         """The amount of a reservation, even if it has ended. Raises LedgerStateError if it is unknown."""
@@ -236,11 +238,11 @@ class Budgets:
         """The last reservation of a run, if it was neither settled nor voided because the run died."""
         with self._store.transaction() as book:
             transfers = book.of_run(run_id)
-        last = next((one for one in reversed(transfers) if one.kind is Kind.RESERVE), None)
+        last = next((one for one in reversed(transfers) if one.kind is TransferKind.RESERVE), None)
         if last is None:
             return None
         ended = {one.kind for one in transfers if one.reservation == last.reservation}
-        return None if ended & {Kind.SETTLE, Kind.VOID} else last
+        return None if ended & {TransferKind.SETTLE, TransferKind.VOID} else last
 
     def expire(self) -> list[str]:
         """End all reservations that have expired, and return their names."""
@@ -268,16 +270,16 @@ class Budgets:
             for share in status.crossed:
                 said = f"{name}@{status.budget.limit}x{share}"
                 if not book.of_reservation(said):
-                    _post(book, Transfer(name, Kind.WARN, said, "", 0, 0, now, 0, 0))
+                    _post(book, Transfer(name, TransferKind.WARN, said, "", 0, 0, now, 0, 0))
                     fresh.append(share)
             return fresh
 
-    def _end(self, reservation: str, kind: Kind, spent: int) -> None:
+    def _end(self, reservation: str, kind: TransferKind, spent: int) -> None:
         with self._store.transaction() as book:
             known = book.of_reservation(reservation)
             if not known:
                 raise LedgerStateError(f"Unknown reservation {reservation}.")
-            reserved = [transfer for transfer in known if transfer.kind is Kind.RESERVE]
+            reserved = [transfer for transfer in known if transfer.kind is TransferKind.RESERVE]
             ended = [transfer for transfer in known if transfer.kind in ENDINGS]
             if ended:
                 if all((one.kind, one.micros) == (kind, spent) for one in ended):
@@ -295,7 +297,9 @@ class Budgets:
         ended: list[str] = []
         for overdue in book.overdue(name, now_ns):
             for one in book.of_reservation(overdue.reservation):
-                _post(book, replace(one, kind=Kind.EXPIRE, micros=0, at_ns=now_ns), pending=-one.micros)
+                _post(
+                    book, replace(one, kind=TransferKind.EXPIRE, micros=0, at_ns=now_ns), pending=-one.micros
+                )
             ended.append(overdue.reservation)
         return ended
 

@@ -50,7 +50,7 @@ def resolve(corrections: Iterable[Correction], known: Container[str]) -> Correct
     return Corrections(frozenset(corrected), tuple(replacements), tuple(rejected))
 
 
-def effective(events: Iterable[Event]) -> tuple[list[Event], list[Rejection]]:
+def apply_corrections(events: Iterable[Event]) -> tuple[list[Event], list[Rejection]]:
     """The events that count: each `event_id` once, with corrected events replaced or removed."""
     by_id: dict[str, Event] = {}
     for event in events:

@@ -95,13 +95,13 @@ class Journal(Protocol):
         """The existing events with those ids."""
         ...
 
-    def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
+    def events_without_lease(self, after_seq: int, through_seq: int) -> list[Event]:
         """Events that are not about a lease (runs, purposes, corrections, stated usage) with after < seq <=
         through, in order.
         """
         ...
 
-    def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
+    def changed_leases(self, after_seq: int, through_seq: int) -> dict[str, int]:
         """The leases with events with after < seq <= through, each with the total number of its events."""
         ...
 
@@ -244,10 +244,10 @@ class MemoryJournal:
     def find(self, ids: Collection[str]) -> list[Event]:
         return [recorded.event for recorded in self._recorded if recorded.event.event_id in ids]
 
-    def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
+    def events_without_lease(self, after_seq: int, through_seq: int) -> list[Event]:
         return [row.event for row in self._recorded[after_seq:through_seq] if not lease_of(row.event)]
 
-    def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
+    def changed_leases(self, after_seq: int, through_seq: int) -> dict[str, int]:
         fresh = {lease_of(row.event) for row in self._recorded[after_seq:through_seq]} - {""}
         counts = dict.fromkeys(fresh, 0)
         for row in self._recorded:

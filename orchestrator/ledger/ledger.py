@@ -16,7 +16,7 @@ from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPol
 from orchestrator.ledger.budgets import Budgets, BudgetStore
 from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.completion import Completion, completion
-from orchestrator.ledger.corrections import Rejection, effective
+from orchestrator.ledger.corrections import Rejection, apply_corrections
 from orchestrator.ledger.entries import lease_entries, stated_entries
 from orchestrator.ledger.errors import LedgerError, UnknownRunError
 from orchestrator.ledger.events import Correction, Event, UsageStated, parse_event
@@ -272,7 +272,7 @@ class Ledger:
     def events(self, runs: Collection[str] | None = None, as_of_ns: int | None = None) -> list[Event]:
         """The events that count, after corrections: all of them, or those about some runs."""
         known = self._journal.events(runs, known_by_ns=as_of_ns)
-        return effective(recorded.event for recorded in known)[0]
+        return apply_corrections(recorded.event for recorded in known)[0]
 
     def counted(self, as_of_ns: int | None = None) -> Iterator[CountedLine]:
         """All lines that count, as known at `as_of_ns`: the basis of all reports."""
@@ -290,8 +290,10 @@ class Ledger:
         (None: up to the last event).
         """
         head = self._journal.head()
-        leases = leases_to_compare(recording, self._journal.news(0, head))
-        corrections = (event for event in self._journal.unleased(0, head) if isinstance(event, Correction))
+        leases = leases_to_compare(recording, self._journal.changed_leases(0, head))
+        corrections = (
+            event for event in self._journal.events_without_lease(0, head) if isinstance(event, Correction)
+        )
         events = [*corrections, *self._journal.of_leases(leases, head)]
         return reconcile_ray(events, recording, tolerance_ns, self._now_ns(), self._policy, until_ns)
 
@@ -385,7 +387,7 @@ class Ledger:
     ) -> tuple[list[BookedLease], list[UsageStated], list[Rejection]]:
         events = [recorded.event for recorded in self._journal.events(runs, known_by_ns=known_by_ns)]
         booked, rejected = book(events, as_of_ns, self._policy)
-        stated = [event for event in effective(events)[0] if isinstance(event, UsageStated)]
+        stated = [event for event in apply_corrections(events)[0] if isinstance(event, UsageStated)]
         return booked, stated, rejected
 
     def _pricer(self, as_of_ns: int | None) -> Pricer:

@@ -119,7 +119,7 @@ def left_out(keep: Collection[str]) -> dict[str, Any]:
     }
 
 
-def coarse(lines: Lines, keep: Collection[str]) -> Lines:
+def keep_fields(lines: Lines, keep: Collection[str]) -> Lines:
     """Merge lines that only differ in fields outside `keep`, and leave those fields empty."""
     blanks = left_out(keep)
     if not blanks:

@@ -35,7 +35,7 @@ from orchestrator.ledger.entries import stated_entries
 from orchestrator.ledger.events import Correction, Event, UsageStated, event_from_json
 from orchestrator.ledger.journal import Journal, lease_of
 from orchestrator.ledger.labels import UNLABELLED, Labels, labels_of
-from orchestrator.ledger.lines import LineKey, Lines, add, coarse, left_out, to_lines
+from orchestrator.ledger.lines import LineKey, Lines, add, keep_fields, left_out, to_lines
 from orchestrator.ledger.mart_parts import LeaseRow, PartJob, book_part, read_leases, write_leases
 from orchestrator.ledger.mart_workers import book_parts
 
@@ -84,11 +84,11 @@ class Mart:
         self._worthwhile_events = worthwhile_events
 
     def lines(self, as_of_ns: int, keep: Collection[str]) -> tuple[int, Lines] | None:
-        """All lines as they stand at `as_of_ns`, as `derive` has them, with the fields outside `keep` left
-        empty.
+        """All lines as of `as_of_ns`, as `lines_from_events` returns them, with the fields outside `keep`
+        left empty.
 
-        Brings the mart up to date first, and returns the last event that it includes. None if the journal is
-        too small to be worth it, if the mart cannot be written, or if an event is later than `as_of_ns`: the
+        Updates the mart first, and also returns the last event that it includes. None if the journal is too
+        small to be worth it, if the mart cannot be written, or if an event is later than `as_of_ns`: the
         mart knows no earlier state.
         """
         if self._journal.head() < self._worthwhile_events:
@@ -103,15 +103,15 @@ class Mart:
             index = self._refresh()
             if index.latest_ns > as_of_ns:
                 return None
-            unleased = self._journal.unleased(0, index.seq)
-            found = self._resolve(event for event in unleased if isinstance(event, Correction))
-            counted = [event for event in unleased if event.event_id not in found.corrected]
+            without_lease = self._journal.events_without_lease(0, index.seq)
+            found = self._resolve(event for event in without_lease if isinstance(event, Correction))
+            counted = [event for event in without_lease if event.event_id not in found.corrected]
             counted += [event for event in found.replacements if not lease_of(event)]
             labels = labels_of(counted)
             lines = self._leased(index, labels, keep)
-            add(lines, coarse(self._tails(index, labels, as_of_ns), keep).items())
+            add(lines, keep_fields(self._tails(index, labels, as_of_ns), keep).items())
         stated = stated_entries(event for event in counted if isinstance(event, UsageStated))
-        add(lines, coarse(to_lines(stated, labels), keep).items())
+        add(lines, keep_fields(to_lines(stated, labels), keep).items())
         return index.seq, lines
 
     def parts(self) -> list[Path]:
@@ -135,14 +135,14 @@ class Mart:
         head = self._journal.head()
         if index.seq == head:
             return index
-        news = self._with_corrected(self._journal.news(index.seq, head), index.seq, head)
+        changed = self._with_corrected(self._journal.changed_leases(index.seq, head), index.seq, head)
         leases = read_leases(self._folder / index.leases) if index.leases else {}
-        jobs = self._jobs(news, head, index, leases)
-        if self._url and sum(news.values()) >= PARALLEL_EVENTS:
+        jobs = self._jobs(changed, head, index, leases)
+        if self._url and sum(changed.values()) >= PARALLEL_EVENTS:
             booked = book_parts(self._url, jobs)
         else:
             booked = [book_part(job, self._journal) for job in jobs]
-        for lease_id in news:
+        for lease_id in changed:
             before = leases.pop(lease_id, None)
             index.stale_rows += before.rows if before else 0
         for job, rows in zip(jobs, booked, strict=True):
@@ -158,13 +158,15 @@ class Mart:
         return index
 
     def _jobs(
-        self, news: Mapping[str, int], head: int, index: Index, leases: Mapping[str, LeaseRow]
+        self, changed: Mapping[str, int], head: int, index: Index, leases: Mapping[str, LeaseRow]
     ) -> list[PartJob]:
         """The work of an update, split into parts; assigns numbers to new leases and parts."""
-        corrections = (event for event in self._journal.unleased(0, head) if isinstance(event, Correction))
+        corrections = (
+            event for event in self._journal.events_without_lease(0, head) if isinstance(event, Correction)
+        )
         found = self._resolve(corrections)
         jobs: list[PartJob] = []
-        for batch in _batches(news):
+        for batch in _batches(changed):
             numbers: dict[str, int] = {}
             for lease_id in batch:
                 if lease_id in leases:
@@ -177,17 +179,19 @@ class Mart:
             index.next_part += 1
         return jobs
 
-    def _with_corrected(self, news: dict[str, int], after_seq: int, head: int) -> dict[str, int]:
+    def _with_corrected(self, changed: dict[str, int], after_seq: int, head: int) -> dict[str, int]:
         """Leases with new events, and leases that a correction moves an event from or to."""
-        fresh = {event.event_id for event in self._journal.unleased(after_seq, head)}
-        corrections = [event for event in self._journal.unleased(0, head) if isinstance(event, Correction)]
+        fresh = {event.event_id for event in self._journal.events_without_lease(after_seq, head)}
+        corrections = [
+            event for event in self._journal.events_without_lease(0, head) if isinstance(event, Correction)
+        ]
         by_id = {event.event_id: event for event in self._journal.find({one.corrects for one in corrections})}
         touched: set[str] = set()
         for correction in corrections:
             moved = _leases_of(correction, by_id)
-            if correction.event_id in fresh or not moved.isdisjoint(news):
+            if correction.event_id in fresh or not moved.isdisjoint(changed):
                 touched |= moved
-        return {**dict.fromkeys(touched, 1), **news}
+        return {**dict.fromkeys(touched, 1), **changed}
 
     def _resolve(self, corrections: Iterable[Correction]) -> Corrections:
         listed = list(corrections)
@@ -328,11 +332,11 @@ def default_folder(url: str) -> Path:
     return Path(cache) / "orchestrator" / "ledger" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def _batches(news: Mapping[str, int]) -> Iterator[list[str]]:
+def _batches(changed: Mapping[str, int]) -> Iterator[list[str]]:
     """Split leases into batches of about BATCH_EVENTS events."""
     batch: list[str] = []
     size = 0
-    for lease_id, events in news.items():
+    for lease_id, events in changed.items():
         batch.append(lease_id)
         size += events
         if size >= BATCH_EVENTS:

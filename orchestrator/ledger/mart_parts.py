@@ -18,7 +18,7 @@ from orchestrator.ledger.booking import (
     Slice,
     book_lease,
     group_by_lease,
-    settle,
+    lease_facts,
 )
 from orchestrator.ledger.calendar import DAY_NS
 from orchestrator.ledger.corrections import Corrections
@@ -91,7 +91,7 @@ def _book_part(job: PartJob, journal: Journal) -> list[LeaseRow]:
 def _book_lease(
     lease: LeaseEvents, number: int, policy: BookingPolicy, writer: _PartWriter
 ) -> LeaseRow | None:
-    facts = settle(lease, policy, [])
+    facts = lease_facts(lease, policy, [])
     if facts is None:
         return None
     until = facts.last_sign_ns if facts.closed is None else facts.closed.at_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from orchestrator.ledger.budgets import ENDINGS, Budget, Kind, Transfer
+from orchestrator.ledger.budgets import ENDINGS, Budget, Transfer, TransferKind
 
 
 class MemoryBudgets:
@@ -49,7 +49,7 @@ class MemoryBudgets:
             transfer
             for transfer in self.transfers
             if transfer.budget == name
-            and transfer.kind is Kind.RESERVE
+            and transfer.kind is TransferKind.RESERVE
             and transfer.expires_ns <= now_ns
             and transfer.reservation not in ended
         ]

@@ -20,7 +20,7 @@ from typing import Any
 SCHEMA = 1
 
 
-class Kind(StrEnum):
+class RayDiscrepancy(StrEnum):
     """Kinds of discrepancies between Ray and the ledger."""
 
     ACTOR_NOT_LEASED = "actor_not_leased"
@@ -40,7 +40,7 @@ class RayFinding:
     discrepancy, for one accelerator.
     """
 
-    kind: Kind
+    kind: RayDiscrepancy
     actor: str
     actor_id: str
     life: int
@@ -73,5 +73,5 @@ class RayReconciliation:
 
     def to_dict(self) -> dict[str, Any]:
         found = Counter(finding.kind for finding in self.findings)
-        counts = {kind.value: found[kind] for kind in Kind}
+        counts = {kind.value: found[kind] for kind in RayDiscrepancy}
         return {"schema": SCHEMA, "clean": self.clean, "counts": counts, **asdict(self)}

@@ -22,12 +22,12 @@ from orchestrator.ledger.booking import (
     LeaseEvents,
     book_lease,
     group_by_lease,
-    settle,
+    lease_facts,
 )
-from orchestrator.ledger.corrections import effective
+from orchestrator.ledger.corrections import apply_corrections
 from orchestrator.ledger.events import Event, LeaseOpened, SpanRecorded
 from orchestrator.ledger.ray_events import Death, Life, Recording
-from orchestrator.ledger.ray_findings import Kind, RayFinding, RayReconciliation
+from orchestrator.ledger.ray_findings import RayDiscrepancy, RayFinding, RayReconciliation
 
 NODE_ID_LENGTH = 56
 """Length of a node id in hexadecimal. Anything else in a lease is a node's name, which Ray may not report."""
@@ -68,10 +68,10 @@ def reconcile_ray(
     """
     until = recording.last_ns if until_ns is None else until_ns
     comparison = _Comparison(recording, tolerance_ns, as_of_ns, until)
-    leases = group_by_lease(effective(events)[0])
+    leases = group_by_lease(apply_corrections(events)[0])
     for _, lease in sorted(leases.items()):
         booked = book_lease(lease, as_of_ns, policy, [])
-        facts = settle(lease, policy, [])
+        facts = lease_facts(lease, policy, [])
         if booked is not None and facts is not None:
             comparison.take(booked, facts.spans, lease)
     findings = comparison.findings()
@@ -130,7 +130,15 @@ class _Comparison:
         if not lives:
             if not opened.placement_group and booked.end_ns > self.recording.first_ns:
                 detail = "not in Ray's events"
-                self._add(Kind.ACTOR_NOT_IN_RAY, opened, None, None, booked.start_ns, booked.ns, detail)
+                self._add(
+                    RayDiscrepancy.ACTOR_NOT_IN_RAY,
+                    opened,
+                    None,
+                    None,
+                    booked.start_ns,
+                    booked.ns,
+                    detail,
+                )
             return
         self.leases += 1
         by_actor: dict[str, list[SpanRecorded]] = {}
@@ -199,7 +207,7 @@ class _Comparison:
                 ns = sum(span.end_ns - span.start_ns for span in seen)
                 detail = f"{len(seen)} pieces of work of {actor}, an actor that is not in Ray's events"
                 first_ns = min(span.start_ns for span in seen)
-                self._add(Kind.ACTOR_NOT_IN_RAY, opened, None, None, first_ns, ns, detail, actor)
+                self._add(RayDiscrepancy.ACTOR_NOT_IN_RAY, opened, None, None, first_ns, ns, detail, actor)
             return
         if opened.placement_group:
             self._compare_node(opened, lives[-1])
@@ -212,7 +220,7 @@ class _Comparison:
             where = "after its death" if after else "before its start"
             detail = f"{len(outside)} of {len(work)} pieces of work, the largest {where}"
             ns = sum(ns for _, ns in outside)
-            self._add(Kind.WORK_OUTSIDE_LIFE, opened, life, ray_ns, ledger_ns, ns, detail)
+            self._add(RayDiscrepancy.WORK_OUTSIDE_LIFE, opened, life, ray_ns, ledger_ns, ns, detail)
 
     def _outside(self, span: SpanRecorded, lives: Sequence[Life]) -> int:
         """How long a span lies outside all of the lives; 0 if within the tolerance."""
@@ -235,12 +243,28 @@ class _Comparison:
         if early > self.tolerance_ns:
             detail = "leased before the actor was requested"
             ledger_ns = booked.start_ns
-            self._add(Kind.LEASED_TOO_LONG, booked.opened, life, life.pending_ns, ledger_ns, early, detail)
+            self._add(
+                RayDiscrepancy.LEASED_TOO_LONG,
+                booked.opened,
+                life,
+                life.pending_ns,
+                ledger_ns,
+                early,
+                detail,
+            )
         if life.start_ns is not None:
             late = booked.start_ns - (life.start_ns + life.grain_ns - 1)
             if late > self.tolerance_ns:
                 detail, ledger_ns = "the actor was alive before it was leased", booked.start_ns
-                self._add(Kind.LEASED_TOO_SHORT, booked.opened, life, life.start_ns, ledger_ns, late, detail)
+                self._add(
+                    RayDiscrepancy.LEASED_TOO_SHORT,
+                    booked.opened,
+                    life,
+                    life.start_ns,
+                    ledger_ns,
+                    late,
+                    detail,
+                )
 
     def _compare_end(self, booked: BookedLease, lives: Sequence[Life]) -> None:
         """A lease must end when its last holder died."""
@@ -255,7 +279,13 @@ class _Comparison:
             ):
                 detail = "the actor is alive, but its lease has ended"
                 self._add(
-                    Kind.LEASED_TOO_SHORT, booked.opened, last, self.until_ns, booked.end_ns, early, detail
+                    RayDiscrepancy.LEASED_TOO_SHORT,
+                    booked.opened,
+                    last,
+                    self.until_ns,
+                    booked.end_ns,
+                    early,
+                    detail,
                 )
             return
         late = booked.end_ns - self._latest_end(last)
@@ -263,11 +293,27 @@ class _Comparison:
             detail = (
                 f"{_ENDINGS[booked.ending]} after {'its last actor' if len(lives) > 1 else 'the actor'} died"
             )
-            self._add(Kind.LEASED_TOO_LONG, booked.opened, last, last.end_ns, booked.end_ns, late, detail)
+            self._add(
+                RayDiscrepancy.LEASED_TOO_LONG,
+                booked.opened,
+                last,
+                last.end_ns,
+                booked.end_ns,
+                late,
+                detail,
+            )
         early = last.end_ns - booked.end_ns
         if early > self.tolerance_ns and not booked.opened.placement_group:
             detail = f"{_ENDINGS[booked.ending]} before the actor died"
-            self._add(Kind.LEASED_TOO_SHORT, booked.opened, last, last.end_ns, booked.end_ns, early, detail)
+            self._add(
+                RayDiscrepancy.LEASED_TOO_SHORT,
+                booked.opened,
+                last,
+                last.end_ns,
+                booked.end_ns,
+                early,
+                detail,
+            )
         self._compare_death(booked, last)
 
     def _compare_death(self, booked: BookedLease, last: Life) -> None:
@@ -282,14 +328,14 @@ class _Comparison:
             return
         ns = sum(piece.ns for piece in booked.slices if piece.activity == "lost")
         detail = f"booked as {said}; Ray: {last.cause}"
-        self._add(Kind.DEATH_DIFFERS, booked.opened, last, last.end_ns, booked.end_ns, ns, detail)
+        self._add(RayDiscrepancy.DEATH_DIFFERS, booked.opened, last, last.end_ns, booked.end_ns, ns, detail)
 
     def _compare_node(self, opened: LeaseOpened, life: Life) -> None:
         known = {life.node, *self.recording.nodes.get(life.node, ())} - {""}
         judged = life.node in self.recording.nodes or len(opened.node) == NODE_ID_LENGTH
         if known and opened.node and judged and opened.node not in known:
             detail = f"leased on {opened.node}, ran on {', '.join(sorted(known))}"
-            self._add(Kind.NODE_DIFFERS, opened, life, life.start_ns, opened.at_ns, 0, detail)
+            self._add(RayDiscrepancy.NODE_DIFFERS, opened, life, life.start_ns, opened.at_ns, 0, detail)
 
     def _compare_life(self, life: Life, start_ns: int) -> None:
         """Check that a life with resources is leased for all of its time."""
@@ -313,14 +359,24 @@ class _Comparison:
             ):
                 if ns > self.tolerance_ns:
                     self._found.append(
-                        _finding(Kind.LEASED_TOO_SHORT, life, extent.lease_id, ray_ns, ledger_ns, ns, detail)
+                        _finding(
+                            RayDiscrepancy.LEASED_TOO_SHORT,
+                            life,
+                            extent.lease_id,
+                            ray_ns,
+                            ledger_ns,
+                            ns,
+                            detail,
+                        )
                     )
         elif (life.actor_id, life.number) not in self._leased and end_ns - start_ns > self.tolerance_ns:
             what = f"{life.gpus:g} GPUs" if life.gpus else f"{life.cpus:g} CPUs"
             where = f", in placement group {life.group}" if life.group else ""
             detail = f"{what}{where}: no lease"
             ns = end_ns - start_ns
-            self._found.append(_finding(Kind.ACTOR_NOT_LEASED, life, "", start_ns, None, ns, detail))
+            self._found.append(
+                _finding(RayDiscrepancy.ACTOR_NOT_LEASED, life, "", start_ns, None, ns, detail)
+            )
 
     def _latest_end(self, life: Life) -> int:
         return self._latest(life.end_ns or 0, life)
@@ -331,7 +387,7 @@ class _Comparison:
 
     def _add(
         self,
-        kind: Kind,
+        kind: RayDiscrepancy,
         opened: LeaseOpened,
         life: Life | None,
         ray_ns: int | None,
@@ -360,7 +416,7 @@ _ENDINGS = {
 
 
 def _finding(
-    kind: Kind,
+    kind: RayDiscrepancy,
     life: Life,
     lease_id: str,
     ray_ns: int | None,

@@ -36,7 +36,7 @@ SCHEMA = 1
 PLACES = 6
 
 
-class Kind(StrEnum):
+class DiscrepancyKind(StrEnum):
     """Kinds of discrepancies between bill and ledger, for a resource on a day."""
 
     BILLED_NOT_LEASED = "billed_not_leased"
@@ -64,7 +64,7 @@ class Finding:
     difference in cost, positive if the bill is higher.
     """
 
-    kind: Kind
+    kind: DiscrepancyKind
     day: str
     resource: str
     billed_hours: Decimal
@@ -113,7 +113,7 @@ class Reconciliation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; hours and amounts are decimal strings."""
-        counts = {kind.value: 0 for kind in Kind}
+        counts = {kind.value: 0 for kind in DiscrepancyKind}
         for finding in self.findings:
             counts[finding.kind] += 1
         return {"schema": SCHEMA, "clean": self.clean, "counts": counts, **_plain(asdict(self))}
@@ -225,12 +225,17 @@ class _Comparison:
         if not leased and any(line.hours for line in billed):
             self.unexplained += charged
             detail = f"{_skus(billed)}: not leased"
-            self._add(Kind.BILLED_NOT_LEASED, side, charged, detail)
+            self._add(DiscrepancyKind.BILLED_NOT_LEASED, side, charged, detail)
         elif leased and not billed:
-            self._add(Kind.LEASED_NOT_BILLED, side, -owed, f"{', '.join(sorted(leased))}: not on the bill")
+            self._add(
+                DiscrepancyKind.LEASED_NOT_BILLED,
+                side,
+                -owed,
+                f"{', '.join(sorted(leased))}: not on the bill",
+            )
         elif {line.sku for line in billed} != set(leased):
             detail = f"billed as {_skus(billed)}, leased as {', '.join(sorted(leased))}"
-            self._add(Kind.SKU_DIFFERS, side, charged - owed, detail)
+            self._add(DiscrepancyKind.SKU_DIFFERS, side, charged - owed, detail)
         elif leased:
             self._both(side, billed[0].sku)
         if len(self.findings) == before:
@@ -243,12 +248,12 @@ class _Comparison:
             per_hour = side.charged / side.paid if side.paid else side.owed / side.held
             self.unexplained += max(Fraction(0), difference * per_hour)
             more = "billed for longer than leased" if difference > 0 else "leased for longer than billed"
-            self._add(Kind.HOURS_DIFFER, side, difference * per_hour, f"{sku}: {more}")
+            self._add(DiscrepancyKind.HOURS_DIFFER, side, difference * per_hour, f"{sku}: {more}")
         if side.paid and side.held:
             billed, booked = side.charged / side.paid, side.owed / side.held
             if abs(billed - booked) > self._tolerances.price * booked:
                 detail = f"{sku}: {_short(billed)} per accelerator-hour, {_short(booked)} in the price book"
-                self._add(Kind.PRICE_DIFFERS, side, (billed - booked) * side.paid, detail)
+                self._add(DiscrepancyKind.PRICE_DIFFERS, side, (billed - booked) * side.paid, detail)
 
     def _twice(self, place: Place, line: BilledDay) -> None:
         amount = self._convert(line.twice_amount, line)
@@ -257,9 +262,9 @@ class _Comparison:
         charged = Fraction(line.twice_hours) * self._accelerators(line.sku)
         side = _Sides(place, charged, Fraction(0), amount, Fraction(0))
         detail = f"{line.sku}: {line.twice_hours.normalize():f} instance-hours charged more than once"
-        self._add(Kind.DUPLICATE_CHARGE, side, amount, detail)
+        self._add(DiscrepancyKind.DUPLICATE_CHARGE, side, amount, detail)
 
-    def _add(self, kind: Kind, side: _Sides, amount: Fraction, detail: str) -> None:
+    def _add(self, kind: DiscrepancyKind, side: _Sides, amount: Fraction, detail: str) -> None:
         day, resource = side.place
         self.findings.append(
             Finding(

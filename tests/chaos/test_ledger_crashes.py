@@ -121,7 +121,7 @@ def test_controllers_are_killed_and_promises_leases_and_budget_are_kept(tmp_path
     require_each_once(url, spool, promised)
     report = ledger.report(RUN)
     assert report.difference_ns == 0
-    assert report.attributed_ns + report.idle_ns == report.leased_ns > 0
+    assert report.attributed_ns + report.unattributed_ns == report.leased_ns > 0
     assert ledger.rejections(RUN) == []
     ledger.budgets.expire()
     status = ledger.budgets.status("team")

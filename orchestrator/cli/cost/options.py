@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.errors import ConfigError, RunNotFoundError
+from orchestrator.errors import ConfigError, RunNotFoundError, StateError
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -49,12 +49,14 @@ RUNS = Path("runs")
 
 @contextmanager
 def refusing() -> Generator[None]:
-    """Turn what the ledger refuses into the project's own error, so that it ends with exit code 2."""
+    """Translate errors of the ledger into errors of this project, which end with exit code 2."""
     from orchestrator.ledger.errors import LedgerError
 
     try:
         yield
     except LedgerError as error:
+        if not error.allowed:
+            raise StateError(str(error)) from error
         raise ConfigError(error.key, error.value, error.allowed, error.hint) from error
 
 

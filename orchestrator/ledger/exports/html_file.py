@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+from orchestrator.ledger.exports.sheet import Cell, ColumnKind, Sheet
 from orchestrator.ledger.exports.text import printable
 
 MAX_BARS = 25
@@ -26,7 +26,7 @@ class Bar:
 def write_html(sheet: Sheet, path: Path) -> None:
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=select_autoescape(["html", "j2"]))
-    shown = [place for place, column in enumerate(sheet.columns) if column.kind is not Kind.NS]
+    shown = [place for place, column in enumerate(sheet.columns) if column.kind is not ColumnKind.NS]
     page = environment.get_template("sheet.html.j2").render(
         sheet=sheet,
         title=printable(sheet.title),
@@ -43,7 +43,7 @@ def write_html(sheet: Sheet, path: Path) -> None:
 
 def bars(sheet: Sheet) -> list[Bar]:
     """The MAX_BARS largest rows, largest first."""
-    names = [place for place, column in enumerate(sheet.columns) if column.kind is Kind.TEXT]
+    names = [place for place, column in enumerate(sheet.columns) if column.kind is ColumnKind.TEXT]
     rows = [(row, amount) for row in sheet.rows if isinstance(amount := row[-1], Decimal)]
     rows.sort(key=lambda pair: -abs(pair[1]))
     longest = abs(rows[0][1]) if rows else Decimal(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+from orchestrator.ledger.exports.sheet import Cell, ColumnKind, Sheet
 
 
 def write_parquet(sheet: Sheet, path: Path) -> None:
@@ -21,8 +21,8 @@ def write_parquet(sheet: Sheet, path: Path) -> None:
     pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), path, compression="zstd")
 
 
-def _type(kind: Kind, cells: list[Cell]) -> pa.DataType:
-    if kind is Kind.TEXT:
+def _type(kind: ColumnKind, cells: list[Cell]) -> pa.DataType:
+    if kind is ColumnKind.TEXT:
         return pa.string()
     places = [-int(cell.as_tuple().exponent) for cell in cells if isinstance(cell, Decimal)]
     return pa.decimal128(38, max(places, default=0))

@@ -12,7 +12,7 @@ from orchestrator.ledger.run_report import RunReport
 Cell = str | int | Decimal | None
 
 
-class Kind(StrEnum):
+class ColumnKind(StrEnum):
     """What a column holds: names, whole nanoseconds, accelerator-hours or money."""
 
     TEXT = "text"
@@ -27,7 +27,7 @@ class Column:
 
     name: str
     label: str
-    kind: Kind
+    kind: ColumnKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,15 @@ class Sheet:
 
 def _figures(currency: str) -> tuple[Column, ...]:
     return (
-        Column("ns", "accelerator-nanoseconds", Kind.NS),
-        Column("accelerator_hours", "accelerator-hours", Kind.HOURS),
-        Column("amount", currency, Kind.MONEY),
+        Column("ns", "accelerator-nanoseconds", ColumnKind.NS),
+        Column("accelerator_hours", "accelerator-hours", ColumnKind.HOURS),
+        Column("amount", currency, ColumnKind.MONEY),
     )
 
 
 def report_sheet(report: Report, title: str, period: str) -> Sheet:
     """The table of a report by dimensions."""
-    named = tuple(Column(name, name.replace("_", " "), Kind.TEXT) for name in report.by)
+    named = tuple(Column(name, name.replace("_", " "), ColumnKind.TEXT) for name in report.by)
     rows = tuple((*map(str, row.values), row.ns, row.accelerator_hours, row.amount) for row in report.rows)
     labels = ("total", *[""] * (len(report.by) - 1))
     total = (*labels, report.ns, report.accelerator_hours, report.amount)
@@ -63,7 +63,7 @@ def report_sheet(report: Report, title: str, period: str) -> Sheet:
 
 def run_sheet(report: RunReport) -> Sheet:
     """The table of a run's report."""
-    named = tuple(Column(name, name, Kind.TEXT) for name in ("role", "activity", "resource"))
+    named = tuple(Column(name, name, ColumnKind.TEXT) for name in ("role", "activity", "resource"))
     rows = tuple(
         (row.role, row.activity, row.resource, row.ns, row.accelerator_hours, row.amount)
         for row in report.rows

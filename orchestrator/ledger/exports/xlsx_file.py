@@ -20,7 +20,7 @@ from openpyxl.worksheet.worksheet import Worksheet
 from openpyxl.xml.constants import ARC_CORE
 from openpyxl.xml.functions import tostring
 
-from orchestrator.ledger.exports.sheet import Cell, Kind, Sheet
+from orchestrator.ledger.exports.sheet import Cell, ColumnKind, Sheet
 from orchestrator.ledger.exports.text import printable
 
 HEADER_ROW = 4
@@ -86,7 +86,7 @@ def _write(page: Worksheet, row: int, place: int, cell: Cell) -> None:
 
 def _format_numbers(page: Worksheet, sheet: Sheet, last: int) -> None:
     for place, column in enumerate(sheet.columns, 1):
-        if column.kind is not Kind.TEXT:
+        if column.kind is not ColumnKind.TEXT:
             total = sheet.total[place - 1]
             places = -int(total.as_tuple().exponent) if isinstance(total, Decimal) else 0
             pattern = "#,##0" + ("." + "0" * places if places else "")

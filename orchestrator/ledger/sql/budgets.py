@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, func, select
 
-from orchestrator.ledger.budgets import ENDINGS, Budget, Kind, Transfer, from_micros, to_micros
+from orchestrator.ledger.budgets import ENDINGS, Budget, Transfer, TransferKind, from_micros, to_micros
 from orchestrator.ledger.sql.engine import reading, writing
 from orchestrator.ledger.sql.schema import BUDGETS, TRANSFERS
 
@@ -81,7 +81,7 @@ class _Book:
         ended = select(ending.c.id).where(same, ending.c.kind.in_([kind.value for kind in ENDINGS]))
         query = select(*_COLUMNS).where(
             TRANSFERS.c.budget == name,
-            TRANSFERS.c.kind == Kind.RESERVE.value,
+            TRANSFERS.c.kind == TransferKind.RESERVE.value,
             TRANSFERS.c.expires_ns <= now_ns,
             ~ended.exists(),
         )
@@ -107,4 +107,4 @@ def _budget(row: Row[Any]) -> Budget:
 
 def _transfer(row: Row[Any]) -> Transfer:
     budget, kind, *rest = tuple(row)
-    return Transfer(budget, Kind(kind), *rest)
+    return Transfer(budget, TransferKind(kind), *rest)

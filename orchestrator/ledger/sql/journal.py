@@ -135,13 +135,13 @@ class SqlJournal:
         with reading(self._engine) as connection:
             return [event_from_json(text) for text in _known(connection, sorted(ids)).values()]
 
-    def unleased(self, after_seq: int, through_seq: int) -> list[Event]:
+    def events_without_lease(self, after_seq: int, through_seq: int) -> list[Event]:
         query = select(EVENTS.c.payload).where(EVENTS.c.lease_id.is_(None))
         query = query.where(EVENTS.c.seq > after_seq, EVENTS.c.seq <= through_seq).order_by(EVENTS.c.seq)
         with reading(self._engine) as connection:
             return [event_from_json(text) for text in connection.scalars(query)]
 
-    def news(self, after_seq: int, through_seq: int) -> dict[str, int]:
+    def changed_leases(self, after_seq: int, through_seq: int) -> dict[str, int]:
         counts = select(EVENTS.c.lease_id, func.count().label("events")).where(EVENTS.c.lease_id.is_not(None))
         if after_seq:
             fresh = select(EVENTS.c.lease_id).where(EVENTS.c.seq > after_seq, EVENTS.c.seq <= through_seq)

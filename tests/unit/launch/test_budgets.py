@@ -10,7 +10,7 @@ import pytest
 from orchestrator.clock import FakeClock
 from orchestrator.config.run_config import BudgetConfig
 from orchestrator.launch.budgets import OWN, BudgetSubject, BudgetWarning, RunBudgets, StepTimer
-from orchestrator.ledger.budgets import Budget, Kind
+from orchestrator.ledger.budgets import Budget, TransferKind
 from orchestrator.ledger.calendar import DAY_NS, month_bounds
 from orchestrator.ledger.events import LeaseClosed, LeaseOpened
 from orchestrator.ledger.ledger import Ledger
@@ -322,8 +322,8 @@ def test_each_reservation_ends_once(ledger: Ledger, clock: FakeClock):
     run.stop()
     with ledger.budgets._store.transaction() as book:  # pyright: ignore[reportPrivateUsage]
         lines = book.of_run("run")
-    reserved = [line.reservation for line in lines if line.kind is Kind.RESERVE]
-    settled = [line.reservation for line in lines if line.kind is Kind.SETTLE]
+    reserved = [line.reservation for line in lines if line.kind is TransferKind.RESERVE]
+    settled = [line.reservation for line in lines if line.kind is TransferKind.SETTLE]
     assert sorted(reserved) == sorted(settled) and len(set(settled)) == len(settled) > 3
 
 

@@ -146,7 +146,7 @@ def test_what_is_left_of_today_is_now_and_a_later_day_is_not_known():
         lambda: desk.ledger.report_by(["team"], as_of_ns=tomorrow),
         lambda: headline(desk.ledger, "r", as_of_ns=tomorrow),
     ):
-        with pytest.raises(LedgerError, match="the future is not known"):
+        with pytest.raises(LedgerError, match="the future is unknown"):
             ask()
 
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from orchestrator.ledger.budgets import ENDINGS, Budget, Budgets, Kind, from_micros
+from orchestrator.ledger.budgets import ENDINGS, Budget, Budgets, TransferKind, from_micros
 from orchestrator.ledger.errors import LedgerError, LedgerStateError
 from orchestrator.ledger.memory_budgets import MemoryBudgets
 
@@ -46,7 +46,7 @@ class BudgetMachine(RuleBasedStateMachine):
             self.budgets.settle(name, spent)
             self.settled += spent
             del self.pending[name]
-        elif not self.ended_like(name, Kind.SETTLE, spent):
+        elif not self.ended_like(name, TransferKind.SETTLE, spent):
             self.must_refuse(lambda: self.budgets.settle(name, spent))
 
     @rule(name=reservations)
@@ -54,7 +54,7 @@ class BudgetMachine(RuleBasedStateMachine):
         if name in self.pending:
             self.budgets.void(name)
             del self.pending[name]
-        elif not self.ended_like(name, Kind.VOID, Decimal(0)):
+        elif not self.ended_like(name, TransferKind.VOID, Decimal(0)):
             self.must_refuse(lambda: self.budgets.void(name))
 
     @rule(by=st.integers(1, 15))
@@ -70,7 +70,7 @@ class BudgetMachine(RuleBasedStateMachine):
     def drop_overdue(self) -> None:
         self.pending = {name: row for name, row in self.pending.items() if row[1] > self.now}
 
-    def ended_like(self, name: str, kind: Kind, spent: Decimal) -> bool:
+    def ended_like(self, name: str, kind: TransferKind, spent: Decimal) -> bool:
         ended = [one for one in self.store.of_reservation(name) if one.kind in ENDINGS]
         return any((one.kind, from_micros(one.micros)) == (kind, spent) for one in ended)
 
@@ -90,12 +90,12 @@ class BudgetMachine(RuleBasedStateMachine):
         balance = (last.pending_after, last.settled_after) if last else (0, 0)
         assert from_micros(balance[0]) == sum(amount for amount, _ in self.pending.values())
         assert from_micros(balance[1]) == self.settled <= LIMIT
-        reserved = sum(one.micros for one in self.store.transfers if one.kind is Kind.RESERVE)
+        reserved = sum(one.micros for one in self.store.transfers if one.kind is TransferKind.RESERVE)
         ended = {one.reservation: one for one in self.store.transfers if one.kind in ENDINGS}
         given_back = sum(
             one.micros
             for one in self.store.transfers
-            if one.kind is Kind.RESERVE and one.reservation in ended
+            if one.kind is TransferKind.RESERVE and one.reservation in ended
         )
         assert (reserved - given_back, sum(one.micros for one in ended.values())) == balance
 

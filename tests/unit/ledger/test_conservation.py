@@ -15,8 +15,8 @@ from orchestrator.ledger.accounts import Accounts
 from orchestrator.ledger.archive import MemoryArchive, verify
 from orchestrator.ledger.booking import BookedLease, Ending, book
 from orchestrator.ledger.calendar import DAY_NS, HOUR_NS, month_bounds
-from orchestrator.ledger.corrections import effective
-from orchestrator.ledger.derive import derive
+from orchestrator.ledger.corrections import apply_corrections
+from orchestrator.ledger.derive import lines_from_events
 from orchestrator.ledger.events import IDLE, LOST, Event, SpanRecorded
 from orchestrator.ledger.journal import MemoryJournal
 from orchestrator.ledger.ledger import Ledger
@@ -43,7 +43,7 @@ def covered(lease: BookedLease, spans: list[SpanRecorded]) -> int:
 def test_a_lease_is_its_spans_idle_and_lost_time(events: list[Event], as_of: int):
     booked, rejected = book(events, as_of, POLICY)
     refused = {row.event_id for row in rejected}
-    counted, _ = effective(events)
+    counted, _ = apply_corrections(events)
     for lease in booked:
         spans = [
             event
@@ -68,7 +68,7 @@ def test_a_lease_is_its_spans_idle_and_lost_time(events: list[Event], as_of: int
 def test_order_and_duplicates_change_nothing(events: list[Event], chance: random.Random):
     again = [*events, *chance.sample(events, k=len(events) // 2)]
     chance.shuffle(again)
-    assert derive(again, LATER, POLICY) == derive(events, LATER, POLICY)
+    assert lines_from_events(again, LATER, POLICY) == lines_from_events(events, LATER, POLICY)
     assert sorted(map(str, book(again, LATER, POLICY)[1])) == sorted(map(str, book(events, LATER, POLICY)[1]))
 
 
@@ -94,7 +94,7 @@ def test_closing_months_moves_nothing_and_the_past_stays_as_it_was(
             accounts.close(month, clock[0])
             answers[clock[0]] = by_kind(accounts, clock[0])
         clock[0] += 1
-    assert by_kind(accounts, clock[0]) == without_price(derive(events, clock[0], POLICY))
+    assert by_kind(accounts, clock[0]) == without_price(lines_from_events(events, clock[0], POLICY))
     for moment, answer in answers.items():
         assert by_kind(accounts, moment) == answer
     closes = archive.closes()
@@ -129,7 +129,7 @@ def test_printed_lines_add_up_to_the_printed_total(events: list[Event], by: list
     report = ledger.report_by(by, places=places)
     exact = Fraction(0)
     pricer = ledger.pricer()
-    for key, ns in derive(events, LATER, POLICY).items():
+    for key, ns in lines_from_events(events, LATER, POLICY).items():
         exact += Fraction(ns, HOUR_NS) * pricer.unit_price(key)
     assert report.unpriced == ()
     assert sum((Fraction(row.amount or 0) for row in report.rows), Fraction(0)) == Fraction(report.amount)
@@ -155,7 +155,7 @@ def test_a_run_costs_so_far_what_its_leases_cost(events: list[Event], as_of: int
             for piece in lease.slices:
                 price = pricer.per_hour(lease.opened.sku, "", "", piece.start_ns // DAY_NS)
                 exact += Fraction(piece.ns, HOUR_NS) * price
-    for key, ns in derive(events, as_of, POLICY).items():
+    for key, ns in lines_from_events(events, as_of, POLICY).items():
         if key.activity == "stated" and key.run_id == "r0":
             exact += Fraction(ns, HOUR_NS) * pricer.unit_price(key)
     assert abs(Fraction(ledger.cost_so_far("r0", as_of)) - exact) <= Fraction(1, 2 * 10**6)

@@ -280,7 +280,7 @@ def test_a_slurm_list_of_nodes_is_expanded(text: str, nodes: str) -> None:
     ],
 )
 def test_what_is_no_slurm_list_of_nodes_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"list of nodes|twice|range|more than"):
+    with pytest.raises(ValueError, match=r"not a host list|repeated host|range|more than"):
         hostlist.expand(text)
 
 

@@ -216,7 +216,7 @@ def test_a_run_goes_on_as_its_last_attempt_did():
     assert (found.done, found.amount.low, found.amount.expected, found.amount.high) == (4, 20, 20, 20)
     assert found.seconds.expected == 6 * 3600
     assert made.completion("r", steps=3).amount.expected == 8
-    with pytest.raises(LedgerError, match="2 or more done"):
+    with pytest.raises(LedgerError, match="allowed: 2 or more"):
         ledger(declared(), *lease("a", 0, 4), span("a", "update", 0, 1)).completion("r", 5)
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from orchestrator.ledger import mart as marts
 from orchestrator.ledger.calendar import DAY_NS, HOUR_NS
-from orchestrator.ledger.derive import derive
+from orchestrator.ledger.derive import lines_from_events
 from orchestrator.ledger.events import Event, LeaseClosed, LeaseOpened, SpanRecorded, UsageStated
 from orchestrator.ledger.journal import MemoryJournal
-from orchestrator.ledger.lines import LineKey, Lines, coarse
+from orchestrator.ledger.lines import LineKey, Lines, keep_fields
 from orchestrator.ledger.mart import Mart
 from tests.fakes.random_ledgers import MIDNIGHT, POLICY, ledgers
 
@@ -52,7 +52,9 @@ def test_the_mart_equals_the_plain_derivation(
             found = mart.lines(as_of, keep)
             if found is not None:
                 assert found[0] == journal.head()
-                assert nonzero(found[1]) == nonzero(coarse(derive(known, as_of, POLICY), keep))
+                assert nonzero(found[1]) == nonzero(
+                    keep_fields(lines_from_events(known, as_of, POLICY), keep)
+                )
 
 
 def a_lease(lease: str, start: int, spans: int) -> list[Event]:
@@ -68,14 +70,14 @@ def a_lease(lease: str, start: int, spans: int) -> list[Event]:
 
 def test_a_mart_that_was_interrupted_deleted_or_made_from_another_journal_is_made_again(tmp_path: Path):
     journal = journal_of(a_lease("a", MIDNIGHT, 5))
-    expected = derive([row.event for row in journal.events()], LATER, POLICY)
+    expected = lines_from_events([row.event for row in journal.events()], LATER, POLICY)
     mart = Mart(tmp_path, journal, POLICY, worthwhile_events=0)
     assert mart.lines(LATER, FIELDS) == (6, expected)
     (tmp_path / "index.json").unlink()
     assert mart.lines(LATER, FIELDS) == (6, expected)
     other = journal_of(a_lease("b", MIDNIGHT, 2))
     found = Mart(tmp_path, other, POLICY, worthwhile_events=0).lines(LATER, FIELDS)
-    assert found == (3, derive([row.event for row in other.events()], LATER, POLICY))
+    assert found == (3, lines_from_events([row.event for row in other.events()], LATER, POLICY))
 
 
 def test_parts_are_made_one_when_there_are_many_or_most_of_them_is_stale(
@@ -104,7 +106,10 @@ def test_parts_are_made_one_when_there_are_many_or_most_of_them_is_stale(
             ]
         )
         found = mart.lines(LATER, FIELDS)
-        assert found == (journal.head(), derive([row.event for row in journal.events()], LATER, POLICY))
+        assert found == (
+            journal.head(),
+            lines_from_events([row.event for row in journal.events()], LATER, POLICY),
+        )
     assert len(list(tmp_path.glob("[0-9]*.parquet"))) <= 3
 
 

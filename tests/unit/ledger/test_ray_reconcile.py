@@ -19,7 +19,7 @@ from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.events import Event, LeaseClosed, LeaseOpened, SpanRecorded, event_from_json
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ray_events import Death, Recording, read_ray_events
-from orchestrator.ledger.ray_findings import Kind, RayReconciliation
+from orchestrator.ledger.ray_findings import RayDiscrepancy, RayReconciliation
 from orchestrator.ledger.ray_reconcile import leases_to_compare, reconcile_ray
 
 RECORDINGS = {
@@ -178,7 +178,7 @@ class World:
         return reconcile_ray(self.ledger_events(), recording, tolerance * S, now, POLICY, now)
 
 
-Found = tuple[Kind, str, int]
+Found = tuple[RayDiscrepancy, str, int]
 """Kind, actor id, nanoseconds."""
 Seed = Callable[[World, Actor, random.Random], list[Found]]
 
@@ -190,40 +190,40 @@ def gap(random_: random.Random) -> int:
 def never_leased(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     del world.events[actor.number]
     assert actor.end is not None
-    return [(Kind.ACTOR_NOT_LEASED, actor.actor_id, actor.end - actor.start)]
+    return [(RayDiscrepancy.ACTOR_NOT_LEASED, actor.actor_id, actor.end - actor.start)]
 
 
 def never_in_ray(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     world.actors.remove(actor)
     assert actor.end is not None
-    return [(Kind.ACTOR_NOT_IN_RAY, "", actor.end - actor.start)]
+    return [(RayDiscrepancy.ACTOR_NOT_IN_RAY, "", actor.end - actor.start)]
 
 
 def leased_early(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     """Asked for a second before it lived, which is how early a lease may begin."""
     early = gap(random_)
     moved(world, actor, start=actor.start - S - early)
-    return [(Kind.LEASED_TOO_LONG, actor.actor_id, early)]
+    return [(RayDiscrepancy.LEASED_TOO_LONG, actor.actor_id, early)]
 
 
 def leased_late(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     late = gap(random_)
     moved(world, actor, start=actor.start + late)
-    return [(Kind.LEASED_TOO_SHORT, actor.actor_id, late)]
+    return [(RayDiscrepancy.LEASED_TOO_SHORT, actor.actor_id, late)]
 
 
 def closed_late(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     late = gap(random_)
     assert actor.end is not None
     moved(world, actor, end=actor.end + late)
-    return [(Kind.LEASED_TOO_LONG, actor.actor_id, late)]
+    return [(RayDiscrepancy.LEASED_TOO_LONG, actor.actor_id, late)]
 
 
 def closed_early(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     early = gap(random_)
     assert actor.end is not None
     moved(world, actor, end=actor.end - early)
-    return [(Kind.LEASED_TOO_SHORT, actor.actor_id, early)]
+    return [(RayDiscrepancy.LEASED_TOO_SHORT, actor.actor_id, early)]
 
 
 def never_closed(world: World, actor: Actor, random_: random.Random) -> list[Found]:
@@ -233,8 +233,8 @@ def never_closed(world: World, actor: Actor, random_: random.Random) -> list[Fou
     world.events[actor.number] = [opened, span]
     now = (START + 6000) * S
     given_up = min(now, actor.end + POLICY.grace_ns)
-    late = [(Kind.LEASED_TOO_LONG, actor.actor_id, given_up - actor.end)]
-    lost = (Kind.DEATH_DIFFERS, actor.actor_id, POLICY.grace_ns)
+    late = [(RayDiscrepancy.LEASED_TOO_LONG, actor.actor_id, given_up - actor.end)]
+    lost = (RayDiscrepancy.DEATH_DIFFERS, actor.actor_id, POLICY.grace_ns)
     return [*late, lost] if now > actor.end + POLICY.grace_ns else late
 
 
@@ -247,18 +247,18 @@ def worked_dead(world: World, actor: Actor, random_: random.Random) -> list[Foun
         work(lease_id, "learner-0", seat.end - S, seat.end + 5 * S),
         work(lease_id, "learner-0", seat.end + 5 * S, seat.end + 6 * S),
     ]
-    return [(Kind.WORK_OUTSIDE_LIFE, seat.actor_id, 6 * S)]
+    return [(RayDiscrepancy.WORK_OUTSIDE_LIFE, seat.actor_id, 6 * S)]
 
 
 def worked_unknown(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     lease_id = world.events[-1][0].lease_id  # type: ignore[union-attr]
     world.events[-1].append(work(lease_id, "rollout-7", (START + 100) * S, (START + 103) * S))
-    return [(Kind.ACTOR_NOT_IN_RAY, "", 3 * S)]
+    return [(RayDiscrepancy.ACTOR_NOT_IN_RAY, "", 3 * S)]
 
 
 def crashed(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     actor.death = CRASH
-    return [(Kind.DEATH_DIFFERS, actor.actor_id, 0)]
+    return [(RayDiscrepancy.DEATH_DIFFERS, actor.actor_id, 0)]
 
 
 def lost(world: World, actor: Actor, random_: random.Random) -> list[Found]:
@@ -269,14 +269,14 @@ def lost(world: World, actor: Actor, random_: random.Random) -> list[Found]:
         *lease(lease_id, actor.start, actor.end, reason="lost"),
         work(lease_id, actor.label, actor.start, actor.end - 30 * S),
     ]
-    return [(Kind.DEATH_DIFFERS, actor.actor_id, 30 * S)]
+    return [(RayDiscrepancy.DEATH_DIFFERS, actor.actor_id, 30 * S)]
 
 
 def elsewhere(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     lease_id = f"{CLUSTER}/{actor.actor_id}/0.0"
     span = world.events[actor.number][-1]
     world.events[actor.number] = [*lease(lease_id, actor.start, actor.end, node=OTHER_NODE), span]
-    return [(Kind.NODE_DIFFERS, actor.actor_id, 0)]
+    return [(RayDiscrepancy.NODE_DIFFERS, actor.actor_id, 0)]
 
 
 SEEDS: tuple[Seed, ...] = (
@@ -334,16 +334,16 @@ def test_a_group_is_leased_from_before_its_first_actor_until_its_last_one_dies(t
     stem, last = f"grpo-1/1-{group[:12]}", (START + 5000) * S
     kept = [one for one in run if isinstance(one, SpanRecorded)]
     for ends, expected in (
-        ((last, last + 40 * S), [(Kind.LEASED_TOO_LONG, 40 * S)]),
+        ((last, last + 40 * S), [(RayDiscrepancy.LEASED_TOO_LONG, 40 * S)]),
         # Both go too early: the two seats that lived then are named, not their leases.
-        ((last - 60 * S, last - 70 * S), [(Kind.LEASED_TOO_SHORT, 60 * S)] * 2),
+        ((last - 60 * S, last - 70 * S), [(RayDiscrepancy.LEASED_TOO_SHORT, 60 * S)] * 2),
     ):
         leases = [lease(f"{stem}/{slot}.0", START * S, end, group) for slot, end in enumerate(ends)]
         within = [one for one in kept if one.end_ns <= min(ends)]
         world.events[-1] = [*leases[0], *leases[1], *within]
         assert [(one.kind, one.ns) for one in world.compare(tmp_path).findings] == expected
     world.events[-1] = []
-    assert [one.kind for one in world.compare(tmp_path).findings] == [Kind.ACTOR_NOT_LEASED] * 3
+    assert [one.kind for one in world.compare(tmp_path).findings] == [RayDiscrepancy.ACTOR_NOT_LEASED] * 3
 
 
 def test_what_ray_would_not_have_told_yet_is_not_judged(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_what_ray_would_not_have_told_yet_is_not_judged(tmp_path: Path) -> None:
     events, now = world.ledger_events(), ended + 1000 * S
     assert reconcile_ray(events, recording, 0, now, POLICY).clean
     [finding] = reconcile_ray(events, recording, 0, now, POLICY, now).findings
-    assert (finding.kind, finding.ns) == (Kind.LEASED_TOO_SHORT, 1000 * S)
+    assert (finding.kind, finding.ns) == (RayDiscrepancy.LEASED_TOO_SHORT, 1000 * S)
 
 
 def recorded(name: str) -> tuple[Recording, list[Event]]:
@@ -385,13 +385,13 @@ def test_only_the_group_ends_when_the_watcher_looks(tmp_path: Path) -> None:
     """All else is exact: to a millisecond, or for a restart to what it takes."""
     recording, events = recorded("posted")
     result = reconcile_ray(events, recording, S // 2, recording.last_ns + 9 * S, POLICY)
-    assert [(one.kind, one.actor) for one in result.findings] == [(Kind.LEASED_TOO_LONG, "inside")]
+    assert [(one.kind, one.actor) for one in result.findings] == [(RayDiscrepancy.LEASED_TOO_LONG, "inside")]
 
 
 def test_whole_seconds_are_no_difference(tmp_path: Path) -> None:
     recording, events = recorded("exported")
     result = reconcile_ray(events, recording, 0, recording.last_ns, POLICY)
-    assert [(one.kind, one.actor) for one in result.findings] == [(Kind.LEASED_TOO_LONG, "inside")]
+    assert [(one.kind, one.actor) for one in result.findings] == [(RayDiscrepancy.LEASED_TOO_LONG, "inside")]
 
 
 def test_a_ledger_is_only_asked_for_the_leases_of_that_cluster(tmp_path: Path) -> None:
@@ -422,7 +422,8 @@ def test_corrections_and_strangers_of_a_ledger_are_heeded(tmp_path: Path) -> Non
     lease_id = f"{CLUSTER}/{actor.actor_id}/0.0"
     wrong = LeaseClosed("wrong", actor.end - 150 * S, lease_id, "released")
     ledger.book([*world.ledger_events(), *lease("other/1/0.0", START * S, None), wrong])
-    assert {one.kind for one in ledger.reconcile_ray(recording, S).findings} == {Kind.LEASED_TOO_SHORT}
+    kinds = {one.kind for one in ledger.reconcile_ray(recording, S).findings}
+    assert kinds == {RayDiscrepancy.LEASED_TOO_SHORT}
     ledger.book([Correction("x", now, "wrong", "a typing error")])
     assert ledger.reconcile_ray(recording, S).clean
 
@@ -536,7 +537,7 @@ def test_what_an_actor_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"a\.log:2: got b'\{', allowed: one JSON object a line"),
+        ("{", r"a\.log:2: got b'\{', allowed: one JSON object per line"),
         ("7", r"a\.log:2: got 7, allowed: a JSON object"),
         ('{"source_type":"EXPORT_ACTOR","event_data":{}}', r"a\.log:2.*an event of Ray 2\.60 \(KeyError"),
         ('{"event_id":"1"}', r"a\.log:2.*an event of Ray 2\.60 \(KeyError: 'source_type'"),
@@ -550,8 +551,8 @@ def test_a_line_that_is_no_event_is_refused_by_its_place(line: str, message: str
 
 def test_where_there_is_nothing_to_read_it_says_how_to_get_it(tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path, "nothing to read"),
-        (tmp_path / "none", "nothing there"),
+        (tmp_path, "no event files"),
+        (tmp_path / "none", "no such file"),
         (write(tmp_path / "empty.log"), "RAY_enable_export_api_write_config"),
     ):
         with pytest.raises(LedgerError, match=message):

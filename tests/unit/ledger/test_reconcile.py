@@ -283,7 +283,7 @@ def test_what_is_no_bill_is_named(tmp_path: Path) -> None:
             read_bill(str(tmp_path / name))
         assert name in str(refusal.value)
     storage = {**usage("v", START), "unit": "GB-Mo"}
-    with pytest.raises(LedgerError, match="no usage counted in hours"):
+    with pytest.raises(LedgerError, match="no instance-hours"):
         reconcile(Ledger.in_memory(PRICES), day_bill(tmp_path, storage), Tolerances())
 
 
@@ -336,7 +336,7 @@ def test_a_signed_result_can_not_be_changed_and_gives_the_headline_its_share(tmp
     assert account.lines[-1].amount == 4 * PER_HOUR * 3 / 4
     assert account.full.amount == account.headline.amount + 3 * PER_HOUR
     file.write_text(file.read_text().replace('"220.160000"', '"0.000000"'))
-    with pytest.raises(LedgerError, match="changed since"):
+    with pytest.raises(LedgerError, match="changed after signing"):
         read_signed(file)
 
 
@@ -352,7 +352,7 @@ def test_use_without_a_node_is_not_counted_again_as_unexplained(
     file.write_text(json.dumps(sign(result.to_dict(), "Ada", "2026-11-24", "which node?")))
     line = unexplained_of(ledger, "r1", file)
     assert line.amount == left * PER_HOUR
-    assert "of use that names no node" in line.reason
+    assert "of usage without a node" in line.reason
     assert headline(ledger, "r1", line).full.amount == 4 * PER_HOUR
 
 
