@@ -1,4 +1,4 @@
-"""`orchestrator cost budget ...`: what may be spent, and what is left."""
+"""`orchestrator cost budget ...`: defines and checks budgets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import RUNS, Json, LedgerUrl, OutputDir, days, open_ledger, refusing
+from orchestrator.cli.cost.options import Books, days, with_books
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import BudgetStopError, ConfigError
 
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.ledger.variance import Variance
 
-app = typer.Typer(help="What may be spent, and what is left.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Define and check budgets.", no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
 @app.command("set")
+@with_books()
 def define(
+    books: Books,
     name: Name,
-    limit: Annotated[str, typer.Option("--limit", help="money, in --currency")],
-    first: Annotated[str, typer.Option("--from", metavar="DAY|MONTH", help="the first day (included)")],
+    limit: Annotated[str, typer.Option("--limit", help="amount of money, in --currency")],
+    first: Annotated[str, typer.Option("--from", metavar="DAY|MONTH", help="the first day (inclusive)")],
     last: Annotated[
         str | None,
-        typer.Option("--to", metavar="DAY|MONTH", help="the last day (default: of --from's period)"),
+        typer.Option(
+            "--to", metavar="DAY|MONTH", help="the last day (default: the end of --from's day or month)"
+        ),
     ] = None,
     scope: Annotated[
         str, typer.Option("--scope", metavar="LABEL=VALUE[,...]", help="team=blue,project=x (default: all)")
@@ -39,40 +43,35 @@ def define(
         str, typer.Option("--warn-at", metavar="SHARE[,SHARE]", help="shares of the limit")
     ] = "0.5,0.8,0.95",
     currency: Annotated[
-        str | None, typer.Option("--currency", metavar="CODE", help="the ledger's, which is the default")
+        str | None, typer.Option("--currency", metavar="CODE", help="must be the ledger's (the default)")
     ] = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
 ) -> None:
-    """Make a budget, or change it from now on."""
+    """Define a budget, or change it from now on."""
     from orchestrator.ledger.budgets import Budget
     from orchestrator.ledger.variance import parse_scope
 
     start, end = days(first, last or first)
     assert start is not None and end is not None
-    with refusing():
-        shares = tuple(_decimal("--warn-at", share) for share in warn_at.split(",") if share)
-        book = open_ledger(ledger, output_dir)
-        money = _currency(currency, book)
-        budget = Budget(name, parse_scope(scope), start, end, _decimal("--limit", limit), money, shares)
-        book.budgets.define(budget)
-        _show([book.budgets.status(name)], as_json)
+    shares = tuple(_decimal("--warn-at", share) for share in warn_at.split(",") if share)
+    money = _currency(currency, books.ledger)
+    budget = Budget(name, parse_scope(scope), start, end, _decimal("--limit", limit), money, shares)
+    books.ledger.budgets.define(budget)
+    _show([books.ledger.budgets.status(name)], books.as_json)
 
 
 @app.command("list")
-def list_budgets(ledger: LedgerUrl = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> None:
-    """How all budgets stand: settled, pending for work in flight, available."""
-    with refusing():
-        _show(open_ledger(ledger, output_dir).budgets.statuses(), as_json)
+@with_books()
+def list_budgets(books: Books) -> None:
+    """List all budgets: settled, pending (reserved for work in flight), available."""
+    _show(books.ledger.budgets.statuses(), books.as_json)
 
 
 @app.command()
-def variance(ledger: LedgerUrl = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> None:
-    """Each budget against what the ledger counts in its scope until now."""
-    with refusing():
-        found = open_ledger(ledger, output_dir).variances()
-    if as_json:
+@with_books()
+def variance(books: Books) -> None:
+    """Compare each budget with what counts in its scope until now."""
+    found = books.ledger.variances()
+    if books.as_json:
         print_json([one.to_dict() for one in found])
         return
     rows = [
@@ -85,38 +84,35 @@ def variance(ledger: LedgerUrl = None, output_dir: OutputDir = RUNS, as_json: Js
         )
         for one in found
     ]
-    print_table(("budget", "limit", "planned until now", "actual", "variance"), rows, "there is no budget")
+    print_table(("budget", "limit", "planned until now", "actual", "variance"), rows, "There are no budgets.")
     print_unpriced(found)
 
 
 def print_unpriced(found: Iterable[Variance]) -> None:
-    """Say on stderr, as reports do, what counts in a budget's scope and in no amount."""
+    """Report usage without a price in the scope of a budget on stderr."""
     for one in found:
         for sku, hours in one.unpriced.items():
             typer.echo(f"no price: {hours:f} accelerator-hours of {sku} in {one.budget.name}", err=True)
 
 
 @app.command()
+@with_books()
 def check(
+    books: Books,
     name: Name,
     webhook: Annotated[
-        str | None, typer.Option("--webhook", metavar="URL", help="told once of each threshold crossed")
+        str | None, typer.Option("--webhook", metavar="URL", help="also post each warning here")
     ] = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
 ) -> int:
-    """Warn of thresholds crossed, each once; exit 3 if nothing is left."""
-    with refusing():
-        book = open_ledger(ledger, output_dir)
-        status = book.budgets.status(name)
-        warn(book, name, webhook)
-        _show([status], as_json)
+    """Warn about newly crossed thresholds; exit with code 3 if the budget is used up."""
+    status = books.ledger.budgets.status(name)
+    warn(books.ledger, name, webhook)
+    _show([status], books.as_json)
     return BudgetStopError.exit_code if status.available <= 0 else 0
 
 
 def warn(ledger: Ledger, name: str, webhook: str | None) -> None:
-    """Say on stderr, and to a webhook, which thresholds a budget has newly crossed."""
+    """Report newly crossed thresholds of a budget on stderr, and post them to a webhook."""
     from orchestrator.launch.budgets import BudgetWarning
     from orchestrator.launch.webhook import post
 
@@ -129,7 +125,7 @@ def warn(ledger: Ledger, name: str, webhook: str | None) -> None:
             try:
                 post(webhook, warned.to_json())
             except OSError as error:
-                typer.echo(f"the webhook did not answer: {error}", err=True)
+                typer.echo(f"cannot reach the webhook: {error}", err=True)
 
 
 def _decimal(option: str, text: str) -> Decimal:
@@ -143,8 +139,8 @@ def _decimal(option: str, text: str) -> Decimal:
 
 
 def _currency(stated: str | None, ledger: Ledger) -> str:
-    """The currency of the ledger's newest price book: runs are counted in it, and a budget in another one
-    would stop each of them. Raises ConfigError if another is stated.
+    """The currency of the ledger's newest price book. Raises ConfigError if another one is requested, because
+    runs are priced in the ledger's currency and a budget in another one would stop all of them.
     """
     counted = ledger.pricer().table.currency
     if stated is None or stated == counted:
@@ -169,7 +165,7 @@ def _show(statuses: list[BudgetStatus], as_json: bool) -> None:
         for one, row in zip(statuses, rows, strict=True)
     ]
     columns = ("name", "until", "limit", "settled", "pending", "available", "currency")
-    print_table(columns, lines, "there is no budget")
+    print_table(columns, lines, "There are no budgets.")
 
 
 def _money(status: BudgetStatus) -> tuple[Decimal, ...]:

@@ -1,4 +1,4 @@
-"""`orchestrator cost carbon`: energy and CO2 of leases."""
+"""`orchestrator cost carbon`: energy and CO2 emissions of leases."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import (
-    RUNS,
-    AsOf,
-    Json,
-    LedgerUrl,
-    OutputDir,
-    PriceBookName,
-    days,
-    moment,
-    open_ledger,
-    refusing,
-    resolve_run,
-)
+from orchestrator.cli.cost.options import Books, FirstDay, LastDay, days, dimensions, with_books
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
@@ -28,37 +16,33 @@ if TYPE_CHECKING:
     from orchestrator.ledger.carbon import CarbonReport, CarbonRow
 
 
+@with_books(prices=True, as_of=True)
 def carbon(
+    books: Books,
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="a run or a pipeline; none: the whole ledger")
+        str | None, typer.Argument(metavar="[RUN]", help="a run or a pipeline (default: the whole ledger)")
     ] = None,
     by: Annotated[str, typer.Option("--by", metavar="DIM[,DIM]", help="team, run, lease, ...")] = "run",
-    country: Annotated[str, typer.Option("--country", help="of the grid, as ISO 3166: USA, CHE, ...")] = "",
+    country: Annotated[
+        str, typer.Option("--country", help="country of the grid (ISO 3166: USA, CHE, ...)")
+    ] = "",
     grams_per_kwh: Annotated[
-        str | None, typer.Option("--grams-per-kwh", help="of the grid, where you know better")
+        str | None, typer.Option("--grams-per-kwh", help="carbon intensity of the grid")
     ] = None,
-    pue: Annotated[str, typer.Option("--pue", help="what the building draws for each watt of IT")] = "1",
+    pue: Annotated[str, typer.Option("--pue", help="power usage effectiveness of the building")] = "1",
     utilisation: Annotated[
-        str, typer.Option("--utilisation", help="share of the power rating at work")
+        str, typer.Option("--utilisation", help="share of the power rating while working")
     ] = "1",
-    idle: Annotated[str, typer.Option("--idle", help="of the power rating, when idle")] = "0.1",
+    idle: Annotated[str, typer.Option("--idle", help="share of the power rating while idle")] = "0.1",
     watts: Annotated[
-        list[str] | None, typer.Option("--watts", metavar="SKU=WATTS", help="the power rating of a SKU")
+        list[str] | None, typer.Option("--watts", metavar="SKU=WATTS", help="power rating of a SKU")
     ] = None,
-    first: Annotated[
-        str | None, typer.Option("--from", metavar="DAY|MONTH", help="the first day (included)")
-    ] = None,
-    last: Annotated[
-        str | None, typer.Option("--to", metavar="DAY|MONTH", help="the last day (included)")
-    ] = None,
-    as_of: AsOf = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
+    first: FirstDay = None,
+    last: LastDay = None,
 ) -> None:
-    """Energy and CO2: measured where a GPU's own counter was read (cost wrap), else its power rating x
-    utilisation. Without --country or --grams-per-kwh, each lease's region decides.
+    """Report energy (measured by cost wrap, otherwise power rating x utilisation) and CO2.
+
+    Without --country or --grams-per-kwh, the region of each lease determines its grid.
     """
     from orchestrator.ledger import carbon as carbons
     from orchestrator.ledger.grid import Grid
@@ -71,23 +55,20 @@ def carbon(
         {sku: _number("--watts", value) for sku, value in map(_pair, watts or [])},
     )
     start, end = days(first, last)
-    with refusing():
-        known_at = moment(as_of)
-        book = open_ledger(ledger, output_dir, price_book, known_at)
-        name = None if run is None else resolve_run(book, output_dir, run)
-        grid = Grid(None if grams_per_kwh is None else _decimal(grams_per_kwh), country)
-        drawn = read_drawn(sorted(output_dir.glob(f"*/{FILE}")))
-        dimensions = [part.strip() for part in by.split(",")]
-        report = carbons.carbon(book, dimensions, grid, model, drawn, start, end, name, known_at)
-    if as_json:
+    known_at = books.as_of_ns
+    name = None if run is None else books.run_id(run)
+    grid = Grid(None if grams_per_kwh is None else _decimal(grams_per_kwh), country)
+    drawn = read_drawn(sorted(books.output_dir.glob(f"*/{FILE}")))
+    report = carbons.carbon(books.ledger, dimensions(by), grid, model, drawn, start, end, name, known_at)
+    if books.as_json:
         print_json(report.to_dict())
     else:
         print_carbon(report)
 
 
 def print_carbon(report: CarbonReport) -> None:
-    """A table with its total and the assumptions below."""
-    columns = (*report.by, "accelerator-hours", "kWh", "of it measured", "kg CO2e")
+    """Print a table with its total and the assumptions."""
+    columns = (*report.by, "accelerator-hours", "kWh", "measured kWh", "kg CO2e")
     rows = [(*map(str, row.values), *_figures(row)) for row in report.rows]
     total = ("total", *[""] * (len(report.by) - 1), *_figures(report.total))
     print_table(columns, rows, "", [total])
@@ -95,7 +76,7 @@ def print_carbon(report: CarbonReport) -> None:
         typer.echo(f"{region or 'grid'}: {found.grams_per_kwh:f} g CO2e/kWh ({found.source})")
     model = report.model
     shares = (float(model.work), float(model.idle), float(model.pue))
-    typer.echo("power rating x {:g} at work, x {:g} idle, PUE {:g}".format(*shares))
+    typer.echo("power rating x {:g} working, x {:g} idle, PUE {:g}".format(*shares))
 
 
 def _figures(row: CarbonRow) -> list[str]:

@@ -9,63 +9,49 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.cost.options import (
-    RUNS,
-    AsOf,
-    Json,
-    LedgerUrl,
-    OutputDir,
-    PriceBookName,
+    Books,
+    FirstDay,
+    LastDay,
+    Places,
     days,
-    moment,
-    open_ledger,
-    refusing,
     require_writable,
+    with_books,
     writing,
 )
 from orchestrator.cli.output import print_json
 from orchestrator.errors import ConfigError
 
-app = typer.Typer(help="Write the ledger in a format of others.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Export the ledger for other tools.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def exports() -> None:
-    """Write the ledger in a format of others."""
+    """Export the ledger for other tools."""
 
 
 @app.command("focus")
+@with_books(prices=True, as_of=True)
 def export_focus(
+    books: Books,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help=".csv or .parquet (default: CSV on stdout)")
     ] = None,
-    first: Annotated[
-        str | None, typer.Option("--from", metavar="DAY|MONTH", help="the first day (included)")
-    ] = None,
-    last: Annotated[
-        str | None, typer.Option("--to", metavar="DAY|MONTH", help="the last day (included)")
-    ] = None,
-    as_of: AsOf = None,
-    places: Annotated[int, typer.Option("--places", min=0, max=12, help="decimals of costs")] = 6,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
+    first: FirstDay = None,
+    last: LastDay = None,
+    places: Places = 6,
 ) -> None:
-    """Write a FOCUS 1.2 dataset, as FinOps tools read it. Its costs add up to the report's total."""
+    """Write a FOCUS 1.2 dataset for FinOps tools. Its costs add up to the report's total."""
     from orchestrator.ledger import focus
     from orchestrator.ledger.focus_rules import violations
 
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise ConfigError("--out", str(out), "a file named .csv or .parquet")
-    if as_json and out is None:
-        raise ConfigError("--json", "no --out", "--out FILE --json", "stdout holds one or the other")
+    if books.as_json and out is None:
+        raise ConfigError("--json", "no --out", "--out FILE --json", "stdout has either the CSV or the JSON")
     if out is not None:
         require_writable("--out", out)
     start, end = days(first, last)
-    with refusing():
-        known_at = moment(as_of)
-        book = open_ledger(ledger, output_dir, price_book, known_at)
-        rows = focus.focus_rows(book, start, end, known_at, places)
+    rows = focus.focus_rows(books.ledger, start, end, books.as_of_ns, places)
     wrong = violations(focus.COLUMNS, rows)
     if wrong:
         raise ConfigError("FOCUS", wrong[0], f"rows that conform to FOCUS {focus.VERSION}")
@@ -77,7 +63,7 @@ def export_focus(
     with writing("--out", out):
         (focus.write_csv if out.suffix == ".csv" else focus.write_parquet)(rows, out)
     total = sum(row["BilledCost"] for row in rows)  # type: ignore[misc]
-    if as_json:
+    if books.as_json:
         print_json({"version": focus.VERSION, "file": str(out), "rows": len(rows), "billed_cost": str(total)})
     else:
-        typer.echo(f"{out}: {len(rows)} rows, {total} in all")
+        typer.echo(f"{out}: {len(rows)} rows, {total} in total")

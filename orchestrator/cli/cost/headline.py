@@ -1,4 +1,4 @@
-"""`orchestrator cost headline`: what a paper would print beside what it took."""
+"""`orchestrator cost headline`: the headline cost of a pipeline beside its full cost."""
 
 from __future__ import annotations
 
@@ -10,60 +10,42 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import (
-    RUNS,
-    AsOf,
-    Json,
-    LedgerUrl,
-    OutputDir,
-    PriceBookName,
-    moment,
-    open_ledger,
-    refusing,
-    resolve_run,
-)
+from orchestrator.cli.cost.options import Books, Places, with_books
 from orchestrator.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from orchestrator.ledger.headline import Headline
 
 
+@with_books(prices=True, as_of=True)
 def headline(
+    books: Books,
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="a pipeline, or a single run")],
     reconciled: Annotated[
         Path | None,
-        typer.Option("--reconciled", help="what cost reconcile wrote: adds the bill's unexplained share"),
+        typer.Option(
+            "--reconciled", help="signed result of cost reconcile: adds the unexplained share of the bill"
+        ),
     ] = None,
-    as_of: AsOf = None,
-    places: Annotated[int, typer.Option("--places", min=0, max=12, help="decimals of amounts")] = 6,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
+    places: Places = 6,
 ) -> None:
-    """What a paper would print (the final runs at the rental price) beside everything that it took."""
+    """Report the cost that a paper would state (final runs at the rental price) and the full cost."""
     from orchestrator.ledger import headline as accounts
+    from orchestrator.ledger.reconcile import unexplained_of
 
-    with refusing():
-        known_at = moment(as_of)
-        book = open_ledger(ledger, output_dir, price_book, known_at)
-        name = resolve_run(book, output_dir, pipeline)
-        unexplained = None
-        if reconciled is not None:
-            from orchestrator.ledger.reconcile import unexplained_of
-
-            unexplained = unexplained_of(book, name, reconciled)
-        account = accounts.headline(book, name, unexplained, known_at, places)
-    origins = started_from(output_dir, [share.run for share in account.runs])
-    if as_json:
+    name = books.run_id(pipeline)
+    unexplained = None if reconciled is None else unexplained_of(books.ledger, name, reconciled)
+    account = accounts.headline(books.ledger, name, unexplained, books.as_of_ns, places)
+    origins = started_from(books.output_dir, [share.run for share in account.runs])
+    if books.as_json:
         print_json(account.to_dict(origins))
     else:
         print_headline(account, origins)
 
 
 def started_from(output_dir: Path, runs: Iterable[str]) -> dict[str, str]:
-    """For each run whose directory is here, the run whose model it started from, as its manifest says; and
-    where that one started, back to a model that no run here made.
+    """The run whose model each run started from, according to its manifest, and so on back to a model that no
+    run in `output_dir` produced.
     """
     origins: dict[str, str] = {}
     waiting = list(runs)
@@ -72,7 +54,7 @@ def started_from(output_dir: Path, runs: Iterable[str]) -> dict[str, str]:
         try:
             manifest = json.loads((output_dir / run / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # imported, or made elsewhere: its lineage is not known here
+            continue  # imported or produced elsewhere, so its lineage is unknown here
         path = (manifest.get("model") or {}).get("path")
         if path is None or run in origins:
             continue
@@ -86,7 +68,7 @@ def started_from(output_dir: Path, runs: Iterable[str]) -> dict[str, str]:
 
 
 def print_headline(account: Headline, origins: dict[str, str]) -> None:
-    """Two totals, the lines that they are made of, and where the model comes from."""
+    """Print both totals, their lines, and the origin of the models."""
     from orchestrator.ledger.headline import FINAL, RECORDED
 
     rows = [
@@ -116,7 +98,7 @@ def print_headline(account: Headline, origins: dict[str, str]) -> None:
 
 
 def _number(value: Decimal | None) -> str:
-    """Thousands apart, without zeros that say nothing; a dash for what is not known."""
+    """A number with thousands separators and without trailing zeros; a dash if it is unknown."""
     if value is None:
         return "-"
     text = f"{value:,f}"

@@ -1,4 +1,4 @@
-"""`orchestrator cost import ...`: usage that somebody else accounts for."""
+"""`orchestrator cost import ...`: usage from other accounting systems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import RUNS, Json, LedgerUrl, OutputDir, open_ledger, refusing
+from orchestrator.cli.cost.options import Books, with_books
 from orchestrator.cli.output import print_json
 from orchestrator.errors import ConfigError
 
@@ -18,62 +18,59 @@ if TYPE_CHECKING:
     from orchestrator.ledger.labels import Labels
 
 app = typer.Typer(
-    help="Take over usage that another system accounts for; what was taken before is passed over.",
+    help="Import usage from other accounting systems. Lines that were imported before are skipped.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-Organisation = Annotated[str, typer.Option("--organisation", help="of the imported runs")]
-CostCentre = Annotated[str, typer.Option("--cost-centre", help="of the imported runs")]
-Team = Annotated[str, typer.Option("--team", help="where the source names none")]
-Project = Annotated[str, typer.Option("--project", help="where the source names none")]
-Pipeline = Annotated[str, typer.Option("--pipeline", help="of the imported runs")]
-Purpose = Annotated[str, typer.Option("--purpose", help="final, ablation, ...; of runs that did not fail")]
+Organisation = Annotated[str, typer.Option("--organisation", help="label of the imported runs")]
+CostCentre = Annotated[str, typer.Option("--cost-centre", help="label of the imported runs")]
+Team = Annotated[str, typer.Option("--team", help="if the source has none")]
+Project = Annotated[str, typer.Option("--project", help="if the source has none")]
+Pipeline = Annotated[str, typer.Option("--pipeline", help="label of the imported runs")]
+Purpose = Annotated[str, typer.Option("--purpose", help="of runs that did not fail: final, ablation, ...")]
 
 
 @app.command("csv")
+@with_books()
 def import_csv(
+    books: Books,
     file: Annotated[
-        Path, typer.Argument(help="an account: docs/how-to/adopt-the-ledger.md says its columns")
+        Path, typer.Argument(help="a CSV file with the columns in docs/how-to/adopt-the-ledger.md")
     ],
     day: Annotated[
-        str | None, typer.Option("--day", help="when usage without a date counts (default: today)")
+        str | None, typer.Option("--day", help="day of usage without a date (default: today)")
     ] = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
 ) -> int:
-    """Take over an account: one line a stage, in accelerator-hours or from start to end, priced or not."""
+    """Import a CSV file: one line per stage, in accelerator-hours or from start to end, priced or not."""
     from orchestrator.ledger.imports import csv
 
     undated = _undated(day)
-    with refusing():
-        return _take(csv.read(file), undated, ledger, output_dir, as_json)
+    return _take(books, csv.read(file), undated)
 
 
 @app.command("slurm")
+@with_books()
 def import_slurm(
-    file: Annotated[Path, typer.Argument(help="what sacct --parsable2 printed, with its header")],
+    books: Books,
+    file: Annotated[Path, typer.Argument(help="output of sacct --parsable2, with its header")],
     skus: Annotated[
         list[str] | None,
         typer.Option(
             "--sku",
             metavar="TYPE=SKU",
-            help="the SKU of a GPU type; of `gpu` or `cpu` where there is no type",
+            help="SKU of a GPU type; the types `gpu` and `cpu` stand for jobs without one",
         ),
     ] = None,
-    timezone: Annotated[str, typer.Option("--timezone", help="that sacct wrote times in")] = "UTC",
+    timezone: Annotated[str, typer.Option("--timezone", help="time zone of the output")] = "UTC",
     organisation: Organisation = "",
     cost_centre: CostCentre = "",
     team: Team = "",
     project: Project = "",
     pipeline: Pipeline = "",
     purpose: Purpose = "",
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
 ) -> int:
-    """Take over the jobs of a Slurm cluster that have ended: their GPUs, or their CPUs."""
+    """Import finished jobs of a Slurm cluster: their GPUs, or their CPUs if they have none."""
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
     from orchestrator.ledger.imports import slurm
@@ -88,22 +85,23 @@ def import_slurm(
         raise ConfigError("--timezone", timezone, "a name such as Europe/Zurich") from error
     labels = _labels(organisation, cost_centre, team, project, pipeline, purpose)
     names = slurm.SlurmNames(labels, {kind: sku for kind, _, sku in pairs}, zone)
-    with refusing():
-        return _take(slurm.read(file, names), time.time_ns(), ledger, output_dir, as_json)
+    return _take(books, slurm.read(file, names), time.time_ns())
 
 
 @app.command("mlflow")
+@with_books()
 def import_mlflow(
+    books: Books,
     source: Annotated[
         str | None,
         typer.Argument(
             metavar="[SOURCE]",
-            help="http://HOST:PORT, sqlite:///FILE, or JSON of runs/search (or MLFLOW_TRACKING_URI)",
+            help="http://HOST:PORT, sqlite:///FILE, or JSON of runs/search (default: MLFLOW_TRACKING_URI)",
         ),
     ] = None,
-    sku: Annotated[str, typer.Option("--sku", help="the price book's name of their GPUs")] = "gpu",
+    sku: Annotated[str, typer.Option("--sku", help="SKU of the GPUs in the price book")] = "gpu",
     count: Annotated[
-        int, typer.Option("--count", min=0, help="what a run without GPU metrics held (0: not counted)")
+        int, typer.Option("--count", min=0, help="GPUs of a run without GPU metrics (0: skip such runs)")
     ] = 0,
     organisation: Organisation = "",
     cost_centre: CostCentre = "",
@@ -111,20 +109,15 @@ def import_mlflow(
     project: Project = "",
     pipeline: Pipeline = "",
     purpose: Purpose = "",
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
 ) -> int:
-    """Take over runs that other tools logged to MLflow with system metrics."""
+    """Import runs that other tools logged to MLflow with system metrics."""
     from orchestrator.ledger.imports import mlflow
 
     where = source or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not where:
         raise ConfigError("SOURCE", "nothing", "an MLflow server, database or file", "or MLFLOW_TRACKING_URI")
     labels = _labels(organisation, cost_centre, team, project, pipeline, purpose)
-    with refusing():
-        lines = mlflow.read(where, mlflow.MlflowNames(labels, sku, count))
-        return _take(lines, time.time_ns(), ledger, output_dir, as_json)
+    return _take(books, mlflow.read(where, mlflow.MlflowNames(labels, sku, count)), time.time_ns())
 
 
 def _labels(
@@ -149,13 +142,13 @@ def _undated(day: str | None) -> int:
         raise ConfigError("--day", day, "YYYY-MM-DD") from error
 
 
-def _take(lines: Lines, undated_ns: int, url: str | None, output_dir: Path, as_json: bool) -> int:
-    """Book what was read and say what became of it. The exit code: 2 if something was refused."""
+def _take(books: Books, lines: Lines, undated_ns: int) -> int:
+    """Book the lines and print the result. Returns the exit code: 2 if a line was refused."""
     from orchestrator.ledger.imports.statements import take
 
-    done = take(open_ledger(url, output_dir), lines, undated_ns)
+    done = take(books.ledger, lines, undated_ns)
     first = done.refused[0] if done.refused else None
-    if as_json:
+    if books.as_json:
         rows = [
             {"row": error.key, "value": error.value, "allowed": error.allowed, "hint": error.hint}
             for error in done.refused

@@ -1,4 +1,4 @@
-"""`orchestrator cost waste|units|forecast|trend`: what the figures mean."""
+"""`orchestrator cost waste|units|forecast|trend`: waste, unit costs, forecasts and trends."""
 
 from __future__ import annotations
 
@@ -9,73 +9,46 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.cost.budget import print_unpriced
-from orchestrator.cli.cost.options import (
-    RUNS,
-    Json,
-    LedgerUrl,
-    OutputDir,
-    PriceBookName,
-    days,
-    open_ledger,
-    refusing,
-    resolve_run,
-)
+from orchestrator.cli.cost.options import Books, FirstDay, LastDay, RunName, days, dimensions, with_books
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError, RunNotFoundError
 from orchestrator.percent import percent
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run or a pipeline")]
 
-
-def waste(
-    run: RunName,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
-) -> None:
-    """What was paid for without a result: idle, lost, failed, done again, restarted, never trained on."""
-    with refusing():
-        book = open_ledger(ledger, output_dir, price_book)
-        found = book.waste(resolve_run(book, output_dir, run))
-    if as_json:
+@with_books(prices=True)
+def waste(books: Books, run: RunName) -> None:
+    """Report cost without a result: idle, lost, failed, repeated, restarted, never trained on."""
+    found = books.ledger.waste(books.run_id(run))
+    if books.as_json:
         print_json(found.to_dict())
         return
     rows = [
         (row.kind, f"{row.accelerator_hours:f}", f"{row.amount:f}", percent(row.share)) for row in found.rows
     ]
     rows.append(("total", f"{found.accelerator_hours:f}", f"{found.amount:f}", ""))
-    print_table(("kind", "accelerator-hours", found.currency, "share"), rows, "nothing was used")
+    print_table(("kind", "accelerator-hours", found.currency, "share"), rows, "There is no usage.")
 
 
-def units(
-    run: RunName,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
-) -> None:
-    """What a million tokens, an accepted sample and a point of held-out accuracy cost, idle time included."""
-    with refusing():
-        book = open_ledger(ledger, output_dir, price_book)
-        name = resolve_run(book, output_dir, run)
-        found = book.unit_costs(name, measured_units(output_dir, book.runs_of(name)))
-        currency = book.pricer().table.currency
-    if as_json:
+@with_books(prices=True)
+def units(books: Books, run: RunName) -> None:
+    """Report the cost, including idle time, of a million tokens, an accepted sample, a point of accuracy."""
+    name = books.run_id(run)
+    found = books.ledger.unit_costs(name, measured_units(books.output_dir, books.ledger.runs_of(name)))
+    currency = books.ledger.pricer().table.currency
+    if books.as_json:
         print_json({"run_id": name, "currency": currency, "units": [one.to_dict() for one in found]})
         return
     rows = [
         (one.unit, f"{float(one.count):,.3f}", "-" if one.amount is None else f"{one.amount:f}")
         for one in found
     ]
-    print_table(("unit", "units", f"{currency} each"), rows, "nothing was measured")
+    print_table(("unit", "units", f"{currency} each"), rows, "Nothing was measured.")
 
 
 def measured_units(output_dir: Path, runs: list[str]) -> dict[str, Fraction]:
-    """The units that metrics count, of the runs that have a directory here: accepted samples, accuracy
-    gained.
+    """Units counted by metrics, of the runs with a directory here: accepted samples and points of accuracy.
 
-    An accepted sample is a rollout that was graded right.
+    An accepted sample is a rollout that was graded as correct.
     """
     from orchestrator.runs.directory import RunDirectory
     from orchestrator.runs.status import progress
@@ -98,35 +71,31 @@ def measured_units(output_dir: Path, runs: list[str]) -> dict[str, Fraction]:
     return {"accepted sample": accepted, "point of held-out accuracy": points}
 
 
+@with_books(prices=True)
 def forecast(
+    books: Books,
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="a run; none: each budget, to its last day")
+        str | None, typer.Argument(metavar="[RUN]", help="a run (default: each budget, to its last day)")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="the run's last step (default: as configured)")
+        int | None, typer.Option("--steps", min=1, help="the last step of the run (default: as configured)")
     ] = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
 ) -> None:
-    """What a run will have cost when it is done, or each budget's period when it ends, with an interval."""
-    with refusing():
-        book = open_ledger(ledger, output_dir, price_book)
-        if run is not None:
-            name = resolve_run(book, output_dir, run)
-            found = book.completion(name, steps or configured_steps(output_dir, name))
-            if as_json:
-                print_json(found.to_dict())
-                return
-            amount, left = found.amount, found.seconds
-            typer.echo(
-                f"{name}: step {found.done} of {found.steps}; {amount.expected} {found.currency} at the end "
-                f"({amount.low} to {amount.high}), {left.expected} s from now ({left.low} to {left.high})"
-            )
+    """Forecast, with an interval, the total cost of a run, or of the period of each budget."""
+    if run is not None:
+        name = books.run_id(run)
+        found = books.ledger.completion(name, steps or configured_steps(books.output_dir, name))
+        if books.as_json:
+            print_json(found.to_dict())
             return
-        variances = book.variances()
-    if as_json:
+        amount, left = found.amount, found.seconds
+        typer.echo(
+            f"{name}: step {found.done} of {found.steps}; {amount.expected} {found.currency} at the end "
+            f"({amount.low} to {amount.high}), {left.expected} s from now ({left.low} to {left.high})"
+        )
+        return
+    variances = books.ledger.variances()
+    if books.as_json:
         print_json([one.to_dict() for one in variances])
         return
     rows = [
@@ -141,7 +110,7 @@ def forecast(
         )
         for one in variances
     ]
-    print_table(("budget", "limit", "actual", "against plan", "at the end"), rows, "there is no budget")
+    print_table(("budget", "limit", "actual", "against plan", "at the end"), rows, "There are no budgets.")
     print_unpriced(variances)
 
 
@@ -151,32 +120,29 @@ def configured_steps(output_dir: Path, run: str) -> int:
 
     path = output_dir / run / "config.yaml"
     if not path.is_file():
-        raise ConfigError("--steps", "none", "the run's last step", f"there is no {path} to read it from")
+        raise ConfigError("--steps", "none", "the run's last step", f"{path} does not exist")
     return int(yaml.safe_load(path.read_text(encoding="utf-8"))["steps"])
 
 
+@with_books(prices=True)
 def trend(
+    books: Books,
     every: Annotated[
         str, typer.Option("--every", help="month, posted (the month it counts in) or day")
     ] = "month",
     by: Annotated[str | None, typer.Option("--by", metavar="DIM[,DIM]")] = None,
-    first: Annotated[str | None, typer.Option("--from", metavar="DAY|MONTH")] = None,
-    last: Annotated[str | None, typer.Option("--to", metavar="DAY|MONTH")] = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
+    first: FirstDay = None,
+    last: LastDay = None,
 ) -> None:
-    """How costs go on from period to period, by any dimensions."""
+    """Report how costs change from period to period, by any dimensions."""
     from orchestrator.ledger.trend import trend as trend_of
 
     if every not in ("month", "posted", "day"):
         raise ConfigError("--every", every, "month, posted, day")
     start, end = days(first, last)
-    with refusing():
-        dimensions = [every, *(part.strip() for part in by.split(","))] if by else [every]
-        found = trend_of(open_ledger(ledger, output_dir, price_book).report_by(dimensions, start, end))
-    if as_json:
+    groups = [every, *dimensions(by)] if by else [every]
+    found = trend_of(books.ledger.report_by(groups, start, end))
+    if books.as_json:
         print_json(found.to_dict())
         return
     rows = [
@@ -188,4 +154,4 @@ def trend(
         )
         for row in found.rows
     ]
-    print_table((every, *found.by, found.currency, "change"), rows, "nothing was used")
+    print_table((every, *found.by, found.currency, "change"), rows, "There is no usage.")

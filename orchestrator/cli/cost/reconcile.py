@@ -1,4 +1,4 @@
-"""`orchestrator cost reconcile`: a cloud bill against the ledger."""
+"""`orchestrator cost reconcile`: compares a cloud bill with the ledger."""
 
 from __future__ import annotations
 
@@ -10,19 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.cost.options import (
-    RUNS,
-    AsOf,
-    Json,
-    LedgerUrl,
-    OutputDir,
-    PriceBookName,
-    moment,
-    open_ledger,
-    refusing,
-    require_writable,
-    writing,
-)
+from orchestrator.cli.cost.options import Books, require_writable, with_books, writing
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import ConfigError
 
@@ -31,38 +19,38 @@ if TYPE_CHECKING:
 
 SignOff = Annotated[
     str | None,
-    typer.Option("--sign-off", metavar="NAME", help="who accepts the result, differences and all"),
+    typer.Option("--sign-off", metavar="NAME", help="who accepts the result with its differences"),
 ]
-Note = Annotated[str, typer.Option("--note", help="why, if there are differences")]
-Out = Annotated[Path | None, typer.Option("--out", help="write the result here as JSON")]
+Note = Annotated[str, typer.Option("--note", help="the reason for accepting differences")]
+Out = Annotated[Path | None, typer.Option("--out", help="write the result to this JSON file")]
 
 
+@with_books(prices=True, as_of=True)
 def reconcile(
+    books: Books,
     bill: Annotated[
         str,
         typer.Option(
-            "--cur", metavar="PATH|s3://...", help="Parquet of a CUR 2.0 or FOCUS export: a file or a folder"
+            "--cur",
+            metavar="PATH|s3://...",
+            help="Parquet of a CUR 2.0 or FOCUS export: a file or a directory",
         ),
     ],
     nodes: Annotated[
-        Path | None, typer.Option("--nodes", help="lines node,resource: what the bill calls a node")
+        Path | None,
+        typer.Option("--nodes", help="CSV with lines node,resource: the name of each node on the bill"),
     ] = None,
     hours_tolerance: Annotated[
-        str, typer.Option("--hours-tolerance", help="hours of each accelerator, a day and resource")
+        str, typer.Option("--hours-tolerance", help="hours per accelerator, day and resource")
     ] = "0.1",
     price_tolerance: Annotated[
-        str, typer.Option("--price-tolerance", help="of the price, as a share")
+        str, typer.Option("--price-tolerance", help="relative difference of prices")
     ] = "0.005",
     sign_off: SignOff = None,
     note: Note = "",
     out: Out = None,
-    as_of: AsOf = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    price_book: PriceBookName = None,
-    as_json: Json = False,
 ) -> None:
-    """Compare a bill with the leases: per day and resource, what agrees, what does not, and by how much."""
+    """Compare a bill with the leases per day and resource, and list the differences."""
     from orchestrator.ledger import bill as bills
     from orchestrator.ledger import reconcile as reconciling
 
@@ -70,23 +58,21 @@ def reconcile(
         _share("--hours-tolerance", hours_tolerance), _share("--price-tolerance", price_tolerance)
     )
     require_file(sign_off, out)
-    with refusing():
-        names = {} if nodes is None else dict(reconciling.read_nodes(nodes))
-        book = open_ledger(ledger, output_dir, price_book, moment(as_of))
-        read = bills.read_bill(bill)
-        known_at = book.moment(moment(as_of) or time.time_ns())
-        result = reconciling.reconcile(book, read, tolerances, names, known_at)
+    names = {} if nodes is None else dict(reconciling.read_nodes(nodes))
+    read = bills.read_bill(bill)
+    known_at = books.ledger.moment(books.as_of_ns or time.time_ns())
+    result = reconciling.reconcile(books.ledger, read, tolerances, names, known_at)
     document = accepted({**result.to_dict(), "as_of_ns": known_at}, len(result.findings), sign_off, note, out)
-    if as_json:
+    if books.as_json:
         print_json(document)
     else:
         print_reconciliation(result)
 
 
 def require_file(sign_off: str | None, out: Path | None) -> None:
-    """Raises ConfigError for a signature that would be written nowhere, or a result that can't be written."""
+    """Raise ConfigError for a signature without a file, or a file that cannot be written."""
     if sign_off is not None and out is None:
-        raise ConfigError("--sign-off", "no --out", "--out FILE", "a signed result is a file")
+        raise ConfigError("--sign-off", "no --out", "--out FILE", "a signature needs a file")
     if out is not None:
         require_writable("--out", out)
 
@@ -94,8 +80,9 @@ def require_file(sign_off: str | None, out: Path | None) -> None:
 def accepted(
     document: dict[str, Any], differences: int, sign_off: str | None, note: str, out: Path | None
 ) -> dict[str, Any]:
-    """The result, signed and written to `out` if that was asked for. Raises ConfigError for differences that
-    are accepted without a reason, or a file that can't be written.
+    """Sign the result and write it to `out`, if requested.
+
+    Raises ConfigError for differences accepted without a reason, or a file that cannot be written.
     """
     from orchestrator.ledger.calendar import date_of, day_of
     from orchestrator.ledger.reconcile import sign
@@ -112,13 +99,13 @@ def accepted(
 
 
 def print_reconciliation(result: Reconciliation) -> None:
-    """Findings, then the totals of both sides."""
+    """Print the findings and the totals of both sides."""
     rows = [
         (found.day, found.resource, found.kind.replace("_", " "), f"{found.amount:,.2f}", found.detail)
         for found in result.findings
     ]
     columns = ("day", "resource", "finding", result.currency, "detail")
-    print_table(columns, rows, "bill and ledger agree")
+    print_table(columns, rows, "The bill and the ledger agree.")
     matched = result.matched
     typer.echo(f"{result.bill_kind}, {result.bill_rows} rows, {result.first_day} to {result.last_day}")
     typer.echo(
@@ -131,7 +118,7 @@ def print_reconciliation(result: Reconciliation) -> None:
         typer.echo(f"other charges:        {amount:,f} {currency}")
     if result.without_node_hours:
         hours, amount = result.without_node_hours, result.without_node_amount
-        typer.echo(f"not on any bill by name: {hours:,f} accelerator-hours, {amount:,f} {result.currency}")
+        typer.echo(f"leased without a node: {hours:,f} accelerator-hours, {amount:,f} {result.currency}")
 
 
 def _share(option: str, text: str) -> Fraction:

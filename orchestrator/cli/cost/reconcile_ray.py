@@ -1,4 +1,4 @@
-"""`orchestrator cost reconcile-ray`: Ray's own events of its actors against the ledger."""
+"""`orchestrator cost reconcile-ray`: compares Ray's actor events with the ledger."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import RUNS, Json, LedgerUrl, OutputDir, open_ledger, refusing
+from orchestrator.cli.cost.options import Books, parse_time, with_books
 from orchestrator.cli.cost.reconcile import Note, Out, SignOff, accepted, require_file
 from orchestrator.cli.output import print_json, print_table
-from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ray_findings import RayReconciliation
@@ -19,46 +18,44 @@ if TYPE_CHECKING:
 SECOND_NS = 1_000_000_000
 
 
+@with_books()
 def reconcile_ray(
+    books: Books,
     events: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE|FOLDER", help="Ray's export events, or JSON lines of the events that it posts"
+            metavar="FILE|DIR", help="Ray's export events, or JSON lines of the events that it posts"
         ),
     ],
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="seconds that two moments may be apart")
+        float, typer.Option("--tolerance", min=0, help="maximum difference of two times in seconds")
     ] = 60.0,
     until: Annotated[
         str | None,
         typer.Option(
-            "--until", metavar="TIME", help="the events are complete until then (UTC; default: the last one)"
+            "--until", metavar="TIME", help="end of the complete events (UTC; default: the last event)"
         ),
     ] = None,
     sign_off: SignOff = None,
     note: Note = "",
     out: Out = None,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
 ) -> None:
-    """Compare the lives of actors, as Ray tells them, with leases and work: when, where, how they ended."""
+    """Compare the lifetimes of actors according to Ray with leases and work."""
     from orchestrator.ledger.ray_events import read_ray_events
 
     require_file(sign_off, out)
-    with refusing():
-        recording = read_ray_events(events)
-        book = open_ledger(ledger, output_dir)
-        result = book.reconcile_ray(recording, int(tolerance * SECOND_NS), _moment(until))
+    recording = read_ray_events(events)
+    complete_until = parse_time("--until", until)
+    result = books.ledger.reconcile_ray(recording, int(tolerance * SECOND_NS), complete_until)
     document = accepted(result.to_dict(), len(result.findings), sign_off, note, out)
-    if as_json:
+    if books.as_json:
         print_json(document)
     else:
         print_ray_reconciliation(result)
 
 
 def print_ray_reconciliation(result: RayReconciliation) -> None:
-    """Findings, then what was compared."""
+    """Print the findings and what was compared."""
     rows = [
         (
             f"{found.actor} {found.actor_id[:8]}/{found.life}",
@@ -70,9 +67,9 @@ def print_ray_reconciliation(result: RayReconciliation) -> None:
         for found in result.findings
     ]
     columns = ("actor, life", "node", "finding", "seconds", "detail")
-    print_table(columns, rows, "Ray and ledger agree")
+    print_table(columns, rows, "Ray and the ledger agree.")
     typer.echo(
-        f"{result.lives} lives of actors that hold something, {result.leases} leases,"
+        f"{result.lives} lives of actors with resources, {result.leases} leases,"
         f" {result.spans} pieces of work"
     )
     precision = "nanosecond" if result.precision_ns == 1 else "second"
@@ -87,12 +84,3 @@ def _time(at_ns: int | None) -> str:
         return "-"
     whole, rest = divmod(at_ns, SECOND_NS)
     return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%d %H:%M:%S}.{rest // 1_000_000:03d}"
-
-
-def _moment(text: str | None) -> int | None:
-    from orchestrator.ledger.calendar import parse_moment
-
-    try:
-        return None if text is None else parse_moment(text)
-    except ValueError as error:
-        raise ConfigError("--until", str(text), "YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS, UTC") from error

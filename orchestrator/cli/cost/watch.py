@@ -1,4 +1,4 @@
-"""`orchestrator cost watch`: account for a Ray cluster that knows nothing of the ledger."""
+"""`orchestrator cost watch`: accounts for a Ray cluster that does not know the ledger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import RUNS, Json, LedgerUrl, OutputDir, open_ledger, refusing
+from orchestrator.cli.cost.options import Books, with_books
 from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from orchestrator.ledger.ray_watch import Watch
 
 
+@with_books()
 def watch(
+    books: Books,
     address: Annotated[
         str, typer.Option("--address", help="auto, HOST:PORT, or http://HOST:PORT of the dashboard")
     ] = "auto",
-    every: Annotated[float, typer.Option("--every", min=0.1, help="seconds between two looks")] = 30.0,
-    once: Annotated[bool, typer.Option("--once", help="look once")] = False,
-    gpu_sku: Annotated[str, typer.Option("--gpu-sku", help="the price book's name of the GPUs")] = "gpu",
-    cpu_sku: Annotated[str, typer.Option("--cpu-sku", help="and of a CPU")] = "cpu-slot",
-    organisation: Annotated[str, typer.Option("--organisation", help="of jobs that name none")] = "",
-    cost_centre: Annotated[str, typer.Option("--cost-centre", help="of jobs that name none")] = "",
-    team: Annotated[str, typer.Option("--team", help="of jobs that name none")] = "",
-    project: Annotated[str, typer.Option("--project", help="of jobs that name none")] = "",
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
-    as_json: Json = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="seconds between snapshots")] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="take one snapshot and exit")] = False,
+    gpu_sku: Annotated[str, typer.Option("--gpu-sku", help="SKU of the GPUs in the price book")] = "gpu",
+    cpu_sku: Annotated[str, typer.Option("--cpu-sku", help="SKU of the CPUs")] = "cpu-slot",
+    organisation: Annotated[str, typer.Option("--organisation", help="of jobs without one")] = "",
+    cost_centre: Annotated[str, typer.Option("--cost-centre", help="of jobs without one")] = "",
+    team: Annotated[str, typer.Option("--team", help="of jobs without one")] = "",
+    project: Annotated[str, typer.Option("--project", help="of jobs without one")] = "",
 ) -> None:
-    """Account for the actors and placement groups of a Ray cluster until Ctrl-C. What a job's metadata says
-    (team, project, cost_centre, ...) labels it.
+    """Account for the actors and placement groups of a Ray cluster until Ctrl-C.
+
+    The metadata of a job (team, project, cost_centre, ...) becomes its labels.
     """
     from orchestrator.ledger.errors import LedgerUnavailableError
     from orchestrator.ledger.labels import Labels
@@ -44,28 +44,27 @@ def watch(
 
     labels = Labels(organisation=organisation, cost_centre=cost_centre, team=team, project=project)
     names = WatchNames(gpu_sku, cpu_sku, labels)
-    with refusing():
-        url = dashboard_url(address)
-        snapshot = look(url)
-    spool_file = output_dir / f"ray-{snapshot.cluster}" / "ledger" / "watch.jsonl"
+    url = dashboard_url(address)
+    snapshot = look(url)
+    spool_file = books.output_dir / f"ray-{snapshot.cluster}" / "ledger" / "watch.jsonl"
     watching = Watch(names, _earlier(spool_file))
     with Spool(spool_file) as spool:
         while True:
             now = time.time_ns()
             events = watching.observe(snapshot, now)
             spool.emit(*events)
-            _ship(ledger, output_dir, len(events), watching, as_json)
+            _ship(books, len(events), watching)
             if once:
                 return
             time.sleep(every)
             try:
                 snapshot = look(url)
             except LedgerUnavailableError as error:
-                typer.echo(f"{error}; looking again in {every:g} s", err=True)
+                typer.echo(f"{error}; retrying in {every:g} s", err=True)
 
 
 def _earlier(spool_file: Path) -> list[Event]:
-    """What a watcher before this one spooled."""
+    """The events of a previous watcher."""
     from orchestrator.ledger.events import event_from_json
 
     if not spool_file.exists():
@@ -74,15 +73,15 @@ def _earlier(spool_file: Path) -> list[Event]:
     return [event_from_json(line) for line in lines if line.endswith("\n")]
 
 
-def _ship(url: str | None, output_dir: Path, spooled: int, watching: Watch, as_json: bool) -> None:
-    """Ship the spool; what can't be shipped now is shipped at the next look."""
+def _ship(books: Books, spooled: int, watching: Watch) -> None:
+    """Ship the spool. If that fails, the next snapshot tries again."""
     from orchestrator.ledger.errors import LedgerError
 
     try:
-        open_ledger(url, output_dir)
+        books.open()
     except LedgerError as error:
         typer.echo(f"spooled, not shipped: {error}", err=True)
-    if as_json:
+    if books.as_json:
         print_json({"events": spooled, "held": watching.held})
     else:
-        typer.echo(f"{time.strftime('%H:%M:%S')} {watching.held} held, {spooled} events")
+        typer.echo(f"{time.strftime('%H:%M:%S')} {watching.held} leases open, {spooled} events")

@@ -1,4 +1,4 @@
-"""`orchestrator cost wrap`: account for any command."""
+"""`orchestrator cost wrap`: accounts for any command."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.cost.options import RUNS, LedgerUrl, OutputDir, open_ledger, refusing
+from orchestrator.cli.cost.options import Books, with_books
 from orchestrator.errors import ConfigError
 
 
+@with_books(json=False)
 def wrap(
+    books: Books,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="the command and its arguments")],
     organisation: Annotated[str, typer.Option("--organisation")] = "",
     cost_centre: Annotated[str, typer.Option("--cost-centre")] = "",
@@ -25,24 +27,23 @@ def wrap(
     pipeline: Annotated[str, typer.Option("--pipeline")] = "",
     stage: Annotated[str, typer.Option("--stage")] = "",
     purpose: Annotated[
-        str, typer.Option("--purpose", help="if it ends well; else it is failed")
+        str, typer.Option("--purpose", help="if the command succeeds; otherwise it is failed")
     ] = "unstated",
-    run_id: Annotated[str | None, typer.Option("--run-id", help="(default: made up)")] = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="id of the run (default: generated)")] = None,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", min=0, help="held (default: those in CUDA_VISIBLE_DEVICES)")
+        int | None, typer.Option("--gpus", min=0, help="GPUs held (default: CUDA_VISIBLE_DEVICES)")
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option("--cpus", min=1, help="held, without GPUs (default: those it may use)")
+        int | None,
+        typer.Option("--cpus", min=1, help="CPUs held, if there are no GPUs (default: the CPUs it may use)"),
     ] = None,
     sku: Annotated[str, typer.Option("--sku", help="in the price book (default: gpu, or cpu-slot)")] = "",
-    node: Annotated[str, typer.Option("--node", help="as the bill calls it (default: the host's name)")] = "",
-    every: Annotated[
-        float, typer.Option("--every", min=0.05, help="seconds between two signs of life")
-    ] = 30.0,
-    ledger: LedgerUrl = None,
-    output_dir: OutputDir = RUNS,
+    node: Annotated[
+        str, typer.Option("--node", help="name of this machine on the bill (default: its host name)")
+    ] = "",
+    every: Annotated[float, typer.Option("--every", min=0.05, help="seconds between heartbeats")] = 30.0,
 ) -> int:
-    """Carry out a command, lease what it holds while it runs, and end with its exit code."""
+    """Run a command, lease what it holds while it runs, and exit with its exit code."""
     from orchestrator.ledger import wrap as wrapping
     from orchestrator.ledger.imports.statements import PURPOSES, UNSTATED
     from orchestrator.ledger.labels import Labels
@@ -52,27 +53,26 @@ def wrap(
         raise ConfigError("--purpose", purpose, ", ".join((*PURPOSES, UNSTATED)))
     name = run_id or f"wrap-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-        raise ConfigError("--run-id", name, "letters, digits, dots, dashes, underscores")
-    folder = output_dir / name / "ledger"
+        raise ConfigError("--run-id", name, "letters, digits, dots, dashes and underscores")
+    folder = books.output_dir / name / "ledger"
     if folder.exists():
-        raise ConfigError("--run-id", name, "a name that no run under the output directory has")
+        raise ConfigError("--run-id", name, "an id that no run in the output directory has")
     program = Path(command[0]).name
     labels = Labels(organisation, cost_centre, team, project, pipeline, program, stage, purpose)
-    with refusing():
-        held = wrapping.held_by(os.environ, gpus, cpus, sku, node or platform.node())
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        meter = NvmlMeter.of(visible, held.count) if held.resource == "gpu" else None
-        code = wrapping.run(command, name, labels, held, folder / "wrap.jsonl", every, time.time_ns, meter)
-    _settle(ledger, output_dir, name)
+    held = wrapping.held_by(os.environ, gpus, cpus, sku, node or platform.node())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    meter = NvmlMeter.of(visible, held.count) if held.resource == "gpu" else None
+    code = wrapping.run(command, name, labels, held, folder / "wrap.jsonl", every, time.time_ns, meter)
+    _print_cost(books, name)
     return code
 
 
-def _settle(url: str | None, output_dir: Path, name: str) -> None:
-    """Ship the spool and say what it came to. What can't be shipped now is shipped by any later `cost`."""
+def _print_cost(books: Books, name: str) -> None:
+    """Ship the spool and print the cost. If that fails, any later `cost` command ships it."""
     from orchestrator.ledger.errors import LedgerError
 
     try:
-        report = open_ledger(url, output_dir).report(name)
+        report = books.ledger.report(name)
     except LedgerError as error:
         typer.echo(f"{name}: spooled, not shipped: {error}", err=True)
         return
