@@ -36,4 +36,4 @@ def test_a_month_is_closed_by_the_commands_of_the_page():
     shown = [" ".join(line.split()) for kind, text in blocks if kind == "text" for line in text.splitlines()]
     assert [line for line in shown if line not in printed] == []
     assert "2026-09 is closed: 8 postings" in done.stdout
-    assert "the chain of 8 postings holds" in done.stdout
+    assert "The hash chain of 8 postings is intact" in done.stdout

@@ -1,4 +1,4 @@
-"""Writes a sheet to a file, in the format that the file's suffix names."""
+"""Writes a sheet to a file, in the format of the file's suffix."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WRITERS: Mapping[str, Callable[[Sheet, Path], None]] = {
 
 
 def write_sheet(sheet: Sheet, path: Path) -> None:
-    """Write a sheet in the format of the path's suffix, whole or not at all.
+    """Write a sheet atomically, in the format of the path's suffix.
 
-    Raises LedgerError for another suffix, or a path that can't be written.
+    Raises LedgerError for an unknown suffix or a path that cannot be written.
     """
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
@@ -36,4 +36,4 @@ def write_sheet(sheet: Sheet, path: Path) -> None:
         writer(sheet, unfinished)
         unfinished.replace(path)
     except OSError as error:
-        raise LedgerError("--output", str(path), "a file that can be written", str(error)) from error
+        raise LedgerError("--output", str(path), "a writable file", str(error)) from error

@@ -90,7 +90,7 @@ def test_an_unknown_format_or_a_place_that_can_not_be_written_is_refused(tmp_pat
     with pytest.raises(LedgerError, match=r"a name ending in \.csv"):
         write_sheet(sheet(), tmp_path / "costs.doc")
     (tmp_path / "file").write_text("")
-    with pytest.raises(LedgerError, match="a file that can be written"):
+    with pytest.raises(LedgerError, match="a writable file"):
         write_sheet(sheet(), tmp_path / "file" / "costs.csv")
 
 

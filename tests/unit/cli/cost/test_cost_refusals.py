@@ -78,7 +78,7 @@ def test_a_file_that_can_not_be_written_is_refused_before_the_work(
     assert run_command_line(["cost", *words, "--out", str(tmp_path / out), *options]) == 2
     refused = json.loads(capsys.readouterr().out)
     assert (refused["key"], refused["value"]) == ("--out", str(tmp_path / out))
-    assert refused["allowed"] == "a file that can be written"
+    assert refused["allowed"] == "a writable file"
 
 
 def test_usage_without_a_price_is_said_beside_variance_and_forecast(
