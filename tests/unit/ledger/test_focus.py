@@ -157,7 +157,8 @@ def test_the_checker_misses_no_column(rows: list[FocusRow]) -> None:
     for name in (*MANDATORY, *RECOMMENDED):
         left = [column for column in COLUMNS if column != name]
         assert violations(left, rows) == [f"column {name} is missing"]
-    assert violations([*COLUMNS, "team"], rows) == ["column team: a custom column must be x_ followed by PascalCase"]
+    wrong = "column team: a custom column must be x_ followed by PascalCase"
+    assert violations([*COLUMNS, "team"], rows) == [wrong]
 
 
 def test_an_export_can_be_reconciled_with_its_own_ledger(ledger: Ledger, tmp_path: Path) -> None:
