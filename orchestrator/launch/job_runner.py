@@ -78,7 +78,7 @@ class JobRunner(Job):
         )
         self._attempt = record.attempt
         self._write_manifest()
-        with tracked(config, directory, self._pipeline, self._context.clock) as self._tracker:
+        with tracked(config, directory, self._pipeline, self._context.clock, self._notify) as self._tracker:
             code = await self._run_file(session)
             for path in run_report.write(directory, config):
                 self._tracker.log_artifact(path)
@@ -98,6 +98,9 @@ class JobRunner(Job):
             state, why, code = RunState.FAILED, f"{type(error).__name__}: {error}", 1
         self._directory.write_state(state, why, self._context.clock.now_ns())
         return code
+
+    def _notify(self, text: str) -> None:
+        self._context.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     async def train(self) -> TrainedModel:
         """Run the training loop with this run's own config."""

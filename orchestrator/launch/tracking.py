@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
 from orchestrator.runs.directory import RunDirectory, RunState
-from orchestrator.training.telemetry.tracker import Outcome, RunIdentity, Tracker
+from orchestrator.training.events import TrackingUnavailable, event_fields
+from orchestrator.training.telemetry.tracker import MetricRow, Outcome, RunIdentity, Tracker
 from orchestrator.training.telemetry.tracking import build_tracker
 
 OUTCOMES: dict[RunState, Outcome] = {
@@ -20,11 +21,22 @@ OUTCOMES: dict[RunState, Outcome] = {
 
 
 @contextlib.contextmanager
-def tracked(config: RunConfig, directory: RunDirectory, pipeline: str, clock: Clock) -> Generator[Tracker]:
-    """The run's tracker: config and manifest go in first; the body says the rest; the state in the run
-    directory is the outcome. A pipeline is the parent of its stages.
-    """
-    tracker = build_tracker(config.tracking, config.output_dir, clock)
+def tracked(
+    config: RunConfig, directory: RunDirectory, pipeline: str, clock: Clock, notify: Callable[[str], None]
+) -> Generator[Tracker]:
+    """The run's tracker. Config, manifest and the metrics of earlier attempts that the server lacks are sent
+    first, the body logs the rest, and the state in the run directory is the outcome. A pipeline is the parent
+    of its stages. `notify` shows a person, once, that nothing is tracked at the moment and why."""
+
+    def on_problem(reason: str) -> None:
+        event = TrackingUnavailable(reason)
+        directory.append_event(event.kind, event_fields(event), clock.now_ns())
+        notify(event.message)
+
+    def history() -> Iterator[MetricRow]:
+        return (MetricRow(line.step, line.time_ns, line.metrics) for line in directory.read_metrics())
+
+    tracker = build_tracker(config.tracking, config.output_dir, clock, history, on_problem)
     tracker.start(
         RunIdentity(
             run_id=directory.run_id,

@@ -88,6 +88,29 @@ class TrackerContract:
         tracker.finish("done")
         assert under_test.history("policy/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
+    def test_a_replay_fills_the_holes_and_changes_nothing_else(self, under_test: TrackerUnderTest) -> None:
+        """Step 4 was never sent: the run was killed before it could be."""
+        first = under_test.new()
+        first.start(IDENTITY)
+        for step in (1, 2, 3, 5):
+            first.log_metrics(step, {"policy/loss": float(step)})
+        first.finish("failed")
+
+        again = under_test.new()
+        again.start(IDENTITY)
+        everything = [MetricRow(step, 1_000, {"policy/loss": 10.0 * step}) for step in range(1, 7)]
+        again.log_rows(everything)
+        again.log_rows(everything)
+        again.finish("done")
+        assert under_test.history("policy/loss") == [
+            (1, 1.0),
+            (2, 2.0),
+            (3, 3.0),
+            (4, 40.0),
+            (5, 5.0),
+            (6, 60.0),
+        ]
+
     def test_names_that_a_server_would_refuse(self, under_test: TrackerUnderTest) -> None:
         tracker = under_test.new()
         tracker.start(IDENTITY)

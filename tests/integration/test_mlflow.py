@@ -3,6 +3,7 @@ is away.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from orchestrator.clock import SystemClock
 from orchestrator.training.telemetry.config import DeliveryConfig, TrackingConfig
 from orchestrator.training.telemetry.tracker import (
+    MetricRow,
     RunIdentity,
     Tracker,
     TrackerRefusedError,
@@ -30,6 +32,7 @@ def tracking_config(uri: str | None = None, finish_seconds: float = 600.0) -> Tr
         experiment="tests",
         sampled_rollouts=16,
         record_every=1,
+        max_lost_records=0,
         delivery=DeliveryConfig(
             interval_seconds=0.05,
             capacity=1000,
@@ -181,3 +184,57 @@ def test_a_run_is_tracked_from_the_background(output_dir: Path) -> None:
     mlflow = MLflowUnderTest(output_dir)
     assert mlflow.history("time/learn") == [(step, float(step)) for step in range(1, 201)]
     assert mlflow.outcome() == "done"
+
+
+ROWS = [MetricRow(step, step * 1_000_000, {"reward/mean": step / 10}) for step in range(1, 9)]
+
+
+def test_steps_that_a_killed_attempt_did_not_send_arrive_with_the_next_one(output_dir: Path) -> None:
+    """Killed in step 5, with step 4 in metrics.jsonl and not yet sent."""
+    mlflow = MLflowUnderTest(output_dir)
+    killed = mlflow.new()
+    killed.start(IDENTITY)
+    killed.log_rows(ROWS[:3])
+
+    resumed = build_tracker(tracking_config(), output_dir, SystemClock(), history=lambda: ROWS[:7])
+    resumed.start(IDENTITY)
+    resumed.log_metrics(8, {"reward/mean": 0.8})
+    resumed.finish("done")
+    assert mlflow.history("reward/mean") == [(row.step, row.metrics["reward/mean"]) for row in ROWS]
+
+
+def test_a_deleted_experiment_has_all_steps_when_it_is_restored(
+    output_dir: Path,
+) -> None:
+    mlflow, problems, reported = MLflowUnderTest(output_dir), list[str](), threading.Event()
+    experiment = mlflow.client.create_experiment("tests")
+    mlflow.client.delete_experiment(experiment)
+
+    def on_problem(reason: str) -> None:
+        problems.append(reason)
+        reported.set()
+
+    config = tracking_config()
+    tracker = build_tracker(config, output_dir, SystemClock(), history=lambda: ROWS, on_problem=on_problem)
+    tracker.start(IDENTITY)
+    tracker.log_rows(ROWS[:2])
+    assert reported.wait(60)
+    mlflow.client.restore_experiment(experiment)
+    tracker.finish("done")
+    assert len(problems) == 1
+    assert "'tests' is deleted" in problems[0]
+    assert f"--experiment-id {experiment}" in problems[0]
+    assert [step for step, _ in mlflow.history("reward/mean")] == [row.step for row in ROWS]
+
+
+def test_a_run_that_is_deleted_while_it_is_tracked(output_dir: Path) -> None:
+    mlflow = MLflowUnderTest(output_dir)
+    tracker = mlflow.new()
+    tracker.start(IDENTITY)
+    tracker.log_rows(ROWS[:2])
+    mlflow.client.delete_run(run_id := mlflow.run().info.run_id)
+    with pytest.raises(TrackerUnavailableError, match="is deleted: restore it"):
+        tracker.log_rows(ROWS[2:])
+    mlflow.client.restore_run(run_id)
+    tracker.log_rows(ROWS)
+    assert [step for step, _ in mlflow.history("reward/mean")] == [row.step for row in ROWS]

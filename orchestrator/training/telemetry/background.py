@@ -1,15 +1,22 @@
-"""A tracker that never blocks and never fails: a thread of its own talks to the real one.
+"""A tracker that never blocks and never fails: a thread of its own talks to the wrapped one.
 
-    loop ──log──▶ bounded spool (memory) ──thread, every `interval_seconds`──▶ the wrapped tracker ──▶ server
+    loop --log--> bounded queue in memory --thread, every `interval_seconds`--> wrapped tracker --> server
+                                             ^
+    metrics.jsonl --what the server lacks----+   when the run is opened, and before it is closed
 
-- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its
-  database delay nothing.
+- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its database delay
+  nothing.
 - Metrics of several steps travel in one request, ahead of everything else: an artifact store that is down
-  does not hold them up.
+  does
+  not hold them up.
 - An unavailable server is asked again after `first_retry_seconds`, twice that, and so on up to
-  `max_retry_seconds`; meanwhile records wait in the spool, in order. When it is full the oldest go first,
-  counted in `lost`. Metrics may be lost and only warn: metrics.jsonl has them all.
-- `finish` waits until all is sent, at most `finish_seconds`, then says how many records were lost.
+  `max_retry_seconds`; meanwhile records wait in the queue, in order. When it is full the oldest go first.
+- `metrics.jsonl` is the source of truth (`history`). When the run is opened, and again before it is closed,
+  the
+  thread hands all its rows to the wrapped tracker, which skips the steps that the server has: what an earlier
+  attempt could not send before it was killed, and what an outage pushed out of the queue, arrives late
+  instead of never.
+- `finish` waits until everything is sent, at most `finish_seconds`, then says how many records were lost.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,12 +41,14 @@ from orchestrator.training.telemetry.tracker import (
 
 logger = logging.getLogger(__name__)
 
+History = Callable[[], Iterable[MetricRow]]
+"""Reads every metric row of the run, from all its attempts."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One call of the wrapped tracker. Only `rollouts` may be dropped to make room; uploads that fail let
-    others go first.
-    """
+    others go first."""
 
     kind: Literal["metadata", "artifact", "rollouts"]
     what: str
@@ -47,18 +56,31 @@ class _Call:
 
 
 class BackgroundTracker:
-    """Wraps the tracker that `make` builds. No method raises, and none but `finish` waits. Used once:
-    `start` ... `finish`.
-    """
+    """Wraps the tracker that `make` builds. No method raises, and only `finish` waits. Used once: `start`,
+    calls, `finish`.
 
-    def __init__(self, make: Callable[[], Tracker], delivery: DeliveryConfig, clock: Clock) -> None:
+    `history` reads the rows of metrics.jsonl; None if there is no such file. `on_problem` is called at most
+    once for each attempt, on the tracker's thread, with the reason why nothing is tracked at the moment."""
+
+    def __init__(
+        self,
+        make: Callable[[], Tracker],
+        delivery: DeliveryConfig,
+        clock: Clock,
+        history: History | None = None,
+        on_problem: Callable[[str], None] | None = None,
+    ) -> None:
         self._make, self._delivery, self._clock = make, delivery, clock
+        self._history, self._on_problem = history, on_problem
+        self._problem_reported = False
+        self._caught_up = False
         self._changed = threading.Condition()
         # Everything below is guarded by `_changed`.
         self._rows: deque[MetricRow] = deque()
         self._calls: deque[_Call] = deque()
         self._in_flight = 0
         self._lost = 0
+        self._lost_rows = 0
         self._outcome: Outcome | None = None
         self._ended = False
         self._thread: threading.Thread | None = None
@@ -67,7 +89,7 @@ class BackgroundTracker:
     def lost(self) -> int:
         """Records that were dropped, refused or never sent."""
         with self._changed:
-            return self._lost
+            return self._lost + self._lost_rows
 
     def start(self, identity: RunIdentity) -> None:
         """Start the thread; the first thing it does is to open the run."""
@@ -75,20 +97,18 @@ class BackgroundTracker:
         self._thread.start()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of `step`, measured now."""
         self.log_rows([MetricRow(step, self._clock.now_ns(), dict(metrics))])
 
     def log_rows(self, rows: Sequence[MetricRow]) -> None:
-        """The metrics of several steps."""
         with self._changed:
-            if self._refuses(len(rows)):
+            if self._ended or self._outcome is not None:
+                self._lost_rows += len(rows)
                 return
             self._rows.extend(rows)
             self._bound_rows()
             self._changed.notify_all()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The resolved config."""
         self._put(_Call("metadata", "the parameters", lambda tracker: tracker.log_params(params)))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -96,56 +116,49 @@ class BackgroundTracker:
         self._put(_Call("artifact", f"{path.name}", lambda tracker: tracker.log_artifact(path, folder)))
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table of a few rollouts."""
         self._put(
             _Call("rollouts", f"rollouts of step {step}", lambda tracker: tracker.log_rollouts(step, rows))
         )
 
     def set_tag(self, key: str, value: str) -> None:
-        """Set or replace a tag."""
         self._put(_Call("metadata", f"the tag {key}", lambda tracker: tracker.set_tag(key, value)))
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run once all is sent. Waits up to the deadline: an event loop calls it in a thread."""
+        """Close the run once everything is sent. Waits up to the deadline: an event loop calls it in a
+        thread."""
         with self._changed:
             self._outcome = outcome
             self._changed.notify_all()
             if self._thread is not None:
                 self._changed.wait_for(lambda: self._ended, self._delivery.finish_seconds)
             self._abandon()
-            lost = self._lost
+            lost = self._lost + self._lost_rows
         if lost:
             logger.warning(
-                "tracking: %d records did not reach the tracking server; metrics.jsonl has all metrics", lost
+                "tracking: %d records did not reach the tracking server; metrics.jsonl has all metrics, and "
+                "resuming the run sends them",
+                lost,
             )
 
-    # -- the spool; callers hold the lock
-    # --------------------------------------------------------------------------
+    # -- the queue; callers hold the lock
 
     def _put(self, call: _Call) -> None:
         with self._changed:
-            if self._refuses(1):
+            if self._ended or self._outcome is not None:
+                self._lost += 1
                 return
             self._calls.append(call)
             self._bound_calls()
             self._changed.notify_all()
 
-    def _refuses(self, records: int) -> bool:
-        """After the end nothing is taken."""
-        if self._ended or self._outcome is not None:
-            self._lost += records
-            return True
-        return False
-
     def _bound_rows(self) -> None:
         while len(self._rows) > self._delivery.capacity:
             self._rows.popleft()
-            self._lost += 1
+            self._lost_rows += 1
 
     def _bound_calls(self) -> None:
-        """Drop the oldest rollouts. With none left the spool grows: parameters, tags and artifacts are
-        few in any run.
-        """
+        """Drop the oldest rollouts. With none left the queue grows: parameters, tags and artifacts are few in
+        any run."""
         if len(self._calls) <= self._delivery.capacity:
             return
         for index, call in enumerate(self._calls):
@@ -164,7 +177,6 @@ class BackgroundTracker:
         self._changed.notify_all()
 
     # -- the thread
-    # -----------------------------------------------------------------------------------------------
 
     def _work(self, identity: RunIdentity) -> None:
         tracker: Tracker | None = None
@@ -172,24 +184,26 @@ class BackgroundTracker:
         while self._wait(backoff):
             try:
                 tracker = tracker or self._open(identity)
+                if not self._caught_up:
+                    self._catch_up(tracker)
+                    self._caught_up = True
                 self._send_rows(tracker)
                 self._send_calls(tracker)
                 self._close(tracker)
                 backoff = 0.0
             except TrackerUnavailableError as error:
-                if not backoff:
-                    logger.warning("tracking: %s; training goes on, records wait for it", error)
+                self._report_problem(f"{error}")
                 backoff = min(
                     backoff * 2 or self._delivery.first_retry_seconds, self._delivery.max_retry_seconds
                 )
             except Exception as error:  # noqa: BLE001  whatever opening or closing a run raises, training goes on without a tracker
-                logger.warning("tracking: stopped: %s", error)
+                self._report_problem(f"stopped: {error}")
                 with self._changed:
                     self._abandon()
 
     def _wait(self, backoff: float) -> bool:
-        """Wait for something to send, then a little for more; or for the server to come back.
-        False at the end.
+        """Wait for something to send, then a little for more; or for the server to come back. False at the
+        end.
         """
         with self._changed:
             if backoff:
@@ -208,6 +222,26 @@ class BackgroundTracker:
         tracker = self._make()
         tracker.start(identity)
         return tracker
+
+    def _report_problem(self, reason: str) -> None:
+        logger.warning("tracking: %s", reason)
+        if self._on_problem is not None and not self._problem_reported:
+            self._problem_reported = True
+            self._on_problem(reason)
+
+    def _catch_up(self, tracker: Tracker) -> None:
+        """Send what metrics.jsonl has and the server lacks."""
+        if self._history is None:
+            return
+        try:
+            tracker.log_rows(list(self._history()))
+        except TrackerUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001  an unreadable file or a refusal costs these records, not the run
+            logger.warning("tracking: metrics.jsonl was not sent: %s", error)
+        else:
+            with self._changed:
+                self._lost_rows = 0
 
     def _send_rows(self, tracker: Tracker) -> None:
         with self._changed:
@@ -271,6 +305,7 @@ class BackgroundTracker:
             outcome = self._outcome
             if outcome is None or self._rows or self._calls:
                 return
+        self._catch_up(tracker)
         tracker.finish(outcome)
         with self._changed:
             self._abandon()

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from orchestrator.clock import Clock
@@ -92,8 +92,13 @@ class MLflowTracker:
             run.link_parent()
             metrics = run.new_metrics(rows)
             for start in range(0, len(metrics), METRICS_A_BATCH):
-                run.client.log_batch(run.mlflow_id, metrics=metrics[start : start + METRICS_A_BATCH])
-            run.logged(metrics)
+                batch = metrics[start : start + METRICS_A_BATCH]
+                try:
+                    run.client.log_batch(run.mlflow_id, metrics=batch)
+                except MlflowException:
+                    run.raise_if_deleted()
+                    raise
+                run.logged(batch)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """The resolved config under dotted names. Parameters are immutable in MLflow: those that the run has
@@ -169,7 +174,8 @@ class _OpenRun:
         self.client, self.mlflow_id = client, mlflow_id
         self._experiment_id, self._reopened = experiment_id, reopened
         self._unlinked_parent = parent_run_id
-        self._last_steps: dict[str, int] = {}
+        self._steps: dict[str, _StepSet] = {}
+        """The steps that MLflow has, by metric."""
         self._tables: list[str] = []
 
     def link_parent(self) -> None:
@@ -183,30 +189,33 @@ class _OpenRun:
             self.client.set_tag(self.mlflow_id, PARENT_TAG, parent)
             self._unlinked_parent = None
 
+    def raise_if_deleted(self) -> None:
+        """A deleted run refuses metrics until somebody restores it: they wait, as for a server that is
+        away."""
+        if self.client.get_run(self.mlflow_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise TrackerUnavailableError(f"The MLflow run {self.mlflow_id} is deleted: restore it.")
+
     def new_metrics(self, rows: Sequence[MetricRow]) -> list[Metric]:
-        """What the run has no value of yet. A batch whose answer was lost is sent again whole: MLflow keeps
-        one of two equal values.
-        """
-        through: dict[str, int] = {}
-        fresh: list[Metric] = []
+        """The values that the run does not have yet. A batch whose answer was lost is sent again whole:
+        MLflow keeps one of two equal values."""
+        fresh: dict[tuple[str, int], Metric] = {}
         for row in rows:
             for name, value in row.metrics.items():
                 key = tracking_key(name)
-                if row.step > through.get(key, self._last_step(key)):
-                    through[key] = row.step
-                    fresh.append(Metric(key, value, row.time_ns // 1_000_000, row.step))
-        return fresh
+                if (key, row.step) not in fresh and row.step not in self._steps_of(key):
+                    fresh[key, row.step] = Metric(key, value, row.time_ns // 1_000_000, row.step)
+        return list(fresh.values())
 
     def logged(self, metrics: Sequence[Metric]) -> None:
-        """These metrics arrived."""
+        """Remember that these metrics arrived."""
         for metric in metrics:
-            self._last_steps[metric.key] = max(metric.step, self._last_steps.get(metric.key, -1))
+            self._steps_of(metric.key).add(metric.step)
 
-    def _last_step(self, key: str) -> int:
-        if key not in self._last_steps:
+    def _steps_of(self, key: str) -> _StepSet:
+        if key not in self._steps:
             history = self.client.get_metric_history(self.mlflow_id, key) if self._reopened else []
-            self._last_steps[key] = max((metric.step for metric in history), default=-1)
-        return self._last_steps[key]
+            self._steps[key] = _StepSet(metric.step for metric in history)
+        return self._steps[key]
 
     def list_table(self, path: str) -> None:
         """Tell the UI that the artifact is a table: the first one and the newest ones, as many
@@ -220,6 +229,24 @@ class _OpenRun:
         self.client.set_tag(self.mlflow_id, TABLES_TAG, json.dumps(listed))
 
 
+class _StepSet:
+    """A set of steps as a bitmap: a hundred metrics of a million steps take 12 MB."""
+
+    def __init__(self, steps: Iterable[int] = ()) -> None:
+        self._bits = bytearray()
+        for step in steps:
+            self.add(step)
+
+    def add(self, step: int) -> None:
+        missing = step // 8 + 1 - len(self._bits)
+        if missing > 0:
+            self._bits.extend(bytes(missing))
+        self._bits[step // 8] |= 1 << step % 8
+
+    def __contains__(self, step: int) -> bool:
+        return step // 8 < len(self._bits) and bool(self._bits[step // 8] >> step % 8 & 1)
+
+
 def _experiment(client: MlflowClient, name: str, artifact_root: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -228,7 +255,12 @@ def _experiment(client: MlflowClient, name: str, artifact_root: Path | None) -> 
             return client.create_experiment(name, artifact_location=location)
         found = client.get_experiment_by_name(name)
     if found is None:
-        raise TrackerUnavailableError(f"MLflow experiment {name!r} can't be created or found")
+        raise TrackerUnavailableError(f"The MLflow experiment {name!r} can't be created or found.")
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise TrackerUnavailableError(
+            f"The MLflow experiment {name!r} is deleted. Restore it (mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}) or choose another one: tracking.experiment=NAME."
+        )
     return found.experiment_id
 
 

@@ -7,6 +7,7 @@ and in the usage events.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,10 +58,9 @@ class MetricRow:
 class Tracker(Protocol):
     """One run's place in a tracking system. `start` comes first, `finish` last, everything else between them.
 
-    Each metric has one value a step: what a resumed run says again about a step is dropped, so a step is
-    never drawn twice. Raises TrackerUnavailableError where trying again may help and TrackerRefusedError
-    where it will not.
-    """
+    Each metric has one value a step, in whatever order the steps arrive: a row that is logged again, by a
+    resumed run or a replay of metrics.jsonl, changes nothing. Raises TrackerUnavailableError where trying
+    again may help and TrackerRefusedError where it will not."""
 
     def start(self, identity: RunIdentity) -> None:
         """Open the run: a new one, or the one that `run_id` had before it was interrupted."""
@@ -146,12 +146,11 @@ class MemoryTracker:
         self.log_rows([MetricRow(step, self._clock.now_ns(), metrics)])
 
     def log_rows(self, rows: Sequence[MetricRow]) -> None:
-        """The metrics of several steps; a step that a metric has already is dropped."""
         for row in rows:
             for name, value in row.metrics.items():
                 series = self.history.setdefault(tracking_key(name), [])
-                if not series or row.step > series[-1][0]:
-                    series.append((row.step, value))
+                if all(step != row.step for step, _ in series):
+                    bisect.insort(series, (row.step, value))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """The resolved config; the first value of a parameter stays."""
@@ -179,26 +178,18 @@ class MemoryTracker:
 class NullTracker:
     """Tracks nothing: `tracking=none`."""
 
-    def start(self, identity: RunIdentity) -> None:
-        """Nothing."""
+    def start(self, identity: RunIdentity) -> None: ...
 
-    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def log_rows(self, rows: Sequence[MetricRow]) -> None:
-        """Nothing."""
+    def log_rows(self, rows: Sequence[MetricRow]) -> None: ...
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nothing."""
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
 
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Nothing."""
+    def log_artifact(self, path: Path, folder: str = "") -> None: ...
 
-    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing."""
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
 
-    def set_tag(self, key: str, value: str) -> None:
-        """Nothing."""
+    def set_tag(self, key: str, value: str) -> None: ...
 
-    def finish(self, outcome: Outcome) -> None:
-        """Nothing."""
+    def finish(self, outcome: Outcome) -> None: ...

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.clock import Clock
-from orchestrator.training.telemetry.background import BackgroundTracker
+from orchestrator.training.telemetry.background import BackgroundTracker, History
 from orchestrator.training.telemetry.config import TrackingConfig
 from orchestrator.training.telemetry.mlflow_database import ensure_database
 from orchestrator.training.telemetry.tracker import NullTracker, Tracker
 
 
-def build_tracker(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tracker:
+def build_tracker(
+    config: TrackingConfig,
+    output_dir: Path,
+    clock: Clock,
+    history: History | None = None,
+    on_problem: Callable[[str], None] | None = None,
+) -> Tracker:
     """A tracker for one run, not yet started. With `uri: null` MLflow's database and artifacts are
     under `output_dir`.
     """
     if config.backend == "none":
         return NullTracker()
-    return BackgroundTracker(lambda: connect_mlflow(config, output_dir, clock), config.delivery, clock)
+    return BackgroundTracker(
+        lambda: connect_mlflow(config, output_dir, clock), config.delivery, clock, history, on_problem
+    )
 
 
 def connect_mlflow(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tracker:

@@ -153,6 +153,62 @@ def test_a_full_spool_drops_the_oldest() -> None:
     assert len(server.history["policy/loss"]) + len(server.rollouts) + tracker.lost == 10
 
 
+def written(last: int) -> list[MetricRow]:
+    """What metrics.jsonl has after `last` steps."""
+    return [MetricRow(step, 1_000, {"policy/loss": float(step)}) for step in range(1, last + 1)]
+
+
+def test_what_earlier_attempts_could_not_send_is_sent_when_the_run_is_opened() -> None:
+    server = Server()
+    tracker = BackgroundTracker(lambda: server, delivery(), CLOCK, history=lambda: written(3))
+    tracker.start(IDENTITY)
+    tracker.log_metrics(4, {"policy/loss": 4.0})
+    tracker.finish("done")
+    assert server.history["policy/loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+
+
+def test_what_an_outage_pushed_out_of_the_queue_is_sent_before_the_run_is_closed() -> None:
+    server, rows = Server(), list[MetricRow]()
+    tracker = BackgroundTracker(lambda: server, delivery(capacity=2), CLOCK, history=lambda: rows)
+    tracker.start(IDENTITY)
+    server.asked.acquire()  # opened and caught up, with nothing yet
+    server.up.clear()
+    for step in range(1, 6):
+        rows.append(MetricRow(step, 1_000, {"policy/loss": float(step)}))
+        tracker.log_metrics(step, {"policy/loss": float(step)})
+    server.up.set()
+    tracker.finish("done")
+    assert server.history["policy/loss"] == [(step, float(step)) for step in range(1, 6)]
+    assert tracker.lost == 0
+
+
+def test_a_server_that_is_away_is_reported_to_people_once() -> None:
+    server, problems = Server(), list[str]()
+    server.up.clear()
+    tracker = BackgroundTracker(
+        lambda: server, delivery(finish_seconds=0.05), CLOCK, on_problem=problems.append
+    )
+    tracker.start(IDENTITY)
+    tracker.log_metrics(1, {"policy/loss": 1.0})
+    server.asked.acquire()
+    server.asked.acquire()
+    tracker.finish("done")
+    assert problems == ["connection refused"]
+
+
+def test_a_history_that_can_not_be_read_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> list[MetricRow]:
+        raise ValueError("line 3 is damaged")
+
+    server = Server()
+    tracker = BackgroundTracker(lambda: server, delivery(), CLOCK, history=broken)
+    tracker.start(IDENTITY)
+    tracker.log_metrics(1, {"policy/loss": 1.0})
+    tracker.finish("done")
+    assert server.history["policy/loss"] == [(1, 1.0)]
+    assert "line 3 is damaged" in caplog.text
+
+
 def test_parameters_and_artifacts_are_never_dropped_for_room(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_bytes(b"seed: 1")
