@@ -30,13 +30,13 @@ import torch
 from machine import describe, write_result
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
-from benchmarks.moe_families import VOCABULARY
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.stages import Savable, Span
+from tests.support.exactness_setting import Case, batch, learner_config, update_rule
+from tests.support.moe_families import VOCABULARY
 
 TARGET = 0.10
 

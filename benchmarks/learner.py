@@ -36,8 +36,6 @@ from machine import write_result
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.exactness_setting import update_rule
-from benchmarks.ranks import start_ranks
 from orchestrator.config.compose import compose
 from orchestrator.training.learner import batching, deepspeed_learner
 from orchestrator.training.learner.config import LearnerConfig
@@ -49,6 +47,8 @@ from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.records import BatchPart, SamplingParams, ScoreBlock
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from tests.support.exactness_setting import update_rule
+from tests.support.ranks import start_ranks
 
 BUDGET = 1536
 CLIP = (0.2, 0.28)

@@ -2,7 +2,7 @@
 
     python benchmarks/planner.py [--json] [--write] [--parts parameters flops activations state time]
 
-- parameters, flops: exact (see capacity_measured.py for how they are counted);
+- parameters, flops: exact (see tests/support/capacity_measured.py for how they are counted);
 - activations: what autograd saves at the end of the layers, and the peak of a forward and backward pass;
 - state: bytes that DeepSpeed holds before the step of a second update, on 1 and 2 ranks, stages 0 to 3;
 - time: CPU seconds of a learner's update on one thread. A machine is calibrated by two updates of the same
@@ -26,7 +26,18 @@ import torch
 import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
-from benchmarks.capacity_measured import (
+from benchmarks.machine import write_result
+from orchestrator.capacity.activations import MicroBatch, micro_batch_activations
+from orchestrator.capacity.flops import Pass, inference_flops, training_flops
+from orchestrator.capacity.parameters import total_parameters
+from orchestrator.capacity.shape import ModelShape, read_shape
+from orchestrator.capacity.state import Sharding, learner_state
+from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
+from orchestrator.training.learner.sharding.distributed import DistributedInit
+from orchestrator.training.models.characters import character_tokenizer
+from orchestrator.training.records import BatchPart
+from tests.fakes.rollout_batches import random_part
+from tests.support.capacity_measured import (
     PUBLISHED,
     Architecture,
     build,
@@ -39,20 +50,9 @@ from benchmarks.capacity_measured import (
     small_architectures,
     smollm2,
 )
-from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
-from benchmarks.machine import write_result
-from benchmarks.moe_families import build as build_exactness_model
-from benchmarks.ranks import start_ranks
-from orchestrator.capacity.activations import MicroBatch, micro_batch_activations
-from orchestrator.capacity.flops import Pass, inference_flops, training_flops
-from orchestrator.capacity.parameters import total_parameters
-from orchestrator.capacity.shape import ModelShape, read_shape
-from orchestrator.capacity.state import Sharding, learner_state
-from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
-from orchestrator.training.learner.sharding.distributed import DistributedInit
-from orchestrator.training.models.characters import character_tokenizer
-from orchestrator.training.records import BatchPart
-from tests.fakes.rollout_batches import random_part
+from tests.support.exactness_setting import Case, batch, learner_config, update_rule
+from tests.support.moe_families import build as build_exactness_model
+from tests.support.ranks import start_ranks
 
 ROWS, LENGTH, TRAINED = 8, 128, 700
 REPEATS = 5

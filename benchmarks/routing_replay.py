@@ -28,8 +28,6 @@ import torch
 from machine import write_result
 from transformers import PreTrainedModel
 
-from benchmarks.exactness_setting import Case, learner_config, update_rule
-from benchmarks.moe_families import MODELS, build
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
@@ -37,6 +35,8 @@ from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import BatchPart, Prompt, RolloutBlock, SamplingParams, ScoreBlock
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from tests.support.exactness_setting import Case, learner_config, update_rule
+from tests.support.moe_families import MODELS, build
 
 CPU = torch.device("cpu")
 TOKENIZER = character_tokenizer(64)

@@ -41,7 +41,6 @@ from typing import Any
 import engine_vs_generate
 import torch
 from machine import write_result
-from ports import quiet_ports
 from process_cpu import CpuMeter
 from transformers.utils import logging
 
@@ -49,6 +48,7 @@ from orchestrator.config.compose import compose, quoted
 from orchestrator.config.run_config import RunConfig
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.prompts.load import load_prompts
+from tests.support.ports import quiet_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

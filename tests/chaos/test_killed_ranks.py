@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import ray
 
-from benchmarks.ports import quiet_ports
 from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.calls import all_ranks, answer
 from orchestrator.training.learner.sharding.distributed import DistributedInit, join
+from tests.support.ports import quiet_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

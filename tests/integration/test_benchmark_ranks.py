@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from benchmarks.ranks import start_ranks
+from tests.support.ranks import start_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ports import quiet_ports
 from orchestrator.cli.app import run_command_line
+from tests.support.ports import quiet_ports
 
 pytestmark = pytest.mark.slow
 

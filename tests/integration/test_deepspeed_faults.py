@@ -8,7 +8,7 @@ import pytest
 from deepspeed.module_inject.auto_ep import AutoEP
 from deepspeed.module_inject.auto_ep_config import parse_autoep_config
 
-from benchmarks.moe_families import build
+from tests.support.moe_families import build
 
 pytestmark = pytest.mark.slow
 

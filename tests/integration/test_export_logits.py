@@ -11,8 +11,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from benchmarks.exactness_setting import STEPS, Case, batch, learner_config, update_rule
-from benchmarks.ranks import start_ranks
 from orchestrator.config.compose import conf_dir
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.offline import read_weights
@@ -20,6 +18,8 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.export import write_model
+from tests.support.exactness_setting import STEPS, Case, batch, learner_config, update_rule
+from tests.support.ranks import start_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
-from benchmarks.moe_families import build
 from orchestrator.errors import CheckpointError, ConfigError, NonFiniteError
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.port import Learner
@@ -23,6 +21,8 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
 from tests.contracts.learner_contract import LearnerContract, published, same_weights, spoilt
+from tests.support.exactness_setting import Case, batch, learner_config, update_rule
+from tests.support.moe_families import build
 
 pytestmark = pytest.mark.slow
 

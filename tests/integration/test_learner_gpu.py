@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.exactness_setting import OPTIMIZERS, Case, OptimizerName, Training
-from benchmarks.learner_exactness import rank_main, read_results
-from benchmarks.plain_training import train_plainly
-from benchmarks.ranks import start_ranks
+from tests.support.exactness_ranks import rank_main, read_results
+from tests.support.exactness_setting import OPTIMIZERS, Case, OptimizerName, Training
+from tests.support.plain_training import train_plainly
+from tests.support.ranks import start_ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

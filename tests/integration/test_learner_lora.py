@@ -13,9 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.exactness_setting import Case, batch, learner_config, update_rule
-from benchmarks.moe_families import build
-from benchmarks.ranks import start_ranks
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.training.learner.adapters import (
     adapters_off,
@@ -33,6 +30,9 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.tensors.buckets import unflatten
 from tests.contracts.learner_contract import LearnerContract, published, same_weights
+from tests.support.exactness_setting import Case, batch, learner_config, update_rule
+from tests.support.moe_families import build
+from tests.support.ranks import start_ranks
 
 pytestmark = pytest.mark.slow
 

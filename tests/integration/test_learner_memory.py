@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.exactness_setting import Case, Training, batch, learner_config, update_rule
-from benchmarks.moe_families import build
-from benchmarks.ranks import start_ranks
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.port import Learner
 from orchestrator.training.learner.routing import find_routers
@@ -22,6 +19,9 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.tensors.buckets import unflatten
 from tests.contracts.learner_contract import LearnerContract, published, same_weights
+from tests.support.exactness_setting import Case, Training, batch, learner_config, update_rule
+from tests.support.moe_families import build
+from tests.support.ranks import start_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -17,16 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.exactness_setting import OPTIMIZERS, Case, OptimizerName, Training, batch, learner_config
-from benchmarks.learner_exactness import Difference, build_rank, compare, rank_main, read_results
-from benchmarks.plain_training import train_plainly
-from benchmarks.ranks import start_ranks
 from orchestrator.errors import NonFiniteError
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner
 from orchestrator.training.records import BatchPart
 from orchestrator.training.tensors.buckets import Bucket, joined, unflatten
 from orchestrator.training.tensors.write_plan import WritePlan
 from tests.contracts.learner_contract import spoilt
+from tests.support.exactness_ranks import Difference, build_rank, compare, rank_main, read_results
+from tests.support.exactness_setting import OPTIMIZERS, Case, OptimizerName, Training, batch, learner_config
+from tests.support.plain_training import train_plainly
+from tests.support.ranks import start_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,6 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from benchmarks.ports import quiet_ports
 from orchestrator.errors import CheckpointError
 from orchestrator.training.checkpoints.store import S3Store
 from tests.contracts.checkpoint_store_contract import (
@@ -25,6 +24,7 @@ from tests.contracts.checkpoint_store_contract import (
     make_checkpoint,
 )
 from tests.contracts.test_checkpoint_store import BUCKET, S3UnderTest
+from tests.support.ports import quiet_ports
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

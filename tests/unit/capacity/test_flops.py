@@ -8,9 +8,9 @@ from multiprocessing import get_context
 
 import pytest
 
-from benchmarks.capacity_measured import counted_flops, small_architectures
 from orchestrator.capacity.flops import Pass, forward_flops, head_flops, inference_flops, training_flops
 from orchestrator.capacity.shape import read_shape
+from tests.support.capacity_measured import counted_flops, small_architectures
 
 SMALL = small_architectures()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.capacity_measured import measured_pass, published, small_architectures
 from orchestrator.capacity.activations import MicroBatch, cache_bytes, micro_batch_activations
 from orchestrator.capacity.parameters import total_parameters
 from orchestrator.capacity.shape import ModelShape, read_shape
 from orchestrator.capacity.state import Sharding, State, learner_state
+from tests.support.capacity_measured import measured_pass, published, small_architectures
 
 SMALL = small_architectures()
 ROWS, LENGTH, TRAINED = 4, 64, 192

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from benchmarks.capacity_measured import (
+from orchestrator.capacity.parameters import active_parameters, tensors, total_parameters
+from orchestrator.capacity.shape import LatentAttention, read_shape
+from orchestrator.errors import ConfigError
+from tests.support.capacity_measured import (
     PUBLISHED,
     Architecture,
     parameter_sizes,
     published,
     small_architectures,
 )
-from orchestrator.capacity.parameters import active_parameters, tensors, total_parameters
-from orchestrator.capacity.shape import LatentAttention, read_shape
-from orchestrator.errors import ConfigError
 
 BASE: Architecture = {
     "hidden_size": 64,

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.exactness_setting import update_rule
-from benchmarks.moe_families import build
 from orchestrator.training.learner.balance_loss import SequenceBalanceLoss, sequence_balance
 from orchestrator.training.learner.micro_batch import collate
 from orchestrator.training.learner.rows import minibatch_rows
 from orchestrator.training.models.routers import find_routers
 from tests.fakes.rollout_batches import random_part
+from tests.support.exactness_setting import update_rule
+from tests.support.moe_families import build
 
 CPU = torch.device("cpu")
 

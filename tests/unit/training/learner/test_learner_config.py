@@ -10,9 +10,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.moe_families import build
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.sharding.zero import deepspeed_config
+from tests.support.moe_families import build
 
 _CONF = Path(__file__).parents[4] / "conf" / "learner"
 

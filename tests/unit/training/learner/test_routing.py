@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.moe_families import build
 from orchestrator.training.learner.routing import RoutingMeter
 from orchestrator.training.models.routers import BIAS, find_routers
+from tests.support.moe_families import build
 
 _CPU = torch.device("cpu")
 

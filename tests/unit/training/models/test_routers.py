@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.moe_families import MODELS, VOCABULARY, build
 from orchestrator.training.models.routers import RouteRecorder, RouteReplay, find_routers, route_weights
+from tests.support.moe_families import MODELS, VOCABULARY, build
 
 IDS = torch.arange(2 * 7).view(2, 7) % VOCABULARY
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.exactness_setting import (
+from orchestrator.training.learner.rows import TrainingRow, minibatch_rows
+from orchestrator.training.models.routers import find_routers
+from tests.support.exactness_setting import (
     BALANCE,
     CLIP,
     STEPS,
@@ -22,9 +24,7 @@ from benchmarks.exactness_setting import (
     learner_config,
     update_rule,
 )
-from benchmarks.moe_families import build
-from orchestrator.training.learner.rows import TrainingRow, minibatch_rows
-from orchestrator.training.models.routers import find_routers
+from tests.support.moe_families import build
 
 
 def train_plainly(name: str, optimizer_name: OptimizerName, steps: int = STEPS) -> Training:
@@ -85,8 +85,8 @@ def _row_loss(model: PreTrainedModel, row: TrainingRow, temperature: float) -> T
 def _record_choices(model: PreTrainedModel, chosen: dict[str, Tensor]) -> list[Any]:
     """Note what each DeepSeek-V3 router chose, as loads of experts, under `pending`."""
 
-    def note(name: str) -> Any:  # noqa: ANN401
-        def hook(module: Any, inputs: Any, outputs: Any) -> None:  # noqa: ANN401
+    def note(name: str) -> Any:
+        def hook(module: Any, inputs: Any, outputs: Any) -> None:
             del inputs
             chosen[f"pending/{name}"] = torch.bincount(outputs[2].flatten(), minlength=module.num_experts)
 
@@ -102,7 +102,7 @@ def _record_choices(model: PreTrainedModel, chosen: dict[str, Tensor]) -> list[A
 def _record_balance(model: PreTrainedModel, found: list[Tensor]) -> list[Any]:
     """Note for each router how even it is: sum_i f_i P_i of DeepSeek-V3's sequence-wise loss."""
 
-    def note(router: Any, _inputs: Any, outputs: Any) -> None:  # noqa: ANN401
+    def note(router: Any, _inputs: Any, outputs: Any) -> None:
         logits, _, picked = outputs
         sigmoid = hasattr(router, "e_score_correction_bias")
         scores = logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=-1)

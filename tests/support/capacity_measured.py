@@ -201,11 +201,11 @@ class AllocationMeter(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - an operator
-        types: Any,  # noqa: ANN401
+        func: Any,
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, tuple | list) else [result]:
             if isinstance(output, Tensor):
@@ -231,7 +231,7 @@ def _storages(model: nn.Module) -> list[torch.UntypedStorage]:
     return [tensor.untyped_storage() for tensor in (*parameters, *gradients, *model.buffers())]
 
 
-def engine_bytes(engine: Any) -> dict[str, int]:  # noqa: ANN401 - DeepSpeed's engine
+def engine_bytes(engine: Any) -> dict[str, int]:
     """What a DeepSpeed engine holds, by what it is for; each storage counts once, under the first name."""
     gc.collect()
     optimizer = engine.optimizer
@@ -263,7 +263,7 @@ def engine_bytes(engine: Any) -> dict[str, int]:  # noqa: ANN401 - DeepSpeed's e
     return {name: sum(size for owner, size in counted.values() if owner == name) for name in held}
 
 
-def _tensors(thing: Any) -> Iterator[Tensor]:  # noqa: ANN401
+def _tensors(thing: Any) -> Iterator[Tensor]:
     """All tensors inside nested containers."""
     if isinstance(thing, Tensor):
         yield thing

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.moe_families import VOCABULARY
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.losses import LOSSES, ClipRange
@@ -17,6 +16,7 @@ from orchestrator.training.learner.rows import AlgorithmSpec
 from orchestrator.training.learner.sharding.zero import OptimizerFactory, adamw
 from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
+from tests.support.moe_families import VOCABULARY
 
 OptimizerName = Literal["sgd", "adamw"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch.multiprocessing as mp
 
-from benchmarks.ports import quiet_ports
+from tests.support.ports import quiet_ports
 
 
 def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) -> None:
