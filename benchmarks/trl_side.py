@@ -35,8 +35,8 @@ from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 from orchestrator.training.records import Finish, Prompt
 from orchestrator.training.rewards.completion import Completion
-from orchestrator.training.rewards.rubric import apply_scorers
 from orchestrator.training.rewards.scorers import load_scorer
+from orchestrator.training.rewards.scoring import ScorerSet
 
 
 class StepLog(TrainerCallback):
@@ -97,7 +97,7 @@ class StepLog(TrainerCallback):
 
 def reward_function(components: Mapping[str, float], max_new_tokens: int, log: StepLog) -> Callable[..., Any]:
     """The repository's scorers, weighed as in the config, in the shape that TRL calls."""
-    scorers = {name: load_scorer(name) for name in components}
+    scorers = ScorerSet({name: load_scorer(name) for name in components})
 
     def rule_based(
         prompts: Sequence[str],
@@ -114,7 +114,8 @@ def reward_function(components: Mapping[str, float], max_new_tokens: int, log: S
         ):
             finish = Finish.LENGTH if len(ids) == max_new_tokens else Finish.STOP
             prompt = Prompt(name, text, json.loads(answer))
-            outcome = apply_scorers(scorers, Completion(prompt, completion, len(ids), finish, max_new_tokens))
+            scored = Completion(prompt, completion, len(ids), finish, max_new_tokens)
+            (outcome,) = scorers.score_now([scored])
             rewards.append(
                 sum(w * value for w, value in zip(components.values(), outcome.components, strict=True))
             )

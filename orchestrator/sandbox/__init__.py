@@ -4,6 +4,5 @@
           |                            kills everything below it when the program ends,
           '------ Channel (JSON) ----- when the control connection closes, and when we die
 
-This contains accidents, not attacks: the program has the user's rights, files and network. It does not get the
-secrets in our environment, it cannot outlive us, and nothing that it sends is trusted or unpickled.
-"""
+This contains accidents, not attacks: the program has the user's rights, files and network. It does not get
+the secrets in our environment, it cannot outlive us, and nothing that it sends is trusted or unpickled."""

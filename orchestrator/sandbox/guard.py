@@ -1,6 +1,6 @@
 """The guard: a small process that starts a program and makes sure that nothing of it stays behind.
 
-    python -I -S guard.py '{"control": FD, "limits": {"RLIMIT_AS": bytes, ...}, "command": [...]}'
+    python -I -S guard.py '{"control": FD, "channel": FD, "limits": {"RLIMIT_AS": bytes}, "command": [...]}'
 
 It runs as a plain script of the standard library, in a process of its own and in one thread, so neither a
 program that holds Python's GIL in C code nor one that leaves its session or process group can stop it:
@@ -33,8 +33,9 @@ KILL_SECONDS = 10.0
 PARENT_CHECK_MS = 1000
 
 
-def main(control_fd: int, limits: Mapping[str, int], command: Sequence[str]) -> None:
-    """Run `command` under `limits` until it ends or the control connection closes; never returns."""
+def main(control_fd: int, channel_fd: int, limits: Mapping[str, int], command: Sequence[str]) -> None:
+    """Run `command` under `limits` until it ends or the control connection closes; never returns. The program
+    inherits `channel_fd`, and nobody else keeps it open."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(ignored, signal.SIG_IGN)
@@ -46,6 +47,7 @@ def main(control_fd: int, limits: Mapping[str, int], command: Sequence[str]) -> 
     signal.signal(signal.SIGTERM, _noted)
     os.set_inheritable(control_fd, False)
     program = _start(limits, command)
+    os.close(channel_fd)
     control = socket.socket(fileno=control_fd)
     control.sendall(b"%d\n" % program)
     status = _wait(program, control, wakeup)
@@ -140,7 +142,7 @@ def descendants(root: int) -> list[int]:
 
 def _processes() -> Iterator[tuple[int, int, str]]:
     """(process id, parent's id, state) of every process in /proc."""
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 - this script imports as little as it can
         if name.isdigit():
             with suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123
                 # The command's name, in parentheses, may itself contain spaces and parentheses.
@@ -171,4 +173,4 @@ def _prctl(option: int, value: int) -> None:
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
-    main(arguments["control"], arguments["limits"], arguments["command"])
+    main(arguments["control"], arguments["channel"], arguments["limits"], arguments["command"])

@@ -18,7 +18,6 @@ from orchestrator.sandbox.channel import Channel
 
 START_SECONDS = 60.0
 STOP_SECONDS = guard.KILL_SECONDS + 5.0
-_CPU_TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class GuardedProcess:
@@ -42,6 +41,7 @@ class GuardedProcess:
         self._control = control
         orders = {
             "control": far_control.fileno(),
+            "channel": far_channel.fileno(),
             "limits": dict(limits),
             "command": [*command, str(far_channel.fileno())],
         }
@@ -82,14 +82,14 @@ class GuardedProcess:
                 return None
         return self._pid
 
-    def cpu_seconds(self) -> float:
-        """User and system time of the program so far; 0 once it has ended."""
+    def busy_seconds(self) -> float:
+        """How long the program's first thread has computed or waited for a processor; 0 once it has ended.
+        The rest of the time it waited for something else."""
         try:
-            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
-        except OSError:
+            computed, queued, *_ = Path(f"/proc/{self.pid}/schedstat").read_bytes().split()
+        except (OSError, ValueError):
             return 0.0
-        fields = stat.rpartition(b")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * _CPU_TICK
+        return (int(computed) + int(queued)) / 1e9
 
     def stop(self) -> str:
         """Kill the program and everything that it started. Says how it ended: in its own way if it had ended

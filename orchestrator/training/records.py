@@ -145,11 +145,12 @@ class ScoreBlock:
     """The rewards of one `RolloutBlock`, row for row.
 
     `rewards` is the rubric's weighted sum. `components` are its terms by name, before weighting. Where
-    `grades` is not OK the reward is what the failure policy says, and `reasons` says why (empty where OK).
-    `reflected` marks rollouts that check themselves ("wait, ..."), by the task's own pattern. `answers` are
-    what the rollouts answer, without regard to case and white space, "" where they don't; None where nobody
-    knows how to find it.
-    """
+    `grades` is not OK, the reward is `reward.failure_reward`, the components are NaN, `reasons` says in a
+    line what went wrong (it is empty where OK) and `tracebacks` where, if a scorer raised an exception.
+    `reflected` marks rollouts that check themselves ("wait, ..."), by `reward.reflection_pattern`. `answers`
+    are what the rollouts answer, and empty where they give no answer. Equal strings of one group are votes
+    for the same answer; where votes are counted (sampled answers to held-out prompts), so are answers that
+    are equivalent by the checker of their task."""
 
     rewards: NDArray[np.float64]  # [N]
     components: Mapping[str, NDArray[np.float64]]  # each [N]; "accuracy" is 1.0 where the answer is right
@@ -157,6 +158,7 @@ class ScoreBlock:
     reasons: tuple[str, ...]  # N
     reflected: NDArray[np.bool_]  # [N]
     answers: tuple[str, ...] | None = None  # N
+    tracebacks: tuple[str, ...] = ()  # N; empty if no scorer raised an exception
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class RewardStage(Protocol):
     """Grades rollouts and writes them to disk: it is where they are read."""
 
     async def score(self, generated: Generated) -> Scored:
-        """Grade every rollout of a block. Raises DataLostError if the block is gone."""
+        """Score every rollout of a block. Raises DataLostError if the block is gone."""
         ...
 
     async def record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,49 @@ def test_retries_grade_again(make: Make, tmp_path: Path) -> None:
     grader = make(reward_config({f"{FAKES}:fails_once": 1.0}, retries=1))
     scores = grader.grade(rollout_block(["a"], reference={"flag": str(tmp_path / "flag")}))
     assert scores.grades.tolist() == [ScoreStatus.OK]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 100])
+@pytest.mark.parametrize("scorer", ["length", "length_later", "lengths"])
+def test_plain_asynchronous_and_batched_scorers_are_all_scorers(
+    make: Make, scorer: str, concurrency: int
+) -> None:
+    grader = make(reward_config({f"{FAKES}:{scorer}": 1.0}, concurrency=concurrency))
+    texts = ["a" * count for count in range(1, 12)]
+    assert grader.grade(rollout_block(texts)).rewards.tolist() == [*range(1, 12)]
+
+
+@pytest.mark.parametrize("scorer", ["raises", "raises_later", "batch_raises"])
+def test_a_failure_comes_with_its_traceback(make: Make, scorer: str) -> None:
+    grader = make(reward_config({f"{FAKES}:{scorer}": 1.0}, concurrency=4))
+    scores = grader.grade(rollout_block(["a", "bad", "c"]))
+    assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.CRASHED, ScoreStatus.OK]
+    assert scores.reasons[1] == f"{scorer}: RuntimeError: no such proof"
+    assert f"in {scorer}\n" in scores.tracebacks[1]
+    assert scores.tracebacks[0] == ""
+
+
+def test_equivalent_answers_are_one_vote_where_votes_are_counted(make: Make) -> None:
+    grader = make(reward_config({"accuracy": 1.0}))
+    texts = [f"<answer>{answer}</answer>" for answer in ("12", "12.0", "24/2", "7", "7", " 7")]
+    block = rollout_block([*texts, "none"], 7, {"answer": "12"})
+    assert grader.grade(block).answers == ("12", "12.0", "24/2", "7", "7", "7", "")
+    assert grader.grade(block, count_votes=True).answers == ("12", "12", "12", "7", "7", "7", "")
+
+
+def test_scorers_see_prefills_columns_and_answers(make: Make) -> None:
+    grader = make(reward_config({f"{FAKES}:sees_everything": 1.0}, answer_formats=["boxed"]))
+    block = rollout_block([r"</think>\boxed{4}"])
+    prompts = (replace(block.prompts[0], columns={"level": 5, "tests": ["x"]}),)
+    scores = grader.grade(replace(block, prompts=prompts, prefills=("<think>",)))
+    assert scores.reasons == ("",)
+    assert scores.rewards.tolist() == [1.0]
+
+
+def test_accuracy_is_kept_for_every_rollout(make: Make) -> None:
+    """Also with weight 0: dynamic sampling can filter by correctness rather than by the reward."""
+    grader = make(reward_config({"accuracy": 0.0, "format": 1.0}))
+    block = rollout_block(["<answer>4</answer>", "<answer>5</answer>"], 2, {"answer": 4})
+    scores = grader.grade(block)
+    assert scores.components["accuracy"].tolist() == [1.0, 0.0]
+    assert scores.rewards.tolist() == [0.0, 0.0]

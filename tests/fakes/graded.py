@@ -15,9 +15,13 @@ from orchestrator.training.rewards.config import RewardConfig
 def reward_config(components: Mapping[str, float], **changes: Any) -> RewardConfig:
     values: dict[str, Any] = {
         "components": dict(components),
+        "answer_formats": ["tags"],
         "workers": 1,
+        "concurrency": 1,
         "timeout_seconds": 20.0,
         "memory_bytes": 0,
+        "file_bytes": 0,
+        "environment": [],
         "retries": 0,
         "failure_reward": -0.5,
         "failure_budget": 0.5,
@@ -51,5 +55,7 @@ def rollout_block(
     )
 
 
-def completion(text: str, reference: Mapping[str, Any] | None = None, prompt: str = "question") -> Completion:
-    return Completion(Prompt("p", prompt, reference or {}), text, len(text), Finish.STOP, 100)
+def completion(
+    text: str, reference: Mapping[str, Any] | None = None, prompt: str = "question", **changes: Any
+) -> Completion:
+    return Completion(Prompt("p", prompt, reference or {}), text, len(text), Finish.STOP, 100, **changes)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.training.rewards.completion import Completion
+from orchestrator.training.rewards.completion import Completion, batched
 
 
 def length(completion: Completion) -> float:
@@ -90,6 +95,163 @@ def process_id(completion: Completion) -> float:
 
 def prints(completion: Completion) -> float:
     print("a scorer printed this")  # noqa: T201
+    return 1.0
+
+
+async def length_later(completion: Completion) -> float:
+    await asyncio.sleep(0)
+    return float(len(completion.text))
+
+
+@batched
+def lengths(completions: Sequence[Completion]) -> list[float]:
+    return [float(len(completion.text)) for completion in completions]
+
+
+async def raises_later(completion: Completion) -> float:
+    await asyncio.sleep(0)
+    if "bad" in completion.text:
+        raise RuntimeError("no such proof")
+    return 1.0
+
+
+@batched
+def batch_raises(completions: Sequence[Completion]) -> list[float]:
+    if any("bad" in completion.text for completion in completions):
+        raise RuntimeError("no such proof")
+    return [1.0 for _ in completions]
+
+
+async def hangs_later(completion: Completion) -> float:
+    """Ignores that it is cancelled."""
+    while "bad" in completion.text:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+    return 1.0
+
+
+async def blocks_the_loop(completion: Completion) -> float:
+    while "bad" in completion.text:
+        time.sleep(60)
+    return 1.0
+
+
+def judge(completion: Completion) -> float:
+    """Waits for a server, as plain functions do."""
+    time.sleep(0.2)
+    return 1.0
+
+
+async def judge_later(completion: Completion) -> float:
+    await asyncio.sleep(0.2)
+    return 1.0
+
+
+def _arrive(completion: Completion) -> Callable[[], bool]:
+    """Leave a mark; whether all others of the prompt's company have left theirs."""
+    folder, company = Path(completion.prompt.reference["folder"]), completion.prompt.reference["company"]
+    (folder / completion.text).touch()
+    return lambda: len(list(folder.iterdir())) >= company
+
+
+def waits_for_company(completion: Completion) -> float:
+    complete = _arrive(completion)
+    while not complete():
+        time.sleep(0.05)
+    return 1.0
+
+
+async def waits_for_company_later(completion: Completion) -> float:
+    complete = _arrive(completion)
+    while not complete():
+        await asyncio.sleep(0.05)
+    return 1.0
+
+
+@batched
+def company_in_a_batch(completions: Sequence[Completion]) -> list[float]:
+    complete = [_arrive(each) for each in completions]
+    return [float(each()) for each in complete]
+
+
+def computes(completion: Completion) -> float:
+    end = time.process_time() + 0.5
+    while time.process_time() < end:
+        pass
+    return 1.0
+
+
+async def dies_later(completion: Completion) -> float:
+    await asyncio.sleep(0.05)
+    return dies(completion)
+
+
+@batched
+def dies_in_a_batch(completions: Sequence[Completion]) -> list[float]:
+    return [dies(completion) for completion in completions]
+
+
+def holds_the_gil(completion: Completion) -> float:
+    if "bad" in completion.text:
+        ctypes.PyDLL(None).sleep(600)
+    return 1.0
+
+
+def starts_orphans(completion: Completion) -> float:
+    """A process in a session of its own, and one by a double fork; then it hangs."""
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    if "bad" in completion.text:
+        holds_the_gil(completion)
+    return 1.0
+
+
+def sees_everything(completion: Completion) -> float:
+    assert completion.prompt.columns == {"level": 5, "tests": ["x"]}
+    assert completion.prefill == "<think>"
+    assert completion.answer == "4"
+    return 1.0
+
+
+def sees_secrets(completion: Completion) -> float:
+    return float(completion.text in os.environ)
+
+
+def writes_a_file(completion: Completion) -> float:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x" * 1_000_000)
+    return 1.0
+
+
+def _channel() -> int:
+    """The descriptor over which this process talks to its parent."""
+    return int(sys.argv[1])
+
+
+def sends(completion: Completion) -> float:
+    """Talks to the parent in place of the process, with the bytes that the text says in hexadecimal."""
+    data = bytes.fromhex(completion.text)
+    os.write(_channel(), data)
+    time.sleep(600)
+    return 1.0
+
+
+def forges(completion: Completion) -> float:
+    """Sends the JSON that the text is, as a message."""
+    body = completion.text.encode()
+    os.write(_channel(), len(body).to_bytes(4, "big") + body)
+    time.sleep(600)
+    return 1.0
+
+
+def closes_the_channel(completion: Completion) -> float:
+    if "bad" in completion.text:
+        os.close(_channel())
+        time.sleep(600)
     return 1.0
 
 

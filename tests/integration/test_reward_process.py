@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import WorkerLostError
+from orchestrator.sandbox.guard import descendants
 from orchestrator.training.records import ScoreStatus
-from orchestrator.training.rewards import process as process_module
-from orchestrator.training.rewards.grader import FEWEST_LOST_CHILDREN, Grader
+from orchestrator.training.rewards.grader import Grader
+from orchestrator.training.rewards.lanes import FEWEST_TOLERATED
 from tests.fakes.graded import reward_config, rollout_block
 from tests.processes import alive
 
@@ -50,12 +52,12 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 def test_a_rollout_that_hangs_is_killed_and_costs_no_other(make: Make) -> None:
     grader = make("hangs", timeout_seconds=ENOUGH)
-    pid = grader.pid
+    (pid,) = grader.pids
     scores = grader.grade(rollout_block(["a", "bad", "c", "d"]))
     assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.TIMEOUT, ScoreStatus.OK, ScoreStatus.OK]
     assert scores.rewards.tolist() == [1.0, -0.5, 1.0, 1.0]
     assert scores.reasons[1] == f"no score within {ENOUGH:g} s"
-    assert grader.pid != pid and pid is not None and not alive(pid)
+    assert grader.pids != [pid] and not alive(pid)
 
 
 @pytest.mark.parametrize(("scorer", "how"), [("dies", "died of SIGSEGV"), ("leaves", "exited with code 7")])
@@ -82,7 +84,7 @@ def test_a_block_that_only_hangs_ends_soon(make: Make) -> None:
     scores = grader.grade(rollout_block([f"bad {index}" for index in range(40)]))
     tried = [reason for reason in scores.reasons if reason.startswith("no score")]
     assert scores.grades.tolist() == [ScoreStatus.TIMEOUT] * 40
-    assert len(tried) == FEWEST_LOST_CHILDREN + 1
+    assert len(tried) == FEWEST_TOLERATED + 1
 
 
 def test_retries_after_a_hang(make: Make) -> None:
@@ -106,17 +108,17 @@ def test_a_process_that_dies_between_blocks_is_no_rollouts_fault(make: Make) -> 
 
 
 def test_a_process_that_cannot_start_is_a_lost_worker(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorkerLostError, match="exited with code 1 while it started"):
         make("length").grade(rollout_block(["a"]))
 
 
 def test_one_process_serves_many_blocks_without_torch(make: Make) -> None:
     grader = make("torch_is_loaded")
-    pid = grader.pid
+    pids = grader.pids
     for _ in range(3):
         assert grader.grade(rollout_block(["a", "b"])).rewards.tolist() == [0.0, 0.0]
-    assert grader.pid == pid
+    assert grader.pids == pids
 
 
 def test_what_scorers_print_is_not_output(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
@@ -126,10 +128,21 @@ def test_what_scorers_print_is_not_output(make: Make, capfd: pytest.CaptureFixtu
     assert "a scorer printed this" in err
 
 
+def test_what_scorers_print_is_in_the_log_even_if_they_are_killed(tmp_path: Path) -> None:
+    log = tmp_path / "reward-0.log"
+    config = reward_config({f"{FAKES}:prints": 1.0, f"{FAKES}:holds_the_gil": 1.0}, timeout_seconds=1.0)
+    with Grader(config, max_new_tokens=100, output=log) as grader:
+        scores = grader.grade(rollout_block(["bad"]))
+    assert scores.grades.tolist() == [ScoreStatus.TIMEOUT]
+    text = log.read_text()
+    assert "a scorer printed this" in text
+    assert "in holds_the_gil" in text  # where it was when it was stopped
+
+
 def test_closing_ends_the_process() -> None:
     with Grader(reward_config({"format": 1.0}), max_new_tokens=10) as grader:
-        pid = grader.pid
-        assert pid is not None and alive(pid)
+        (pid,) = grader.pids
+        assert alive(pid)
     assert not alive(pid)
 
 
@@ -141,7 +154,7 @@ from orchestrator.training.rewards.grader import Grader
 from tests.fakes.graded import reward_config, rollout_block
 grader = Grader(reward_config({{"{FAKES}:hangs": 1.0}}), 10)
 grader.grade(rollout_block(["a"]))
-print(grader.pid, flush=True)
+print(grader.pids[0], flush=True)
 grader.grade(rollout_block([{text!r}]))
 time.sleep(60)
 """
@@ -153,3 +166,153 @@ time.sleep(60)
         time.sleep(0.3)
         parent.kill()
     assert wait_for(lambda: not alive(child))
+
+
+@pytest.mark.parametrize("text", ["a", "bad"], ids=["between rollouts", "in C code that holds the GIL"])
+def test_everything_that_a_scorer_started_ends_with_the_grader(make: Make, text: str) -> None:
+    grader = make("starts_orphans", timeout_seconds=1.0)
+    (pid,) = grader.pids
+    tree = [pid]
+    seen = threading.Event()
+
+    def watch() -> None:
+        while len(tree) < 3 and not seen.is_set():
+            tree[:] = sorted({*tree, *descendants(os.getpid())})
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    grader.grade(rollout_block([text]))
+    grader.close()
+    seen.set()
+    watcher.join()
+    assert len(tree) >= 3
+    assert wait_for(lambda: not any(map(alive, tree)))
+    assert descendants(os.getpid()) == []
+
+
+def test_a_worker_that_is_killed_takes_the_whole_tree_with_it() -> None:
+    program = f"""
+import sys, threading, time
+from orchestrator.sandbox.guard import descendants
+from orchestrator.training.rewards.grader import Grader
+from tests.fakes.graded import reward_config, rollout_block
+grader = Grader(reward_config({{"{FAKES}:starts_orphans": 1.0}}, timeout_seconds=600.0), 10)
+threading.Thread(target=grader.grade, args=(rollout_block(["bad"]),), daemon=True).start()
+import os
+while len(found := descendants(os.getpid())) < 4:
+    time.sleep(0.01)
+print(*found, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        tree = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(tree) == 4 and all(map(alive, tree))
+        parent.kill()
+    assert wait_for(lambda: not any(map(alive, tree)))
+
+
+HEADER = "00000004"
+JUNK = {
+    "no frame at all": b"Traceback (most recent call last):".hex(),
+    "a huge length": "ffffffff",
+    "not JSON": HEADER + b"oops".hex(),
+    "not an object": HEADER + b"true".hex(),
+}
+FORGED = {
+    "an answer to another question": '{"scored": 99, "outcomes": [[0, [1.0], "", ""]]}',
+    "too many outcomes": '{"scored": 1, "outcomes": [[0, [1.0], "", ""], [0, [1.0], "", ""]]}',
+    "text for a component": '{"scored": 1, "outcomes": [[0, ["1.0"], "", ""]]}',
+    "two components": '{"scored": 1, "outcomes": [[0, [1.0, 2.0], "", ""]]}',
+    "infinity": '{"scored": 1, "outcomes": [[0, [1e999], "", ""]]}',
+    "an unknown status": '{"scored": 1, "outcomes": [[7, [], "", ""]]}',
+    "no outcome": '{"scored": 1, "outcomes": [null]}',
+    "an error at the wrong time": '{"error": ["a", "b", "c", "d"]}',
+}
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+def test_junk_on_the_channel_is_a_crash(make: Make, junk: str) -> None:
+    scores = make("sends", timeout_seconds=60.0).grade(rollout_block([junk]))
+    assert scores.grades.tolist() == [ScoreStatus.CRASHED]
+    assert scores.reasons[0].startswith("the scorers' process ")
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+def test_a_forged_answer_is_a_crash(make: Make, forged: str) -> None:
+    scores = make("forges", timeout_seconds=60.0).grade(rollout_block([forged]))
+    assert scores.grades.tolist() == [ScoreStatus.CRASHED]
+    assert scores.reasons[0].startswith("the scorers' process sent ")
+
+
+def test_half_a_message_is_a_timeout(make: Make) -> None:
+    scores = make("sends", timeout_seconds=1.0).grade(rollout_block(["00000010", "0000"]))
+    assert scores.grades.tolist() == [ScoreStatus.TIMEOUT] * 2
+
+
+def test_a_closed_channel_is_a_crash(make: Make) -> None:
+    scores = make("closes_the_channel", timeout_seconds=60.0).grade(rollout_block(["bad", "a"]))
+    assert scores.grades.tolist() == [ScoreStatus.CRASHED, ScoreStatus.OK]
+
+
+def test_secrets_are_withheld_unless_the_config_names_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "JUDGE_KEY", "JUDGE_URL"):
+        monkeypatch.setenv(name, "value")
+    texts = ["AWS_SECRET_ACCESS_KEY", "JUDGE_KEY", "JUDGE_URL"]
+    block = rollout_block(texts)
+    assert make("sees_secrets").grade(block).rewards.tolist() == [0.0, 0.0, 1.0]
+    assert make("sees_secrets", environment=["JUDGE_KEY"]).grade(block).rewards.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_files_are_limited(make: Make) -> None:
+    scores = make("writes_a_file", file_bytes=100_000).grade(rollout_block(["a"]))
+    assert scores.grades.tolist() == [ScoreStatus.CRASHED]
+    assert "File too large" in scores.reasons[0]
+
+
+# -- several at once -----------------------------------------------------------------------------------------
+
+
+def test_plain_scorers_that_wait_get_more_processes(make: Make, tmp_path: Path) -> None:
+    """Each of six rollouts waits until all six are being scored: with fewer processes none would end."""
+    grader = make("waits_for_company", concurrency=6, timeout_seconds=120.0)
+    block = rollout_block(list("abcdef"), reference={"folder": str(tmp_path), "company": 6})
+    assert grader.grade(block).rewards.tolist() == [1.0] * 6
+    assert len(grader.pids) == 6
+
+
+@pytest.mark.parametrize("scorer", ["waits_for_company_later", "company_in_a_batch"])
+def test_asynchronous_and_batched_scorers_share_one_process(make: Make, scorer: str, tmp_path: Path) -> None:
+    grader = make(scorer, concurrency=6, timeout_seconds=120.0)
+    block = rollout_block(list("abcdef"), reference={"folder": str(tmp_path), "company": 6})
+    assert grader.grade(block).rewards.tolist() == [1.0] * 6
+    assert len(grader.pids) == 1
+
+
+def test_scorers_that_compute_get_no_more_processes(make: Make) -> None:
+    grader = make("computes", concurrency=6, timeout_seconds=120.0)
+    assert grader.grade(rollout_block(list("abcdef"))).rewards.tolist() == [1.0] * 6
+    assert len(grader.pids) == 1
+
+
+@pytest.mark.parametrize("scorer", ["hangs_later", "blocks_the_loop"])
+def test_an_asynchronous_scorer_that_cannot_be_cancelled_costs_no_other(make: Make, scorer: str) -> None:
+    grader = make(scorer, concurrency=4, timeout_seconds=2.0)
+    scores = grader.grade(rollout_block(["a", "bad", "c", "d", "e", "f"]))
+    assert scores.grades.tolist() == [
+        ScoreStatus.OK,
+        ScoreStatus.TIMEOUT,
+        *[ScoreStatus.OK] * 4,
+    ]
+
+
+@pytest.mark.parametrize("scorer", ["dies", "dies_later", "dies_in_a_batch"])
+def test_a_death_costs_no_other_rollout(make: Make, scorer: str) -> None:
+    grader = make(scorer, concurrency=4, timeout_seconds=120.0)
+    scores = grader.grade(rollout_block(["a", "b", "bad", "d", "e", "f"]))
+    assert scores.grades.tolist() == [*[ScoreStatus.OK] * 2, ScoreStatus.CRASHED, *[ScoreStatus.OK] * 3]
+    assert scores.reasons[2] == "the scorers' process died of SIGSEGV"

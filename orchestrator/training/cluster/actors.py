@@ -104,7 +104,8 @@ class RewardActor:
             from orchestrator.training.rewards.grader import Grader
             from orchestrator.training.telemetry.recorder import RolloutRecorder
 
-            self._grader = Grader(parts.reward, parts.rollout.max_new_tokens)
+            log = parts.directory / "logs" / f"{post.name}.log"
+            self._grader = Grader(parts.reward, parts.rollout.max_new_tokens, log)
             self._recorder = RolloutRecorder()
         self._seed = parts.seed
 
@@ -122,7 +123,7 @@ class RewardActor:
         from orchestrator.training.telemetry.summary import summarise
 
         with self._meter.span(Activity.SCORE, step) as measure:
-            scores = self._grader.grade(block)
+            scores = self._grader.grade(block, count_votes=sampled)
             summary = summarise(block, scores)
             if sampled:
                 summary = replace(summary, sampled=sampled_answer_means(block, scores))

@@ -18,7 +18,6 @@ from typing import Literal
 
 AnswerFormat = Literal["tags", "boxed", "hashes", "phrase"]
 
-OPENING, CLOSING = "<think>", "</think>"
 _SEARCHED = 100_000
 """Characters at the end of a response in which its answer is looked for."""
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -30,12 +29,9 @@ _PHRASE = re.compile(r"\banswer(?:\s+is\s*:?|\s*:)[ \t]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])")
 
 
-def find_answer(
-    text: str, formats: Sequence[AnswerFormat] = ("tags",), *, opened_thought: bool = False
-) -> str | None:
-    """The answer of a response, without surrounding white space; None if it has none.
-
-    `opened_thought`: the prompt ended in `<think>`, so the response begins inside of a thought.
+def find_answer(text: str, formats: Sequence[AnswerFormat] = ("tags",)) -> str | None:
+    """The answer of a response, without surrounding white space; None if it has none. If the prompt has
+    already opened `<think>`, the text has to begin with it.
 
     >>> find_answer("<answer>3</answer> wait, <answer> 4 </answer>")
     '4'
@@ -44,23 +40,12 @@ def find_answer(
     >>> find_answer("hm, \\\\boxed{\\\\frac{1}{2}}, that is the answer: 0.5", ["tags", "boxed", "phrase"])
     '\\\\frac{1}{2}'
     """
-    spoken = without_thoughts(text, opened_thought=opened_thought)
-    spoken = spoken[-_SEARCHED:]
+    spoken = _THOUGHT.sub(" ", text)[-_SEARCHED:]
     for name in formats:
         answer = _FINDERS[name](spoken)
         if answer is not None:
             return answer.strip()
     return None
-
-
-def without_thoughts(text: str, *, opened_thought: bool = False) -> str:
-    """The response without what stands inside of `<think>` tags, finished or not."""
-    return _THOUGHT.sub(" ", OPENING + text if opened_thought else text)
-
-
-def opens_thought(prompt_end: str) -> bool:
-    """Whether a rendered prompt that ends like this has already opened `<think>`."""
-    return prompt_end.rstrip().endswith(OPENING)
 
 
 def _tags(text: str) -> str | None:
@@ -103,7 +88,9 @@ def _phrase(text: str) -> str | None:
         # Emphasis that began before the phrase ends inside of it or after it: **Answer:** 4
         for mark in ("**", "__"):
             if sentence.count(mark) % 2:
-                sentence = sentence.removeprefix(mark) if sentence.startswith(mark) else sentence.removesuffix(mark)
+                sentence = (
+                    sentence.removeprefix(mark) if sentence.startswith(mark) else sentence.removesuffix(mark)
+                )
         if sentence.strip(" *_`$."):
             return sentence.rstrip(".!")
     return None

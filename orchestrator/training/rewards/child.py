@@ -1,83 +1,144 @@
 """The process in which scorers run: `python -m orchestrator.training.rewards.child FD`.
 
-FD is one end of a socket pair. Messages are JSON, so that nothing that a scorer makes of a model's text is
-unpickled by the parent.
+FD is its end of a `Channel` to the parent.
 
-    parent: {"scorers": {name: key}, "memory_bytes": n}      child: {} or {"error": [value, hint]} where a
-    scorer can't be loaded parent: {"prompts": [...], "rollouts": [...]}            child: {} once prepared,
-    then an outcome for each rollout as soon as it is known
+    the parent sends                                        and gets
+    {"load": {"scorers": {name: key}, ...}}                 {"loaded": {"asynchronous": bool, ...}}
+                                                            or {"error": [key, value, allowed, hint]}
+    {"block": {"prompts": [...], "max_new_tokens": n}}      {"prepared": true}
+    {"score": unit, "rollouts": [...]}                      {"scored": unit, "outcomes": [...]}
+    {"vote": unit, "prompt": index, "answers": [...]}       {"voted": unit, "answers": [...]}
 
-It ends when the parent does: a thread waits for the other end of the socket to close.
+A unit is a number that the parent chose. Asynchronous scorers work on several units at once, the others on
+one after the other. Everything that is printed goes to the log, not into the conversation.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import faulthandler
 import os
-import resource
-import select
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
+from typing import Any
 
 from orchestrator.errors import ConfigError
+from orchestrator.sandbox.channel import Channel
 from orchestrator.training.records import Finish, Prompt
-from orchestrator.training.rewards.completion import Completion, PreparedScorer, Scorer
-from orchestrator.training.rewards.rubric import apply_scorers
+from orchestrator.training.rewards.checkers import votes
+from orchestrator.training.rewards.completion import Completion
 from orchestrator.training.rewards.scorers import load_scorer
+from orchestrator.training.rewards.scoring import Outcome, ScorerSet
+
+Message = Mapping[str, Any]
 
 
 def main(fd: int) -> None:
     """Serve until the parent closes its end."""
-    # A print of a scorer is a log line, not output of the program.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    threading.Thread(target=_end_with_parent, args=(fd,), daemon=True).start()
-    parent = Connection(fd)
+    sys.stdout = sys.stderr  # a print of a scorer is a log line
+    os.dup2(sys.stderr.fileno(), 1)
+    # Before a hanging scorer is killed, the parent asks where it is.
+    faulthandler.register(signal.SIGUSR1)
+    parent = Channel(socket.socket(fileno=fd))
     try:
-        scorers = _load(parent)
-        while scorers:
-            _serve(parent, scorers)
+        server = _load(parent)
+        if server is not None:
+            server.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def _load(parent: Connection) -> dict[str, Scorer]:
-    """The scorers by name; none if one can't be loaded."""
-    request = json.loads(parent.recv_bytes())
-    if request["memory_bytes"]:
-        resource.setrlimit(resource.RLIMIT_AS, (request["memory_bytes"], request["memory_bytes"]))
+def _load(parent: Channel) -> _Server | None:
+    """None if a scorer cannot be loaded; the parent has been told."""
+    orders = parent.receive()["load"]
     try:
-        scorers = {name: load_scorer(key) for name, key in request["scorers"].items()}
+        scorers = {name: load_scorer(key) for name, key in orders["scorers"].items()}
     except ConfigError as error:
-        _send(parent, {"error": error.args})
-        return {}
-    _send(parent, {})
-    return scorers
+        parent.send({"error": list(error.args)})
+        return None
+    loaded = ScorerSet(scorers, orders["timeout_seconds"])
+    parent.send({"loaded": {"asynchronous": loaded.asynchronous, "batched": loaded.batched}})
+    return _Server(parent, loaded, orders)
 
 
-def _serve(parent: Connection, scorers: Mapping[str, Scorer]) -> None:
-    request = json.loads(parent.recv_bytes())
-    prompts = [Prompt(*fields) for fields in request["prompts"]]
-    for scorer in scorers.values():
-        if isinstance(scorer, PreparedScorer):
-            scorer.prepare([prompt.reference for prompt in prompts])
-    _send(parent, {})
-    for prompt, text, length, finish in request["rollouts"]:
-        completion = Completion(prompts[prompt], text, length, Finish(finish), request["max_new_tokens"])
-        outcome = apply_scorers(scorers, completion)
-        _send(parent, [outcome.grade, outcome.components, outcome.reason])
+class _Server:
+    def __init__(self, parent: Channel, scorers: ScorerSet, orders: Message) -> None:
+        self._parent, self._scorers = parent, scorers
+        self._formats = tuple(orders["answer_formats"])
+        self._prompts: list[Prompt] = []
+        self._max_new_tokens = 0
 
+    def serve(self) -> None:
+        if self._scorers.asynchronous:
+            asyncio.run(self._serve_asynchronously())
+        while True:
+            message = self._parent.receive()
+            if "score" in message:
+                self._answer(message, self._scorers.score_now(self._completions(message)))
+            else:
+                self._handle(message)
 
-def _send(parent: Connection, message: object) -> None:
-    parent.send_bytes(json.dumps(message).encode())
+    async def _serve_asynchronously(self) -> None:
+        messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        threading.Thread(
+            target=self._receive, args=(asyncio.get_running_loop(), messages), daemon=True
+        ).start()
+        tasks: set[asyncio.Task[None]] = set()
+        while (message := await messages.get()) is not None:
+            if "score" in message:
+                task = asyncio.create_task(self._score(message))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            else:
+                self._handle(message)
+        os._exit(0)  # scorers that are still at work are not waited for
 
+    def _receive(self, loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[Message | None]) -> None:
+        message: Message | None = {}
+        while message is not None:
+            try:
+                message = self._parent.receive()
+            except (EOFError, OSError):
+                message = None
+            loop.call_soon_threadsafe(messages.put_nowait, message)
 
-def _end_with_parent(fd: int) -> None:
-    poll = select.poll()
-    poll.register(fd, 0)  # no event is asked for: only a hang-up is reported
-    poll.poll()
-    os._exit(0)
+    async def _score(self, message: Message) -> None:
+        self._answer(message, await self._scorers.score(self._completions(message)))
+
+    def _handle(self, message: Message) -> None:
+        if "block" in message:
+            block = message["block"]
+            self._prompts = [
+                Prompt(prompt_id, text, reference, columns=columns)
+                for prompt_id, text, reference, columns in block["prompts"]
+            ]
+            self._max_new_tokens = block["max_new_tokens"]
+            self._scorers.prepare([prompt.reference for prompt in self._prompts])
+            self._parent.send({"prepared": True})
+        else:
+            reference = self._prompts[message["prompt"]].reference
+            self._parent.send({"voted": message["vote"], "answers": votes(message["answers"], reference)})
+
+    def _completions(self, message: Message) -> list[Completion]:
+        return [
+            Completion(
+                self._prompts[prompt],
+                text,
+                length,
+                Finish(finish),
+                self._max_new_tokens,
+                prefill,
+                self._formats,
+            )
+            for prompt, text, length, finish, prefill in message["rollouts"]
+        ]
+
+    def _answer(self, message: Message, outcomes: list[Outcome]) -> None:
+        rows = [[one.status, one.components, one.reason, one.traceback] for one in outcomes]
+        self._parent.send({"scored": message["score"], "outcomes": rows})
 
 
 if __name__ == "__main__":

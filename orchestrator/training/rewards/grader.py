@@ -2,70 +2,73 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from orchestrator.training.records import RolloutBlock, ScoreBlock, ScoreStatus
+from orchestrator.training.rewards.checkers import votes
 from orchestrator.training.rewards.completion import Completion, completions_of
 from orchestrator.training.rewards.config import RewardConfig
-from orchestrator.training.rewards.process import ScorerProcess
-from orchestrator.training.rewards.rubric import Outcome, Rubric, apply_scorers
+from orchestrator.training.rewards.lanes import ScorerLanes
+from orchestrator.training.rewards.rubric import Rubric, spelled_answer
 from orchestrator.training.rewards.scorers import load_scorer
+from orchestrator.training.rewards.scoring import Outcome, ScorerSet
 
-FEWEST_LOST_CHILDREN = 4
-"""So many lost children are tolerated in any block, however small it is."""
 UNTRIED = Outcome(ScoreStatus.TIMEOUT, reason="not tried: too many rollouts of its block hung or crashed")
-
-log = logging.getLogger(__name__)
 
 
 class RolloutGrader(Protocol):
     """Grades blocks, one after the other."""
 
-    def grade(self, block: RolloutBlock) -> ScoreBlock:
-        """The scores of all rollouts. What can't be graded is in `grades` and `reasons`, not raised."""
+    def grade(self, block: RolloutBlock, *, count_votes: bool = False) -> ScoreBlock:
+        """The scores of all rollouts. Failures are in `grades` and `reasons`, not raised. `count_votes`: make
+        the answers of a group equal that are equivalent, for a majority vote."""
         ...
 
     def close(self) -> None:
-        """Give up what it holds."""
+        """Release its processes."""
         ...
 
 
 class Grader:
-    """Scores in a child process that is killed and replaced when a rollout takes longer than
-    `timeout_seconds`, or when it dies.
+    """Scores in child processes that are stopped and replaced when a rollout takes longer than
+    `timeout_seconds`, or when they die. What they print is appended to the file `output`.
 
-    A rollout that could not be graded is tried again `retries` times; then it gets the failure reward. One
-    rollout's failure costs no other rollout anything but time; and the time is bounded: a block that cost
-    more children than its share of the failure budget is not graded further, what is left of it counts as
+    A rollout that could not be scored is tried again `retries` times; then it gets the failure reward. One
+    rollout's failure costs no other rollout anything but time, and the time is bounded: a block that cost
+    more processes than its share of the failure budget is not continued, and its remaining rollouts count as
     failed.
 
     Rollouts that are equal in prompt, text, length and finish are scored once: a scorer is a function of
-    them. Raises ConfigError from the first `grade` if a scorer can't be loaded, WorkerLostError if no child
-    can be started.
-    """
+    them. Raises ConfigError from the first `grade` if a scorer cannot be loaded, WorkerLostError if no
+    process can be started."""
 
-    def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
-        self._config, self._max_new_tokens, self._retries = config, max_new_tokens, config.retries
+    def __init__(self, config: RewardConfig, max_new_tokens: int, output: Path | None = None) -> None:
+        self._config, self._max_new_tokens = config, max_new_tokens
         self._rubric = Rubric(config, max_new_tokens)
-        self._process = ScorerProcess(self._rubric.scorers, config.memory_bytes)
+        self._lanes = ScorerLanes(config, self._rubric.scorers, output)
 
     @property
-    def pid(self) -> int | None:
-        """The child's process id; None while there is none."""
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """The ids of the processes with scorers."""
+        return self._lanes.pids
 
-    def grade(self, block: RolloutBlock) -> ScoreBlock:
+    def grade(self, block: RolloutBlock, *, count_votes: bool = False) -> ScoreBlock:
         """The scores of all rollouts; see `RolloutGrader`."""
-        return self._rubric.scores(
-            block, _grade_each(block, self._max_new_tokens, self._retries, self._attempt)
+        return _grade(
+            self._config,
+            self._rubric,
+            list(completions_of(block, self._max_new_tokens, self._config.answer_formats)),
+            block,
+            self._lanes.score,
+            self._lanes.votes if count_votes else None,
         )
 
     def close(self) -> None:
-        """End the child."""
-        self._process.close()
+        """End the processes."""
+        self._lanes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -75,60 +78,79 @@ class Grader:
     ) -> None:
         self.close()
 
-    def _attempt(self, completions: Sequence[Completion]) -> list[Outcome]:
-        """ScoreStatus each once; the last ones are left out if too many children were lost before."""
-        tolerated = max(FEWEST_LOST_CHILDREN, int(self._config.failure_budget * len(completions)))
-        outcomes: list[Outcome] = []
-        lost = 0
-        while len(outcomes) < len(completions) and lost <= tolerated:
-            outcomes += self._process.score(completions[len(outcomes) :], self._config.timeout_seconds)
-            if self._process.pid is None:
-                lost += 1
-                log.warning("scorers were stopped: %s", outcomes[-1].reason)
-        return outcomes
-
 
 class InlineGrader:
-    """Scores in this process, without timeouts: the fake of the port, for simulations and for scorers that
-    are known."""
+    """Scores in this process, where a plain scorer cannot be stopped: for tests, simulations and known
+    scorers."""
 
     def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
-        self._max_new_tokens, self._retries = max_new_tokens, config.retries
+        self._config, self._max_new_tokens = config, max_new_tokens
         self._rubric = Rubric(config, max_new_tokens)
-        self._scorers = {name: load_scorer(key) for name, key in self._rubric.scorers.items()}
+        self._scorers = ScorerSet(
+            {name: load_scorer(key) for name, key in self._rubric.scorers.items()}, config.timeout_seconds
+        )
 
-    def grade(self, block: RolloutBlock) -> ScoreBlock:
+    def grade(self, block: RolloutBlock, *, count_votes: bool = False) -> ScoreBlock:
         """The scores of all rollouts; see `RolloutGrader`."""
-        return self._rubric.scores(
-            block, _grade_each(block, self._max_new_tokens, self._retries, self._attempt)
+        return _grade(
+            self._config,
+            self._rubric,
+            list(completions_of(block, self._max_new_tokens, self._config.answer_formats)),
+            block,
+            self._score,
+            _votes_here if count_votes else None,
         )
 
     def close(self) -> None:
-        """Nothing to give up."""
+        pass
 
-    def _attempt(self, completions: Sequence[Completion]) -> list[Outcome]:
-        return [apply_scorers(self._scorers, completion) for completion in completions]
+    def _score(self, completions: Sequence[Completion]) -> Sequence[Outcome | None]:
+        size = self._config.concurrency
+        return [
+            outcome
+            for start in range(0, len(completions), size)
+            for outcome in self._scorers.score_now(completions[start : start + size])
+        ]
 
 
-Attempt = Callable[[Sequence[Completion]], list[Outcome]]
-"""Grades completions once, in order; it may leave out the last ones."""
+Score = Callable[[Sequence[Completion]], Sequence[Outcome | None]]
+"""Scores completions once; None for those that it did not try."""
+Vote = Callable[[Completion, Sequence[str]], Sequence[str]]
+"""Makes equivalent answers to the prompt of a completion equal."""
 
 
-def _grade_each(block: RolloutBlock, max_new_tokens: int, retries: int, attempt: Attempt) -> list[Outcome]:
-    """Outcomes of a block's rollouts, row for row; equal rollouts are graded once."""
-    completions = list(completions_of(block, max_new_tokens))
+def _votes_here(completion: Completion, answers: Sequence[str]) -> Sequence[str]:
+    return votes(answers, completion.prompt.reference)
+
+
+def _grade(
+    config: RewardConfig,
+    rubric: Rubric,
+    completions: Sequence[Completion],
+    block: RolloutBlock,
+    score: Score,
+    vote: Vote | None,
+) -> ScoreBlock:
+    """Score equal rollouts once, try failed ones again, and find the answers."""
     keys = [(each.prompt.prompt_id, each.text, each.length, each.finish) for each in completions]
     distinct = dict(zip(keys, completions, strict=True))
-    outcomes = dict(zip(distinct, _with_retries(list(distinct.values()), retries, attempt), strict=True))
-    return [outcomes[key] for key in keys]
+    outcomes = dict(zip(distinct, _with_retries(list(distinct.values()), config.retries, score), strict=True))
+    answers = [spelled_answer(completion) for completion in completions]
+    if vote is not None:
+        for first in range(0, len(answers), block.group_size):
+            group = answers[first : first + block.group_size]
+            if len(set(group) - {""}) > 1:
+                spelled = [each.answer or "" for each in completions[first : first + block.group_size]]
+                answers[first : first + block.group_size] = vote(completions[first], spelled)
+    return rubric.scores(block, [outcomes[key] for key in keys], answers)
 
 
-def _with_retries(completions: Sequence[Completion], retries: int, attempt: Attempt) -> list[Outcome]:
+def _with_retries(completions: Sequence[Completion], retries: int, score: Score) -> list[Outcome]:
     outcomes = [UNTRIED] * len(completions)
     for _ in range(1 + retries):
-        rows = [row for row, outcome in enumerate(outcomes) if outcome.grade is not ScoreStatus.OK]
+        rows = [row for row, outcome in enumerate(outcomes) if outcome.status is not ScoreStatus.OK]
         if not rows:
             break
-        for row, outcome in zip(rows, attempt([completions[row] for row in rows]), strict=False):
-            outcomes[row] = outcome
+        for row, outcome in zip(rows, score([completions[row] for row in rows]), strict=True):
+            outcomes[row] = outcome or outcomes[row]
     return outcomes

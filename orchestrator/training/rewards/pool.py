@@ -12,15 +12,15 @@ from orchestrator.training.supervision.pool import WorkerPool
 
 
 class RewardWorker(Protocol):
-    """One worker; its scorers run in a process of their own that it can kill."""
+    """One worker. Its scorers run in processes of their own, which it can stop."""
 
     @property
     def name(self) -> str:
-        """Stable over restarts."""
+        """Stays the same over restarts."""
         ...
 
     async def score(self, generated: Generated) -> Scored:
-        """ScoreStatus every rollout of a block. Raises WorkerLostError if the worker died or hangs."""
+        """Score every rollout of a block. Raises WorkerLostError if the worker died or hangs."""
         ...
 
     async def record(
@@ -40,7 +40,7 @@ class RewardPool(Generic[W]):
         self._workers = workers
 
     async def score(self, generated: Generated) -> Scored:
-        """ScoreStatus a block on a free worker."""
+        """Score a block on a free worker."""
         return await self._workers.call(lambda worker: worker.score(generated))
 
     async def record(

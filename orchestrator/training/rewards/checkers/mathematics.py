@@ -1,57 +1,99 @@
-"""Answers of files: texts, numbers and LaTeX, by value where they have one.
+"""Answers from files: words, numbers and LaTeX, compared by value where they have one.
 
-In this order: the same text (case and white space aside); the same number; the same mathematics by
-math-verify, for references that are mathematics at all (words are not: as products of letters, "Paris" and
-"pairs" are equal).
+In this order: the same text, apart from case, white space, Markdown and Unicode forms; the same number, with
+its unit; the same mathematics by math-verify, for references that are mathematics at all. (Words are not: as
+products of letters, "Paris" and "pairs" are equal.)
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 import math_verify
 import sympy
 
-_NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?")
-_MATHEMATICAL = re.compile(r"\d|\\|^[A-Za-z]$")
+from orchestrator.training.rewards.checkers import CHECKERS
+from orchestrator.training.rewards.checkers._quantities import plain, quantity
 
-# It warns that its own timeouts are off. They rely on SIGALRM; here the whole process is killed at a timeout.
+MAX_LENGTH = 2000
+"""A longer answer is compared as text only."""
+_MATHEMATICAL = re.compile(r"\d|\\|^[A-Za-z]$")
+_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])\)")
+_SAME_SYMBOLS = ((r"\varnothing", r"\emptyset"),)
+
+# It warns that its own timeouts are off. They rely on SIGALRM; here the whole process is stopped instead.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def judge_mathematics(answer: str, reference: Mapping[str, Any]) -> bool:
-    """`reference["answer"]` is a text or a number; of GSM8K's texts what follows `####`.
+class Mathematics:
+    """`reference["answer"]` is a text, a number, or a list of accepted ones; of GSM8K's worked solutions,
+    what follows `####` is the answer.
 
-    Where the reference is one number the answer must be one number, too: neither a list that holds it nor a
-    sum that makes it.
-    """
-    expected = str(reference["answer"]).rsplit("####", maxsplit=1)[-1].strip()
-    if _normalised(answer) == _normalised(expected):
+    Where the reference is one number the answer must be one number, too: neither a list that contains it nor
+    a calculation that results in it. Nothing equals an empty reference or NaN."""
+
+    def __call__(self, answer: str, reference: Mapping[str, Any], /) -> bool:
+        expected = reference["answer"]
+        accepted = expected if isinstance(expected, list | tuple) else [expected]
+        return any(_matches(_text(each), answer) for each in accepted)
+
+    def equivalent(self, one: str, other: str, reference: Mapping[str, Any], /) -> bool:
+        return _matches(one, other) or _matches(other, one)
+
+
+def _text(expected: object) -> str:
+    if isinstance(expected, float) and math.isnan(expected):
+        return ""
+    return str(expected).rsplit("####", maxsplit=1)[-1].strip()
+
+
+def _matches(expected: str, answer: str) -> bool:
+    wanted_text = _normalised(expected)
+    if not wanted_text:
+        return False
+    if _normalised(answer) == wanted_text:
         return True
-    wanted, got = _number(expected), _number(answer)
+    wanted, got = quantity(expected), quantity(answer)
     if wanted is not None and got is not None:
-        return wanted == got
-    if not _MATHEMATICAL.search(expected):
+        return wanted.accepts(got)
+    if not _MATHEMATICAL.search(expected) or max(len(answer), len(expected)) > MAX_LENGTH:
         return False
-    parsed = _parse(answer)
-    if wanted is not None and not (parsed and isinstance(parsed[0], sympy.Number)):
-        return False
-    return bool(math_verify.verify(_parse(expected), parsed, timeout_seconds=0))
-
-
-def _parse(text: str) -> list[Any]:
-    """What math-verify reads in `text`, taken as one formula; empty if nothing."""
-    return math_verify.parse(f"${text.replace('$', '')}$", parsing_timeout=0)
-
-
-def _number(text: str) -> Decimal | None:
-    text = text.strip().removeprefix("$").removesuffix(".")
-    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+    return _same_mathematics(expected, answer, one_number=wanted is not None)
 
 
 def _normalised(text: str) -> str:
+    text = plain(text)
+    if match := _LETTER.fullmatch(text):
+        text = match[1] or match[2]
+    for spelling, symbol in _SAME_SYMBOLS:
+        text = text.replace(spelling, symbol)
     return " ".join(text.casefold().split())
+
+
+def _same_mathematics(expected: str, answer: str, *, one_number: bool) -> bool:
+    parsed = _parse(plain(answer))
+    if one_number and not (parsed and isinstance(parsed[0], sympy.Number)):
+        return False
+    return bool(math_verify.verify(_parse(plain(expected)), parsed, timeout_seconds=0))
+
+
+def _parse(text: str) -> list[Any]:
+    """What math-verify reads in `text`, taken as one LaTeX formula; empty if nothing.
+
+    Its other reader, of plain expressions, ends in `eval` and is left out.
+    """
+    for spelling, symbol in _SAME_SYMBOLS:
+        text = text.replace(spelling, symbol)
+    return math_verify.parse(
+        f"${text.replace('$', '')}$",
+        extraction_config=[math_verify.LatexExtractionConfig()],
+        parsing_timeout=0,
+    )
+
+
+mathematics = Mathematics()
+CHECKERS.register("mathematics")(mathematics)

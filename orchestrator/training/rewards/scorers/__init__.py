@@ -1,39 +1,64 @@
-"""The scorers there are, by name: one file each. `reward.components` chooses and weighs them.
+"""Scorers by name, one file each. `reward.components` chooses and weights them.
 
     @SCORERS.register("brevity")
     def brevity(completion: Completion) -> float: ...
 
-A third party registers one by an entry point of the group `orchestrator.scorer`, or names a function
-directly: `my_package.my_module:function` in place of a registered name.
+A third party registers one under the entry point group `orchestrator.scorer`, or names a function directly:
+`my_package.my_module:function` in place of a registered name.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import traceback
 from typing import cast
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.registry import NoFacts, Registry
-from orchestrator.training.rewards.completion import Scorer
+from orchestrator.training.rewards.completion import AnyScorer
 
-SCORERS: Registry[Scorer, NoFacts] = Registry(
-    "scorer", "orchestrator.training.rewards.scorers", NoFacts, key="reward.components"
+_KEY = "reward.components"
+SCORERS: Registry[AnyScorer, NoFacts] = Registry(
+    "scorer", "orchestrator.training.rewards.scorers", NoFacts, key=_KEY
 )
 
 
-def load_scorer(key: str) -> Scorer:
+def load_scorer(key: str) -> AnyScorer:
     """The scorer of a registered name, or the function at `module:function`.
 
-    Raises ConfigError if there is none, or its module can't be imported.
+    Raises ConfigError if there is none, if its module cannot be imported, or if it cannot be called with one
+    argument.
     """
-    module, colon, name = key.partition(":")
-    if not colon:
-        return SCORERS.get(key)
     try:
-        scorer = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        scorer = _find(key)
+    except ConfigError:
+        raise
+    except Exception as error:
         allowed = "a registered scorer, or module:function that can be imported"
-        raise ConfigError("reward.components", key, allowed, str(error)) from error
-    if not callable(scorer):
-        raise ConfigError("reward.components", key, "a function of one Completion")
-    return cast("Scorer", scorer)
+        raise ConfigError(_KEY, key, allowed, _import_failure(error)) from error
+    if not callable(scorer) or inspect.isclass(scorer):
+        raise ConfigError(_KEY, key, "a function of one Completion", f"it is a {type(scorer).__name__}")
+    if inspect.isasyncgenfunction(scorer) or inspect.isgeneratorfunction(scorer):
+        raise ConfigError(_KEY, key, "a function that returns a number", "it is a generator: it yields")
+    try:
+        inspect.signature(scorer).bind(None)
+    except TypeError as error:
+        hint = f"{error}; further arguments need default values"
+        raise ConfigError(_KEY, key, "a function of one Completion", hint) from error
+    except ValueError:
+        pass  # a function in C has no signature to look at
+    return cast("AnyScorer", scorer)
+
+
+def _find(key: str) -> object:
+    module, colon, name = key.partition(":")
+    return getattr(importlib.import_module(module), name) if colon else SCORERS.get(key)
+
+
+def _import_failure(error: Exception) -> str:
+    """What went wrong, and on which line of the scorer's module, where there is one."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}: {error}"
+    inside_import = frame.filename.startswith("<frozen") or frame.filename in (__file__, importlib.__file__)
+    return text if inside_import else f"{text} ({frame.filename}, line {frame.lineno})"

@@ -1,4 +1,4 @@
-"""Is the rollout one `<think>...</think>` followed by one `<answer>...</answer>`, and nothing else?"""
+"""Is the response one `<think>...</think>` followed by one `<answer>...</answer>`, and nothing else?"""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 @SCORERS.register("format")
 def format_reward(completion: Completion) -> float:
-    """1.0 or 0.0. White space may stand around the tags. A prompt that ends in `<think>` has opened the first
-    tag.
+    """1.0 or 0.0. White space may surround the tags. A prompt whose chat template ends in `<think>` has
+    opened the first tag already, and the model must not open it again.
 
     The format reward of DeepSeek-R1-Zero (arXiv 2501.12948, section 2.2.2).
     """
-    text = completion.text
-    if completion.prompt.text.rstrip().endswith("<think>"):
-        text = "<think>" + text
-    pieces = _TAG.split(text)
+    pieces = _TAG.split(completion.whole_text)
     tags, outside = pieces[1::2], pieces[0::4]
     return float(tags == _TAGS and not any(piece.strip() for piece in outside))

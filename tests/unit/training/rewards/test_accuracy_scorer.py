@@ -2,26 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.training.rewards.scorers.accuracy import accuracy, last_answer
+from orchestrator.training.rewards.scorers.accuracy import accuracy
 from tests.fakes.graded import completion
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("<think>x</think><answer> 7 </answer>", "7"),
-        ("<answer>3</answer> wait <answer>4</answer>", "4"),
-        ("<answer>3</answer><answer>4", "3"),
-        ("<answer>3<answer>4</answer>", "4"),
-        ("<answer></answer>", ""),
-        ("<answer>3", None),
-        ("3</answer>", None),
-        ("7", None),
-        ("", None),
-    ],
-)
-def test_the_last_complete_answer_counts(text: str, answer: str | None) -> None:
-    assert last_answer(text) == answer
 
 
 def test_right_wrong_and_none() -> None:
@@ -38,7 +20,19 @@ def test_partial_credit_of_a_task_counts_as_wrong() -> None:
     assert accuracy(completion("<answer>21 or 22</answer>", reference)) == 0.0
 
 
-def test_a_reference_that_nobody_judges() -> None:
+def test_a_reference_that_nobody_reads() -> None:
     accuracy.prepare([{"colour": "red"}])
-    with pytest.raises(ValueError, match=r"no judge for a reference with \['colour'\]"):
+    with pytest.raises(ValueError, match=r"no checker for a reference with \['colour'\]"):
         accuracy(completion("<answer>7</answer>", {"colour": "red"}))
+
+
+def test_answers_are_looked_for_where_the_config_says() -> None:
+    reference = {"answer": "The answer is #### 42"}
+    boxed = completion(r"so \boxed{42}", reference, answer_formats=("tags", "boxed"))
+    assert accuracy(boxed) == 1.0
+    assert accuracy(completion(r"so \boxed{42}", reference)) == 0.0
+
+
+def test_an_answer_inside_an_unfinished_thought_does_not_count() -> None:
+    assert accuracy(completion("<think>maybe <answer>7</answer>", {"answer": 7})) == 0.0
+    assert accuracy(completion("maybe <answer>7</answer>", {"answer": 7}, prefill="<think>\n")) == 0.0

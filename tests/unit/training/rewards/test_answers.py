@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.training.rewards.answers import AnswerFormat, find_answer, opens_thought
+from orchestrator.training.rewards.answers import AnswerFormat, find_answer
+from tests.fakes.graded import completion
 
 
 @pytest.mark.parametrize(
@@ -47,13 +48,9 @@ def test_a_thought_is_not_an_answer(text: str, answer: str | None) -> None:
     ],
 )
 def test_a_thought_that_the_prompt_opened(text: str, answer: str | None) -> None:
-    assert find_answer(text, opened_thought=True) == answer
-
-
-def test_which_prompts_open_a_thought() -> None:
-    assert opens_thought("<|assistant|>\n<think>\n")
-    assert not opens_thought("Think in <think> tags.")
-    assert not opens_thought("")
+    assert completion(text, prefill="<think>\n").answer == answer
+    assert completion(text, prompt="2+2?\n<think>").answer == answer
+    assert completion(text, prefill="<think>\n</think>\n").answer == find_answer(text)
 
 
 @pytest.mark.parametrize(

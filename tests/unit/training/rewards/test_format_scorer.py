@@ -35,3 +35,9 @@ def test_one_think_then_one_answer(text: str, reward: float) -> None:
 def test_a_prompt_may_open_the_first_tag() -> None:
     assert format_reward(completion("a</think><answer>b</answer>", prompt="1+1?\n<think>\n")) == 1.0
     assert format_reward(completion(GOOD, prompt="1+1?\n<think>")) == 0.0
+
+
+def test_a_chat_template_may_open_the_first_tag() -> None:
+    assert format_reward(completion("a</think><answer>b</answer>", prefill="<think>\n")) == 1.0
+    assert format_reward(completion(GOOD, prefill="<think>\n")) == 0.0
+    assert format_reward(completion("<answer>b</answer>", prefill="<think>\n\n</think>\n\n")) == 1.0

@@ -21,3 +21,8 @@ def test_beyond_the_limit_it_stays_at_minus_one() -> None:
 
 def test_the_whole_length_may_be_buffer() -> None:
     assert overlong_punishment(np.array([0, 25, 100]), 100, 100).tolist() == [0.0, -0.25, -1.0]
+
+
+def test_a_limit_below_the_buffer_shortens_the_buffer() -> None:
+    limits = np.array([20, 20, 20], dtype=np.int32)
+    assert overlong_punishment(np.array([0, 10, 20]), limits, 40).tolist() == [0.0, -0.5, -1.0]

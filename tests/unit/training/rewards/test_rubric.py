@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from pydantic import ValidationError
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.records import ScoreStatus
-from orchestrator.training.rewards.rubric import Outcome, Rubric, apply_scorers
+from orchestrator.training.rewards.rubric import Rubric, spelled_answer
 from orchestrator.training.rewards.scorers import SCORERS, load_scorer
-from tests.fakes import scorers
+from orchestrator.training.rewards.scoring import Outcome
 from tests.fakes.graded import completion, reward_config, rollout_block
 
 OK = Outcome(ScoreStatus.OK, (1.0, 0.5))
@@ -18,7 +19,7 @@ OK = Outcome(ScoreStatus.OK, (1.0, 0.5))
 
 def test_the_reward_is_the_weighted_sum() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0, "format": 0.2}), max_new_tokens=10)
-    scores = rubric.scores(rollout_block(["ab", "c"]), [OK, Outcome(ScoreStatus.OK, (0.0, 1.0))])
+    scores = rubric.scores(rollout_block(["ab", "c"]), [OK, Outcome(ScoreStatus.OK, (0.0, 1.0))], ["", ""])
     assert scores.rewards.tolist() == [1.1, 0.2]
     assert scores.components["accuracy"].tolist() == [1.0, 0.0]
     assert scores.components["format"].tolist() == [0.5, 1.0]
@@ -29,7 +30,7 @@ def test_the_reward_is_the_weighted_sum() -> None:
 def test_a_failure_gets_the_failure_reward_and_no_components() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0, "format": 0.2}), max_new_tokens=10)
     failed = Outcome(ScoreStatus.TIMEOUT, reason="no score within 5 s")
-    scores = rubric.scores(rollout_block(["ab", "c"]), [OK, failed])
+    scores = rubric.scores(rollout_block(["ab", "c"]), [OK, failed], ["", ""])
     assert scores.rewards.tolist() == [1.1, -0.5]
     assert scores.grades.tolist() == [ScoreStatus.OK, ScoreStatus.TIMEOUT]
     assert scores.reasons == ("", "no score within 5 s")
@@ -39,61 +40,43 @@ def test_a_failure_gets_the_failure_reward_and_no_components() -> None:
 def test_overlong_rollouts_are_punished_as_a_component() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}, overlong_buffer=4), max_new_tokens=10)
     outcomes = [Outcome(ScoreStatus.OK, (1.0,))] * 3 + [Outcome(ScoreStatus.CRASHED, reason="no")]
-    scores = rubric.scores(rollout_block(["x" * 6, "x" * 9, "x" * 10, "x" * 10]), outcomes)
+    scores = rubric.scores(rollout_block(["x" * 6, "x" * 9, "x" * 10, "x" * 10]), outcomes, [""] * 4)
     assert scores.components["overlong"].tolist()[:3] == [0.0, -0.75, -1.0]
     assert math.isnan(scores.components["overlong"][3])
     assert scores.rewards.tolist() == [1.0, 0.25, 0.0, -0.5]
 
 
-def test_answers_are_found_where_the_scorer_of_this_package_finds_them() -> None:
-    texts = ["<answer>3</answer> no, <answer> The  SUN\n</answer>", "the sun", "<answer></answer>"]
-    block, outcomes = rollout_block(texts), [Outcome(ScoreStatus.OK, (1.0,))] * 3
+def test_an_answer_is_spelled_without_case_and_white_space() -> None:
+    assert spelled_answer(completion("<answer>3</answer> no, <answer> The  SUN\n</answer>")) == "the sun"
+    assert spelled_answer(completion("the sun")) == ""
+
+
+def test_tracebacks_are_kept_only_where_something_failed() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
-    assert rubric.scores(block, outcomes).answers == ("the sun", "", "")
-    elsewhere = Rubric(reward_config({"my_package.my_scorers:accuracy": 1.0}), max_new_tokens=10)
-    assert elsewhere.scores(block, outcomes).answers is None
+    failed = Outcome(ScoreStatus.CRASHED, reason="no", traceback="where")
+    good = Outcome(ScoreStatus.OK, (1.0,))
+    assert rubric.scores(rollout_block(["a", "b"]), [good, failed], ["", ""]).tracebacks == ("", "where")
+    assert rubric.scores(rollout_block(["a", "b"]), [good, good], ["", ""]).tracebacks == ()
+
+
+def test_the_punishment_counts_from_where_the_context_ends() -> None:
+    rubric = Rubric(reward_config({"accuracy": 1.0}, overlong_buffer=4), max_new_tokens=10)
+    block = replace(rollout_block(["x" * 6, "x" * 6]), limits=np.array([6, 10], dtype=np.int32))
+    scores = rubric.scores(block, [Outcome(ScoreStatus.OK, (1.0,))] * 2, ["", ""])
+    assert scores.components["overlong"].tolist() == [-1.0, 0.0]
 
 
 def test_reflection_is_marked_by_the_pattern() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
-    scores = rubric.scores(rollout_block(["so wait, 3", "await"]), [Outcome(ScoreStatus.OK, (1.0,))] * 2)
+    outcomes = [Outcome(ScoreStatus.OK, (1.0,))] * 2
+    scores = rubric.scores(rollout_block(["so wait, 3", "await"]), outcomes, ["", ""])
     assert scores.reflected.tolist() == [True, False]
 
 
 def test_an_empty_block() -> None:
-    scores = Rubric(reward_config({"accuracy": 1.0}), 10).scores(rollout_block([]), [])
+    scores = Rubric(reward_config({"accuracy": 1.0}), 10).scores(rollout_block([]), [], [])
     assert scores.rewards.shape == (0,)
     assert scores.components["accuracy"].shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("numpy", 0.5), ("bool", 1.0)], ids=["a numpy number", "a truth value"]
-)
-def test_numbers_of_other_types_are_numbers(text: str, value: float) -> None:
-    outcome = apply_scorers({"it": scorers.returns_the_wrong_thing}, completion(text))
-    assert outcome == Outcome(ScoreStatus.OK, (value,))
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("nan", "nan"), ("inf", "-inf"), ("string", "'1.0'"), ("none", "None"), ("huge", "1000")],
-)
-def test_what_is_no_finite_number_is_invalid(text: str, shown: str) -> None:
-    outcome = apply_scorers({"it": scorers.returns_the_wrong_thing}, completion(text))
-    assert outcome.grade is ScoreStatus.INVALID
-    assert outcome.reason.startswith(f"it: not a finite number: {shown}")
-
-
-@pytest.mark.parametrize("scorer", [scorers.raises, scorers.exits])
-def test_a_scorer_that_raises_crashed(scorer: scorers.Function) -> None:
-    outcome = apply_scorers({"it": scorer}, completion("bad"))
-    assert outcome.grade is ScoreStatus.CRASHED
-    assert outcome.reason in ("it: RuntimeError: no such proof", "it: SystemExit: 3")
-
-
-def test_the_first_scorer_that_fails_decides() -> None:
-    outcome = apply_scorers({"length": scorers.length, "it": scorers.raises}, completion("bad"))
-    assert outcome.components == ()
 
 
 def test_scorers_by_name_and_by_path() -> None:
@@ -137,7 +120,7 @@ def test_a_rubric_needs_a_component() -> None:
 
 def test_rewards_are_float64() -> None:
     scores = Rubric(reward_config({"accuracy": 1.0}), 10).scores(
-        rollout_block(["a"]), [Outcome(ScoreStatus.OK, (1.0,))]
+        rollout_block(["a"]), [Outcome(ScoreStatus.OK, (1.0,))], ["b"]
     )
     assert scores.rewards.dtype == np.float64
     assert scores.grades.dtype == np.uint8
