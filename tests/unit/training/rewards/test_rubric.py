@@ -90,7 +90,7 @@ def test_scorers_by_name_and_by_path() -> None:
 @pytest.mark.parametrize(
     ("key", "why"),
     [
-        ("brevity", "scorer: got brevity, allowed: accuracy, format"),
+        ("brevity", "reward.components: got brevity, allowed: accuracy, format"),
         ("no.such.module:f", "No module named 'no'"),
         ("tests.fakes.scorers:nothing", "no attribute 'nothing'"),
         ("tests.fakes.scorers:not_a_function", "a function of one Completion"),
