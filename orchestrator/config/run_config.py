@@ -71,9 +71,11 @@ class EvaluationConfig(Settings):
     prompts: int = Field(ge=1)
     """How many of the task's held-out prompts are used."""
     samples: int = Field(ge=0)
-    """How many further answers to each prompt are sampled, as in training (`rollout.temperature`,
-    `rollout.top_p`), for pass@k and maj@k; 0: none, the greedy answer is all.
-    """
+    """How many further answers to each prompt are sampled for pass@k and maj@k; 0: only the greedy one."""
+    temperature: float = Field(gt=0)
+    """The sampling temperature of those answers. DeepSeek-R1 was evaluated at 0.6."""
+    top_p: float = Field(gt=0, le=1)
+    """Nucleus sampling of those answers; nothing is trained on them. DeepSeek-R1 was evaluated at 0.95."""
 
 
 class LedgerConfig(Settings):

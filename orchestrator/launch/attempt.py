@@ -171,7 +171,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
     evaluator = Evaluator(
         heldout_prompts(config, attempt.prompts),
         config.rollout.max_new_tokens,
-        SampledAnswers(config.evaluation.samples, config.rollout.temperature, config.rollout.top_p),
+        SampledAnswers(config.evaluation.samples, config.evaluation.temperature, config.evaluation.top_p),
         stages.rollouts,
         stages.rewards,
         recorder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from typing import Literal
 
 from orchestrator.clock import Clock
@@ -55,7 +55,7 @@ def step_timing(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, 
 
 
 def utilisation(
-    spans: Sequence[Span], actors: Mapping[Role, frozenset[str]], start_ns: int, end_ns: int
+    spans: Sequence[Span], actors: Mapping[Role, Set[str]], start_ns: int, end_ns: int
 ) -> dict[str, float]:
     """`utilisation/<role>`: the share of the time of a role's `actors` in which they were at work, the
     mean over them.
@@ -67,11 +67,12 @@ def utilisation(
     wall = end_ns - start_ns
     if not wall:
         return {}
+    by_actor: dict[str, list[Span]] = {}
+    for span in spans:
+        by_actor.setdefault(span.actor, []).append(span)
     shares: dict[str, float] = {}
     for role, names in sorted(actors.items()):
-        busy = 0
-        for name in names:
-            busy += covered_ns((span for span in spans if span.actor == name), start_ns, end_ns)
+        busy = sum(covered_ns(by_actor.get(name, ()), start_ns, end_ns) for name in names)
         shares[f"utilisation/{role.value}"] = busy / (wall * len(names))
     return shares
 
@@ -83,29 +84,28 @@ class StepTimes:
         self._clock = clock
         self._start_ns = clock.now_ns()
         self._spans: list[Span] = []
-        self._actors: dict[Role, frozenset[str]] = {}
+        self._actors: dict[Role, set[str]] = {}
         self._waited: dict[Wait, int] = {"batch": 0, "room": 0}
         self._waiting: dict[Wait, int] = {}
 
     def begin(self) -> None:
-        """The first step begins now."""
+        """Start the clock of the first step."""
         self._start_ns = self._clock.now_ns()
 
     def add(self, spans: Iterable[Span]) -> None:
-        """What some actor did."""
+        """Record spans reported by actors."""
         for span in spans:
             self._spans.append(span)
             if span.role is not None:
-                known = self._actors.get(span.role, frozenset[str]())
-                self._actors[span.role] = known | {span.actor}
+                self._actors.setdefault(span.role, set()).add(span.actor)
 
     def forget(self) -> None:
-        """Drop the spans so far: they are of steps that are made again."""
+        """Drop the spans so far: their steps are repeated."""
         self._spans = []
 
     @contextlib.contextmanager
     def waiting(self, what: Wait) -> Generator[None]:
-        """The body is a wait of the loop."""
+        """Measure the body of the `with` as a wait of the loop."""
         self._waiting[what] = self._clock.now_ns()
         try:
             yield
