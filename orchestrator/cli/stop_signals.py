@@ -1,0 +1,83 @@
+"""SIGINT, SIGTERM and SIGHUP of `orchestrator run` and `orchestrator resume`, from the start of the process.
+
+    moment                                  first signal                   second signal
+    before the run exists (config, data)    exit 4, nothing was started    -
+    while the run goes on                   checkpoint, then exit 4        exit 128 + its number, at once
+
+A thread of its own hears the signals: Python's handlers run only when the main thread executes bytecode,
+which it does not while it is inside a long call of a library. Signals within `SAME_REQUEST_SECONDS` of the
+first one repeat it: `timeout` sends its signal twice, and a terminal or a scheduler may as well.
+
+This module is imported before anything else by the two commands, so it needs to stay light.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_REQUEST_SECONDS = 1.0
+NOTHING_STARTED_EXIT_CODE = 4
+
+
+class StopSignals:
+    """Hears the signals and calls back on its own thread. Create it in the main thread, once a process."""
+
+    def __init__(self) -> None:
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._lock = threading.Lock()
+        self._first: tuple[signal.Signals, float] | None = None
+        self._on_stop: Callable[[str], None] = _exit_before_the_run
+        self._on_abort: Callable[[str], None] = lambda name: None
+
+    def listen(self) -> None:
+        """Begin. A SIGHUP that is ignored, as under nohup, stays ignored."""
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _heard_by_the_thread)
+        threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
+
+    def connect(self, on_stop: Callable[[str], None], on_abort: Callable[[str], None]) -> None:
+        """From now on the run exists: `on_stop` is called with the name of the first signal and asks it to
+        stop, `on_abort` with the name of the second one, just before the process ends.
+        """
+        with self._lock:
+            self._on_stop, self._on_abort = on_stop, on_abort
+
+    def _listen(self) -> None:
+        while received := self._receiver.recv(1):
+            if received[0] in SIGNALS:
+                self._handle(signal.Signals(received[0]))
+
+    def _handle(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (number, now)
+            with self._lock, contextlib.suppress(Exception):  # a second signal must be heard in any case
+                self._on_stop(number.name)
+        elif now - self._first[1] >= SAME_REQUEST_SECONDS:
+            with contextlib.suppress(Exception):  # whatever fails here, the process ends
+                self._on_abort(number.name)
+            os._exit(128 + number)
+
+
+def _exit_before_the_run(name: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"\norchestrator: {name}: stopped before the run began; nothing was started\n")
+        sys.stderr.flush()
+    os._exit(NOTHING_STARTED_EXIT_CODE)
+
+
+def _heard_by_the_thread(number: int, frame: object) -> None:
+    """Replaces Python's default handlers, so that the wake-up descriptor hears the signal and nothing else
+    happens.
+    """
