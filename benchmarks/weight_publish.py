@@ -46,7 +46,7 @@ from machine import describe, write_result
 
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
-from orchestrator.launch.prepare import run_spec
+from orchestrator.launch.assembly import run_spec
 from orchestrator.training.cluster.learner_parts import build_learner
 from orchestrator.training.cluster.weights import make_channel
 from orchestrator.training.learner.sharding.distributed import DistributedInit

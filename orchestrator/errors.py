@@ -10,7 +10,16 @@ Exceptions cross process boundaries inside Ray, so each keeps all of its state i
 
 from __future__ import annotations
 
+import re
+
 from orchestrator.masking import mask, mask_value
+
+_ANSI_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")
+
+
+def without_colours(text: str) -> str:
+    """`text` without the terminal sequences that Ray and others put into the messages of their errors."""
+    return _ANSI_SEQUENCE.sub("", text)
 
 
 class OrchestratorError(Exception):
@@ -52,7 +61,15 @@ class PromptTooLongError(ConfigError):
 
 
 class NotFoundError(ConfigError):
-    """Something named by the user does not exist; `allowed` lists what does."""
+    """Something named by the user does not exist; `allowed` lists what does.
+
+    >>> print(NotFoundError("run", "r3", "r1, r2", "runs are looked for in /data"))
+    No run matches r3. There are: r1, r2 (runs are looked for in /data)
+    """
+
+    def __str__(self) -> str:
+        tail = f" ({self.hint})" if self.hint else ""
+        return f"No {self.key} matches {self.value or 'an empty name'}. There are: {self.allowed}{tail}"
 
 
 class RunNotFoundError(NotFoundError):

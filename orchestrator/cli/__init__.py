@@ -1,14 +1,20 @@
-"""The program `orchestrator`. A command imports what it needs when it is called: help answers at once."""
+"""The program `orchestrator`: commands and terminal views only. A command imports what it needs when it is
+called, so that help answers at once.
+"""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Carry out this process's command line, and exit: 0 done, 1 the run failed, 2 bad usage or config,
-    3 stopped by budget, 4 drained.
+    """Run this process's command line and exit: 0 done, 1 the run failed, 2 bad input, 3 stopped by a budget,
+    4 drained.
     """
     import sys
 
+    if sys.argv[1:2] in (["run"], ["resume"]):
+        from orchestrator.cli import stop_signals
+
+        stop_signals.listen()
     from orchestrator.cli.app import run_command_line
 
     sys.exit(run_command_line(sys.argv[1:]))

@@ -10,15 +10,8 @@ from pathlib import Path
 from orchestrator.cli.output import print_json
 from orchestrator.errors import ConfigError, RunNotFoundError
 from orchestrator.runs import status as runs
-from orchestrator.runs.directory import RunDirectory, RunState
-
-EXIT_CODES = {
-    RunState.DONE: 0,
-    RunState.FAILED: 1,
-    RunState.BUDGET: 3,
-    RunState.DRAINED: 4,
-}
-"""What `watch` exits with: what the run itself exited with."""
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import RunState
 
 
 def watch(reference: str, output_dir: Path, every_seconds: float, as_json: bool) -> int:
@@ -32,7 +25,7 @@ def watch(reference: str, output_dir: Path, every_seconds: float, as_json: bool)
             _show(run, every_seconds)
     except KeyboardInterrupt:
         return 0
-    return EXIT_CODES[runs.observe(run).state]
+    return runs.observe(run).state.exit_code
 
 
 def stop(reference: str, output_dir: Path, as_json: bool) -> int:

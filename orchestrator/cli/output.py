@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.cli import terminal
+from orchestrator.errors import ConfigError, OrchestratorError, without_colours
 
 SPARKS = "▁▂▃▄▅▆▇█"
 NUMBER = re.compile(r"[-+\d.,:%() ]*( to [-+\d.,:%() ]*)?|no price", re.ASCII)
@@ -21,18 +21,19 @@ NARROW_TEXT = 8
 
 def print_json(document: object) -> None:
     """One JSON document on stdout; a number that JSON can't hold becomes null."""
-    print(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
+    terminal.say_json(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_error(error: OrchestratorError, as_json: bool) -> None:
     """An error as a sentence on stderr, or as `{error, key, value, allowed, hint}` on stdout."""
+    text = without_colours(str(error))
     if not as_json:
-        print(f"orchestrator: {error}", file=sys.stderr)  # noqa: T201
+        terminal.say(f"orchestrator: {text}", err=True)
         return
     fields = {"key": "", "value": "", "allowed": "", "hint": ""}
     if isinstance(error, ConfigError):
         fields = {"key": error.key, "value": error.value, "allowed": error.allowed, "hint": error.hint}
-    print_json({"error": str(error), **fields})
+    print_json({"error": text, **fields})
 
 
 def print_table(
@@ -47,12 +48,13 @@ def print_table(
     folded, and where even that is too wide for the terminal the lines are longer than it.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    rows = [[terminal.printable(cell) for cell in row] for row in rows]
+    totals = [[terminal.printable(cell) for cell in row] for row in totals]
     shown = [*rows, *totals]
     if not shown:
-        Console().print(empty)
+        terminal.say(empty)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     narrowest = 0
@@ -69,7 +71,7 @@ def print_table(
     table.add_section()
     for row in totals:
         table.add_row(*row)
-    console = Console()
+    console = terminal.console()
     console.width = max(console.width, narrowest)
     console.print(table, soft_wrap=False, crop=False)
 

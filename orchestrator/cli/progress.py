@@ -20,7 +20,8 @@ from orchestrator.cli.run_view import COST, HELDOUT, Course, plain_line, render
 from orchestrator.clock import NANOSECONDS, Clock, SystemClock
 
 if TYPE_CHECKING:
-    from orchestrator.runs.directory import RunDirectory, RunState
+    from orchestrator.runs.directory import RunDirectory
+    from orchestrator.runs.record import RunState
     from orchestrator.training.records import StepReport
 
 REFRESHES_A_SECOND = 2
@@ -136,11 +137,10 @@ class Watched:
     def refresh(self) -> RunState:
         """Read what is new; the state of the run."""
         from orchestrator.runs import status as runs
-        from orchestrator.runs.directory import RunDirectory
 
         record = runs.observe(self._run)
         started = [stage.run_id for stage in record.stages if stage.run_id is not None]
-        stages = [RunDirectory(self._run.path.parent / run_id) for run_id in started]
+        stages = [self._run.stage_run(run_id) for run_id in started]
         for part in stages if record.stages else [self._run]:
             if part.state.exists():
                 self._refresh(part)

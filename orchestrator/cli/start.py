@@ -2,59 +2,90 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orchestrator.cli import stop_signals, terminal
 from orchestrator.cli.output import print_json
-from orchestrator.config import compose as config
+from orchestrator.config import compose
 from orchestrator.config.run_config import RunConfig, json_schema
-from orchestrator.errors import ConfigError
-from orchestrator.runs.status import LATEST, find_run
+from orchestrator.errors import ConfigError, DrainedError
+from orchestrator.runs.record import LONGEST_RUN_ID, is_run_id
+from orchestrator.runs.status import LATEST, find_run, status_document
 
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""It names a folder, and is typed on command lines."""
+if TYPE_CHECKING:
+    from orchestrator.launch import PreparedJob
 
 
 def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, address: str | None) -> list[str]:
     """The overrides as given, and the options that are short for one."""
     found = list(overrides or ())
     if config_dir is not None:
-        found.append(f"hydra.searchpath=[{config.quoted(f'file://{config_dir.resolve()}')}]")
+        found.append(f"hydra.searchpath=[{compose.quoted(f'file://{config_dir.resolve()}')}]")
     if address is not None:
-        found.append(f"cluster.address={config.quoted(address)}")
+        found.append(f"cluster.address={compose.quoted(address)}")
     return found
 
 
 def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -> int:
-    """Compose, then run; the exit code."""
-    if run_id is not None and (run_id == LATEST or not RUN_ID.fullmatch(run_id)):
-        raise ConfigError(
-            "--run-id", run_id, "letters, digits, . _ and -, beginning with one of the first two"
-        )
-    composed = config.compose(job, overrides)
-    from orchestrator.launch import launcher
+    """Compose the config, then run the job; the exit code."""
+    if run_id is not None and (run_id == LATEST or not is_run_id(run_id)):
+        allowed = f"up to {LONGEST_RUN_ID} letters, digits, '.', '_' and '-', starting with a letter or digit"
+        raise ConfigError("--run-id", run_id, allowed)
+    composed = compose.compose(job, overrides)
+    from orchestrator import launch
 
-    return launcher.run(composed, run_id=run_id, json_output=as_json)
+    return _run(launch.prepare(composed, run_id), as_json)
 
 
 def resume(reference: str, overrides: Sequence[str], output_dir: Path, as_json: bool) -> int:
-    """Find the run and go on with it; the exit code."""
+    """Find the run and continue it; the exit code."""
     found = find_run(output_dir, reference)
-    from orchestrator.launch import launcher
+    from orchestrator import launch
 
-    return launcher.resume(found.run_id, list(overrides), found.path.parent, as_json)
+    prepared = launch.prepare_resume(found, overrides, on_wait=lambda text: terminal.say(text, err=True))
+    return _run(prepared, as_json)
+
+
+def _run(prepared: PreparedJob, as_json: bool) -> int:
+    from orchestrator import launch
+    from orchestrator.cli.job_view import TerminalViews, print_outcome
+
+    views, stop = TerminalViews(), launch.StopSwitch()
+    run_id = prepared.directory.run_id
+
+    def on_stop(name: str) -> None:
+        stop.ask(DrainedError(f"Stopped by {name}. Continue with: orchestrator resume {run_id}"))
+        views.message(f"{name}: stopping after a checkpoint. A second signal stops at once, without one.")
+
+    def on_abort(name: str) -> None:
+        launch.end_at_once(
+            prepared,
+            f"Stopped at once by a second {name}, without a new checkpoint."
+            f" Continue from the last one with: orchestrator resume {run_id}",
+        )
+
+    stop_signals.connect(on_stop, on_abort)
+    outcome = launch.run(prepared, views, stop)
+    with contextlib.suppress(OSError):  # the terminal may have gone away
+        if as_json:
+            print_json(status_document(outcome.directory))
+        else:
+            print_outcome(outcome)
+    return outcome.exit_code
 
 
 def print_config(job: str, overrides: Sequence[str], stage: str | None, as_json: bool) -> int:
     """The config of a job, or of one stage of a pipeline, as YAML or JSON."""
-    composed = config.compose(job, overrides)
+    composed = compose.compose(job, overrides)
     if stage is not None:
         composed = _stage(composed, stage)
     if as_json:
         print_json(composed.to_json())
     else:
-        print(composed.to_yaml(), end="")  # noqa: T201
+        terminal.say(composed.to_yaml(), nl=False)
     return 0
 
 
@@ -62,13 +93,13 @@ def print_schema(overrides: Sequence[str]) -> int:
     """The JSON Schema of a config."""
     if overrides:
         raise ConfigError("command line", " ".join(overrides), "nothing after `config schema`")
-    print(json_schema(), end="")  # noqa: T201
+    terminal.say(json_schema(), nl=False)
     return 0
 
 
 def _stage(composed: RunConfig, name: str) -> RunConfig:
     for stage in composed.stages:
         if stage.name == name:
-            return config.compose_stage(stage)
+            return compose.compose_stage(stage)
     names = ", ".join(stage.name for stage in composed.stages)
     raise ConfigError("--stage", name, names or "none", "" if names else f"job {composed.job} is no pipeline")

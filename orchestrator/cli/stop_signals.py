@@ -38,8 +38,8 @@ class StopSignals:
         self._on_stop: Callable[[str], None] = _exit_before_the_run
         self._on_abort: Callable[[str], None] = lambda name: None
 
-    def listen(self) -> None:
-        """Begin. A SIGHUP that is ignored, as under nohup, stays ignored."""
+    def start(self) -> None:
+        """Begin to listen. A SIGHUP that is ignored, as under nohup, stays ignored."""
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -68,6 +68,23 @@ class StopSignals:
             with contextlib.suppress(Exception):  # whatever fails here, the process ends
                 self._on_abort(number.name)
             os._exit(128 + number)
+
+
+_listening: list[StopSignals] = []
+"""At most one: signals belong to the process."""
+
+
+def listen() -> None:
+    """Listen to the signals of this process. Call it once, in the main thread, as early as possible."""
+    signals = StopSignals()
+    signals.start()
+    _listening.append(signals)
+
+
+def connect(on_stop: Callable[[str], None], on_abort: Callable[[str], None]) -> None:
+    """`StopSignals.connect`, if this process listens."""
+    for signals in _listening:
+        signals.connect(on_stop, on_abort)
 
 
 def _exit_before_the_run(name: str) -> None:

@@ -55,6 +55,10 @@ class CheckpointConfig(Settings):
     """How many copies in a row may fail before the run does."""
     store_retry_seconds: float = Field(ge=0)
     """The pause between two attempts to copy the last checkpoint, when the run only waits for that."""
+    drain_seconds: float = Field(gt=0)
+    """How long a run that is asked to stop (Ctrl-C, SIGTERM, SIGHUP) may take for the step under way and the
+    checkpoint. After that it stops in the middle of the step, and the last checkpoint stands.
+    """
 
 
 class EvaluationConfig(Settings):

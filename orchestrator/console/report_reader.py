@@ -11,7 +11,9 @@ from orchestrator.console.report import render_report
 from orchestrator.console.report_data import ReportData, Sample, SamplePair, Samples, StageData, Transitions
 from orchestrator.console.run_curves import plays_back, read_config, read_history, run_name, title
 from orchestrator.runs import status as runs
-from orchestrator.runs.directory import RunDirectory, RunRecord, write_atomically
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.files import write_atomically
+from orchestrator.runs.record import RunRecord
 from orchestrator.training.records import RecordKind
 from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
 
@@ -61,7 +63,7 @@ def _stage_directories(run: RunDirectory, record: RunRecord) -> list[RunDirector
     """The stages that were started; the run itself if it is no pipeline."""
     if not record.stages:
         return [run]
-    started = [RunDirectory(run.path.parent / stage.run_id) for stage in record.stages if stage.run_id]
+    started = [run.stage_run(stage.run_id) for stage in record.stages if stage.run_id]
     return [stage for stage in started if stage.state.exists()]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import ConfigError
-from orchestrator.runs.directory import RunDirectory, write_atomically
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.files import write_atomically
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.telemetry.curve_layout import Series, StageCurve
 

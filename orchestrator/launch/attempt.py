@@ -7,31 +7,30 @@ import contextlib
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
-
-from rich.console import Console
 
 from orchestrator.capacity.utilisation import utilisation_of
-from orchestrator.cli.progress import Progress
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
-from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError, WorkerLostError
+from orchestrator.errors import BudgetStopError, DrainedError, WorkerLostError
+from orchestrator.launch.assembly import heldout_prompts, loop_settings, mirror_of, run_spec
 from orchestrator.launch.budgets import BudgetSubject, BudgetWarning, RunBudgets, StepTimer
 from orchestrator.launch.observer import RunObserver
 from orchestrator.launch.outcome import ledger_url
-from orchestrator.launch.prepare import heldout_prompts, loop_settings, mirror_of, placement_of, run_spec
+from orchestrator.launch.prepared import PreparedStage
+from orchestrator.launch.stop import StopSwitch
 from orchestrator.launch.usage_shipper import UsageShipper
+from orchestrator.launch.view import Views
 from orchestrator.launch.webhook import post_aside
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.lease import FencedError
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
 from orchestrator.training.events import CheckpointWritten, WorkerLost
 from orchestrator.training.loop import Stages, TrainingLoop
-from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.usage import PurposeSet, RunDeclared, SpoolSink, UsageSink, new_event_id
@@ -44,123 +43,54 @@ FIRST_ROUND_SECONDS = 10.0
 """How long a run waits at its start for its budgets: without an answer it goes on, as without a ledger."""
 
 
-class StopSwitch:
-    """Where a signal or a budget asks for an orderly end, whether or not a loop runs at that moment."""
-
-    def __init__(self) -> None:
-        self._reason: OrchestratorError | None = None
-        self._loop: TrainingLoop | None = None
-        self._starting: asyncio.Task[Any] | None = None
-        self._running: asyncio.Task[Any] | None = None
-        self._broken_off: OrchestratorError | None = None
-
-    @property
-    def asked(self) -> bool:
-        """Whether somebody asked."""
-        return self._reason is not None
-
-    def ask(self, reason: OrchestratorError) -> None:
-        """Ask the loop that runs, or the next one, to make a checkpoint and raise `reason`; what only
-        starts is broken off.
-        """
-        self._reason = self._reason or reason
-        if self._starting is not None:
-            self._starting.cancel()
-        if self._loop is not None:
-            self._loop.request_stop(self._reason)
-
-    def cancel(self, reason: OrchestratorError) -> None:
-        """End what runs where it is, without a checkpoint; the last one stands. It raises `reason`."""
-        self.ask(reason)
-        if self._running is not None and self._broken_off is None:
-            self._broken_off = reason
-            self._running.cancel()
-
-    @contextlib.contextmanager
-    def starting(self) -> Generator[None]:
-        """The body starts what has nothing to save yet: asked to stop, it is broken off and
-        raises the reason.
-        """
-        if self._reason is not None:
-            raise self._reason
-        task = asyncio.current_task()
-        assert task is not None
-        self._starting = task
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._reason is None or task.uncancel():
-                raise  # somebody else wants this task to end
-            raise self._reason from None
-        finally:
-            self._starting = None
-
-    @contextlib.contextmanager
-    def connected(self, loop: TrainingLoop) -> Generator[None]:
-        """`loop` is the one that is asked while the body runs; broken off, the body raises the reason."""
-        self._loop = loop
-        if self._reason is not None:
-            loop.request_stop(self._reason)
-        self._running = asyncio.current_task()
-        assert self._running is not None
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._broken_off is None or self._running.uncancel():
-                raise  # somebody else wants this task to end
-            raise self._broken_off from None
-        finally:
-            self._loop = self._running = None
-
-
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at a run: the first, or one that goes on from a checkpoint."""
+    """One attempt at a run: the first one, or one that continues from a checkpoint."""
 
-    config: RunConfig
+    prepared: PreparedStage
     directory: RunDirectory
-    prompts: EpochPrompts
     number: int
     resumed: bool
     pipeline: str
     stage: str
 
+    @property
+    def config(self) -> RunConfig:
+        """The config of the run."""
+        return self.prepared.config
 
-async def train(
-    attempt: Attempt, tracker: Tracker, switch: StopSwitch, console: Console, clock: Clock
-) -> None:
-    """Train to the end. Raises what stopped it; leases are closed and the books are shipped in any case."""
+
+async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Views, clock: Clock) -> None:
+    """Train to the end. Raises what stopped it; leases are closed and usage is shipped in any case."""
     config, directory = attempt.config, attempt.directory
     sink = SpoolSink(directory.ledger / f"{attempt.number}-controller.jsonl")
     sink.emit(_declaration(attempt, clock))
-    pace = StepTimer()
+    timer = StepTimer()
     with contextlib.ExitStack() as watching:
-        books = watching.enter_context(_usage_shipper(attempt, pace, clock))
+        shipper = watching.enter_context(_usage_shipper(attempt, timer, clock))
         title = f"{attempt.pipeline} · {attempt.stage}" if attempt.stage else directory.run_id
-        view = watching.enter_context(
-            Progress(title, config.steps, console, config.budget.currency, clock=clock)
-        )
+        view = watching.enter_context(views.open(title, config.steps, config.budget.currency))
         utilisation = utilisation_of(config)
         observer = RunObserver(
-            directory, tracker, view, lambda: books.spent, utilisation, pace.step_ended, clock
+            directory, tracker, view, lambda: shipper.spent, utilisation, timer.step_ended, clock
         )
         watching.enter_context(record_failure(sink, directory.run_id, clock))
-        books.start(BudgetNotifier(observer, switch, config.budget.webhook))
-        await asyncio.to_thread(books.wait_for_first_round, FIRST_ROUND_SECONDS)
+        shipper.start(BudgetNotifier(observer, stop, config.budget.webhook))
 
         def on_lost(lost: WorkerLostError) -> None:
             observer.on_event(WorkerLost(lost.worker, lost.reason))
 
-        view.message("starting the actors")
-        parts = run_spec(config, directory.run_id, attempt.number, directory.path)
+        spec = run_spec(config, directory.run_id, attempt.number, directory.path)
         async with contextlib.AsyncExitStack() as cluster:
-            with switch.starting():
+            with stop.starting():
+                await asyncio.to_thread(shipper.wait_for_first_round, FIRST_ROUND_SECONDS)
+                view.message("starting the actors")
                 stages = await cluster.enter_async_context(
-                    cluster_stages(config.cluster, placement_of(config), parts, sink, clock, on_lost)
+                    cluster_stages(config.cluster, attempt.prepared.placement, spec, sink, clock, on_lost)
                 )
             loop = _loop(attempt, stages, observer, clock)
-            pace.step_began()
-            with switch.connected(loop):
+            timer.step_began()
+            with stop.connected(loop):
                 # With a store the first attempt on this machine may be a later one of the run.
                 await loop.run(resume=attempt.resumed or config.checkpoint.store is not None)
 
@@ -169,7 +99,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
     config, path = attempt.config, attempt.directory.path.resolve()
     recorder = TolerantRecorder(stages.rewards, observer, config.tracking.max_lost_records)
     evaluator = Evaluator(
-        heldout_prompts(config, attempt.prompts),
+        heldout_prompts(config, attempt.prepared.prompts),
         config.rollout.max_new_tokens,
         SampledAnswers(config.evaluation.samples, config.evaluation.temperature, config.evaluation.top_p),
         stages.rollouts,
@@ -178,7 +108,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
         attempt.directory.evaluations.resolve(),
     )
     wired = Stages(
-        prompts=attempt.prompts,
+        prompts=attempt.prepared.prompts,
         rollouts=stages.rollouts,
         rewards=stages.rewards,
         learner=stages.learner,
@@ -190,6 +120,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
             mirror_of(config, path.name),
             asynchronous=config.checkpoint.asynchronous,
             on_written=lambda step: observer.on_event(CheckpointWritten(step)),
+            check_writer=attempt.directory.check_writer,
         ),
         observer=observer,
     )
@@ -199,18 +130,22 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
 
 @contextlib.contextmanager
 def record_failure(sink: UsageSink, run_id: str, clock: Clock) -> Generator[None]:
-    """If the body fails, the run's purpose is `failed`: it leaves the headline until an attempt that goes on
-    from here declares it anew. To be stopped by a budget or a signal is no failure.
+    """If the body fails, the run's purpose becomes `failed`: the headline cost does not count it until the
+    next attempt declares its purpose again. Budget stops, signals and a lost lease do not count as failures.
     """
     try:
         yield
-    except (BudgetStopError, DrainedError):
+    except (BudgetStopError, DrainedError, FencedError):
         raise
     except BaseException:
         try:
             sink.emit(PurposeSet(new_event_id(), clock.now_ns(), run_id, "failed"))
-        except OSError as refused:  # a full disk may be why the run failed: that must be what is told
-            logger.error("not told to the ledger: %s (orchestrator cost purpose %s failed)", refused, run_id)
+        except OSError as refused:  # a full disk may be why the run failed: report that, not this
+            logger.error(
+                "the ledger does not know of the failure: %s (orchestrator cost purpose %s failed)",
+                refused,
+                run_id,
+            )
         raise
 
 
@@ -233,9 +168,9 @@ def _declaration(attempt: Attempt, clock: Clock) -> RunDeclared:
 
 
 @contextlib.contextmanager
-def _usage_shipper(attempt: Attempt, pace: StepTimer, clock: Clock) -> Generator[UsageShipper]:
+def _usage_shipper(attempt: Attempt, timer: StepTimer, clock: Clock) -> Generator[UsageShipper]:
     config, run_id = attempt.config, attempt.directory.run_id
-    spender = BudgetSubject(
+    subject = BudgetSubject(
         run_id=run_id,
         attempt=attempt.number,
         labels={
@@ -247,12 +182,12 @@ def _usage_shipper(attempt: Attempt, pace: StepTimer, clock: Clock) -> Generator
             "purpose": config.purpose,
             "run": run_id,
         },
-        accelerators=sum(slot.accelerators for slot in placement_of(config).slots),
+        accelerators=sum(slot.accelerators for slot in attempt.prepared.placement.slots),
         sku=config.cluster.sku,
     )
     prices = PriceBook.parse(config.price_book)
-    budgets = RunBudgets(spender, config.budget, prices, pace, SHIP_EVERY_SECONDS, clock.now_ns)
-    books = UsageShipper(
+    budgets = RunBudgets(subject, config.budget, prices, timer, SHIP_EVERY_SECONDS, clock.now_ns)
+    shipper = UsageShipper(
         lambda: Ledger.open(ledger_url(config), config.price_book),
         attempt.directory.ledger,
         run_id,
@@ -260,32 +195,32 @@ def _usage_shipper(attempt: Attempt, pace: StepTimer, clock: Clock) -> Generator
         budgets,
     )
     try:
-        yield books
+        yield shipper
     finally:
-        if not books.close():
+        if not shipper.close():
             logger.error("usage events are not in the ledger yet; they stay in %s", attempt.directory.ledger)
 
 
 class BudgetNotifier:
-    """Carries what the bookkeeper says from its thread to the run's, and to a webhook."""
+    """Reports the budgets' warnings and refusals from the usage shipper's thread."""
 
-    def __init__(self, observer: RunObserver, switch: StopSwitch, webhook: str | None) -> None:
-        self._observer, self._switch, self._webhook = observer, switch, webhook
+    def __init__(self, observer: RunObserver, stop: StopSwitch, webhook: str | None) -> None:
+        self._observer, self._stop, self._webhook = observer, stop, webhook
         self._loop = asyncio.get_running_loop()
 
     def on_warning(self, warned: BudgetWarning) -> None:
-        """Tell the people who watch the run, and the webhook."""
+        """Show it to the people who watch the run, and post it to the webhook."""
         logger.warning(warned.text)
         self._loop.call_soon_threadsafe(self._observer.on_budget_warning, warned.text)
         if self._webhook is not None:
             post_aside(self._webhook, warned.to_json())
 
     def on_refusal(self, reason: BudgetStopError) -> None:
-        """Ask the loop for a checkpoint and an orderly end."""
+        """Stop with a checkpoint."""
         logger.warning("stopping: %s", reason)
-        self._loop.call_soon_threadsafe(self._switch.ask, reason)
+        self._stop.ask(reason)
 
     def on_exhausted(self, reason: BudgetStopError) -> None:
-        """End the step where it is."""
-        logger.warning("breaking off: %s", reason)
-        self._loop.call_soon_threadsafe(self._switch.cancel, reason)
+        """Stop in the middle of the step."""
+        logger.warning("cancelling the step: %s", reason)
+        self._stop.cancel(reason)

@@ -1,4 +1,4 @@
-"""A job on this machine or a cluster: what `jobs/*.py` drives, with every part connected."""
+"""Runs a job's file from `jobs/`: one run, and each stage of a pipeline as a run of its own."""
 
 from __future__ import annotations
 
@@ -6,50 +6,41 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from rich.console import Console
 
 from orchestrator.clock import Clock
 from orchestrator.config import compose as configs
 from orchestrator.config.run_config import RunConfig
-from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError
-from orchestrator.launch import outcome as run_report
-from orchestrator.launch.attempt import Attempt, StopSwitch, train
+from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError, without_colours
+from orchestrator.launch import outcome
+from orchestrator.launch.attempt import Attempt, train
+from orchestrator.launch.prepared import PreparedJob
+from orchestrator.launch.session import SessionFactory, open_session
+from orchestrator.launch.stop import StopSwitch
 from orchestrator.launch.tracking import tracked
-from orchestrator.runs.directory import RunDirectory, RunState, write_atomically
+from orchestrator.launch.view import Views
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.lease import FencedError
+from orchestrator.runs.record import RunRecord, RunState
 from orchestrator.training.manifest import build_manifest
 from orchestrator.training.pipeline import Job, TrainedModel, find_job
-from orchestrator.training.prompts.source import EpochPrompts
+from orchestrator.training.telemetry.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-SessionFactory = Callable[[], contextlib.AbstractContextManager[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """What a job will do, settled and checked before it starts: by stage, or under "" for a run that trains
-    itself.
-    """
-
-    configs: Mapping[str, RunConfig]
-    prompts: Mapping[str, EpochPrompts]
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """Who watches and who may stop the job."""
+    """Views, stop switch and clock shared by all stages."""
 
-    console: Console
-    switch: StopSwitch
+    views: Views
+    stop: StopSwitch
     clock: Clock
 
 
 class JobRunner(Job):
-    """One run: its job's file drives it; a stage of a pipeline is a `JobRunner` of its own."""
+    """One run. Call `begin`, then `run`; the job's file calls `train` and `stage` back."""
 
     def __init__(
         self,
@@ -60,71 +51,92 @@ class JobRunner(Job):
         pipeline: str = "",
         stage: str = "",
     ) -> None:
-        self._config, self._directory, self._prepare, self._context = config, directory, prepared, context
+        self._config, self._directory, self._prepared, self._context = config, directory, prepared, context
         self._pipeline, self._stage = pipeline, stage
+        self._record: RunRecord | None = None
+        self._tracker: Tracker | None = None
 
-    async def run(self, session: SessionFactory = contextlib.nullcontext) -> int:
-        """Run the job's file inside `session` and write down how it ended; the exit code."""
-        directory, config = self._directory, self._config
-        write_atomically(directory.config, config.to_yaml())
-        record = directory.begin(
-            job=config.job,
-            purpose=config.purpose,
-            steps=config.steps,
+    def begin(self, fence: int) -> None:
+        """Become the only writer of the run directory, whose newest lease is number `fence`.
+
+        Raises StateError, with nothing changed, if another process is faster.
+        """
+        self._record = self._directory.begin(
+            job=self._config.job,
+            purpose=self._config.purpose,
+            steps=self._config.steps,
             at_ns=self._context.clock.now_ns(),
             pipeline=self._pipeline,
             stage=self._stage,
-            stages=[stage.name for stage in config.stages],
+            stages=[stage.name for stage in self._config.stages],
+            fence=fence,
         )
-        self._attempt = record.attempt
-        self._write_manifest()
-        with tracked(config, directory, self._pipeline, self._context.clock, self._notify) as self._tracker:
-            code = await self._run_file(session)
-            for path in run_report.write(directory, config):
-                self._tracker.log_artifact(path)
-        return code
+        self._directory.keep_lease(self._context.stop.cancel)
 
-    async def _run_file(self, session: SessionFactory) -> int:
-        """Run the job's file; how it ended is in state.json when this returns."""
-        state, why, code = RunState.DONE, "", 0
+    async def run(self, session: SessionFactory | None = None) -> tuple[RunState, str]:
+        """Run the job's file, inside the session if there is one; how it ended, and why.
+
+        Raises FencedError if another process took the run over.
+        """
+        directory, config = self._directory, self._config
         try:
-            with session():
-                await find_job(self._config.job)(self)
-        except OrchestratorError as error:
-            state, why, code = _ended(error)
-            logger.error("the run ended: %s", error)
-        except (Exception, asyncio.CancelledError) as error:
-            logger.exception("the run ended with an error that nobody foresaw")
-            state, why, code = RunState.FAILED, f"{type(error).__name__}: {error}", 1
-        self._directory.write_state(state, why, self._context.clock.now_ns())
-        return code
+            directory.write_config(config.to_yaml())
+            self._write_manifest()
+            with tracked(
+                config, directory, self._pipeline, self._context.clock, self._context.views.message
+            ) as self._tracker:
+                state, why = await self._run_file(session)
+                directory.write_state(state, why, self._context.clock.now_ns())
+                for path in outcome.write(directory, config):
+                    self._tracker.log_artifact(path)
+            return state, why
+        finally:
+            directory.release()
 
-    def _notify(self, text: str) -> None:
-        self._context.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    async def _run_file(self, session: SessionFactory | None) -> tuple[RunState, str]:
+        try:
+            async with contextlib.AsyncExitStack() as opened:
+                if session is not None:
+                    with self._context.stop.starting():
+                        await opened.enter_async_context(open_session(session))
+                await find_job(self._config.job)(self)
+        except FencedError:
+            raise
+        except OrchestratorError as error:
+            logger.error("the run ended: %s", error)
+            return _ended(error), without_colours(str(error))
+        except (Exception, asyncio.CancelledError) as error:
+            logger.exception("the run failed with an unexpected error")
+            return RunState.FAILED, without_colours(f"{type(error).__name__}: {error}")
+        return RunState.DONE, ""
 
     async def train(self) -> TrainedModel:
         """Run the training loop with this run's own config."""
+        assert self._record is not None and self._tracker is not None, "begin and run come first"
+        number = self._record.attempt
         attempt = Attempt(
-            config=self._config,
+            # The config of this run: a stage that starts from another one's model differs from the prepared
+            # one.
+            prepared=replace(self._prepared.stages[self._stage], config=self._config),
             directory=self._directory,
-            prompts=self._prepare.prompts[self._stage],
-            number=self._attempt,
-            resumed=self._attempt > 1,
+            number=number,
+            resumed=number > 1,
             pipeline=self._pipeline,
             stage=self._stage,
         )
-        await train(attempt, self._tracker, self._context.switch, self._context.console, self._context.clock)
+        await train(attempt, self._tracker, self._context.stop, self._context.views, self._context.clock)
         return _model_of(self._directory)
 
     async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:
-        """Carry out a stage as a run of its own, go on with it, or take what it made before.
+        """Carry out a stage as a run of its own, continue it, or return the model it made before.
 
         Raises how it ended.
         """
-        config = self._prepare.configs[name]
+        self._context.stop.raise_if_asked()
+        config = self._prepared.stages[name].config
         directory = stage_directory(self._directory, name)
         if directory is None:
-            directory = RunDirectory(self._directory.path.parent / f"{self._directory.run_id}-{name}")
+            directory = self._directory.stage_run(f"{self._directory.run_id}-{name}")
             directory.create()
             if start_from is not None:
                 model = config.model.model_copy(update={"path": str(start_from.path)})
@@ -133,35 +145,39 @@ class JobRunner(Job):
             return _model_of(directory)
         self._directory.add_stage(name, directory.run_id)
         pipeline = self._directory.run_id
-        await JobRunner(config, directory, self._prepare, self._context, pipeline, name).run()
-        _raise_unless_done(name, directory)
+        job = JobRunner(config, directory, self._prepared, self._context, pipeline, name)
+        job.begin(directory.newest_fence())  # whoever holds the pipeline's lease may take those of its stages
+        state, why = await job.run()
+        if state is not RunState.DONE:
+            raise _error_for(state)(f"Stage {name} ({directory.run_id}) {state.value}: {why}")
         return _model_of(directory)
 
     def _write_manifest(self) -> None:
         model = self._config.model.path
-        used = [self._stage] if self._stage else list(self._prepare.prompts)
+        stages = self._prepared.stages
+        used = [self._stage] if self._stage else list(stages)
         manifest = build_manifest(
             run_id=self._directory.run_id,
             seed=self._config.seed,
-            data_sha256={name or self._config.job: self._prepare.prompts[name].digest for name in used},
+            data_sha256={name or self._config.job: stages[name].prompts.digest for name in used},
             model=Path(model) if model else None,
         )
-        write_atomically(self._directory.manifest, json.dumps(manifest, indent=2) + "\n")
+        self._directory.write_manifest(json.dumps(manifest, indent=2) + "\n")
 
 
 def stage_directory(pipeline: RunDirectory, name: str) -> RunDirectory | None:
-    """The run directory of a stage that was begun; None for one that was not."""
+    """The run directory of a stage that has begun; None for one that has not."""
     if not pipeline.state.exists():
         return None
     for stage in pipeline.record().stages:
         if stage.name == name and stage.run_id is not None:
-            found = RunDirectory(pipeline.path.parent / stage.run_id)
+            found = pipeline.stage_run(stage.run_id)
             return found if found.state.exists() else None
     return None
 
 
 def _same(config: RunConfig, written: RunConfig) -> bool:
-    """Whether a config is the one that was written, passwords apart."""
+    """Whether a config is the one that was written, apart from passwords."""
     return config.to_json() == written.to_json()
 
 
@@ -169,21 +185,17 @@ def _model_of(directory: RunDirectory) -> TrainedModel:
     return TrainedModel(directory.model.resolve(), directory.run_id)
 
 
-def _ended(error: OrchestratorError) -> tuple[RunState, str, int]:
-    """How a run that was started ends by this error. A config that turns out wrong on the way is a failure:
-    exit 2 says that nothing was started.
+def _ended(error: OrchestratorError) -> RunState:
+    """The state of a run that was ended by this error. A config that turns out to be wrong after the start is
+    a failure: exit code 2 would mean that nothing was started.
     """
     if isinstance(error, BudgetStopError):
-        return RunState.BUDGET, str(error), error.exit_code
-    if isinstance(error, DrainedError):
-        return RunState.DRAINED, str(error), error.exit_code
-    return RunState.FAILED, str(error), 1
+        return RunState.BUDGET
+    return RunState.DRAINED if isinstance(error, DrainedError) else RunState.FAILED
 
 
-def _raise_unless_done(stage: str, directory: RunDirectory) -> None:
-    record = directory.record()
-    if record.state is RunState.DONE:
-        return
-    message = f"stage {stage} ({directory.run_id}) {record.state.value}: {record.why}"
-    errors = {RunState.BUDGET: BudgetStopError, RunState.DRAINED: DrainedError}
-    raise errors.get(record.state, OrchestratorError)(message)
+def _error_for(state: RunState) -> type[OrchestratorError]:
+    """Inverse of `_ended`."""
+    if state is RunState.BUDGET:
+        return BudgetStopError
+    return DrainedError if state is RunState.DRAINED else OrchestratorError

@@ -1,61 +1,139 @@
-"""Starts and resumes runs: what `orchestrator run` and `orchestrator resume` call."""
+"""The public functions of this package: prepare a job, or the next attempt at one, and run it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
-import sys
-from collections.abc import Generator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 
-from rich.console import Console
-
-from orchestrator.cli.output import print_json
-from orchestrator.clock import SystemClock
+from orchestrator.clock import Clock, SystemClock
 from orchestrator.config import compose as configs
 from orchestrator.config.run_config import RunConfig
-from orchestrator.errors import ConfigError, DrainedError
-from orchestrator.launch import outcome as run_report
-from orchestrator.launch.attempt import StopSwitch
-from orchestrator.launch.job_runner import JobRunner, PreparedJob, RunContext, stage_directory
-from orchestrator.launch.prepare import check, placement_of
-from orchestrator.runs.directory import RunDirectory, RunState, new_run_id
-from orchestrator.runs.status import find_run, status_document
+from orchestrator.errors import StateError
+from orchestrator.launch.assembly import placement_of
+from orchestrator.launch.checks import check
+from orchestrator.launch.job_runner import JobRunner, RunContext, stage_directory
+from orchestrator.launch.prepared import PreparedJob, PreparedStage
+from orchestrator.launch.stop import StopSwitch
+from orchestrator.launch.view import NoViews, Views
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import RunState, new_run_id
 from orchestrator.training.cluster.session import ray_session
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, *, run_id: str | None, json_output: bool) -> int:
-    """Carry out a job from its start; the exit code. Raises ConfigError, and then nothing was started."""
-    clock = SystemClock()
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended. `why` is empty if all is well."""
+
+    config: RunConfig
+    directory: RunDirectory
+    state: RunState
+    why: str
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 failed, 3 stopped by a budget, 4 drained."""
+        return self.state.exit_code
+
+
+def prepare(config: RunConfig, run_id: str | None = None, clock: Clock | None = None) -> PreparedJob:
+    """Check a job and load its data. Nothing is started and nothing is written.
+
+    Raises InputError for everything that can be known to be wrong now, StateError if the run exists already.
+    """
+    clock = clock or SystemClock()
     directory = RunDirectory(config.output_dir / (run_id or new_run_id(config.job, clock.now_ns())))
+    directory.require_new()
     stages = {stage.name: configs.compose_stage(stage) for stage in config.stages}
-    prepared = _prepare(stages or {"": config}, resumes=False)
-    directory.create()
-    return _run_and_report(config, directory, prepared, json_output)
+    return PreparedJob(config, directory, _prepare_stages(stages or {"": config}, clock, resumes=False), None)
 
 
-def resume(run_id: str, overrides: Sequence[str], output_dir: Path, json_output: bool) -> int:
-    """Go on with a run from its last checkpoint; the exit code. Raises ConfigError if it can't be resumed."""
-    directory = find_run(output_dir, run_id)
+def prepare_resume(
+    directory: RunDirectory,
+    overrides: Sequence[str] = (),
+    clock: Clock | None = None,
+    on_wait: Callable[[str], None] = logger.info,
+) -> PreparedJob:
+    """Check the next attempt at a run. Nothing is started and nothing is written.
+
+    If the run's process belongs to another machine, this watches for a while whether it is alive, and says so
+    to `on_wait`. Raises InputError for overrides that a resumed run cannot take, StateError for a run that
+    another process carries out, for one that is done, and for a stage of a pipeline.
+    """
     record = directory.record()
     if record.pipeline:
-        raise ConfigError(
-            "run", run_id, f"its pipeline, {record.pipeline}", "a stage is resumed by its pipeline"
+        raise StateError(
+            f"Run {record.run_id} is a stage of a pipeline. Resume the pipeline:"
+            f" orchestrator resume {record.pipeline}."
         )
     before = configs.load(directory.config)
     config = configs.with_resume_overrides(before, overrides)
     if record.state is RunState.DONE and config == before:
-        raise ConfigError("run", run_id, "a run that did not finish", "give it more steps: steps=N")
+        raise StateError(
+            f"Run {record.run_id} has made all its steps. To train longer: orchestrator resume"
+            f" {record.run_id} steps=N."
+        )
+    fence = directory.wait_until_free(on_wait)
     stages = {stage.name: _stage_to_resume(directory, before, config, stage.name) for stage in config.stages}
-    return _run_and_report(config, directory, _prepare(stages or {"": config}, resumes=True), json_output)
+    prepared = _prepare_stages(stages or {"": config}, clock or SystemClock(), resumes=True)
+    return PreparedJob(config, directory, prepared, fence)
+
+
+def run(
+    prepared: PreparedJob,
+    views: Views | None = None,
+    stop: StopSwitch | None = None,
+    clock: Clock | None = None,
+) -> Outcome:
+    """Carry out a prepared job until it ends, however it ends.
+
+    Raises StateError or InputError, with nothing changed, if it cannot begin; `runs.lease.FencedError` if
+    another process took the run over while it was going on.
+    """
+    context = RunContext(views or NoViews(), stop or StopSwitch(), clock or SystemClock())
+    config, directory = prepared.config, prepared.directory
+    if prepared.fence is None:
+        directory.create()
+    job = JobRunner(config, directory, prepared, context)
+    job.begin(prepared.fence or 0)
+    with _run_log(directory):
+        state, why = asyncio.run(_run_job(job, prepared, context))
+    return Outcome(config, directory, state, why)
+
+
+def end_at_once(prepared: PreparedJob, why: str) -> None:
+    """Record that this process is about to end without an orderly stop. May be called from any thread."""
+    at_ns = SystemClock().now_ns()
+    directories = [prepared.directory]
+    if prepared.directory.state.exists():
+        stages = prepared.directory.record().stages
+        directories += [prepared.directory.stage_run(stage.run_id) for stage in stages if stage.run_id]
+    for directory in directories:
+        if directory.state.exists() and directory.record().state is RunState.RUNNING:
+            directory.write_state(RunState.FAILED, why, at_ns)
+
+
+async def _run_job(job: JobRunner, prepared: PreparedJob, context: RunContext) -> tuple[RunState, str]:
+    cluster = prepared.config.cluster
+    with context.stop.attached(prepared.config.checkpoint.drain_seconds):
+        return await job.run(lambda: ray_session(cluster, prepared.slots))
+
+
+def _prepare_stages(
+    configs_by_stage: Mapping[str, RunConfig], clock: Clock, *, resumes: bool
+) -> dict[str, PreparedStage]:
+    return {
+        name: PreparedStage(config, placement_of(config), check(config, clock, resumes=resumes))
+        for name, config in configs_by_stage.items()
+    }
 
 
 def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConfig, name: str) -> RunConfig:
-    """A stage that was begun keeps the config it was begun with, whatever `conf/` says today, but for the new
+    """A stage that has begun keeps the config it began with, whatever `conf/` says today, except for the new
     overrides.
     """
     (stage,) = (stage for stage in config.stages if stage.name == name)
@@ -64,58 +142,6 @@ def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConf
         return configs.compose_stage(stage)
     (old,) = (stage for stage in before.stages if stage.name == name)
     return configs.with_resume_overrides(configs.load(begun.config), stage.overrides[len(old.overrides) :])
-
-
-def _prepare(stages: dict[str, RunConfig], *, resumes: bool) -> PreparedJob:
-    """Check every stage: what can be wrong is wrong now. Raises ConfigError."""
-    clock = SystemClock()
-    return PreparedJob(
-        stages, {name: check(config, clock, resumes=resumes) for name, config in stages.items()}
-    )
-
-
-def _run_and_report(
-    config: RunConfig, directory: RunDirectory, prepared: PreparedJob, json_output: bool
-) -> int:
-    with _run_log(directory):
-        code = asyncio.run(_run_job(config, directory, prepared))
-    if json_output:
-        print_json(status_document(directory))
-    else:
-        run_report.print_outcome(directory, config, Console(file=sys.stdout))
-    return code
-
-
-async def _run_job(config: RunConfig, directory: RunDirectory, prepared: PreparedJob) -> int:
-    context = RunContext(Console(stderr=True), StopSwitch(), SystemClock())
-    slots = max(len(placement_of(stage).slots) for stage in prepared.configs.values())
-    with _signals(context.switch):
-        job = JobRunner(config, directory, prepared, context)
-        return await job.run(lambda: ray_session(config.cluster, slots))
-
-
-@contextlib.contextmanager
-def _signals(switch: StopSwitch) -> Generator[None]:
-    """SIGINT and SIGTERM ask for a checkpoint and an orderly end; a second one ends at once."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-
-    def ask(name: str) -> None:
-        if switch.asked:
-            logger.warning("a second %s: ending at once", name)
-            if task is not None:
-                task.cancel()
-            return
-        switch.ask(DrainedError(f"{name}: stopped after a checkpoint; orchestrator resume goes on"))
-
-    caught = (signal.SIGINT, signal.SIGTERM)
-    for number in caught:
-        loop.add_signal_handler(number, ask, number.name)
-    try:
-        yield
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)
 
 
 @contextlib.contextmanager

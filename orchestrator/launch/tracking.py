@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
+from typing import cast
 
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
-from orchestrator.runs.directory import RunDirectory, RunState
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import RunState
 from orchestrator.training.events import TrackingUnavailable, event_fields
 from orchestrator.training.telemetry.tracker import MetricRow, Outcome, RunIdentity, Tracker
 from orchestrator.training.telemetry.tracking import build_tracker
-
-OUTCOMES: dict[RunState, Outcome] = {
-    RunState.DONE: "done",
-    RunState.BUDGET: "budget",
-    RunState.DRAINED: "drained",
-}
-"""How an end is called in the tracker; every other end is a failure."""
 
 
 @contextlib.contextmanager
@@ -53,4 +48,9 @@ def tracked(
     try:
         yield tracker
     finally:
-        tracker.finish(OUTCOMES.get(directory.record().state, "failed"))
+        tracker.finish(_outcome(directory.record().state))
+
+
+def _outcome(state: RunState) -> Outcome:
+    """A final state is what the tracker calls an outcome; a run that ends in any other one has failed."""
+    return cast("Outcome", state.value) if state.is_final else "failed"

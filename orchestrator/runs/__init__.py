@@ -1,5 +1,9 @@
 """The read model of runs: everything that looks at a run goes through here.
 
-directory   the files of one run, how they are written, and the record of its state
+directory   the files of one run, and which process may write them
+record      the content of state.json: the state of a run, its stages, its process
+lease       one writer per run, across hosts and containers
+process     whether the process of a run is still alive
+files       atomic replacement and whole lines
 status      find runs, and describe them for people and scripts
 """

@@ -13,9 +13,15 @@ from typing import Any
 
 from orchestrator.clock import NANOSECONDS
 from orchestrator.errors import RunNotFoundError
-from orchestrator.runs.directory import RunDirectory, RunRecord, RunState
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.lease import seconds_silent
+from orchestrator.runs.record import RunRecord, RunState
 
 LATEST = "latest"
+SILENT_SECONDS_SHOWN_AS_FAILED = 120.0
+"""A run on another machine counts as failed, for people who look at it, after this long without a heartbeat.
+Only `resume` decides whether it may be taken over, and compares no clocks for that.
+"""
 HISTORY = (
     "reward/mean",
     "accuracy/heldout",
@@ -76,17 +82,20 @@ def observe(run: RunDirectory) -> RunRecord:
     Raises RunNotFoundError if the directory holds no run.
     """
     record = run.record()
-    if (
-        record.state is not RunState.RUNNING
-        or record.process is None
-        or record.process.is_alive() is not False
-    ):
-        return record
     process = record.process
-    why = (
-        f"its process {process.pid} on {process.host} is gone; "
-        f"orchestrator resume {run.run_id} goes on from its last checkpoint"
-    )
+    if record.state is not RunState.RUNNING or process is None:
+        return record
+    alive, who = process.is_alive(), f"process {process.pid} on {process.host}"
+    if alive is None:
+        silent = seconds_silent(run.lease)
+        if silent is None or silent < SILENT_SECONDS_SHOWN_AS_FAILED:
+            return record
+        found = f"No heartbeat from {who} for {round(silent)} s"
+    elif alive:
+        return record
+    else:
+        found = f"The {who} is gone"
+    why = f"{found}. Continue from the last checkpoint with: orchestrator resume {run.run_id}"
     return replace(record, state=RunState.FAILED, why=why, ended_ns=_last_sign_of_life_ns(run))
 
 
@@ -162,7 +171,7 @@ def leading_stage(run: RunDirectory, record: RunRecord) -> RunDirectory:
     """The newest started stage of a pipeline; the run itself if it is none, or none has started."""
     started = [stage.run_id for stage in record.stages if stage.run_id is not None]
     for run_id in reversed(started):
-        stage = RunDirectory(run.path.parent / run_id)
+        stage = run.stage_run(run_id)
         if stage.state.exists():
             return stage
     return run
@@ -182,7 +191,7 @@ def _stage_state(run: RunDirectory, run_id: str | None) -> RunState:
     if run_id is None:
         return RunState.QUEUED
     try:
-        return observe(RunDirectory(run.path.parent / run_id)).state
+        return observe(run.stage_run(run_id)).state
     except RunNotFoundError:
         return RunState.QUEUED
 

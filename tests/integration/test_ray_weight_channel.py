@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from torch import Tensor
 
 from orchestrator.config.compose import compose
-from orchestrator.launch.prepare import run_spec
+from orchestrator.launch.assembly import run_spec
 from orchestrator.training.cluster.actors import RolloutActor
 from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
 from orchestrator.training.cluster.weights import ObjectStoreChannel, make_channel

@@ -10,7 +10,7 @@ import yaml
 from orchestrator.cli import start
 from orchestrator.config import compose as config
 from orchestrator.errors import ConfigError
-from orchestrator.launch.prepare import check_secrets
+from orchestrator.launch.checks import check_secrets
 from orchestrator.launch.webhook import post
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.sql.engine import open_engine

@@ -67,12 +67,16 @@ class Checkpointer:
         *,
         asynchronous: bool = False,
         on_written: Callable[[int], None] | None = None,
+        check_writer: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_written` is told the step of each checkpoint as soon as it is there to be restored."""
+        """`on_written` receives the step of each checkpoint as soon as it can be restored. `check_writer`
+        raises if this process may no longer write to the run.
+        """
         if keep < 1:
             raise ValueError(f"keep must be 1 or more, got {keep}")
         self._directory, self._keep, self._mirror = directory, keep, mirror
         self._asynchronous, self._on_written = asynchronous, on_written
+        self._check_writer = check_writer
         self._writing: asyncio.Task[None] | None = None
 
     async def save(self, learner: Savable, state: LoopState) -> tuple[Span, ...]:
@@ -122,10 +126,12 @@ class Checkpointer:
     async def _write(self, write: Callable[[Path], Awaitable[T]], state: LoopState) -> T:
         final = self._directory / name_of(state.step)
         partial = partial_of(final)
+        self._check_writer()
         try:
             remove_partial(partial)
             partial.mkdir(parents=True)
             written = await write(partial)
+            self._check_writer()
             await _in_thread(lambda: commit(partial, final, asdict(state)))
         except BaseException as error:
             remove_partial(partial)

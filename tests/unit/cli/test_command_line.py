@@ -22,12 +22,12 @@ from orchestrator.cli.app import run_command_line
 from orchestrator.cli.output import sparkline
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
-from orchestrator.runs.directory import (
-    ProcessIdentity,
-    RunDirectory,
-    RunState,
-    write_atomically,
-)
+from orchestrator.launch import launcher
+from orchestrator.launch.prepared import PreparedJob
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.files import write_atomically
+from orchestrator.runs.process import ProcessIdentity
+from orchestrator.runs.record import RunState
 
 AT_NS = 1_795_503_428_000_000_000
 RUN_ID = "20261124-065708-grpo-0a1b"
@@ -61,20 +61,27 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """What would have been started."""
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
+    """What would have been started: it ends drained at once."""
     calls: Started = []
+    directory = RunDirectory(tmp_path / "started" / RUN_ID)
 
-    def run(config: RunConfig, *, run_id: str | None, json_output: bool) -> int:
-        calls.append(("run", config, run_id, json_output))
-        return 3
+    def prepare(config: RunConfig, run_id: str | None = None) -> PreparedJob:
+        calls.append(("run", config, run_id))
+        return PreparedJob(config, directory, {}, None)
 
-    def resume(run_id: str, overrides: list[str], output_dir: Path, json_output: bool) -> int:
-        calls.append(("resume", run_id, overrides, output_dir, json_output))
-        return 4
+    def prepare_resume(run: RunDirectory, overrides: list[str], on_wait: object) -> PreparedJob:
+        calls.append(("resume", run.run_id, overrides, run.path.parent))
+        return PreparedJob(compose("grpo"), directory, {}, 1)
 
-    monkeypatch.setattr("orchestrator.launch.launcher.run", run)
-    monkeypatch.setattr("orchestrator.launch.launcher.resume", resume)
+    def run(prepared: PreparedJob, views: object, stop: object) -> launcher.Outcome:
+        directory.create()
+        directory.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
+        directory.write_state(RunState.DRAINED, "", AT_NS)
+        return launcher.Outcome(prepared.config, directory, RunState.DRAINED, "")
+
+    for function in (prepare, prepare_resume, run):
+        monkeypatch.setattr(launcher, function.__name__, function)
     return calls
 
 
@@ -156,9 +163,9 @@ def test_run_hands_the_composed_config_over_and_exits_with_its_code(call: Call, 
     answer = call(
         "run", "grpo", "--run-id", "mine", "task=chain_sum", "--json", "--address", "auto", "seed=2"
     )
-    assert answer.code == 3
-    [(name, config, run_id, as_json)] = started
-    assert (name, run_id, as_json) == ("run", "mine", True)
+    assert (answer.code, answer.json["state"]) == (4, "drained")
+    [(name, config, run_id)] = started
+    assert (name, run_id) == ("run", "mine")
     assert (config.task.name, config.seed, config.cluster.address) == ("chain_sum", 2, "auto")
 
 
@@ -170,7 +177,7 @@ def test_run_takes_every_kind_of_override_and_a_folder_of_ones_own(
     values = compose("grpo", ["task=chain_sum"]).task.model_dump() | {"name": "mine"}
     (own / "mine.yaml").write_text(yaml.safe_dump(values))
     words = ["task=mine", "+model.architecture.pad_token_id=0", "++steps=4", "learner.adam_betas=[0.8,0.9]"]
-    assert call("run", "grpo", "--config-dir", str(own.parent), *words).code == 3
+    assert call("run", "grpo", "--config-dir", str(own.parent), *words).code == 4
     config = started[0][1]
     assert (config.task.name, config.steps, config.learner.adam_betas) == ("mine", 4, (0.8, 0.9))
     assert config.model.architecture["pad_token_id"] == 0
@@ -214,7 +221,7 @@ def test_resume_finds_the_run_and_passes_overrides_on(
     call: Call, started: Started, recorded_run: RunDirectory
 ) -> None:
     assert call("resume", "20261124", "steps=9").code == 4
-    assert started == [("resume", RUN_ID, ["steps=9"], recorded_run.path.parent, False)]
+    assert started == [("resume", RUN_ID, ["steps=9"], recorded_run.path.parent)]
 
 
 def test_runs_and_status_have_the_keys_that_scripts_rely_on(call: Call, recorded_run: RunDirectory) -> None:
@@ -339,7 +346,7 @@ def test_stop_refuses_what_it_cannot_stop(
     monkeypatch.setattr(follow.os, "kill", kill)
     assert call("stop", RUN_ID, "--json").json["hint"] == "it is done"
     record = recorded_run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
-    elsewhere = replace(ProcessIdentity.current(), host="another host")
+    elsewhere = replace(ProcessIdentity.current(), host="another host", boot_id="another boot")
     write_atomically(recorded_run.state, replace(record, process=elsewhere).to_json())
     answer = call("stop", RUN_ID, "--json")
     assert answer.code == 2

@@ -9,7 +9,8 @@ from rich.console import Console
 from orchestrator.cli.progress import Progress, watch
 from orchestrator.clock import FakeClock
 from orchestrator.errors import RunNotFoundError
-from orchestrator.runs.directory import RunDirectory, RunState
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import RunState
 from orchestrator.training.records import StepReport
 
 SECOND = 1_000_000_000

@@ -8,7 +8,8 @@ import yaml
 
 from orchestrator.console.report_reader import read_report, write_report
 from orchestrator.errors import RunNotFoundError
-from orchestrator.runs.directory import RunDirectory, RunState
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import RunState
 from orchestrator.training.records import BatchPart, Finish, Prompt, RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.telemetry.recorder import RolloutRecorder
 

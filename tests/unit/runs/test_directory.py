@@ -7,21 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ConfigError, RunNotFoundError
-from orchestrator.runs.directory import (
-    ProcessIdentity,
-    RunDirectory,
-    RunRecord,
-    RunState,
-    StageRecord,
-    new_run_id,
-    write_atomically,
-)
+from orchestrator.errors import InputError, RunNotFoundError, StateError
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.files import write_atomically
+from orchestrator.runs.lease import FencedError
+from orchestrator.runs.process import ProcessIdentity
+from orchestrator.runs.record import RunRecord, RunState, StageRecord, new_run_id
 
 AT_NS = 1_795_503_428_000_000_000  # 2026-11-24 06:57:08 UTC
 
@@ -51,8 +48,47 @@ def test_run_ids_sort_by_time_and_say_the_job() -> None:
 
 
 def test_a_run_id_is_taken_once(run: RunDirectory) -> None:
-    with pytest.raises(ConfigError, match="resume it"):
+    with pytest.raises(StateError, match=f"orchestrator resume {run.run_id}"):
         run.create()
+
+
+def test_a_run_directory_that_cannot_be_created_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be created: Not a directory") as caught:
+        RunDirectory(tmp_path / "file" / "run").create()
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("run_id", ["../../etc", "/etc", "..", "a/b", "", "x" * 300, ".hidden", "a\nb"])
+def test_run_ids_in_a_state_file_never_lead_out_of_the_output_folder(run: RunDirectory, run_id: str) -> None:
+    record = begin(run)
+    for damaged in (
+        replace(record, run_id=run_id),
+        replace(record, stages=(StageRecord("grpo", run_id),)),
+        replace(record, pipeline=run_id or "../x"),
+    ):
+        write_atomically(run.state, damaged.to_json())
+        with pytest.raises(RunNotFoundError, match="is not a run id"):
+            run.record()
+
+
+def test_a_writer_that_was_replaced_writes_nothing_more(run: RunDirectory) -> None:
+    begin(run)
+    RunDirectory(run.path).begin(job="grpo", purpose="debug", steps=10, at_ns=AT_NS)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    writes: list[Callable[[], object]] = [
+        lambda: run.append_metrics(1, {}, AT_NS),
+        lambda: run.append_event("checkpoint", {}, AT_NS),
+        lambda: run.append_routing(1, []),
+        lambda: run.write_state(RunState.DONE, "", AT_NS),
+        lambda: run.add_stage("grpo", "other"),
+        lambda: run.write_config(""),
+        lambda: run.write_manifest(""),
+    ]
+    for write in writes:
+        with pytest.raises(FencedError, match="taken over"):
+            write()
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_state_is_read_back_as_written(run: RunDirectory) -> None:
@@ -84,7 +120,7 @@ def test_two_processes_cannot_carry_out_one_run(run: RunDirectory) -> None:
         [sys.executable, "-c", child, str(run.path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert f"process {parent.pid} is carrying it out" in done.stderr
+    assert f"is still running (process {parent.pid} on " in done.stderr
     assert run.record().attempt == 1
 
 
@@ -97,8 +133,10 @@ def test_a_pid_that_another_process_has_now_is_not_the_same_process() -> None:
     mine = ProcessIdentity.current()
     assert mine.is_alive() is True
     assert replace(mine, start_ticks=mine.start_ticks + 1).is_alive() is False
-    assert replace(mine, boot_id="an earlier boot").is_alive() is False
-    assert replace(mine, host="another host").is_alive() is None
+    assert replace(mine, boot_id="another machine").is_alive() is None
+    assert replace(mine, host="renamed").is_alive() is True
+    assert replace(mine, host="renamed", pid_namespace="").is_alive() is None
+    assert replace(mine, pid_namespace="another container").is_alive() is None
     assert dead_process().is_alive() is False
 
 

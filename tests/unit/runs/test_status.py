@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,10 @@ import pytest
 
 from orchestrator.errors import RunNotFoundError
 from orchestrator.runs import status as runs
-from orchestrator.runs.directory import (
-    ProcessIdentity,
-    RunDirectory,
-    RunState,
-    write_atomically,
-)
+from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.files import write_atomically
+from orchestrator.runs.process import ProcessIdentity
+from orchestrator.runs.record import RunState
 
 AT_NS = 1_795_503_428_000_000_000  # 2026-11-24 06:57:08 UTC
 SECOND = 1_000_000_000
@@ -75,9 +74,15 @@ def test_a_run_whose_process_is_gone_has_failed(tmp_path: Path) -> None:
 
 def test_a_run_on_another_host_is_believed(tmp_path: Path) -> None:
     run = make_run(tmp_path, "20261124-065708-grpo-0001")
-    elsewhere = replace(ProcessIdentity.current(), host="another host", start_ticks=1)
+    elsewhere = replace(ProcessIdentity.current(), host="another host", boot_id="x", start_ticks=1)
     write_atomically(run.state, replace(run.record(), process=elsewhere).to_json())
     assert runs.observe(run).state is RunState.RUNNING
+    (lease,) = run.lease.iterdir()
+    long_ago = lease.stat().st_mtime - 3600
+    os.utime(lease, (long_ago, long_ago))
+    record = runs.observe(run)
+    assert record.state is RunState.FAILED
+    assert "No heartbeat from process" in record.why and "another host" in record.why
 
 
 def test_a_reference_is_an_id_its_beginning_or_latest_or_a_path(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.compose import compose
-from orchestrator.launch.prepare import run_spec
+from orchestrator.launch.assembly import run_spec
 from orchestrator.training.cluster import actors
 from orchestrator.training.cluster.parts import ActorIdentity
 from orchestrator.training.records import Prompt, SamplingParams, WeightVersion

@@ -1,6 +1,4 @@
-"""From a validated config to the parts of one training run, and what can be wrong with it before
-anything starts.
-"""
+"""Everything that can be checked before a run starts, so that it does not fail later for the same reason."""
 
 from __future__ import annotations
 
@@ -9,19 +7,14 @@ from pathlib import Path
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import SECRETS, RunConfig
 from orchestrator.errors import ConfigError, PromptTooLongError
+from orchestrator.launch.assembly import mirror_of
 from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.masking import masked_keys
-from orchestrator.training.checkpoints.mirror import CheckpointMirror
-from orchestrator.training.checkpoints.store import open_store
-from orchestrator.training.cluster.parts import RunSpec
-from orchestrator.training.cluster.placement import Placement, plan_placement
-from orchestrator.training.loop import LoopSettings
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.source import EpochPrompts
-from orchestrator.training.records import Prompt
 from orchestrator.training.weights.choice import require_nixl
 
 LONGEST_PROMPTS = 64
@@ -29,15 +22,14 @@ LONGEST_PROMPTS = 64
 
 
 def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
-    """The run's prompts; everything that would fail later for the same reason fails here.
+    """Check the config of a run and load its prompts.
 
-    Raises ConfigError: a price book that can't be used or lacks the run's SKU, actors that don't fit their
-    slot, a missing model folder, a checkpoint store of an unknown kind, a weight channel that can't be had
-    here, a dataset that can't be read, a prompt longer than the context.
+    Raises InputError for a price book that is unusable or lacks the run's SKU, a missing model folder, an
+    unknown kind of checkpoint store, a weight channel that is not installed, an unreadable dataset, or a
+    prompt longer than the context.
     """
     check_secrets(config)
     check_prices(config, day_of(clock.now_ns()), resumes=resumes)
-    placement_of(config)
     check_model(config.model)
     mirror_of(config, "check")
     if config.weights.channel == "nixl":
@@ -105,65 +97,3 @@ def check_lengths(model: ModelConfig, prompts: EpochPrompts) -> None:
                 f"{prompt.prompt_id}, {length} tokens",
                 f"fewer than model.context = {model.context}",
             )
-
-
-def placement_of(config: RunConfig) -> Placement:
-    """Who sits where."""
-    return plan_placement(
-        config.cluster, config.rollout.workers, config.reward.workers, config.learner.world_size
-    )
-
-
-def run_spec(config: RunConfig, run_id: str, attempt: int, directory: Path) -> RunSpec:
-    """What the actors are told."""
-    return RunSpec(
-        run_id=run_id,
-        attempt=attempt,
-        directory=directory.resolve(),
-        seed=config.seed,
-        steps=config.steps,
-        evaluation_engine=config.evaluation.engine,
-        use_gpu=config.cluster.resource == "gpu",
-        snapshots=config.checkpoint.asynchronous and config.checkpoint.every > 0,
-        model=config.model,
-        rollout=config.rollout,
-        reward=config.reward,
-        algorithm=config.algorithm,
-        learner=config.learner,
-        weights=config.weights,
-    )
-
-
-def loop_settings(config: RunConfig) -> LoopSettings:
-    """What the loop is told."""
-    return LoopSettings(
-        steps=config.steps,
-        seed=config.seed,
-        group_size=config.rollout.group_size,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        max_new_tokens=config.rollout.max_new_tokens,
-        evaluate_every=config.evaluation.every,
-        checkpoint_every=config.checkpoint.every,
-        record_every=config.tracking.record_every,
-        sampled_rollouts=config.tracking.sampled_rollouts,
-        dynamic_sampling=config.algorithm.dynamic_sampling,
-        max_resampled=config.algorithm.max_resampled,
-        grading_failure_budget=config.reward.failure_budget,
-        max_learner_rebuilds=config.learner.max_restarts,
-        max_data_losses=config.rollout.max_data_losses,
-    )
-
-
-def mirror_of(config: RunConfig, run_id: str) -> CheckpointMirror | None:
-    """What copies the run's checkpoints away from here, if the config asks for it. Raises ConfigError."""
-    settings = config.checkpoint
-    if settings.store is None:
-        return None
-    store = open_store(settings.store, run_id, settings.keep)
-    return CheckpointMirror(store, settings.store_failures, settings.store_retry_seconds)
-
-
-def heldout_prompts(config: RunConfig, prompts: EpochPrompts) -> list[Prompt]:
-    """The held-out prompts that this run evaluates on."""
-    return prompts.heldout(min(config.evaluation.prompts, config.task.heldout_size))

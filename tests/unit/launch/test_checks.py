@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError
-from orchestrator.launch.prepare import check_prices
+from orchestrator.launch.checks import check_prices
 from orchestrator.ledger.calendar import day_number
 
 TODAY = day_number(date(2026, 11, 25))

@@ -1,0 +1,97 @@
+"""What a person sees of a job that this process runs: its live views, and a few lines when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrator.cli import terminal
+from orchestrator.cli.progress import Progress
+from orchestrator.console.formats import sampled_accuracies
+from orchestrator.percent import percent
+from orchestrator.runs.record import RunState
+from orchestrator.runs.status import leading_stage, progress
+
+if TYPE_CHECKING:
+    from orchestrator.launch import LiveView, Outcome
+    from orchestrator.training.records import StepReport
+
+HEADLINES = (
+    ("accuracy/heldout", "held-out accuracy"),
+    ("rollout/reflection_fraction", "rollouts that check themselves"),
+)
+
+
+class TerminalViews:
+    """Shows each training run of a job on stderr."""
+
+    def __init__(self) -> None:
+        self._console = terminal.console(err=True)
+        self._shown: LiveView | None = None
+
+    @contextlib.contextmanager
+    def open(self, title: str, steps: int, currency: str) -> Generator[LiveView]:
+        """The live view of one training run."""
+        with contextlib.ExitStack() as stack:
+            progress = _Unbreakable(Progress(title, steps, self._console, currency), stack)
+            self._shown = progress
+            try:
+                yield progress
+            finally:
+                self._shown = None
+
+    def message(self, text: str) -> None:
+        """Show a line in the live view if there is one, else by itself. Any thread may call this."""
+        if self._shown is not None:
+            self._shown.message(text)
+        else:
+            with contextlib.suppress(OSError):
+                terminal.say(text, err=True)
+
+
+class _Unbreakable:
+    """A progress view on a terminal that may go away: a run outlives the window it was started in."""
+
+    def __init__(self, progress: Progress, stack: contextlib.ExitStack) -> None:
+        self._progress = progress
+        with contextlib.suppress(OSError):
+            progress.__enter__()
+        stack.push(self._close)
+
+    def update(self, report: StepReport, cost: Decimal | None) -> None:
+        with contextlib.suppress(OSError):
+            self._progress.update(report, cost)
+
+    def message(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._progress.message(text)
+
+    def _close(self, *failure: object) -> None:
+        with contextlib.suppress(OSError):
+            self._progress.__exit__(*failure)  # type: ignore[arg-type]
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """How the run ended, what it reached, what it cost, and where to look."""
+    from rich.text import Text
+
+    from orchestrator.launch.outcome import cost
+
+    directory = outcome.directory
+    colour = "green" if outcome.state is RunState.DONE else "red"
+    terminal.show(Text.assemble((directory.run_id, "bold"), "  ", (outcome.state.value, colour)))
+    if outcome.why:
+        terminal.say(f"  {outcome.why}")
+    history = progress(leading_stage(directory, directory.record()), [name for name, _ in HEADLINES]).history
+    for name, label in (*HEADLINES, *sampled_accuracies(history)):
+        series = history.get(name, [])
+        if series:
+            terminal.say(f"  {label}: {percent(series[0][1])} -> {percent(series[-1][1])}")
+    spent = cost(directory, outcome.config)
+    if spent is not None:
+        terminal.say(
+            f"  cost: {spent['amount']} {spent['currency']}, {spent['accelerator_hours']} accelerator-hours"
+        )
+    terminal.say(f"  report: {directory.report}")

@@ -1,0 +1,76 @@
+"""From a validated config to the inputs of one training run's components. Nothing here starts anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.config.run_config import RunConfig
+from orchestrator.training.checkpoints.mirror import CheckpointMirror
+from orchestrator.training.checkpoints.store import open_store
+from orchestrator.training.cluster.parts import RunSpec
+from orchestrator.training.cluster.placement import Placement, plan_placement
+from orchestrator.training.loop import LoopSettings
+from orchestrator.training.prompts.source import EpochPrompts
+from orchestrator.training.records import Prompt
+
+
+def placement_of(config: RunConfig) -> Placement:
+    """Assign the actors to slots. Raises ConfigError if the actors of a slot need more than it has."""
+    return plan_placement(
+        config.cluster, config.rollout.workers, config.reward.workers, config.learner.world_size
+    )
+
+
+def run_spec(config: RunConfig, run_id: str, attempt: int, directory: Path) -> RunSpec:
+    """Build the configuration that every actor of a run receives."""
+    return RunSpec(
+        run_id=run_id,
+        attempt=attempt,
+        directory=directory.resolve(),
+        seed=config.seed,
+        steps=config.steps,
+        evaluation_engine=config.evaluation.engine,
+        use_gpu=config.cluster.resource == "gpu",
+        snapshots=config.checkpoint.asynchronous and config.checkpoint.every > 0,
+        model=config.model,
+        rollout=config.rollout,
+        reward=config.reward,
+        algorithm=config.algorithm,
+        learner=config.learner,
+        weights=config.weights,
+    )
+
+
+def loop_settings(config: RunConfig) -> LoopSettings:
+    """Build the settings of the training loop."""
+    return LoopSettings(
+        steps=config.steps,
+        seed=config.seed,
+        group_size=config.rollout.group_size,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        max_new_tokens=config.rollout.max_new_tokens,
+        evaluate_every=config.evaluation.every,
+        checkpoint_every=config.checkpoint.every,
+        record_every=config.tracking.record_every,
+        sampled_rollouts=config.tracking.sampled_rollouts,
+        dynamic_sampling=config.algorithm.dynamic_sampling,
+        max_resampled=config.algorithm.max_resampled,
+        grading_failure_budget=config.reward.failure_budget,
+        max_learner_rebuilds=config.learner.max_restarts,
+        max_data_losses=config.rollout.max_data_losses,
+    )
+
+
+def mirror_of(config: RunConfig, run_id: str) -> CheckpointMirror | None:
+    """Build what copies checkpoints to `checkpoint.store`; None without one. Raises ConfigError."""
+    settings = config.checkpoint
+    if settings.store is None:
+        return None
+    store = open_store(settings.store, run_id, settings.keep)
+    return CheckpointMirror(store, settings.store_failures, settings.store_retry_seconds)
+
+
+def heldout_prompts(config: RunConfig, prompts: EpochPrompts) -> list[Prompt]:
+    """The held-out prompts that this run evaluates on."""
+    return prompts.heldout(min(config.evaluation.prompts, config.task.heldout_size))
