@@ -103,7 +103,8 @@ class JobRunner(Job):
         except FencedError:
             raise
         except OrchestratorError as error:
-            logger.error("the run ended: %s", error)
+            stopped = isinstance(error, BudgetStopError | DrainedError)
+            logger.log(logging.WARNING if stopped else logging.ERROR, "the run ended: %s", error)
             return _ended(error), without_colours(str(error))
         except (Exception, asyncio.CancelledError) as error:
             logger.exception("the run failed with an unexpected error")
