@@ -163,15 +163,19 @@ class Accounts:
         except ValueError as error:
             raise LedgerError("month", month, "YYYY-MM") from error
         if any(close.period == month for close in closes):
-            raise LedgerStateError(f"Month {month} is already closed.")
+            raise LedgerStateError(f"Month {month} is already closed.", key="month", value=month)
         if closes and following_month(closes[-1].period) != month:
             due = following_month(closes[-1].period)
-            raise LedgerStateError(f"Months close in order: {due} comes before {month}.")
+            raise LedgerStateError(
+                f"Months close in order: {due} comes before {month}.", key="month", value=month
+            )
         if now_ns < end_ns:
             minutes = self._policy.grace_ns // 60_000_000_000
             raise LedgerStateError(
                 f"Month {month} is not over yet: on {date_of(now_ns // DAY_NS)} it cannot be closed.",
                 f"Leases can be found lost until {minutes} minutes after it ended.",
+                key="month",
+                value=month,
             )
 
 

@@ -176,7 +176,7 @@ class MemoryArchive:
 def require_next(close: Close, closes: Sequence[Close]) -> None:
     """Raise LedgerStateError unless `close` follows the closes so far."""
     if any(known.period == close.period for known in closes):
-        raise LedgerStateError(f"Month {close.period} is already closed.")
+        raise LedgerStateError(f"Month {close.period} is already closed.", key="month", value=close.period)
     before = closes[-1].last_posting if closes else 0
     if close.last_posting - close.postings != before:
         raise LedgerStateError(

@@ -42,13 +42,17 @@ class UnknownPriceError(LedgerError):
 class _SentenceError(LedgerError):
     """An error whose message is a sentence. `hint`, another sentence, says what to do.
 
+    `key`, `value` and `allowed` are for programs, where they make sense.
+
     >>> print(LedgerStateError("Month 2026-01 is still open.", "Close it first."))
     Month 2026-01 is still open. Close it first.
     """
 
-    def __init__(self, sentence: str, hint: str = "", key: str = "", value: str = "") -> None:
-        super().__init__(key, value, "", hint)
-        self.args = (sentence, hint, key, value)
+    def __init__(
+        self, sentence: str, hint: str = "", key: str = "", value: str = "", allowed: str = ""
+    ) -> None:
+        super().__init__(key, value, allowed, hint)
+        self.args = (sentence, hint, key, value, allowed)
         self.sentence = sentence
 
     def __str__(self) -> str:
@@ -65,9 +69,8 @@ class UnknownRunError(_SentenceError):
     """The journal contains no run and no pipeline with that id."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"The ledger has no run or pipeline {name!r}.", "Was its spool shipped?", "run", name
-        )
+        sentence, hint = f"The ledger has no run or pipeline {name!r}.", "Was its spool shipped?"
+        super().__init__(sentence, hint, "run", name, "a run or pipeline in the ledger")
         self.args = (name,)
 
 

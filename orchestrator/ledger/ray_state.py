@@ -113,7 +113,9 @@ def look(url: str) -> RaySnapshot:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         hint = f"{type(error).__name__}: {error}"
-        raise LedgerUnavailableError(f"{url} does not answer like a dashboard of Ray 2.60: {hint}") from error
+        raise LedgerUnavailableError(
+            f"{url} does not answer like a dashboard of Ray 2.60: {hint}", key="--address", value=url
+        ) from error
 
 
 def _actor(fields: Mapping[str, Any], names: Mapping[str, str]) -> RayActor:
@@ -180,7 +182,9 @@ def _list(url: str, what: str) -> list[dict[str, Any]]:
     try:
         return list(answer["data"]["result"]["result"])
     except (KeyError, TypeError) as error:
-        raise LedgerUnavailableError(f"{url} does not answer like a Ray dashboard: {error}") from error
+        raise LedgerUnavailableError(
+            f"{url} does not answer like a Ray dashboard: {error}", key="--address", value=url
+        ) from error
 
 
 def _get(url: str, path: str) -> Any:  # noqa: ANN401
@@ -191,7 +195,9 @@ def _get(url: str, path: str) -> Any:  # noqa: ANN401
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             return json.loads(answer.read())
     except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
-        raise LedgerUnavailableError(f"Cannot reach the Ray dashboard at {url}: {error}") from error
+        raise LedgerUnavailableError(
+            f"Cannot reach the Ray dashboard at {url}: {error}", key="--address", value=url
+        ) from error
 
 
 def _token() -> str:

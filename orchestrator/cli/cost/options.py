@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVa
 
 import typer
 
-from orchestrator.errors import ConfigError, RunNotFoundError, StateError
+from orchestrator.errors import ConfigError, RunNotFoundError
+from orchestrator.masking import mask
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ledger import Ledger
@@ -158,9 +159,19 @@ def translated_errors() -> Generator[None]:
     try:
         yield
     except LedgerError as error:
-        if not error.allowed:
-            raise StateError(str(error)) from error
-        raise ConfigError(error.key, error.value, error.allowed, error.hint) from error
+        raise _LedgerError(error.key, error.value, error.allowed, error.hint, str(error)) from error
+
+
+class _LedgerError(ConfigError):
+    """An error of the ledger with its own message, which may be a sentence."""
+
+    def __init__(self, key: str, value: str, allowed: str, hint: str, message: str) -> None:
+        super().__init__(key, value, allowed, hint)
+        self.args = (key, value, allowed, hint, message)
+        self.message = mask(message)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def open_ledger(

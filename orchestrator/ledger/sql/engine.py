@@ -33,6 +33,7 @@ FETCH = 10_000
 
 _LOCK_KEY = 0x6C6564676572  # "ledger"
 _WRITE = "ledger_write"
+_ALLOWED = "a database that can be reached and written"
 _ALLOWED_URLS = "sqlite:///path or postgresql://user@host/database"
 
 _SQLITE_READ_ONLY = frozenset(
@@ -54,7 +55,9 @@ def open_engine(url: str, read_only: bool = False) -> Engine:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LedgerReadOnlyError(f"Cannot create {file.parent}: {error}") from error
+            raise LedgerReadOnlyError(
+                f"Cannot create {file.parent}: {error}", key="ledger.url", value=url, allowed=_ALLOWED
+            ) from error
     try:
         if file is not None and read_only:
             engine = create_engine(parsed, creator=lambda: _connect_read_only(file))
@@ -147,8 +150,15 @@ def _translating(engine: Engine) -> Generator[None]:
     except DBAPIError as error:
         where = engine.url.render_as_string(hide_password=True)
         if _is_read_only(error.orig):
-            raise LedgerReadOnlyError(f"Cannot write the ledger at {where}: {error.orig}") from error
-        raise LedgerUnavailableError(f"Cannot use the ledger at {where}: {error.orig}") from error
+            raise LedgerReadOnlyError(
+                f"Cannot write the ledger at {where}: {error.orig}",
+                key="ledger.url",
+                value=where,
+                allowed=_ALLOWED,
+            ) from error
+        raise LedgerUnavailableError(
+            f"Cannot use the ledger at {where}: {error.orig}", key="ledger.url", value=where, allowed=_ALLOWED
+        ) from error
 
 
 def _is_read_only(error: BaseException | None) -> bool:
