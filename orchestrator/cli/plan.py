@@ -95,7 +95,8 @@ def _prompts(config: RunConfig, assumed: Assumed) -> tuple[float, float]:
         return assumed.prompt_tokens, assumed.prompt_tokens
     from orchestrator.training.prompts.load import load_prompts
 
-    lengths = [len(prompt.text) for prompt in load_prompts(config.task, config.seed).longest_first]
+    prompts = load_prompts(config.task, config.seed, with_solutions=False)
+    lengths = [len(prompt.text) for prompt in prompts.all_prompts]
     return tokens_of(sum(lengths) / len(lengths), config.model), tokens_of(max(lengths), config.model)
 
 

@@ -15,6 +15,7 @@ from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.learner.losses import LOSSES, LossFacts
+from orchestrator.training.prompts.solutions import SOLUTIONS
 from orchestrator.training.registry import Registry
 from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
 
@@ -49,6 +50,8 @@ def components_are_registered(config: RunConfig) -> Iterator[ConfigError]:
     yield from _problems_of("algorithm.loss", LOSSES, config.algorithm.loss)
     yield from _problems_of("rollout.engine", ENGINES, config.rollout.engine)
     yield from _problems_of("evaluation.engine", ENGINES, config.evaluation.engine)
+    if config.task.solutions is not None:
+        yield from _problems_of("task.solutions", SOLUTIONS, config.task.solutions)
 
 
 def loss_fits_the_advantage(config: RunConfig) -> Iterator[ConfigError]:

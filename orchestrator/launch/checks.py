@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import SECRETS, RunConfig
-from orchestrator.errors import ConfigError, PromptTooLongError
+from orchestrator.errors import ConfigError
 from orchestrator.launch.assembly import mirror_of
 from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.masking import masked_keys
-from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.source import EpochPrompts
+from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.weights.choice import require_nixl
-
-LONGEST_PROMPTS = 64
-"""How many of the longest prompts are tokenized to see whether they fit: tokens grow with characters."""
 
 
 def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
     """Check the config of a run and load its prompts.
 
-    Raises InputError for a price book that is unusable or lacks the run's SKU, a missing model folder, an
-    unknown kind of checkpoint store, a weight channel that is not installed, an unreadable dataset, or a
-    prompt longer than the context.
+    Raises InputError for a price book that is unusable or lacks the run's SKU, a model that is missing or
+    that an engine can't serve, an unknown kind of checkpoint store, a weight channel that is not installed,
+    an unreadable dataset, or a prompt longer than the context.
     """
     check_secrets(config)
     check_prices(config, day_of(clock.now_ns()), resumes=resumes)
-    check_model(config.model)
+    check_engines(config)
     mirror_of(config, "check")
     if config.weights.channel == "nixl":
         require_nixl()
-    prompts = load_prompts(config.task, config.seed)
-    check_lengths(config.model, prompts)
-    return prompts
+    return _checked_prompts(config)
 
 
 def check_secrets(config: RunConfig) -> None:
@@ -75,25 +68,21 @@ def check_prices(config: RunConfig, day: int, *, resumes: bool) -> None:
         raise ConfigError("cluster.sku", config.cluster.sku, error.allowed, hint) from error
 
 
-def check_model(model: ModelConfig) -> None:
-    """Raises ConfigError if the folder that the model should come from is not one."""
-    if model.path is not None and not (Path(model.path) / "config.json").is_file():
-        raise ConfigError(
-            "model.path", model.path, "a Hugging Face folder with a config.json", "no such folder"
-        )
+def check_engines(config: RunConfig) -> None:
+    """Raise ConfigError for a model that can't be built, or that an engine of the run can't serve. Reads the
+    model's configuration, never its weights.
+    """
+    from orchestrator.training.models.build import check_model
+
+    check_model(config.model)
+    for name in sorted({config.rollout.engine, config.evaluation.engine}):
+        ENGINES.facts(name).check(config.model)
 
 
-def check_lengths(model: ModelConfig, prompts: EpochPrompts) -> None:
-    """Raises PromptTooLongError, naming the prompt, if one leaves no room for a single token of answer."""
-    from orchestrator.training.models.build import build_tokenizer
-    from orchestrator.training.prompts.chat_template import render_prompt
+def _checked_prompts(config: RunConfig) -> EpochPrompts:
+    from orchestrator.training.prompts.preflight import check_prompts
 
-    tokenizer = build_tokenizer(model)
-    for prompt in prompts.longest_first[:LONGEST_PROMPTS]:
-        length = len(render_prompt(tokenizer, prompt.text))
-        if length >= model.context:
-            raise PromptTooLongError(
-                "prompt",
-                f"{prompt.prompt_id}, {length} tokens",
-                f"fewer than model.context = {model.context}",
-            )
+    replays = ENGINES.facts(config.rollout.engine).replays_solutions
+    prompts = load_prompts(config.task, config.seed, with_solutions=replays)
+    check_prompts(config.model, prompts, config.rollout.max_new_tokens, replays_solutions=replays)
+    return prompts

@@ -1,6 +1,8 @@
-"""Where the next prompt comes from.
+"""Where the next prompt comes from, and how it is rendered for a model.
 
-    source (a generator, files) -> questions -> split by content -> template -> prompts, in a seeded order
+    source (a generator, files) -> questions (with the template applied) -> split by content
+        -> prompts, in a seeded order -> chat template -> tokens
 
-`load_prompts` builds it all from a task's config; `EpochPrompts` is what the loop holds.
+`load.load_prompts` builds the prompts from a task's config; the loop holds the resulting `EpochPrompts`.
+`chat_template` is the only module that turns a prompt into tokens and tokens into text.
 """

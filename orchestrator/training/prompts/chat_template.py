@@ -85,6 +85,12 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return ids
 
 
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Iterator[list[int]]:
+    """`encode_text` for each text, in batches."""
+    for first in range(0, len(texts), _BATCH):
+        yield from _encode_all(tokenizer, texts[first : first + _BATCH], prefix=False)
+
+
 def decode_responses(
     tokenizer: PreTrainedTokenizerFast, responses: Sequence[Sequence[int]], stops: Set[int] = frozenset()
 ) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
-"""Questions of a user's own data: JSON lines, Parquet, and folders of either or of Arrow files as Hugging
-Face `datasets` saves them."""
+"""Questions from a user's own data: JSON Lines, Parquet, folders of either, and the Arrow folders that
+Hugging Face `datasets` saves.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +16,26 @@ import pyarrow.parquet as pq
 from orchestrator.errors import DatasetError
 from orchestrator.training.prompts.config import TaskConfig
 from orchestrator.training.prompts.questions import Question, QuestionStream, normalised
+from orchestrator.training.prompts.references import accepted_answers
 from orchestrator.training.prompts.template import render
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where a row is (`path:line`, for errors), and its fields."""
+"""The place of a row (`path:line`, for error messages) and its columns."""
+
+MAX_LINE_BYTES = 16 * 2**20
+"""The longest line of a JSON Lines file. No context holds a question of that size."""
+MAX_DEPTH = 100
+"""The deepest nesting of a row of a JSON Lines file."""
 
 _SPLITS = ("train", "test", "validation")
 
 
 def file_questions(config: TaskConfig) -> QuestionStream:
-    """The rows of the file `path`, or of the files in the folder `path`, in an order seeded by `task.seed`.
+    """The rows of the file `path`, or of the files in the folder `path`, shuffled by `task.seed`.
 
-    A folder with a split `test` (else `validation`) beside `train` keeps them apart: held-out questions come
-    from it, training questions from `train`. Raises DatasetError, naming the file and its line, if anything
-    can't be read.
+    A folder with a split `test` (or else `validation`) beside `train` keeps them apart: held-out questions
+    come from the former, training questions from `train`. Raises DatasetError, naming the file and its line,
+    for data that can't be read or used.
     """
     path = Path(config.path or "")
     if config.source == "dataset_folder":
@@ -52,33 +59,33 @@ def _shuffled(config: TaskConfig, files: Sequence[Path]) -> Iterator[Question]:
 
 
 def _question(config: TaskConfig, row: Row) -> Question:
-    where, fields = row
-    text = _field(row, config.prompt_field)
+    where, columns = row
+    text = _column(row, config.prompt_field)
     if not isinstance(text, str) or not text.strip():
         raise DatasetError(where, f"{config.prompt_field}: {text!r}", "a text that is not empty")
-    answer = _field(row, config.answer_field)
-    if not isinstance(answer, str | int | float):
-        raise DatasetError(where, f"{config.answer_field}: {answer!r}", "a text or a number")
+    answer = accepted_answers(where, config.answer_field, _column(row, config.answer_field))
     hidden = {config.answer_field}
     solution = ""
     if config.solution_field is not None:
         hidden.add(config.solution_field)
-        solution = str(_field(row, config.solution_field))
-    fields = {**fields, "question": text}
+        solution = str(_column(row, config.solution_field))
+    fields = {**columns, "question": text}
+    used = {config.prompt_field, *hidden}
     return Question(
         text=render(config.template, fields, hidden),
         content=normalised(text),
         fields=fields,
         reference={"answer": answer},
         solution=solution,
+        columns={name: value for name, value in columns.items() if name not in used},
     )
 
 
-def _field(row: Row, name: str) -> object:
-    where, fields = row
-    if name not in fields:
-        raise DatasetError(where, f"no field {name!r}", f"one of its fields: {', '.join(sorted(fields))}")
-    return fields[name]
+def _column(row: Row, name: str) -> object:
+    where, columns = row
+    if name not in columns:
+        raise DatasetError(where, f"no column {name!r}", f"one of its columns: {', '.join(sorted(columns))}")
+    return columns[name]
 
 
 def _existing(path: Path, exists: Callable[[Path], bool], what: str) -> Path:
@@ -91,10 +98,10 @@ def _existing(path: Path, exists: Callable[[Path], bool], what: str) -> Path:
 
 
 def _folder_splits(folder: Path) -> dict[str, list[Path]]:
-    """The folder's files by split; all under `train` if it has no split to hold out."""
+    """The folder's files by split; all under `train` if there is no split to hold out."""
     _existing(folder, Path.is_dir, "an existing folder")
     if (folder / "dataset_dict.json").is_file():
-        names = _read_json(folder / "dataset_dict.json")["splits"]
+        names = _file_names(folder / "dataset_dict.json", lambda saved: saved["splits"])
         found = {name: _saved_files(folder / name) for name in names}
     elif (folder / "state.json").is_file():
         found = {"train": _saved_files(folder)}
@@ -107,8 +114,10 @@ def _folder_splits(folder: Path) -> dict[str, list[Path]]:
 
 def _saved_files(folder: Path) -> list[Path]:
     """The Arrow files of one dataset that `save_to_disk` wrote, in its order."""
-    files = [folder / entry["filename"] for entry in _read_json(folder / "state.json")["_data_files"]]
-    return [_existing(file, Path.is_file, "the files that state.json lists") for file in files]
+    names = _file_names(
+        folder / "state.json", lambda saved: [entry["filename"] for entry in saved["_data_files"]]
+    )
+    return [_existing(folder / name, Path.is_file, "the files that state.json lists") for name in names]
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
@@ -122,8 +131,9 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def _split_name(file: Path) -> str:
-    """`data/test-00000-of-00001.parquet` and `test/0.jsonl` are of the split test; what names none is for
-    training."""
+    """`data/test-00000-of-00001.parquet` and `test/0.jsonl` belong to the split `test`; a file whose path
+    names no split belongs to `train`.
+    """
     for part in reversed(file.parts):
         for split in _SPLITS:
             if part == split or part.startswith((f"{split}-", f"{split}.", f"{split}_")):
@@ -131,11 +141,19 @@ def _split_name(file: Path) -> str:
     return "train"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _file_names(path: Path, listed: Callable[[Any], list[Any]]) -> list[str]:
+    """The names that a file of `save_to_disk` lists. Raises DatasetError for a file in another format, and
+    for a name that leads out of the folder.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(str(path), "unreadable JSON", "what save_to_disk wrote", str(error)) from error
+        names = listed(json.loads(path.read_text()))
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DatasetError(str(path), "unreadable JSON", "what save_to_disk wrote", reason) from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DatasetError(str(path), repr(name), "names of files and folders beside it")
+    return names
 
 
 # -- readers -------------------------------------------------------------------------------------------------
@@ -152,18 +170,43 @@ def _rows(file: Path) -> Iterator[Row]:
 
 def _json_lines(file: Path) -> Iterator[Row]:
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        number = 0
+        while line := lines.readline(MAX_LINE_BYTES + 1):
+            number += 1
             where = f"{file}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
-                excerpt = line[:60].decode(errors="replace").rstrip()
-                raise DatasetError(where, excerpt, "one JSON object a line", str(error)) from error
-            if not isinstance(row, dict):
-                raise DatasetError(where, type(row).__name__, "one JSON object a line")
-            yield where, row
+            if len(line) > MAX_LINE_BYTES:
+                raise DatasetError(where, "a longer line", f"lines of at most {MAX_LINE_BYTES:,} bytes")
+            if line.strip():
+                yield where, _json_row(where, line)
+
+
+def _json_row(where: str, line: bytes) -> Mapping[str, Any]:
+    allowed = "one JSON object a line"
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
+        raise DatasetError(where, line[:60].decode(errors="replace").rstrip(), allowed, str(error)) from error
+    except RecursionError as error:
+        raise _too_deep(where) from error
+    if not isinstance(row, dict):
+        raise DatasetError(where, type(row).__name__, allowed)
+    # Counting brackets is cheap, and rows with so many are rare.
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(row) > MAX_DEPTH:
+        raise _too_deep(where)
+    return row
+
+
+def _depth(value: object) -> int:
+    """Levels of lists and objects in a JSON value."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
+def _too_deep(where: str) -> DatasetError:
+    return DatasetError(where, "a deeper row", f"rows nested at most {MAX_DEPTH} levels deep")
 
 
 def _parquet(file: Path) -> Iterator[Row]:

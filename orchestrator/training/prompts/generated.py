@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
-import numpy as np
-
 from orchestrator.errors import ConfigError
 from orchestrator.training.prompts.config import TaskConfig
+from orchestrator.training.prompts.json_values import as_json
 from orchestrator.training.prompts.questions import Question, QuestionStream, normalised
 from orchestrator.training.prompts.template import render
 from orchestrator.training.reasoning_gym_import import (
@@ -135,7 +134,7 @@ def _stream(config: TaskConfig, size: int) -> Iterator[Question | None]:
 
 def _question(config: TaskConfig, entry: dict[str, Any]) -> Question:
     name = config.dataset or ""
-    entry = _as_json(entry)
+    entry = as_json(entry)
     fields = {**entry["metadata"], "question": entry["question"], "answer": entry["answer"]}
     hidden = {field for field in fields if _GIVES_AWAY.search(field)} | _GIVES_AWAY_IN.get(name, set())
     return Question(
@@ -159,18 +158,10 @@ def _check_gradable(name: str, dataset: ProceduralDataset, entry: dict[str, Any]
     answer = entry["answer"]
     if answer is None:
         return
-    as_json = _as_json(entry)
-    if dataset.score_answer(answer, entry) != dataset.score_answer(answer, as_json):
+    if dataset.score_answer(answer, entry) != dataset.score_answer(answer, as_json(entry)):
         raise ConfigError(
             "task.dataset", name, "a dataset whose scorer reads JSON", "this one needs Python tuples"
         )
-
-
-def _as_json(entry: dict[str, Any]) -> dict[str, Any]:
-    """What a scorer gets: NumPy numbers become Python's, other objects (fractions, dates) their text."""
-    return json.loads(
-        json.dumps(entry, default=lambda value: value.item() if isinstance(value, np.generic) else str(value))
-    )
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

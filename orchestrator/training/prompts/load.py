@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 from collections.abc import Mapping
 
+from orchestrator.errors import ConfigError, InputError
 from orchestrator.training.prompts.config import TaskConfig
+from orchestrator.training.prompts.json_values import as_json
 from orchestrator.training.prompts.questions import Question, QuestionStream
-from orchestrator.training.prompts.solutions import SOLUTIONS
+from orchestrator.training.prompts.solutions import SOLUTIONS, SolutionWriter
 from orchestrator.training.prompts.source import EpochPrompts, WriteSolution
 from orchestrator.training.prompts.split import split_questions
 from orchestrator.training.records import Prompt
 
+logger = logging.getLogger(__name__)
 
-def load_prompts(config: TaskConfig, seed: int) -> EpochPrompts:
+_ESCAPED_NEWLINE = re.compile(r"\\n(?!abla|atural|e\b|eg|eq|ewline|exists|i\b|leq|mid|ot|parallel|u\b)")
+"""A backslash and an n that do not begin a command of LaTeX."""
+
+
+def load_prompts(config: TaskConfig, seed: int, *, with_solutions: bool = True) -> EpochPrompts:
     """The task's prompts, in an order seeded by `seed` (the run's; the data depends on `task.seed` alone).
 
-    Raises DatasetError where data can't be read, ConfigError where a generator, a template or a writer of
-    solutions can't be used or where there are too few distinct questions.
+    Worked solutions are written only `with_solutions`: a cold start needs them, other runs don't. Raises
+    DatasetError for data that can't be read, ConfigError for a generator, a template or a writer of solutions
+    that can't be used, and for too few distinct questions.
     """
+    if _ESCAPED_NEWLINE.search(config.template):
+        logger.warning(
+            "task.template contains a backslash followed by n, which the model will read as such. For a new "
+            "line write the template in a YAML file, or in bash as $'task.template=\"{question}\\nAnswer:\"'"
+        )
+    writer = SOLUTIONS.get(config.solutions) if with_solutions and config.solutions is not None else None
     split = split_questions(_stream(config), config.train_size, config.heldout_size)
     train = {f"{config.name}/train/{index}": question for index, question in enumerate(split.train)}
     heldout = {f"{config.name}/heldout/{index}": question for index, question in enumerate(split.heldout)}
-    write = None if config.solutions is None else _writer(config.solutions, config.seed, train)
+    write = None if writer is None else _seeded(writer, config, train)
+    if write is not None:
+        for prompt_id in train:
+            write(prompt_id, 0)  # a question without a solution is reported now, not in the middle of a run
     return EpochPrompts(_prompts(train), _prompts(heldout), seed, write)
 
 
 def _stream(config: TaskConfig) -> QuestionStream:
-    # Each source is imported where it is used: reasoning_gym and pyarrow take their time.
+    # Each source is imported where it is used: reasoning_gym and pyarrow take long to import.
     if config.source == "reasoning_gym":
         from orchestrator.training.prompts.generated import generated_questions
 
@@ -39,17 +58,26 @@ def _stream(config: TaskConfig) -> QuestionStream:
 
 def _prompts(questions: Mapping[str, Question]) -> list[Prompt]:
     return [
-        Prompt(prompt_id, question.text, question.reference, question.solution)
+        Prompt(prompt_id, question.text, question.reference, question.solution, as_json(question.columns))
         for prompt_id, question in questions.items()
     ]
 
 
-def _writer(name: str, seed: int, questions: Mapping[str, Question]) -> WriteSolution:
-    """New chance for each prompt and epoch, the same in every run."""
-    solution_of = SOLUTIONS.get(name)
+def _seeded(writer: SolutionWriter, config: TaskConfig, questions: Mapping[str, Question]) -> WriteSolution:
+    """The writer with new random numbers for each prompt and epoch, the same in every run."""
 
     def write(prompt_id: str, epoch: int) -> str:
-        rng = random.Random(f"solutions/{seed}/{prompt_id}/{epoch}")
-        return solution_of(questions[prompt_id].fields, rng)
+        rng = random.Random(f"solutions/{config.seed}/{prompt_id}/{epoch}")
+        try:
+            return writer(questions[prompt_id].fields, rng)
+        except InputError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                "task.solutions",
+                str(config.solutions),
+                "a writer that solves every training question",
+                f"{prompt_id}: {type(error).__name__}: {error}",
+            ) from error
 
     return write

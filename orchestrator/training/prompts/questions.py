@@ -1,9 +1,9 @@
-"""What every source yields: questions, before they are split and put into the template."""
+"""What every source yields: questions, before they are split into training and held-out ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -11,9 +11,9 @@ from typing import Any
 class Question:
     """One row of a source.
 
-    `text` is what the model will read: the task's template with the row's fields in it. `content` says which
-    questions count as the same for the split: re-orderings of one countdown puzzle share it, though their
-    texts differ. `fields` are what a writer of worked solutions works from.
+    `text` is what the model will read: the task's template with the row's fields in it. Questions with the
+    same `content` count as the same question: all orders of the numbers of a countdown puzzle share it,
+    though their texts differ. Writers of worked solutions read `fields`; scorers may read `columns`.
     """
 
     text: str
@@ -21,19 +21,20 @@ class Question:
     fields: Mapping[str, Any]
     reference: Mapping[str, Any]
     solution: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionStream:
-    """Questions of a source in the order in which they are to be used; `heldout` is None where both splits
-    come from `questions`.
+    """The questions of a source in the order of their use. `heldout` is None if held-out questions come from
+    `questions` too.
 
-    An `endless` stream (a generator) repeats itself sooner or later, a finite one ends. `key` and `origin`
-    say in errors where the questions came from: a config key or a path, and what a person calls the source.
+    An `endless` stream (a generator) repeats itself sooner or later; a finite one ends. Error messages name
+    the source by `key` (a config key or a path) and `origin` (a phrase).
     """
 
     questions: Iterator[Question | None]
-    """None: the source tried and could not make a question; it may go on."""
+    """None stands for a failed attempt of the source to make a question; more may follow."""
     heldout: Iterator[Question | None] | None
     endless: bool
     key: str
@@ -41,6 +42,7 @@ class QuestionStream:
 
 
 def normalised(text: str) -> str:
-    """The text without differences of case and white space: two questions that differ only in those are the
-    same."""
+    """The text in lower case with single spaces: questions that differ only in case and white space are the
+    same.
+    """
     return " ".join(text.casefold().split())

@@ -52,9 +52,14 @@ class EpochPrompts:
         return len(self._train)
 
     @property
-    def longest_first(self) -> list[Prompt]:
-        """All prompts, training and held-out, those with the most characters first."""
-        return sorted(self._by_id.values(), key=lambda prompt: len(prompt.text), reverse=True)
+    def all_prompts(self) -> list[Prompt]:
+        """All prompts, training first, then held-out, without the solutions that `write` would write."""
+        return [*self._train, *self._heldout]
+
+    @property
+    def first_epoch(self) -> list[Prompt]:
+        """The training prompts with the solutions of their first epoch."""
+        return [self._worked(prompt, 0) for prompt in self._train]
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` training prompts; more than an epoch has begins the next one."""

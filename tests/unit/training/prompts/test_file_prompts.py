@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import ConfigError, DatasetError
+from orchestrator.training.prompts import files
 from orchestrator.training.prompts.config import TaskConfig
 from orchestrator.training.prompts.load import load_prompts
+from orchestrator.training.prompts.solutions import SOLUTIONS
 
 ROWS = [{"q": f"{n} + {n} = ?", "a": str(2 * n), "why": f"{n}+{n}={2 * n}"} for n in range(30)]
 
@@ -113,13 +118,22 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"a": "1", "why": ""}, "no field 'q', allowed: one of its fields: a, why"),
-        ({"q": "x", "why": ""}, "no field 'a'"),
-        ({"q": "x", "a": "1"}, "no field 'why'"),
+        ({"a": "1", "why": ""}, "no column 'q', allowed: one of its columns: a, why"),
+        ({"q": "x", "why": ""}, "no column 'a'"),
+        ({"q": "x", "a": "1"}, "no column 'why'"),
         ({"q": "  ", "a": "1", "why": ""}, "q: '  ', allowed: a text that is not empty"),
         ({"q": 5, "a": "1", "why": ""}, "q: 5"),
         ({"q": "x", "a": None, "why": ""}, "a: None, allowed: a text or a number"),
-        ({"q": "x", "a": [1], "why": ""}, r"a: \[1\]"),
+        ({"q": "x", "a": "", "why": ""}, "a: '', allowed: a text or a number, or a list of accepted ones"),
+        ({"q": "x", "a": " \n", "why": ""}, r"a: ' \\n', .* \(the answer is empty\)"),
+        ({"q": "x", "a": "6*7=42 #### ", "why": ""}, r"a: '6\*7=42 #### ', .* \(the answer is empty\)"),
+        ({"q": "x", "a": True, "why": ""}, "a: True, allowed: a text or a number"),
+        ({"q": "x", "a": float("nan"), "why": ""}, "a: nan, allowed: a text or a number"),
+        ({"q": "x", "a": float("inf"), "why": ""}, "a: inf"),
+        ({"q": "x", "a": {"b": 1}, "why": ""}, r"a: \{'b': 1\}"),
+        ({"q": "x", "a": [], "why": ""}, r"a: \[\], .* \(an empty list accepts no answer\)"),
+        ({"q": "x", "a": ["65", ""], "why": ""}, "a: ''"),
+        ({"q": "x", "a": [[1]], "why": ""}, r"a: \[1\]"),
     ],
 )
 def test_a_row_without_what_is_needed(tmp_path: Path, row: dict[str, Any], what: str) -> None:
@@ -176,3 +190,103 @@ def test_a_template_with_the_answer_in_it(tmp_path: Path, field: str) -> None:
     config = task("jsonl", write_jsonl(tmp_path / "a.jsonl"), template=f"{{question}} {{{field}}}")
     with pytest.raises(ConfigError, match=r"task\.template"):
         load_prompts(config, seed=0)
+
+
+@pytest.mark.parametrize("answer", [["65"], ["65", "sixty-five", 65.0], 0, "0", 1.5])
+def test_an_answer_may_be_a_list_of_accepted_ones(tmp_path: Path, answer: Any) -> None:
+    rows = [{**row, "a": answer} for row in ROWS]
+    prompt = load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)), seed=0).take(1)[0]
+    assert prompt.reference == {"answer": answer}
+
+
+def test_a_decimal_of_a_parquet_file_is_an_answer(tmp_path: Path) -> None:
+    rows = [{**row, "a": Decimal("1.50")} for row in ROWS]
+    prompt = load_prompts(task("parquet", write_parquet(tmp_path / "a.parquet", rows)), seed=0).take(1)[0]
+    assert prompt.reference == {"answer": "1.50"}
+
+
+def test_scorers_get_the_other_columns_as_json(tmp_path: Path) -> None:
+    """Dates and decimals as texts, bytes as null: they travel to the scorers' process as JSON."""
+    more = {"level": 3, "tests": ["a", "b"], "day": date(2026, 11, 30), "image": {"bytes": b"x"}}
+    rows = [{**row, **more} for row in ROWS]
+    prompt = load_prompts(task("parquet", write_parquet(tmp_path / "a.parquet", rows)), seed=0).take(1)[0]
+    assert prompt.columns == {
+        "level": 3, "tests": ["a", "b"], "day": "2026-11-30", "image": {"bytes": None},
+    }  # fmt: skip
+
+
+def test_question_answer_and_solution_are_no_other_columns(tmp_path: Path) -> None:
+    source = load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl")), seed=0)
+    assert all(prompt.columns == {} for prompt in source.all_prompts)
+
+
+@pytest.mark.parametrize("levels", [101, 200_000])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_a_row_that_is_nested_too_deeply_is_refused(tmp_path: Path, levels: int, opening: str) -> None:
+    closing = "]" if opening == "[" else "}"
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS[:1])
+    nested = opening * (levels - 1) + "1" + closing * (levels - 1)
+    path.write_text(path.read_text() + f'{{"q": "x", "a": "1", "why": "", "deep": {nested}}}\n')
+    with pytest.raises(DatasetError, match=rf"^{path}:2: .*allowed: rows nested at most 100 levels deep"):
+        load_prompts(task("jsonl", path), seed=0)
+
+
+def test_a_row_with_many_brackets_need_not_be_deep(tmp_path: Path) -> None:
+    rows = [{**row, "grid": [[n] for n in range(200)]} for row in ROWS]
+    prompt = load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)), seed=0).take(1)[0]
+    assert prompt.columns["grid"][199] == [199]
+
+
+def test_a_line_that_is_too_long_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], {**ROWS[1], "q": "x" * 1000}])
+    with pytest.raises(DatasetError, match=rf"^{path}:2: .*allowed: lines of at most 100 bytes"):
+        load_prompts(task("jsonl", path), seed=0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[" * 100_000,
+        "{}",
+        '{"_data_files": 3}',
+        '{"_data_files": [{"filename": 3}]}',
+        '{"_data_files": [{"filename": "../secret.arrow"}]}',
+        '{"_data_files": [{"filename": "/etc/passwd"}]}',
+    ],
+)
+def test_a_state_json_that_save_to_disk_did_not_write(tmp_path: Path, state: str) -> None:
+    (save_to_disk(tmp_path) / "state.json").write_text(state)
+    with pytest.raises(DatasetError, match=r"state.json: got"):
+        load_prompts(task("dataset_folder", tmp_path), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("template", "warned"),
+    [
+        (r"{question}\nAnswer:", True),
+        (r"{question}\n\nthink", True),
+        ("{question}\nAnswer:", False),
+        (r"{question} Write $a \neq b$ and $\nu$.", False),
+    ],
+)
+def test_an_escaped_new_line_in_a_template_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, template: str, warned: bool
+) -> None:
+    load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl"), template=template), seed=0)
+    assert ("backslash followed by n" in caplog.text) is warned
+
+
+def test_a_writer_that_fails_on_a_question_is_reported_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def third_party(row: Mapping[str, Any], rng: random.Random) -> str:
+        return str({}["expression"])
+
+    monkeypatch.setattr(SOLUTIONS, "get", {"theirs": third_party}.__getitem__)
+    config = task("jsonl", write_jsonl(tmp_path / "a.jsonl"), solutions="theirs", solution_field=None)
+    with pytest.raises(ConfigError, match=r"task.solutions: got theirs, .*\(mine/train/0: KeyError"):
+        load_prompts(config, seed=0)
+    assert len(load_prompts(config, seed=0, with_solutions=False)) == 20

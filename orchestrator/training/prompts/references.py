@@ -1,0 +1,42 @@
+"""Reference answers in a user's data: which values are usable, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any
+
+from orchestrator.errors import DatasetError
+
+Answer = str | int | float
+ALLOWED = "a text or a number, or a list of accepted ones"
+
+
+def accepted_answers(where: str, column: str, value: object) -> Answer | list[Answer]:
+    """The reference answer in `value`: a text, a number, or a list of accepted answers.
+
+    Raises DatasetError naming the row and its column for everything else, and for what no answer equals or an
+    empty one does: nothing, NaN, infinity, true and false, a blank text, a GSM8K solution without an answer
+    after `####`.
+    """
+    if isinstance(value, list):
+        if not value:
+            raise DatasetError(where, f"{column}: []", ALLOWED, "an empty list accepts no answer")
+        return [_single(where, column, item) for item in value]
+    return _single(where, column, value)
+
+
+def _single(where: str, column: str, value: Any) -> Answer:  # noqa: ANN401
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DatasetError(where, f"{column}: {value!r}", ALLOWED)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DatasetError(where, f"{column}: {value}", ALLOWED, "no answer equals it")
+    if isinstance(value, str) and not value.rpartition("####")[2].strip():
+        raise DatasetError(where, f"{column}: {_excerpt(value)}", ALLOWED, "the answer is empty")
+    return value
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else "..." + text[-57:])

@@ -1,0 +1,42 @@
+"""Sums worked out from left to right: the traces that a cold start on `chain_sum` imitates.
+
+    5 - 3 + 6=    <think>5-3=2 2+6=8</think><answer>8</answer>
+
+Every partial sum is written out, so each step of a trace is the sum of two numbers. There is nothing left to
+chance, and nothing is left for reinforcement learning to discover but accuracy.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.training.prompts.solutions import SOLUTIONS
+
+_EXPRESSION = re.compile(r"-?\d+(?: [+-] -?\d+)*")
+
+
+@SOLUTIONS.register("chain_sum")
+def chain_sum(row: Mapping[str, Any], rng: random.Random) -> str:
+    """The trace for the chain_sum entry in `row`, whose `expression` has integers, plus and minus.
+
+    Raises ConfigError if the row has no such expression.
+    """
+    expression = row.get("expression")
+    if not isinstance(expression, str) or not _EXPRESSION.fullmatch(expression):
+        raise ConfigError(
+            "task.solutions",
+            "chain_sum",
+            "a task whose rows have an `expression` of integers, plus and minus, as chain_sum's have",
+            f"this row has {', '.join(map(str, row))}",
+        )
+    first, *rest = expression.split(" ")
+    total, steps = int(first), []
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        partial = total + int(number) if sign == "+" else total - int(number)
+        steps.append(f"{total}{sign}{number}={partial}")
+        total = partial
+    return f"<think>{' '.join(steps) or total}</think><answer>{total}</answer>"
