@@ -1,7 +1,7 @@
 """Train with ranks of the learner and compare the result with one plain torch process.
 
-`exact`: loss, gradient norm and relative L2 of each parameter within 1e-6, and elementwise differences after
-SGD within 1e-5.
+`exact`: losses within 1e-7 (they are means of terms of size 1), gradient norms and the relative L2 difference
+of each parameter within 1e-6, and elementwise differences after SGD within 1e-5.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from tests.support.exactness_setting import (
     Training,
     batch,
     learner_config,
+    model_of,
     optimizer_factory,
+    reference_of,
     update_rule,
 )
-from tests.support.moe_families import build
 from tests.support.ranks import start_ranks
 
 
@@ -41,12 +42,18 @@ class Difference:
     world_size: int
     expert_parallel_size: int
     zero_stage: int
+    objective: str
     loss: float
     grad_norm: float
     param_l2: float
     param_max: float
     exact: bool
     offered: bool
+
+
+def steps_of(case: Case) -> int:
+    """Ten for the table over ranks, five for the one over objectives."""
+    return STEPS if case.objective == "token" else STEPS // 2
 
 
 def build_rank(
@@ -60,8 +67,12 @@ def build_rank(
     return DeepSpeedLearner(
         DistributedInit(rank, case.world_size, "127.0.0.1", port, "auto", place),
         config,
-        update_rule(),
-        PolicyModel(build(case.model), character_tokenizer(64)),
+        update_rule(case.minimised),
+        PolicyModel(
+            model_of(case.model),
+            character_tokenizer(64),
+            reference_of(case.model) if case.minimised.kl is not None else None,
+        ),
         STEPS,
         optimizer_factory(optimizer_name, config),
     )
@@ -72,7 +83,7 @@ def train_with_learner(
 ) -> Training:
     """One rank of the learner; parameters are what it publishes, on rank 0."""
     learner = build_rank(case, rank, port, optimizer_name, device)
-    reports = [learner.update(step, batch(step)) for step in range(STEPS)]
+    reports = [learner.update(step, batch(step, case.minimised)) for step in range(steps_of(case))]
     published = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
     learner.close()
     return Training(
@@ -112,8 +123,11 @@ def compare(
     case: Case, plain: Mapping[OptimizerName, Training], learner: Mapping[OptimizerName, Training]
 ) -> Difference:
     """How far the learner is from the plain process."""
-    loss = max(_relative(plain[name].losses, learner[name].losses) for name in plain)
-    grad_norm = max(_relative(plain[name].grad_norms, learner[name].grad_norms) for name in plain)
+    loss = max(_largest(plain[name].losses, learner[name].losses) for name in plain)
+    grad_norm = max(
+        _largest(plain[name].grad_norms, learner[name].grad_norms) / max(plain[name].grad_norms)
+        for name in plain
+    )
     l2 = max(
         float((tensor - learner["adamw"].parameters[name]).norm() / tensor.norm().clamp(min=1e-12))
         for name, tensor in plain["adamw"].parameters.items()
@@ -122,7 +136,7 @@ def compare(
         float((tensor - learner["sgd"].parameters[name]).abs().max())
         for name, tensor in plain["sgd"].parameters.items()
     )
-    exact = max(loss, grad_norm, l2) <= 1e-6 and largest <= 1e-5
+    exact = loss <= 1e-7 and max(grad_norm, l2) <= 1e-6 and largest <= 1e-5
     return Difference(
         **asdict(case),
         loss=loss,
@@ -134,11 +148,8 @@ def compare(
     )
 
 
-def _relative(expected: Sequence[float], got: Sequence[float]) -> float:
-    """Largest |difference|, as a share of the largest expected value: a loss may pass through zero, where its
-    own relative error says nothing.
-    """
-    scale = max(abs(value) for value in expected)
+def _largest(expected: Sequence[float], got: Sequence[float]) -> float:
+    """The largest difference; infinite if a value is not finite."""
     if not all(math.isfinite(value) for value in got):
         return math.inf
-    return max(abs(e - g) for e, g in zip(expected, got, strict=True)) / scale
+    return max(abs(e - g) for e, g in zip(expected, got, strict=True))

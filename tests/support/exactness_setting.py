@@ -1,49 +1,138 @@
-"""What the learner and the plain process of learner_exactness.py share: model, rule, batches, optimizer."""
+"""What the learner and the reference of learner_exactness.py have in common: models, batches,
+hyper-parameters.
+
+An `Objective` says in the papers' terms what is minimised. `update_rule` and `learner_config` translate it
+for the learner; plain_training.py reads it directly, so a mistake in the translation shows as a difference
+too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.losses import LOSSES, ClipRange
-from orchestrator.training.learner.losses.objective import Objective
+from orchestrator.training.learner.losses.objective import Objective as LearnerObjective
 from orchestrator.training.learner.rows import AlgorithmSpec
 from orchestrator.training.learner.sharding.zero import OptimizerFactory, adamw
-from orchestrator.training.records import BatchPart
+from orchestrator.training.models.routers import BIAS, find_routers
+from orchestrator.training.records import BatchPart, Finish
 from tests.fakes.rollout_batches import random_part
-from tests.support.moe_families import VOCABULARY
+from tests.support.moe_families import VOCABULARY, build
 
 OptimizerName = Literal["sgd", "adamw"]
 
 STEPS = 10
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adamw")
 LEARNING_RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adamw": 3e-4}
-CLIP = (0.2, 0.28)
+TEMPERATURE = 0.9
+MAX_NEW_TOKENS = 16
 BALANCE = 0.01
+WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is minimised, and how the batch is made. The defaults are the objective `token`."""
+
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    clip: tuple[float, float] = (0.2, 0.28)
+    dual_clip: float | None = None
+    kl: Literal["k1", "k2", "k3"] | None = None
+    kl_coefficient: float = 0.0
+    truncation: float | None = None
+    minibatches: int = 1
+    weight_decay: float = 0.0
+    masks: bool = False
+    """Some tokens were not chosen by the model (an environment's observations), and some rollouts were
+    aborted.
+    """
+    gap: float = 0.1
+    """Standard deviation of the sampled log-probs around those of a uniform distribution: large for stale
+    rollouts.
+    """
+    replay: bool = False
+    """Rollout routing replay: the batch records which experts the sampler chose."""
+
+
+_ALL = Objective(
+    dual_clip=2.0, kl="k3", kl_coefficient=0.05, truncation=1.3, minibatches=3, weight_decay=0.1, masks=True,
+    gap=0.5,
+)  # fmt: skip
+OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
+    {
+        "token": Objective(),
+        "sequence": Objective(aggregation="sequence"),
+        "constant": Objective(aggregation="constant"),
+        "kl_k1": Objective(kl="k1", kl_coefficient=0.05),
+        "kl_k2": Objective(kl="k2", kl_coefficient=0.05),
+        "kl_k3": Objective(aggregation="sequence", kl="k3", kl_coefficient=0.05),
+        "truncated_is": Objective(truncation=1.3, gap=0.5),
+        "minibatches": Objective(minibatches=3),
+        "weight_decay": Objective(weight_decay=0.1),
+        "masks": Objective(masks=True),
+        "dual_clip": Objective(dual_clip=1.5, gap=1.0),
+        "replay": Objective(replay=True),
+        "all_token": _ALL,
+        "all_sequence": replace(_ALL, aggregation="sequence"),
+        "all_constant": replace(_ALL, aggregation="constant"),
+    }
+)
+"""Each ingredient alone, then all together under every aggregation. `token` is the objective of the table
+over ranks.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One combination."""
+    """A model, how the learner is spread over ranks, and what it minimises (a name in OBJECTIVES)."""
 
     model: str
     world_size: int
     expert_parallel_size: int
     zero_stage: int
+    objective: str = "token"
+
+    @property
+    def minimised(self) -> Objective:
+        return OBJECTIVES[self.objective]
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What ten steps gave: losses and norms a step, parameters and persistent buffers at the end."""
+    """Losses and norms of each step, and parameters and persistent buffers at the end."""
 
     losses: list[float]
     grad_norms: list[float]
     parameters: dict[str, Tensor]
+
+
+def model_of(name: str, seed: int = 0) -> PreTrainedModel:
+    """The model `name` in train mode. Selection biases start away from zero, so that the experts that a token
+    is sent to are not those of the largest scores.
+    """
+    model = build(name, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for router in find_routers(model).values():
+        bias = getattr(router, BIAS, None)
+        if isinstance(bias, Tensor):
+            bias.copy_(0.05 * torch.randn(bias.shape, generator=generator))
+    return model.train()
+
+
+def reference_of(name: str) -> PreTrainedModel:
+    """The frozen model of the KL penalty: another one, so that the penalty is not zero at the start."""
+    return model_of(name, seed=1).eval().requires_grad_(False)
 
 
 def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
@@ -53,14 +142,14 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "zero_stage": case.zero_stage,
         "expert_parallel_size": case.expert_parallel_size,
         "micro_batch_tokens": 60,
-        "minibatches": 1,
+        "minibatches": case.minimised.minibatches,
         "learning_rate": LEARNING_RATES[optimizer_name],
-        "warmup_steps": 2,
+        "warmup_steps": WARMUP_STEPS,
         "schedule": "constant",
         "final_learning_rate": 0.0,
         "adam_betas": (0.9, 0.99),
         "adam_epsilon": 1e-6,
-        "weight_decay": 0.0,
+        "weight_decay": case.minimised.weight_decay,
         "max_grad_norm": 0.2,
         "router_bias_update_speed": 0.001,
         "sequence_balance_coefficient": BALANCE,
@@ -75,24 +164,56 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
     return LearnerConfig(**values)
 
 
-def update_rule() -> AlgorithmSpec:
-    """GRPO's advantage with a token-level clipped loss, at a temperature that is not 1."""
+def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
+    """The objective as the learner applies it: GRPO's advantage at a temperature that is not 1."""
     return AlgorithmSpec(
         advantages=ADVANTAGES.get("grpo"),
-        objective=Objective(LOSSES.get("clipped"), ClipRange(*CLIP), None, 0.0, "k3"),
-        aggregation="token",
-        drop_uninformative=True,
-        temperature=0.9,
-        max_new_tokens=16,
+        objective=LearnerObjective(
+            policy=LOSSES.get("clipped"),
+            clip=ClipRange(*objective.clip, objective.dual_clip),
+            truncation=objective.truncation,
+            kl_coefficient=objective.kl_coefficient,
+            kl_estimator=objective.kl or "k3",
+        ),
+        aggregation=objective.aggregation,
+        drop_uninformative=objective.kl is None,
+        temperature=TEMPERATURE,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
-def batch(step: int) -> list[BatchPart]:
+def batch(step: int, objective: Objective = OBJECTIVES["token"]) -> list[BatchPart]:
     """Two blocks of unequal rollouts: 9 groups of 4, 36 rows of 3 to 21 tokens."""
-    return [
+    parts = [
         random_part(2 * step, 5, 4, vocabulary=VOCABULARY, lengths=(1, 15)),
         random_part(2 * step + 1, 4, 4, vocabulary=VOCABULARY, lengths=(1, 6)),
     ]
+    draw = np.random.default_rng(1000 + step)
+    return [_changed(part, objective, draw) for part in parts]
+
+
+def _changed(part: BatchPart, objective: Objective, draw: np.random.Generator) -> BatchPart:
+    block = part.rollouts
+    tokens = len(block.tokens)
+    if objective.gap != Objective().gap:
+        noise = objective.gap * draw.standard_normal(tokens)
+        block = replace(block, logprobs=(-np.log(VOCABULARY) + noise).astype(np.float32))
+    if objective.masks:
+        finish = block.finish.copy()
+        finish[draw.integers(len(finish))] = Finish.ABORTED
+        block = replace(block, trainable=draw.random(tokens) < 0.7, finish=finish)
+    if objective.replay:
+        block = replace(
+            block, routes=_routes(draw, tokens), prompt_routes=_routes(draw, len(block.prompt_tokens))
+        )
+        assert block.routes is not None
+        block.routes[block.offsets[1:] - 1] = -1  # the sampler never read the last token of a rollout
+    return replace(part, rollouts=block)
+
+
+def _routes(draw: np.random.Generator, tokens: int) -> NDArray[np.int16]:
+    """Two different experts of eight for each token, for the one router of `tiny_moe`: [tokens, 1, 2]."""
+    return draw.permuted(np.tile(np.arange(8, dtype=np.int16), (tokens, 1)), axis=1)[:, None, :2]
 
 
 def optimizer_factory(name: OptimizerName, config: LearnerConfig) -> OptimizerFactory:

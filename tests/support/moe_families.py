@@ -98,8 +98,8 @@ MODELS: Mapping[str, Callable[[], PreTrainedModel]] = MappingProxyType(
 )
 
 
-def build(name: str) -> PreTrainedModel:
-    """The model of that name, always with the same weights."""
+def build(name: str, seed: int = 0) -> PreTrainedModel:
+    """The model of that name. The weights depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return MODELS[name]()

@@ -1,132 +1,319 @@
-"""What learner_exactness.py holds the learner to: one process, one row at a time, no padding, no packing, no
-DeepSpeed, `log_softmax` over all logits. Written for clarity, not speed.
+"""The reference of learner_exactness.py: the update as the papers write it.
+
+One process, one rollout at a time, no padding, no packing, no DeepSpeed, `log_softmax` over all logits.
+Nothing of the learner is used: advantages, token weights, losses, KL penalties, importance weights, the
+balance loss and the rule for the selection bias are written out here from their papers, often element by
+element. Clarity counts, not speed.
+
+- GRPO's advantage: arXiv 2402.03300, section 4.1.2. Token weights: eq. 3 there (`sequence`), arXiv 2503.14476
+  (`token`, over the batch), arXiv 2503.20783 (`constant`).
+- PPO's clip: arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5.
+- KL estimators: http://joschu.net/blog/kl-approx.html. k1 is differentiated as "KL in the reward".
+- Truncated importance sampling: https://fengyao.notion.site/off-policy-rl.
+- Sequence-wise balance loss and selection bias: arXiv 2412.19437, eq. 16 to 20.
+- Routing replay: arXiv 2510.11370.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orchestrator.training.learner.rows import TrainingRow, minibatch_rows
-from orchestrator.training.models.routers import find_routers
+from orchestrator.training.records import BatchPart, Finish
 from tests.support.exactness_setting import (
     BALANCE,
-    CLIP,
+    MAX_NEW_TOKENS,
     STEPS,
+    TEMPERATURE,
     Case,
+    Objective,
     OptimizerName,
     Training,
     batch,
     learner_config,
-    update_rule,
+    model_of,
+    reference_of,
 )
-from tests.support.moe_families import build
 
 
-def train_plainly(name: str, optimizer_name: OptimizerName, steps: int = STEPS) -> Training:
-    """The reference: one process, one row at a time."""
-    model, rule = build(name).train(), update_rule()
-    config = learner_config(Case(name, 1, 1, 0), optimizer_name)
-    parameters = list(model.parameters())
-    optimizer: torch.optim.Optimizer
-    if optimizer_name == "sgd":
-        optimizer = torch.optim.SGD(parameters)
-    else:
-        optimizer = torch.optim.AdamW(
-            parameters, betas=config.adam_betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
-        )
-    losses: list[float] = []
-    grad_norms: list[float] = []
-    for step in range(steps):
-        (rows,) = minibatch_rows(batch(step), rule, 1)
-        chosen: dict[str, Tensor] = {}
-        hooks = _record_choices(model, chosen)
-        balance: list[Tensor] = []
-        hooks += _record_balance(model, balance)
-        computed = sum(row.advantage != 0 for row in rows)
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One rollout; `trained` says which of its response tokens the loss counts."""
+
+    prompt: list[int]
+    response: list[int]
+    trained: list[bool]
+    sampled_logprobs: list[float]
+    advantage: float
+    routes: NDArray[np.int16] | None
+
+    @property
+    def length(self) -> int:
+        """|o_i| of the papers: tokens that the loss counts."""
+        return sum(self.trained)
+
+
+def train_plainly(
+    name: str, optimizer_name: OptimizerName, objective: str = "token", steps: int = STEPS
+) -> Training:
+    """Train the model `name` for `steps` steps in this process."""
+    model = model_of(name)
+    process = _PlainProcess(model, Case(name, 1, 1, 0, objective), optimizer_name)
+    losses, norms = zip(*(process.step(step) for step in range(steps)), strict=True)
+    state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    return Training(list(losses), list(norms), state)
+
+
+class _PlainProcess:
+    def __init__(self, model: PreTrainedModel, case: Case, optimizer: OptimizerName) -> None:
+        self._model, self._objective = model, case.minimised
+        self._config = learner_config(case, optimizer)
+        self._reference = reference_of(case.model) if case.minimised.kl is not None else None
+        self._optimizer = self._build_optimizer(optimizer)
+        self._routers = _Routers(model)
+
+    def step(self, step: int) -> tuple[float, float]:
+        """One batch; the mean loss and gradient norm of its minibatches."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * min(1.0, (step + 1) / self._config.warmup_steps)
+        groups = groups_of(batch(step, self._objective))
+        size = len(groups) // self._objective.minibatches
+        minibatches = [
+            [rollout for group in groups[start : start + size] for rollout in group]
+            for start in range(0, len(groups), size)
+        ]
+        with torch.no_grad():
+            # The policy at the beginning of the step, before a minibatch moves it.
+            before = [
+                [self._logprobs(self._model, rollout) for rollout in rollouts] for rollouts in minibatches
+            ]
+        updates = [self._update(rollouts, old) for rollouts, old in zip(minibatches, before, strict=True)]
+        losses, norms = zip(*updates, strict=True)
+        return sum(losses) / len(losses), sum(norms) / len(norms)
+
+    def _update(self, rollouts: Sequence[Rollout], before: Sequence[Tensor]) -> tuple[float, float]:
+        weights = token_weights(self._objective, [rollout.length for rollout in rollouts])
+        penalised = self._objective.kl is not None
+        # Without a KL penalty a rollout of zero advantage has no gradient. The learner leaves it out, and the
+        # balance loss, a mean over the computed rollouts, does not count it either.
+        computed = [r.length > 0 and (penalised or r.advantage != 0) for r in rollouts]
         loss = 0.0
-        for row in rows:
-            balance.clear()
-            row_loss = _row_loss(model, row, rule.temperature)
-            if (
-                row.advantage != 0
-            ):  # what `drop_uninformative` leaves out has no gradient, and no say in the balance
-                (row_loss + BALANCE * torch.stack(balance).sum() / computed).backward()
-                _commit_choices(chosen)
-            loss += float(row_loss.detach())
-        for hook in hooks:
-            hook.remove()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        _balance(model, chosen, config.router_bias_update_speed)
-        losses.append(loss)
-        grad_norms.append(norm)
-    return Training(losses, grad_norms, _state(model))
+        self._routers.forget_loads()
+        for rollout, old, weight, counts in zip(rollouts, before, weights, computed, strict=True):
+            if not counts:
+                continue
+            terms = self._token_losses(rollout, old)
+            total = (terms * torch.tensor(rollout.trained)).sum() * weight
+            balance = sum(self._routers.balance_losses(), torch.zeros(()))
+            (total + BALANCE * balance / sum(computed)).backward()
+            self._routers.add_loads()
+            loss += float(total.detach())
+        parameters = list(self._model.parameters())
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._routers.move_biases(self._config.router_bias_update_speed)
+        return loss, norm
+
+    def _token_losses(self, rollout: Rollout, before: Tensor) -> Tensor:
+        """The loss of each response token, [R]."""
+        objective, advantage = self._objective, rollout.advantage
+        logprobs = self._logprobs(self._model, rollout)
+        sampled = torch.tensor(rollout.sampled_logprobs)
+        old = sampled if objective.truncation is None else before
+        losses: list[Tensor] = []
+        for t in range(len(rollout.response)):
+            ratio = torch.exp(logprobs[t] - old[t])
+            bounded = ratio.clamp(1 - objective.clip[0], 1 + objective.clip[1])
+            surrogate = torch.minimum(ratio * advantage, bounded * advantage)
+            if objective.dual_clip is not None and advantage < 0:
+                surrogate = torch.maximum(surrogate, torch.tensor(objective.dual_clip * advantage))
+            losses.append(-surrogate)
+        total = torch.stack(losses)
+        if self._reference is not None:
+            with torch.no_grad():
+                reference = self._logprobs(self._reference, rollout)
+            total = total + objective.kl_coefficient * kl_penalty(objective, logprobs, reference)
+        if objective.truncation is not None:
+            total = total * torch.exp(before - sampled).clamp(max=objective.truncation)
+        return total
+
+    def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """log p of each response token, [R], under softmax(logits / temperature)."""
+        self._routers.replay(rollout.routes if model is self._model else None)
+        tokens = torch.tensor([rollout.prompt + rollout.response])
+        logits = model(input_ids=tokens, use_cache=False).logits[0].float() / TEMPERATURE
+        first = len(rollout.prompt)
+        rows = torch.log_softmax(logits[first - 1 : -1], dim=-1)
+        return torch.stack([rows[t, token] for t, token in enumerate(rollout.response)])
+
+    def _build_optimizer(self, name: OptimizerName) -> torch.optim.Optimizer:
+        # Weight decay is for matrices only; norms and biases are left alone.
+        decay, config = self._objective.weight_decay, self._config
+        matrices = [parameter for parameter in self._model.parameters() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in self._model.parameters() if parameter.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+        if name == "sgd":
+            return torch.optim.SGD(groups, lr=config.learning_rate)
+        return torch.optim.AdamW(groups, betas=config.adam_betas, eps=config.adam_epsilon)
 
 
-def _row_loss(model: PreTrainedModel, row: TrainingRow, temperature: float) -> Tensor:
-    tokens = torch.from_numpy(row.tokens).long()
-    logits = model(input_ids=tokens[None], use_cache=False).logits[0].float() / temperature
-    logprobs = torch.log_softmax(logits, dim=-1)[:-1].gather(1, tokens[1:, None]).squeeze(1)
-    ratio = torch.exp(logprobs[row.prompt_length - 1 :] - torch.from_numpy(row.logprobs))
-    low, high = CLIP
-    surrogate = torch.minimum(ratio * row.advantage, ratio.clamp(1 - low, 1 + high) * row.advantage)
-    return -(surrogate * row.weight).sum()
+def groups_of(parts: Sequence[BatchPart]) -> list[list[Rollout]]:
+    """The batch as groups of rollouts of one prompt, each with GRPO's advantage."""
+    groups: list[list[Rollout]] = []
+    for part in parts:
+        block, size = part.rollouts, part.rollouts.group_size
+        for group in range(len(block.group_ids)):
+            members = range(group * size, (group + 1) * size)
+            rewards = [float(part.scores.rewards[i]) for i in members]
+            prompt = slice(int(block.prompt_offsets[group]), int(block.prompt_offsets[group + 1]))
+            rollouts: list[Rollout] = []
+            for i, advantage in zip(members, grpo_advantages(rewards), strict=True):
+                own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
+                trained = block.trainable[own] & (block.finish[i] != Finish.ABORTED)
+                routes = None
+                if block.routes is not None and block.prompt_routes is not None:
+                    routes = np.concatenate([block.prompt_routes[prompt], block.routes[own]])
+                rollouts.append(
+                    Rollout(
+                        prompt=block.prompt_tokens[prompt].tolist(),
+                        response=block.tokens[own].tolist(),
+                        trained=trained.tolist(),
+                        sampled_logprobs=block.logprobs[own].tolist(),
+                        advantage=advantage,
+                        routes=routes,
+                    )
+                )
+            groups.append(rollouts)
+    return groups
 
 
-def _record_choices(model: PreTrainedModel, chosen: dict[str, Tensor]) -> list[Any]:
-    """Note what each DeepSeek-V3 router chose, as loads of experts, under `pending`."""
+def grpo_advantages(rewards: Sequence[float]) -> list[float]:
+    """(r - mean) / std within a group, with the sample standard deviation; 0 if all rewards are equal."""
+    if len(set(rewards)) == 1:
+        return [0.0] * len(rewards)
+    mean, deviation = statistics.fmean(rewards), statistics.stdev(rewards)
+    return [(reward - mean) / (deviation + 1e-6) for reward in rewards]
 
-    def note(name: str) -> Any:
-        def hook(module: Any, inputs: Any, outputs: Any) -> None:
+
+def token_weights(objective: Objective, lengths: Sequence[int]) -> list[float]:
+    """The weight of a token of each rollout in the loss of a minibatch of rollouts with these lengths."""
+    match objective.aggregation:
+        case "token":
+            return [1 / sum(lengths)] * len(lengths)
+        case "sequence":
+            return [1 / (len(lengths) * length) if length else 0.0 for length in lengths]
+        case "constant":
+            return [1 / (len(lengths) * MAX_NEW_TOKENS)] * len(lengths)
+
+
+def kl_penalty(objective: Objective, logprobs: Tensor, reference: Tensor) -> Tensor:
+    """The penalty at each token, [R]: its value and its gradient as the papers have them."""
+    gap = logprobs - reference
+    if objective.kl == "k2":
+        return gap**2 / 2
+    if objective.kl == "k3":
+        return torch.exp(-gap) + gap - 1
+    # The gradient of E[log p - log q] under p is E[(log p - log q) grad log p].
+    score = gap.detach() * logprobs
+    return score + (gap - score).detach()
+
+
+@dataclass
+class _Router:
+    """What one router did with the last rollout."""
+
+    module: Any
+    scores: Tensor = field(default_factory=lambda: torch.empty(0))  # [T, E]
+    chosen: Tensor = field(default_factory=lambda: torch.empty(0))  # [T, k]
+    loads: Tensor = field(default_factory=lambda: torch.empty(0))  # [E], of the minibatch
+
+    @property
+    def sigmoid(self) -> bool:
+        """DeepSeek-V3 scores by a sigmoid and has a selection bias; the other families use a softmax."""
+        return hasattr(self.module, "e_score_correction_bias")
+
+
+class _Routers:
+    """The model's routers in order: watched, made to take recorded routes, and balanced."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._routers = [_Router(module) for module in router_modules(model)]
+        self._routes: NDArray[np.int16] | None = None
+        for index, router in enumerate(self._routers):
+            router.module.register_forward_hook(self._hook(index, router))
+
+    def replay(self, routes: NDArray[np.int16] | None) -> None:
+        """Take these experts [T, R, k] in the coming forward pass, except where they are -1."""
+        self._routes = routes
+
+    def balance_losses(self) -> list[Tensor]:
+        """sum_i f_i P_i of each router (eq. 17 to 20) for the last rollout, expert by expert.
+
+        f_i counts the tokens whose k largest *scores* include expert i. The selection bias (eq. 16), group
+        limits and replayed routes decide where a token goes, but do not enter eq. 18.
+        """
+        losses: list[Tensor] = []
+        for router in self._routers:
+            tokens, experts = router.scores.shape
+            k = router.chosen.shape[1]
+            ranked = router.scores.detach().argsort(dim=-1, descending=True)[:, :k].tolist()
+            loss = torch.zeros(())
+            for expert in range(experts):
+                frequency = experts / (k * tokens) * sum(expert in row for row in ranked)
+                share = (router.scores[:, expert] / router.scores.sum(dim=-1)).sum() / tokens
+                loss = loss + frequency * share
+            losses.append(loss)
+        return losses
+
+    def forget_loads(self) -> None:
+        for router in self._routers:
+            router.loads = torch.zeros(router.module.num_experts, dtype=torch.float64)
+
+    def add_loads(self) -> None:
+        """Count where the last rollout's tokens went."""
+        for router in self._routers:
+            for expert in router.chosen.flatten().tolist():
+                router.loads[expert] += 1
+
+    @torch.no_grad()
+    def move_biases(self, speed: float) -> None:
+        """Auxiliary-loss-free balancing (section 2.1.2): after each optimizer step the bias of an expert
+        rises by `speed` if the expert had less than the mean load, and falls if it had more.
+        """
+        for router in self._routers:
+            if not router.sigmoid:
+                continue
+            bias, mean = router.module.e_score_correction_bias, float(router.loads.mean())
+            for expert, load in enumerate(router.loads.tolist()):
+                bias[expert] += speed if load < mean else -speed if load > mean else 0.0
+
+    def _hook(self, index: int, router: _Router) -> Any:
+        def hook(module: Any, inputs: Any, outputs: Any) -> Any:
             del inputs
-            chosen[f"pending/{name}"] = torch.bincount(outputs[2].flatten(), minlength=module.num_experts)
+            logits, weights, chosen = outputs
+            router.scores = logits.float().sigmoid() if router.sigmoid else logits.float().softmax(dim=-1)
+            router.chosen = chosen
+            if self._routes is None:
+                return None
+            recorded = torch.from_numpy(self._routes[:, index].astype(np.int64))
+            router.chosen = torch.where(recorded >= 0, recorded, chosen)
+            weights = router.scores.gather(1, router.chosen)
+            if module.norm_topk_prob:
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+            return logits, weights * module.routed_scaling_factor, router.chosen
 
         return hook
 
-    return [
-        module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
-        if hasattr(module, "e_score_correction_bias")
-    ]
 
-
-def _record_balance(model: PreTrainedModel, found: list[Tensor]) -> list[Any]:
-    """Note for each router how even it is: sum_i f_i P_i of DeepSeek-V3's sequence-wise loss."""
-
-    def note(router: Any, _inputs: Any, outputs: Any) -> None:
-        logits, _, picked = outputs
-        sigmoid = hasattr(router, "e_score_correction_bias")
-        scores = logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=-1)
-        frequency = torch.bincount(picked.flatten(), minlength=router.num_experts).float()
-        share = (scores / scores.sum(dim=-1, keepdim=True)).mean(dim=0)
-        found.append(torch.dot(frequency * router.num_experts / picked.numel(), share))
-
-    return [router.register_forward_hook(note) for router in find_routers(model).values()]
-
-
-def _commit_choices(chosen: dict[str, Tensor]) -> None:
-    for key in [key for key in chosen if key.startswith("pending/")]:
-        name = key.removeprefix("pending/")
-        chosen[name] = chosen.get(name, torch.zeros_like(chosen[key])) + chosen[key]
-
-
-@torch.no_grad()
-def _balance(model: PreTrainedModel, chosen: Mapping[str, Tensor], speed: float) -> None:
-    for name, module in model.named_modules():
-        bias = getattr(module, "e_score_correction_bias", None)
-        if isinstance(bias, Tensor) and name in chosen:
-            loads = chosen[name].double()
-            bias += speed * torch.sign(loads.mean() - loads).to(bias)
-
-
-def _state(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def router_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that choose experts, in the model's order."""
+    return [module for module in model.modules() if type(module).__name__.endswith("Router")]

@@ -44,10 +44,16 @@ class AlgorithmConfig(Settings):
     aggregation: Literal["token", "sequence", "constant"]
     """What a token weighs: `token` 1 / tokens of the batch (DAPO), `sequence` 1 / (rollouts x its own
     length) (GRPO as published), `constant` 1 / (rollouts x max_new_tokens) (Dr. GRPO)."""
-    clip_low: float = Field(ge=0, lt=1)
-    """A ratio below 1 - `clip_low` is not pushed down further."""
+    clip_low: float = Field(ge=0)
+    """A ratio below 1 - `clip_low` is not pushed down further. From 1 on there is no lower bound (DeepSeek-R1
+    used 10).
+    """
     clip_high: float = Field(ge=0)
     """A ratio above 1 + `clip_high` is not pushed up further."""
+    dual_clip: float | None = Field(gt=1)
+    """Dual clip: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however large
+    its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches.
+    """
     dynamic_sampling: bool
     """DAPO: groups whose rewards are all equal do not enter the buffer; others are sampled instead."""
     max_resampled: float = Field(ge=0)

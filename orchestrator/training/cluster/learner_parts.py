@@ -20,7 +20,7 @@ def build_learner(init: DistributedInit, parts: RunSpec) -> DeepSpeedLearner:
     corrects = algorithm.off_policy.correction == "truncated_importance_sampling"
     objective = Objective(
         policy=LOSSES.get(algorithm.loss),
-        clip=ClipRange(algorithm.clip_low, algorithm.clip_high),
+        clip=ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip),
         truncation=algorithm.off_policy.truncation if corrects else None,
         kl_coefficient=algorithm.kl.coefficient,
         kl_estimator=algorithm.kl.estimator,
@@ -30,7 +30,7 @@ def build_learner(init: DistributedInit, parts: RunSpec) -> DeepSpeedLearner:
         objective=objective,
         aggregation=algorithm.aggregation,
         drop_uninformative=algorithm.drop_uninformative,
-        temperature=parts.rollout.temperature,
+        temperature=1.0 if LOSSES.facts(algorithm.loss).supervised else parts.rollout.temperature,
         max_new_tokens=parts.rollout.max_new_tokens,
     )
     model, lora = build_model(parts.model, parts.seed), parts.learner.lora

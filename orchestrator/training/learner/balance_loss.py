@@ -1,12 +1,17 @@
 """DeepSeek-V3's complementary sequence-wise auxiliary loss, https://arxiv.org/abs/2412.19437, equations 17 to
 20: it keeps a single sequence from sending its tokens to few experts.
 
-    L = alpha * sum_i f_i P_i       a sequence and a layer of experts
-    f_i = E / (k T) * (tokens of the sequence that chose expert i)
+    L = alpha * sum_i f_i P_i       for a sequence and a layer of experts
+    f_i = E / (k T) * (tokens of the sequence whose k largest scores include expert i)
     P_i = 1 / T * sum_t s_it / sum_j s_jt
 
 with T tokens of the sequence, E experts of which k are chosen, and s the router's scores. The minibatch's
 loss is the mean over its sequences, summed over layers. A sequence is a row: prompt and response.
+
+Equation 18 takes the k largest *scores*. The selection bias (equation 16), limits on groups of experts and
+replayed routes decide where a token goes, but they do not enter f_i: the loss measures how the router itself
+spreads its scores, which is what its gradient can change. (With the experts that were chosen, a bias that has
+balanced the loads would leave the loss near 1 and almost without gradient.)
 """
 
 from __future__ import annotations
@@ -25,12 +30,12 @@ from orchestrator.training.models.routers import find_routers, logits_of_gate, s
 
 
 class SequenceBalanceLoss:
-    """Adds the loss's gradient where the routers hand out their weights, so that it is there too where
-    backward computes the forward pass again (activation checkpointing).
+    """Adds the gradient of the loss at the routers' outputs, so that it is also there when the backward pass
+    recomputes the forward pass (activation checkpointing).
     """
 
     def __init__(self, model: PreTrainedModel, coefficient: float, device: torch.device) -> None:
-        """`coefficient`: alpha; with 0 the model is left alone."""
+        """`coefficient` is alpha; with 0 the model is not changed."""
         self._coefficient = coefficient
         self._batch: MicroBatch | None = None
         self._share, self._ranks, self._minibatches = 0.0, 1, 0
@@ -41,24 +46,24 @@ class SequenceBalanceLoss:
                 self._add_to(router)
 
     def reset(self) -> None:
-        """Forget what was added up, of a step that was refused too."""
+        """Start a step: forget the sums of the step before, also if it was refused."""
         self._value.zero_()
         self._minibatches = 0
 
     def begin(self, sequences: int, ranks: int) -> None:
-        """A minibatch of `sequences` rows, on all ranks together; DeepSpeed will divide its gradient by
+        """Start a minibatch of `sequences` rows, over all ranks together. DeepSpeed divides its gradient by
         `ranks`.
         """
         self._share, self._ranks = 1 / max(1, sequences), ranks
         self._minibatches += 1
 
     def use(self, batch: MicroBatch | None) -> None:
-        """What is computed from now on, of the minibatch; None: add no loss."""
+        """Apply the loss to this micro-batch from now on; None: add no loss."""
         self._batch = batch
 
     @contextmanager
     def counting(self) -> Generator[None]:
-        """The forward pass inside counts for `take`; one that backward repeats does not."""
+        """The forward pass inside counts for `take`; one that the backward pass repeats does not."""
         self._counting = True
         try:
             yield
@@ -66,8 +71,8 @@ class SequenceBalanceLoss:
             self._counting = False
 
     def take(self) -> dict[str, float]:
-        """`moe/sequence_balance_loss`: of all ranks, mean over the minibatches since `reset`; nothing if it
-        is left out. Collective.
+        """`moe/sequence_balance_loss` over all ranks, mean over the minibatches since `reset`; empty if the
+        coefficient is 0. Collective.
         """
         if self._coefficient == 0:
             return {}
@@ -84,9 +89,9 @@ class SequenceBalanceLoss:
             if self._batch is None or not torch.is_grad_enabled():
                 return None
             place = 1 if gate_logits is None else 0
-            weights, chosen = outputs[place], outputs[place + 1]
+            weights, k = outputs[place], outputs[place + 1].shape[-1]
             scores = logits.float().sigmoid() if scores_by_sigmoid(router) else logits.float().softmax(dim=-1)
-            loss = self._coefficient * sequence_balance(scores, chosen, self._batch.rows, self._batch.real)
+            loss = self._coefficient * sequence_balance(scores, k, self._batch.rows, self._batch.real)
             if self._counting:
                 self._value += loss.detach() * self._share
             added: Any = _AddLoss.apply(weights, loss * (self._share * self._ranks))
@@ -95,17 +100,18 @@ class SequenceBalanceLoss:
         router.register_forward_hook(add)
 
 
-def sequence_balance(scores: Tensor, chosen: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+def sequence_balance(scores: Tensor, k: int, rows: Tensor, real: Tensor) -> Tensor:
     """The sum over sequences of sum_i f_i P_i.
 
-    `scores` [T, E] float32, not negative; `chosen` [T, k] experts; `rows` [T] which sequence each position
-    belongs to; `real` [T] False on padding. Gradient through P only.
+    `scores` [T, E] float32, not negative; each token has `k` experts; `rows` [T] is the sequence of each
+    position; `real` [T] is False on padding. The gradient flows through P only.
     """
-    (positions, experts), k = scores.shape, chosen.shape[1]
+    positions, experts = scores.shape
     count = int(rows.max()) + 1 if positions else 0
     counted = real.to(scores)
     tokens = scores.new_zeros(count).index_add_(0, rows, counted).clamp(min=1)
-    picked = scores.new_zeros(positions, experts).scatter_add_(1, chosen, scores.new_ones(chosen.shape))
+    largest = scores.detach().topk(k, dim=-1).indices
+    picked = scores.new_zeros(positions, experts).scatter_(1, largest, 1.0)
     shares = scores / scores.sum(dim=-1, keepdim=True)
     frequency = scores.new_zeros(count, experts).index_add_(0, rows, picked * counted[:, None])
     probability = scores.new_zeros(count, experts).index_add(0, rows, shares * counted[:, None])
@@ -114,7 +120,7 @@ def sequence_balance(scores: Tensor, chosen: Tensor, rows: Tensor, real: Tensor)
 
 
 class _AddLoss(torch.autograd.Function):
-    """Gives `weights` back as they are, and `loss` a gradient of 1 in backward."""
+    """Returns `weights` unchanged and gives `loss` a gradient of 1 in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, loss: Tensor) -> Tensor:  # noqa: ANN401 - autograd's context

@@ -28,9 +28,11 @@ Advantages = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmSpec:
-    """The algorithm, as the learner applies it. `temperature` is what the rollouts were sampled with: the
-    learner's log-probs are of the same tempered distribution. `max_new_tokens` is the divisor of the
-    aggregation `constant`.
+    """The algorithm, as the learner applies it.
+
+    `temperature` is that of the sampled distribution, so that the learner's log-probs are of the same
+    distribution; 1 for a supervised loss, whose tokens were sampled from none. `max_new_tokens` is the
+    divisor of the aggregation `constant`.
     """
 
     advantages: Advantages

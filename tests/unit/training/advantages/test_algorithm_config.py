@@ -21,7 +21,7 @@ def load(name: str) -> dict[str, Any]:
 
 def test_the_algorithms_that_there_are() -> None:
     assert {path.stem for path in FILES} == {
-        "dapo", "dr_grpo", "grpo", "grpo_tis", "grpo_token",
+        "dapo", "deepseek_r1", "dr_grpo", "grpo", "grpo_tis", "grpo_token",
         "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "sft",
     }  # fmt: skip
 
@@ -43,6 +43,12 @@ def test_published_settings() -> None:
     assert (dr_grpo.advantage, dr_grpo.aggregation, dr_grpo.kl.coefficient) == ("dr_grpo", "constant", 0)
 
 
+def test_the_settings_of_deepseek_r1_can_be_written() -> None:
+    r1 = AlgorithmConfig.model_validate(load("deepseek_r1"))
+    assert (r1.kl.coefficient, r1.kl.estimator, r1.clip_low, r1.clip_high) == (0.001, "k3", 10, 10)
+    assert (r1.advantage, r1.loss, r1.aggregation) == ("grpo", "clipped", "sequence")
+
+
 def test_tis_differs_from_its_base_in_the_correction_alone() -> None:
     base, corrected = load("grpo_token"), load("grpo_tis")
     changed = {key for key in base if base[key] != corrected[key]}
@@ -60,7 +66,7 @@ def test_groups_of_zero_advantage_are_kept_under_a_kl_penalty() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"clip_low": 1.0}, {"clip_low": -0.1}, {"clip_high": -0.1}, {"aggregation": "mean"}, {"beta": 0.1},
+        {"dual_clip": 1.0}, {"clip_low": -0.1}, {"clip_high": -0.1}, {"aggregation": "mean"}, {"beta": 0.1},
         {"kl": {"coefficient": -1.0, "estimator": "k3"}}, {"kl": {"coefficient": 0.1, "estimator": "k4"}},
         {"off_policy": {"correction": "none", "truncation": 0.0}},
     ],
@@ -90,5 +96,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{key}.")
         elif key != "name":
-            found[prefix + key] = str(value).lower() if isinstance(value, bool) else str(value)
+            found[prefix + key] = (
+                "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            )
     return found

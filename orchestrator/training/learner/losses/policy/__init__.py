@@ -29,10 +29,15 @@ class PolicyColumns:
 
 @dataclass(frozen=True, slots=True)
 class ClipRange:
-    """A probability ratio counts as near 1 inside [1 - low, 1 + high]."""
+    """Bounds of the probability ratio: [1 - low, 1 + high].
+
+    `dual`, above 1, also bounds the loss of a token with a negative advantage A to `dual` x |A|; None: no
+    such bound.
+    """
 
     low: float
     high: float
+    dual: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class LossFacts:
     tokens that an engine sampled, with their log-probs.
     """
     clips: bool = False
-    """Uses the clip range (`algorithm.clip_low`, `algorithm.clip_high`)."""
+    """Uses the clip range (`algorithm.clip_low`, `clip_high`, `dual_clip`)."""
 
 
 LOSSES: Registry[PolicyLoss, LossFacts] = Registry(

@@ -10,27 +10,45 @@ from orchestrator.training.learner.losses.policy import (
     PolicyTerms,
 )
 
+MAX_LOG_RATIO = 20.0
+"""Log ratios are bounded to +-20 before they are exponentiated (as verl does): exp(20) is 5e8, far outside
+any clip range, and exp(89) would be infinite in float32.
+"""
+
 
 @LOSSES.register("clipped", LossFacts(handles_stale_rollouts=True, clips=True))
 def clipped(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logprobs - old_logprobs).
 
-    The minimum is a pessimistic bound: a token loses its gradient only where its ratio has already moved
-    past the range in the direction that the advantage asks for. At r = 1 the value is -A and the gradient
-    is REINFORCE's, -A grad(log p).
+    The minimum is a pessimistic bound: a token loses its gradient only where its ratio has already moved out
+    of the range in the direction that the advantage asks for. At r = 1 the value is -A and the gradient is
+    REINFORCE's, -A grad(log p).
+
+    That leaves the loss of a token with A < 0 unbounded as r grows, which happens on stale rollouts and after
+    several minibatches. `clip.dual` = c bounds it to c |A| (dual clip), where the gradient is 0. It does not
+    bind while r <= c.
 
     Assumes that the tokens come from the policy of `old_logprobs`. low = high is PPO's symmetric clip; DAPO
-    raises `high` alone ("clip-higher") so that unlikely tokens may still grow. Degenerate: A = 0 gives loss
-    0 and gradient 0, and never counts as clipped.
+    raises `high` alone ("clip-higher") so that unlikely tokens may still grow; low >= 1 sets no lower bound.
+    Degenerate: A = 0 gives loss 0 and gradient 0, and never counts as clipped.
 
     Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7; Yu et al. 2025 (DAPO),
-    https://arxiv.org/abs/2503.14476, eq. 8.
+    https://arxiv.org/abs/2503.14476, eq. 8; dual clip: Ye et al. 2020, https://arxiv.org/abs/1912.09729, eq.
+    5.
     """
     advantages = columns.advantages
-    ratio = (columns.logprobs - columns.old_logprobs).exp()
+    log_ratio = columns.logprobs - columns.old_logprobs
+    # An infinite log ratio stays infinite: a sampled token of probability 0 is an error that must be seen.
+    bound = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).where(log_ratio.isfinite(), log_ratio)
+    ratio = bound.exp()
     bounded = ratio.clamp(1 - clip.low, 1 + clip.high)
     loss = -(ratio * advantages).minimum(bounded * advantages)
 
     ratio = ratio.detach()
     beyond = ((advantages > 0) & (ratio > 1 + clip.high)) | ((advantages < 0) & (ratio < 1 - clip.low))
+    beyond |= (advantages != 0) & (log_ratio.detach().abs() > MAX_LOG_RATIO)
+    if clip.dual is not None:
+        worst = -clip.dual * advantages
+        dual = (advantages < 0) & (loss.detach() > worst)
+        loss, beyond = loss.where(~dual, worst), beyond | dual
     return PolicyTerms(loss=loss, ratio=ratio, clipped=beyond)

@@ -16,12 +16,14 @@ def column(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def evaluate(name: str, ratios: list[float], advantages: list[float]) -> tuple[PolicyTerms, torch.Tensor]:
+def evaluate(
+    name: str, ratios: list[float], advantages: list[float], clip: ClipRange = CLIP
+) -> tuple[PolicyTerms, torch.Tensor]:
     """The terms for tokens of these ratios, all with old probability 1/4, and d(sum of
     losses)/d(logprobs)."""
     old = torch.full((len(ratios),), 0.25, dtype=torch.float64).log()
     logprobs = (old + column(*ratios).log()).requires_grad_()
-    terms = LOSSES.get(name)(PolicyColumns(logprobs, old, column(*advantages)), CLIP)
+    terms = LOSSES.get(name)(PolicyColumns(logprobs, old, column(*advantages)), clip)
     (gradient,) = torch.autograd.grad(terms.loss.sum(), logprobs)
     return terms, gradient
 
@@ -48,6 +50,37 @@ def test_clipped_uses_each_bound_on_its_own_side() -> None:
     # 1.25 lies beyond 1 + low = 1.2 and inside 1 + high = 1.28; 0.75 lies inside 1 - high and beyond 1 - low.
     terms, _ = evaluate("clipped", [1.25, 1.29, 0.75, 0.81], [1.0, 1.0, -1.0, -1.0])
     assert terms.clipped.tolist() == [False, True, True, False]
+
+
+def test_a_lower_clip_of_1_or_more_is_no_bound() -> None:
+    # DeepSeek-R1's epsilon of 10: 1 - 10 is below every ratio, and 11 bounds it from above.
+    terms, gradient = evaluate("clipped", [0.001, 12.0], [-1.0, 1.0], ClipRange(10, 10))
+    assert_columns(terms.loss.detach(), 0.001, -11.0)
+    assert_columns(gradient, 0.001, 0.0)
+    assert terms.clipped.tolist() == [False, True]
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage() -> None:
+    # Ye et al. 2020, eq. 5: max(min(r A, clip(r) A), c A) for A < 0, here c = 3, negated.
+    #   r 148, A -1: 148 -> 3    r 2.5, A -1: 2.5    r 0.5, A -1: 0.8 (lower clip)    r 148, A 1: -1.28
+    clip = ClipRange(0.2, 0.28, dual=3.0)
+    terms, gradient = evaluate("clipped", [148.0, 2.5, 0.5, 148.0], [-1.0, -1.0, -1.0, 1.0], clip)
+    assert_columns(terms.loss.detach(), 3.0, 2.5, 0.8, -1.28)
+    assert_columns(gradient, 0.0, 2.5, 0.0, 0.0)
+    assert terms.clipped.tolist() == [True, False, True, True]
+
+
+def test_a_huge_log_ratio_costs_a_finite_amount_and_an_infinite_one_is_an_error() -> None:
+    logprobs = torch.tensor([-1.0, -1.0], requires_grad=True)
+    old = torch.tensor([-101.0, -math.inf])
+    terms = LOSSES.get("clipped")(PolicyColumns(logprobs, old, torch.tensor([-1.0, -1.0])), CLIP)
+    first, second = terms.loss.tolist()
+    assert first == pytest.approx(math.exp(20), rel=1e-5)
+    assert math.isinf(second)
+    assert terms.clipped.tolist() == [True, True]
+    bounded = ClipRange(0.2, 0.28, dual=3.0)
+    (dual, _) = LOSSES.get("clipped")(PolicyColumns(logprobs, old, -torch.ones(2)), bounded).loss.tolist()
+    assert dual == 3.0
 
 
 def test_clipped_is_reinforce_on_policy() -> None:
