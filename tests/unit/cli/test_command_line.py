@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from orchestrator.cli import doctor, follow
+from orchestrator.cli import follow
 from orchestrator.cli.app import run_command_line
 from orchestrator.cli.output import sparkline
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
-from orchestrator.launch import launcher
+from orchestrator.launch import launcher, preflight
 from orchestrator.launch.prepared import PreparedJob
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
@@ -355,11 +355,11 @@ def test_stop_refuses_what_it_cannot_stop(
 
 def test_doctor_says_what_is_there_and_what_to_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = call("doctor", "--json")
-    assert {"python", "torch", "ray", "deepspeed", "mlflow-skinny", "disk", "cpus", "gpu"} <= {
+    assert {"python", "torch", "ray", "deepspeed", "disk", "cpus", "gpu"} <= {
         check["check"] for check in answer.json
     }
     assert all(set(check) == {"check", "ok", "detail", "remedy"} for check in answer.json)
-    monkeypatch.setattr(doctor, "SHARED_MEMORY_BYTES", 1 << 60)
+    monkeypatch.setattr(preflight, "SHARED_MEMORY_BYTES", 1 << 60)
     without = {check["check"]: check for check in call("doctor", "--json").json}
     assert without["shared memory"]["ok"] is False
     assert "--shm-size" in without["shared memory"]["remedy"]
