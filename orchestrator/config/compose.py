@@ -33,7 +33,7 @@ from orchestrator.config.errors import (
     raise_if_any,
     unknown_key,
 )
-from orchestrator.config.resume_rules import CHANGEABLE, may_change, why_fixed
+from orchestrator.config.resume_rules import CHANGEABLE, MAY_GROW, may_change, why_fixed
 from orchestrator.config.rules import problems
 from orchestrator.config.run_config import SECRETS, RunConfig, StageConfig
 from orchestrator.errors import ConfigError
@@ -194,8 +194,17 @@ def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunCon
                 raise ConfigError("override", override.input_line or "", "a key of config.yaml")
         part[last] = override.value()
     resumed = _with_stage_overrides(validate(values), own, for_stages)
+    _refuse_if_smaller(config, resumed)
     _compose_stages(resumed)
     return resumed
+
+
+def _refuse_if_smaller(before: RunConfig, resumed: RunConfig) -> None:
+    old, new = before.model_dump(), resumed.model_dump()
+    for key, reason in MAY_GROW.items():
+        group, name = key.split(".")
+        if new[group][name] < old[group][name]:
+            raise ConfigError(key, str(new[group][name]), f"{old[group][name]} or more", reason)
 
 
 def _refuse_if_fixed(override: Override) -> None:
@@ -207,7 +216,7 @@ def _refuse_if_fixed(override: Override) -> None:
     if not may_change(key):
         reason = why_fixed(key) or "there is no such key, or it is no key by itself"
         hint = f"a resumed run keeps its {key}: {reason}; start a new run to change it"
-        raise ConfigError(key, str(override.value()), ", ".join(CHANGEABLE), hint)
+        raise ConfigError(key, str(override.value()), ", ".join((*CHANGEABLE, *MAY_GROW)), hint)
 
 
 def _parse(text: str) -> Override:

@@ -1,8 +1,9 @@
-"""What may differ when a run goes on from its checkpoint: its length, its shape and what watches it; never
-the maths that the checkpoint belongs to.
+"""What may change when a run is resumed: its length, its shape and its monitoring, never the mathematics that
+the checkpoint depends on.
 
-Every key of the config is in one of the two tables, by itself or by its part (`cluster` stands for all of
-`cluster.*`), and a test fails for a key that is in neither: whoever adds one decides.
+Every key of the config is in one of the tables `CHANGEABLE` and `FIXED`, by itself or by its group (`cluster`
+stands for all of `cluster.*`). A test fails for a key that is in neither. Keys in `MAY_GROW` are exceptions
+from a group in `FIXED`.
 """
 
 from __future__ import annotations
@@ -89,13 +90,19 @@ FIXED = {
 """And why."""
 
 
+MAY_GROW = {"model.context": "what the run has sampled so far must still fit"}
+"""Keys whose value may become larger, and why it may not become smaller."""
+
+
 def may_change(key: str) -> bool:
-    """Whether a resumed run may have another value of `key`."""
-    return _entry(key, CHANGEABLE) is not None
+    """Whether a resumed run may have another value of `key`, at least a larger one."""
+    return key in MAY_GROW or _entry(key, CHANGEABLE) is not None
 
 
 def why_fixed(key: str) -> str | None:
     """Why a resumed run keeps its value of `key`; None if it may change, or if there is no such key."""
+    if key in MAY_GROW:
+        return None
     entry = _entry(key, tuple(FIXED))
     return None if entry is None else FIXED[entry]
 

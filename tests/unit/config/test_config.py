@@ -321,6 +321,17 @@ def test_a_resumed_run_keeps_its_maths(override: str, key: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_context_may_grow_on_resume_and_not_shrink() -> None:
+    """A prompt that turned out too long for the context loses no run."""
+    config = composed("grpo")
+    larger = config.model.context * 2
+    resumed = with_resume_overrides(config, [f"model.context={larger}"])
+    assert resumed.model.context == larger
+    assert with_resume_overrides(resumed, [f"model.context={larger}"]) == resumed
+    with pytest.raises(ConfigError, match=f"model.context: got {larger - 1}, allowed: {larger} or more"):
+        with_resume_overrides(resumed, [f"model.context={larger - 1}"])
+
+
 def test_a_refusal_says_why() -> None:
     with pytest.raises(ConfigError) as caught:
         with_resume_overrides(composed("grpo"), ["learner.learning_rate=1"])
