@@ -171,11 +171,16 @@ def rollouts(
     step: Annotated[int | None, typer.Option("--step", min=0, help="(default: the newest recorded)")] = None,
     worst: Annotated[int | None, typer.Option("--worst", min=1, help="the K of lowest reward")] = None,
     heldout: Annotated[bool, typer.Option("--heldout", help="answers to held-out prompts")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="those that could not be scored, with the scorer's traceback")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Read what the model wrote."""
     from orchestrator.cli import read
 
+    if failed:
+        return read.show_failed_rollouts(run, output_dir, step, as_json)
     return read.show_rollouts(run, output_dir, step, worst, heldout, as_json)
 
 

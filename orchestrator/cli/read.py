@@ -98,6 +98,22 @@ def show_rollouts(
     return 0
 
 
+def show_failed_rollouts(reference: str, output_dir: Path, step: int | None, as_json: bool) -> int:
+    """The rollouts that could not be scored, of all steps or of one, with reasons and tracebacks."""
+    from orchestrator.training.telemetry.failures import read_failures
+
+    run = runs.find_run(output_dir, reference)
+    rows = read_failures(runs.leading_stage(run, run.record()).rollouts)
+    rows = [row for row in rows if step is None or row["step"] == step]
+    if as_json:
+        print_json(rows)
+    elif rows:
+        _print_rollouts(rows[:SHOWN_ROLLOUTS], len(rows))
+    else:
+        print("every rollout could be scored")  # noqa: T201
+    return 0
+
+
 def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[str, Any]]:
     from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
 
@@ -126,7 +142,8 @@ def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int) -> None:
         facts += f", version {row['version']}"
         if row["reason"]:
             facts += f", {row['grade']}: {row['reason']}"
-        body = Text.assemble((row["prompt"], "bold"), "\n", row["response"])
+        where = f"\n\n{row['traceback'].rstrip()}" if row.get("traceback") else ""
+        body = Text.assemble((row["prompt"], "bold"), "\n", row["response"], (where, "red"))
         title = f"step {row['step']}  {row['prompt_id']}" + ("  checks itself" if row["reflected"] else "")
         console.print(
             Panel(body, title=Text(title), subtitle=Text(facts), title_align="left", subtitle_align="left")

@@ -130,6 +130,21 @@ class CheckpointWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoringFailed:
+    """A rollout of `step` could not be scored. Reported once for each reason."""
+
+    kind: ClassVar[str] = "scoring_failed"
+    step: int
+    description: str
+    """The reason in the first line, then the traceback and the response."""
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal, with the whole description."""
+        return f"a rollout could not be scored: {self.description}"
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingWarning:
     """The run trains, but probably on nothing; `check` says what to look at. See
     `telemetry.training_health`.
@@ -172,6 +187,7 @@ TrainingEvent = (
     | RecordLost
     | Restored
     | CheckpointWritten
+    | ScoringFailed
     | TrainingWarning
     | TrackingUnavailable
 )

@@ -42,7 +42,14 @@ from orchestrator.errors import DataLostError, FailureBudgetExceededError, Orche
 from orchestrator.training.buffer import Buffer, PendingGroup
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.evaluation import Evaluator
-from orchestrator.training.events import AnswersLost, LearnerLost, Restored, RolloutsLost, WeightsLost
+from orchestrator.training.events import (
+    AnswersLost,
+    LearnerLost,
+    Restored,
+    RolloutsLost,
+    ScoringFailed,
+    WeightsLost,
+)
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import Batch, GroupTicket, SamplingParams, StepReport, WeightVersion
 from orchestrator.training.stages import (
@@ -236,7 +243,8 @@ class TrainingLoop:
             self._lose_rollouts(lost, groups)
             return
         self._tally.times.add((*generated.spans, *scored.spans))
-        self._tally.arrived(scored)
+        if failure := self._tally.arrived(scored):
+            self._stages.observer.on_event(ScoringFailed(self._step + 1, failure))
         await self._admit(scored)
 
     async def _admit(self, scored: Scored) -> None:

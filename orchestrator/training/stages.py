@@ -86,6 +86,13 @@ class Summary(Protocol):
         ...
 
     @property
+    def failure(self) -> str:
+        """A description of one of the rollouts that could not be scored: the reason in its first line, then
+        the traceback and the response. Empty without any.
+        """
+        ...
+
+    @property
     def work(self) -> TokenWork:
         """What the model read and predicted to sample the rollouts."""
         ...

@@ -11,6 +11,9 @@ from orchestrator.training.records import Batch, StepReport, TokenWork
 from orchestrator.training.stages import Scored, Summary, Updated
 from orchestrator.training.timing import StepTimes
 
+MOST_REASONS_SHOWN = 5
+"""How many reasons for failed scores a run reports as they happen. All of them are in its files."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepBudgets:
@@ -32,10 +35,19 @@ class StepTally:
         self.times = StepTimes(clock)
         self._summary: Summary | None = None
         self._resampled = 0
+        self._reasons_seen: set[str] = set()
 
-    def arrived(self, scored: Scored) -> None:
-        """A request was generated and scored."""
+    def arrived(self, scored: Scored) -> str:
+        """A request was generated and scored. Describes a rollout that could not be scored if its reason is
+        new; empty otherwise.
+        """
         self._summary = scored.summary if self._summary is None else self._summary + scored.summary
+        failure = scored.summary.failure
+        _, _, reason = failure.partition("\n")[0].partition(": ")
+        if reason in self._reasons_seen or len(self._reasons_seen) >= MOST_REASONS_SHOWN:
+            return ""
+        self._reasons_seen |= {reason} if failure else set()
+        return failure
 
     def resampled(self, groups: int) -> None:
         """Groups were discarded. Raises FailureBudgetExceededError if they are too many for one step."""
@@ -88,11 +100,12 @@ class StepTally:
         failed, budget = arrived.get("reward/failed_fraction", 0.0), self._budgets.failed_grades
         if failed > budget:
             rollouts = round(arrived["rollout/count"])
+            example = self._summary.failure.partition("\n")[0] if self._summary else ""
             raise FailureBudgetExceededError(
                 "rollouts that could not be graded in one step",
                 round(failed * rollouts),
                 int(budget * rollouts),
-                "see the column `reason` of the step's rollouts",
+                f"{example}; `orchestrator rollouts RUN --failed` shows all of them, with tracebacks",
             )
 
 

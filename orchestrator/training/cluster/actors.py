@@ -102,11 +102,13 @@ class RewardActor:
         self._meter = start_meter(parts, post)
         with self._meter.span(Activity.LOAD, 0):
             from orchestrator.training.rewards.grader import Grader
+            from orchestrator.training.telemetry.failures import FailureLog
             from orchestrator.training.telemetry.recorder import RolloutRecorder
 
             log = parts.directory / "logs" / f"{post.name}.log"
             self._grader = Grader(parts.reward, parts.rollout.max_new_tokens, log)
             self._recorder = RolloutRecorder()
+            self._failures = FailureLog(parts.directory / "rollouts" / f"failed-{post.name}.jsonl")
         self._seed = parts.seed
 
     def ready(self) -> tuple[Span, ...]:
@@ -124,7 +126,7 @@ class RewardActor:
 
         with self._meter.span(Activity.SCORE, step) as measure:
             scores = self._grader.grade(block, count_votes=sampled)
-            summary = summarise(block, scores)
+            summary = replace(summarise(block, scores), failure=self._failures.write(step, block, scores))
             if sampled:
                 summary = replace(summary, sampled=sampled_answer_means(block, scores))
             groups = _group_facts(block, scores)

@@ -110,6 +110,7 @@ class CountingSummary:
     tokens: int
     sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
     """Of sampled held-out answers: pass@k and maj@k."""
+    failure: str = ""
 
     def __add__(self, other: Self, /) -> CountingSummary:
         """Both."""

@@ -36,10 +36,9 @@ class RolloutRecorder:
     """Writes the rollouts of a step in full, and picks a few of them for a tracker.
 
     Columns: `step group_id prompt_id prompt response reward accuracy reflected length finish grade reason
-    version` and `component/<name>` for every term of the rubric. `finish` and `grade` are lower-case names;
-    `version` is the oldest among the rollout's tokens; `accuracy` and the components are null where the
-    grading failed.
-    """
+    traceback version` and `component/<name>` for every term of the rubric. `finish` and `grade` are
+    lower-case names; `version` is the oldest among the rollout's tokens; `accuracy` and the components are
+    null where the grading failed. """
 
     def record(
         self, step: int, parts: Sequence[BatchPart], directory: Path, kind: RecordKind = "step"
@@ -99,19 +98,25 @@ def _table(step: int, part: BatchPart) -> pa.Table:
         "step": pa.array(np.full(len(rows), step, dtype=np.int64)),
         "group_id": pa.array(block.group_ids[groups]),
         "prompt_id": pa.array([block.prompts[group].prompt_id for group in groups], pa.string()),
-        "prompt": pa.array([block.prompts[group].text for group in groups], pa.string()),
-        "response": pa.array([block.texts[row] for row in rows], pa.string()),
+        "prompt": _texts([block.prompts[group].text for group in groups]),
+        "response": _texts([block.texts[row] for row in rows]),
         "reward": pa.array(scores.rewards[rows]),
         "reflected": pa.array(scores.reflected[rows]),
         "length": pa.array(block.lengths[rows]),
         "finish": pa.array([Finish(code).name.lower() for code in block.finish[rows]], pa.string()),
         "grade": pa.array([ScoreStatus(code).name.lower() for code in scores.grades[rows]], pa.string()),
-        "reason": pa.array([scores.reasons[row] for row in rows], pa.string()),
+        "reason": _texts([scores.reasons[row] for row in rows]),
+        "traceback": _texts([scores.tracebacks[row] if scores.tracebacks else "" for row in rows]),
         "version": pa.array(_oldest_versions(block)[rows]),
     }
     if ACCURACY in components:
         columns["accuracy"] = components[ACCURACY]
     return _table_of(columns | {f"component/{name}": column for name, column in components.items()})
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    """Lone surrogates, which no Parquet file can hold, are escaped."""
+    return pa.array([value.encode(errors="backslashreplace").decode() for value in values], pa.string())
 
 
 _SCHEMA = pa.schema(
@@ -128,6 +133,7 @@ _SCHEMA = pa.schema(
         ("finish", pa.string()),
         ("grade", pa.string()),
         ("reason", pa.string()),
+        ("traceback", pa.string()),
         ("version", pa.int64()),
     ]
 )

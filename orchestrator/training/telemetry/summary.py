@@ -59,6 +59,8 @@ class BlockSummary:
     work: TokenWork = field(default_factory=TokenWork)
     sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
     """`pass_at_<k>` and `maj_at_<k>` over the prompts, where held-out answers were sampled."""
+    failure: str = ""
+    """A description of one of the failed rollouts; empty without any."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -74,6 +76,7 @@ class BlockSummary:
             answered=self.answered + other.answered,
             work=self.work + other.work,
             sampled=merged(self.sampled, other.sampled),
+            failure=self.failure or other.failure,
         )
 
     @property

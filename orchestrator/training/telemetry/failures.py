@@ -1,0 +1,95 @@
+"""Rollouts that could not be scored, written down at once: they can be read even if the run stops because of
+them, and before their step is recorded.
+
+Each reward worker appends to a file of its own, `rollouts/failed-<worker>.jsonl`, one JSON object a rollout.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.training.records import Finish, RolloutBlock, ScoreBlock, ScoreStatus
+
+MOST_WRITTEN = 500
+"""How many failures one process of a worker writes at most: a scorer that always fails says nothing new."""
+SHOWN_RESPONSE = 2000
+
+log = logging.getLogger(__name__)
+
+
+def failed_rollouts(step: int, block: RolloutBlock, scores: ScoreBlock) -> Iterator[dict[str, Any]]:
+    """The rollouts of a block that could not be scored, with what is known of them."""
+    for row, grade in enumerate(scores.grades.tolist()):
+        if grade != ScoreStatus.OK:
+            group = row // block.group_size
+            start, end = int(block.offsets[row]), int(block.offsets[row + 1])
+            yield {
+                "step": step,
+                "group_id": int(block.group_ids[group]),
+                "prompt_id": block.prompts[group].prompt_id,
+                "prompt": block.prompts[group].text,
+                "response": block.texts[row],
+                "reward": float(scores.rewards[row]),
+                "accuracy": None,
+                "reflected": bool(scores.reflected[row]),
+                "length": end - start,
+                "finish": Finish(int(block.finish[row])).name.lower(),
+                "grade": ScoreStatus(grade).name.lower(),
+                "reason": scores.reasons[row],
+                "traceback": scores.tracebacks[row] if scores.tracebacks else "",
+                "version": int(block.versions[start:end].min()) if end > start else -1,
+            }
+
+
+def describe_failure(failed: dict[str, Any]) -> str:
+    """A failed rollout for people: what went wrong, where, and the response that it went wrong with."""
+    response = str(failed["response"])
+    cut = "..." if len(response) > SHOWN_RESPONSE else ""
+    lines = [
+        f"{failed['prompt_id']} ({failed['grade']}): {failed['reason']}",
+        *str(failed["traceback"]).splitlines(),
+        f"response: {response[:SHOWN_RESPONSE]}{cut}",
+    ]
+    return "\n".join(lines)
+
+
+class FailureLog:
+    """Appends failed rollouts to `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._left = MOST_WRITTEN
+
+    def write(self, step: int, block: RolloutBlock, scores: ScoreBlock) -> str:
+        """Write the block's failures; a description of the first one, empty if there is none. A disk that
+        refuses costs the record, not the run."""
+        failures = list(failed_rollouts(step, block, scores))
+        if not failures:
+            return ""
+        described = describe_failure(failures[0])
+        log.error("%d of %d rollouts could not be scored, such as %s", len(failures), len(block), described)
+        kept, self._left = failures[: self._left], max(self._left - len(failures), 0)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(each) + "\n" for each in kept)
+        except OSError as error:
+            log.warning("failures were not recorded: %s", error)
+        return described
+
+
+def read_failures(directory: Path) -> list[dict[str, Any]]:
+    """The failed rollouts of a run, in the order of steps; empty if there are none. A line that is still
+    being written is left out."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted(directory.glob("failed-*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return sorted(rows, key=lambda row: row["step"])
