@@ -36,8 +36,8 @@ class RolloutRecorder:
     """Writes the rollouts of a step in full, and picks a few of them for a tracker.
 
     Columns: `step group_id prompt_id prompt response reward accuracy reflected length finish grade reason
-    traceback version` and `component/<name>` for every term of the rubric. `finish` and `grade` are lower-case
-    names; `version` is the oldest among the rollout's tokens; `accuracy` and the components are null where
+    traceback version` and `component/<name>` for every term of the rubric. `finish` and `grade` are
+    lower-case names; `version` is the oldest among the rollout's tokens; `accuracy` and the components are null where
     the grading failed.
     """
 
