@@ -37,8 +37,8 @@ class RolloutRecorder:
 
     Columns: `step group_id prompt_id prompt response reward accuracy reflected length finish grade reason
     traceback version` and `component/<name>` for every term of the rubric. `finish` and `grade` are
-    lower-case names; `version` is the oldest among the rollout's tokens; `accuracy` and the components are null where
-    the grading failed.
+    lower-case names; `version` is the oldest among the rollout's tokens; `accuracy` and the components are
+    null where the grading failed.
     """
 
     def record(

@@ -33,6 +33,7 @@ def test_one_row_a_rollout(part: BatchPart, tmp_path: Path) -> None:
         "finish": "length",
         "grade": "ok",
         "reason": "",
+        "traceback": "",
         "version": 8,
         "component/accuracy": 0.0,
         "component/format": 0.5,
