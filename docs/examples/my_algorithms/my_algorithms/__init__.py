@@ -1,0 +1,1 @@
+"""An advantage estimator and a loss outside of the orchestrator's own package."""
