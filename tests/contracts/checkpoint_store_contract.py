@@ -13,10 +13,10 @@ from orchestrator.training.checkpoints.store import CheckpointStore
 
 
 def make_checkpoint(directory: Path, step: int, shard: bytes = b"weights") -> Path:
-    """A checkpoint with a file in a folder, as the learner ranks write them."""
+    """A checkpoint with a file of a learner rank."""
     partial, final = directory / "partial", directory / name_of(step)
-    (partial / "ranks").mkdir(parents=True)
-    (partial / "ranks" / "rank-0-of-1.bin").write_bytes(shard * 1000)
+    partial.mkdir(parents=True)
+    (partial / "rank-0-of-1.bin").write_bytes(shard * 1000)
     commit(partial, final, {"step": step})
     return final
 
@@ -115,7 +115,7 @@ class CheckpointStoreContract:
         with pytest.raises(CheckpointConflictError):
             two.put(make_checkpoint(tmp_path, 11))
 
-    @pytest.mark.parametrize("file", ["loop.json", "ranks/rank-0-of-1.bin"])
+    @pytest.mark.parametrize("file", ["loop.json", "rank-0-of-1.bin"])
     def test_a_damaged_copy_is_refused_by_name(
         self, file: str, under_test: StoreUnderTest, tmp_path: Path
     ) -> None:

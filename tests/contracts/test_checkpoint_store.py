@@ -136,7 +136,7 @@ def test_where_things_lie_in_s3(s3: S3UnderTest, tmp_path: Path) -> None:
     assert manifest == "step-000040/manifest.json"
     digests = {key.split("/")[1] for key in files}
     assert len(digests) == 1
-    assert {key.split("/", 2)[2] for key in files} == {"loop.json", "ranks/rank-0-of-1.bin"}
+    assert {key.split("/", 2)[2] for key in files} == {"loop.json", "rank-0-of-1.bin"}
     head = s3.client.head_object(Bucket=BUCKET, Key=f"{s3.prefix}/{files[0]}", ChecksumMode="ENABLED")
     assert head.get("ChecksumSHA256")
 

@@ -113,10 +113,10 @@ class TestS3Server(CheckpointStoreContract):
 
 def test_a_file_of_several_parts(s3: S3UnderTest, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "here", 10, b"0123456789" * 2000)
-    assert (checkpoint / "ranks" / "rank-0-of-1.bin").stat().st_size > 2 * 8 * 1024**2
+    assert (checkpoint / "rank-0-of-1.bin").stat().st_size > 2 * 8 * 1024**2
     s3.open().put(checkpoint)
     fetched = s3.open().fetch("step-000010", tmp_path / "there")
-    assert (fetched / "ranks" / "rank-0-of-1.bin").read_bytes() == b"0123456789" * 2_000_000
+    assert (fetched / "rank-0-of-1.bin").read_bytes() == b"0123456789" * 2_000_000
 
 
 def test_keys_that_the_server_does_not_know(endpoint: str, tmp_path: Path) -> None:

@@ -167,9 +167,12 @@ class Checkpointer:
         if newest is None:
             return None
         await learner.load(newest)
-        raw = json.loads((newest / LOOP_STATE).read_text())
-        outstanding = tuple((int(group_id), str(prompt_id)) for group_id, prompt_id in raw["outstanding"])
-        return LoopState(raw["step"], raw["next_group"], outstanding, raw["prompts"])
+        try:
+            raw = json.loads((newest / LOOP_STATE).read_text())
+            outstanding = tuple((int(group_id), str(prompt_id)) for group_id, prompt_id in raw["outstanding"])
+            return LoopState(int(raw["step"]), int(raw["next_group"]), outstanding, dict(raw["prompts"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{newest / LOOP_STATE} is not the state of a loop: {error!r}") from error
 
     async def flush(self) -> None:
         """Wait until the newest checkpoint is there, and in the store. Raises CheckpointError if it can't be

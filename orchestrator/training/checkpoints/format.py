@@ -24,7 +24,9 @@ from orchestrator.errors import CheckpointError
 MANIFEST = "manifest.json"
 LOOP_STATE = "loop.json"
 FORMAT = 1
-NAME = re.compile(r"step-(\d{6,})")
+NAME = re.compile(r"step-([0-9]{6,20})")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+LONGEST_NAME = 255
 
 
 def name_of(step: int) -> str:
@@ -55,9 +57,13 @@ def complete(directory: Path) -> list[Path]:
 
 
 def commit(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
-    """Turn `partial`, where the learner's files are, into the checkpoint `final`. Raises OSError."""
+    """Turn `partial`, where the learner's files are, into the checkpoint `final`. Raises OSError, or
+    CheckpointError for a file whose name no reader would accept.
+    """
     write_json(partial / LOOP_STATE, state)
-    write_json(partial / MANIFEST, {"format": FORMAT, "step": step_of(final.name), "files": digests(partial)})
+    manifest = {"format": FORMAT, "step": step_of(final.name), "files": digests(partial)}
+    read_manifest(json.dumps(manifest).encode(), partial)
+    write_json(partial / MANIFEST, manifest)
     shutil.rmtree(final, ignore_errors=True)  # what a removal that was cut short left over
     partial.rename(final)
     sync_directory(final.parent)
@@ -91,13 +97,19 @@ def verify(checkpoint: Path) -> None:
 
 
 def read_manifest(content: bytes, where: object) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file by name. Raises CheckpointError, naming `where` the manifest came from."""
+    """Size and digest of each file by name. Raises CheckpointError, naming `where` the manifest came from.
+
+    The names become paths below a checkpoint's directory, so each must be one plain path component.
+    """
     try:
         manifest: dict[str, Any] = json.loads(content)
-        version, files = manifest["format"], manifest["files"]
+        version, files = manifest["format"], dict[str, dict[str, Any]](manifest["files"])
         listed = LOOP_STATE in files
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{where} is not a checkpoint's manifest: {error!r}") from error
+    for name in files:
+        if not is_plain_name(name) or name == MANIFEST:
+            raise CheckpointError(f"{where} lists {name!r}, which is not a plain file name")
     if version != FORMAT:
         raise CheckpointError(f"{where} has format {version}, this version reads format {FORMAT}")
     if not listed:
@@ -105,9 +117,18 @@ def read_manifest(content: bytes, where: object) -> dict[str, dict[str, Any]]:
     return files
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is one visible path component: it cannot lead out of the directory it is joined to."""
+    return len(name) <= LONGEST_NAME and PLAIN_NAME.fullmatch(name) is not None
+
+
 def digests(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but the manifest, by its path inside `directory`."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    """Size and SHA-256 of every file but the manifest, by its path inside `directory`; links do not count."""
+    files = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and not path.is_symlink() and path != directory / MANIFEST
+    )
     return {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in files

@@ -192,8 +192,8 @@ class S3Store:
         with self._s3_errors(f"{name} could not be copied from {self._url()}"):
             content, _ = self._read(f"{name}/{MANIFEST}")
             shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
             for file in read_manifest(content, f"{self._url()}/{name}/{MANIFEST}"):
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
                 key = self._key(f"{name}/{_digest(content)}/{file}")
                 self._client.download_file(self._bucket, key, str(partial / file))
             (partial / MANIFEST).write_bytes(content)
@@ -332,9 +332,15 @@ def _conflict(where: object, found: object) -> CheckpointConflictError:
 
 
 def _copy_verified(source: Path, target: Path) -> None:
+    """Copy the files that the manifest lists, and no others; never follow a link to somewhere else."""
+    content = (source / MANIFEST).read_bytes()
+    names = read_manifest(content, source / MANIFEST)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    partial.mkdir(parents=True)
+    for name in names:
+        shutil.copy2(source / name, partial / name, follow_symlinks=False)
+    (partial / MANIFEST).write_bytes(content)
     _move_verified(partial, target)
 
 
