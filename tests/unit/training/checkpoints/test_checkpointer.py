@@ -13,7 +13,7 @@ from orchestrator.clock import FakeClock
 from orchestrator.errors import CheckpointConflictError, CheckpointError
 from orchestrator.training.checkpoints import checkpointer as checkpoint_module
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
-from orchestrator.training.checkpoints.format import MANIFEST, complete, name_of, remove, step_of, verify
+from orchestrator.training.checkpoints.format import MANIFEST, complete, name_of, remove, step_of
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.checkpoints.store import DirectoryStore
 from orchestrator.training.simulation.stages import Draws, Faults, SimulatedLearner, Timing
