@@ -6,6 +6,7 @@ from orchestrator.clock import Clock
 from orchestrator.config.run_config import SECRETS, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.launch.assembly import mirror_of
+from orchestrator.launch.preflight import require_local_ray
 from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
@@ -21,9 +22,12 @@ def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
 
     Raises InputError for a price book that is unusable or lacks the run's SKU, a model that is missing or
     that an engine can't serve, an unknown kind of checkpoint store, a weight channel that is not installed,
-    an unreadable dataset, or a prompt longer than the context.
+    an unreadable dataset, or a prompt longer than the context. Raises StateError if the run would start Ray on
+    this machine and cannot.
     """
     check_secrets(config)
+    if config.cluster.address is None:
+        require_local_ray(config.cluster.object_store_bytes)
     check_prices(config, day_of(clock.now_ns()), resumes=resumes)
     check_engines(config)
     mirror_of(config, "check")

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from orchestrator.clock import SystemClock
+from orchestrator.config.compose import compose
 from orchestrator.errors import StateError
 from orchestrator.launch import preflight
+from orchestrator.launch.checks import check
 from orchestrator.launch.preflight import Check
 
 
@@ -127,3 +130,10 @@ def test_every_extra_is_listed() -> None:
 
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert preflight.EXTRAS.keys() == project["optional-dependencies"].keys() - {"dev"}
+
+
+def test_a_run_that_cannot_start_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 95)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with pytest.raises(StateError, match="export RAY_TMPDIR=/tmp"):
+        check(compose("grpo", ["experiment=smoke"]), SystemClock(), resumes=False)
