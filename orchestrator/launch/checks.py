@@ -22,8 +22,8 @@ def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
 
     Raises InputError for a price book that is unusable or lacks the run's SKU, a model that is missing or
     that an engine can't serve, an unknown kind of checkpoint store, a weight channel that is not installed,
-    an unreadable dataset, or a prompt longer than the context. Raises StateError if the run would start Ray on
-    this machine and cannot.
+    an unreadable dataset, or a prompt longer than the context. Raises StateError if the run would start Ray
+    on this machine and cannot.
     """
     check_secrets(config)
     if config.cluster.address is None:
