@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 
 
@@ -17,3 +18,15 @@ def percent(share: float | Decimal) -> str:
     if text == "100.0%":
         return ">99.9%" if share < 1 else "100%" if share == 1 else ">100%"
     return text
+
+
+def percent_with_interval(share: float, interval: Sequence[float] | None) -> str:
+    """A share with the bounds of its confidence interval, where they are known.
+
+    >>> percent_with_interval(0.9961, (0.978, 0.9993)), percent_with_interval(0.5, None)
+    ('99.6% (97.8 to 99.9%)', '50.0%')
+    """
+    if interval is None:
+        return percent(share)
+    low, high = interval
+    return f"{percent(share)} ({percent(low).removesuffix('%')} to {percent(high)})"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from orchestrator.cli import terminal
 from orchestrator.cli.progress import Progress
 from orchestrator.console.formats import sampled_accuracies
-from orchestrator.percent import percent
+from orchestrator.percent import percent, percent_with_interval
+from orchestrator.runs.intervals import interval_of
 from orchestrator.runs.record import RunState
 from orchestrator.runs.status import leading_stage, progress
 
@@ -84,11 +85,15 @@ def print_outcome(outcome: Outcome) -> None:
     terminal.show(Text.assemble((directory.run_id, "bold"), "  ", (outcome.state.value, colour)))
     if outcome.why:
         terminal.say(f"  {outcome.why}")
-    history = progress(leading_stage(directory, directory.record()), [name for name, _ in HEADLINES]).history
-    for name, label in (*HEADLINES, *sampled_accuracies(history)):
-        series = history.get(name, [])
+    leading = leading_stage(directory, directory.record())
+    at = progress(leading, [name for name, _ in HEADLINES])
+    for name, label in (*HEADLINES, *sampled_accuracies(at.history)):
+        series = at.history.get(name, [])
         if series:
-            terminal.say(f"  {label}: {percent(series[0][1])} -> {percent(series[-1][1])}")
+            reached = percent_with_interval(series[-1][1], interval_of(name, at.metrics))
+            terminal.say(f"  {label}: {percent(series[0][1])} -> {reached}")
+    for warning in leading.read_events("training_warning"):
+        terminal.say(f"  warning (step {warning['step']}): {warning['what']} {warning['check']}")
     spent = cost(directory, outcome.config)
     if spent is not None:
         terminal.say(

@@ -58,10 +58,16 @@ def status_view(status: Mapping[str, Any]) -> Group:
         f"  stage {stage['name']}: {stage['state']}  {stage['run_id'] or ''}"
         for stage in status.get("stages", ())
     ]
+    parts += [
+        f"[yellow]step {warning['step']}: {escape(warning['what'])} {escape(warning['check'])}[/yellow]"
+        for warning in status["warnings"]
+    ]
     table = Table("metric", "last", "course", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in sorted(status["metrics"].items()):
         course = [point[1] for point in status["history"].get(name, ())]
-        table.add_row(name, f"{value:.5g}", sparkline(course))
+        interval = status["intervals"].get(name)
+        bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+        table.add_row(name, f"{value:.5g}{bounds}", sparkline(course))
     parts.append(table if status["metrics"] else "nothing measured yet")
     return Group(*parts)
 

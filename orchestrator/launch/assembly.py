@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.config.run_config import RunConfig
+from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.checkpoints.store import open_store
 from orchestrator.training.cluster.parts import RunSpec
@@ -12,6 +13,8 @@ from orchestrator.training.cluster.placement import Placement, plan_placement
 from orchestrator.training.loop import LoopSettings
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.records import Prompt
+from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.telemetry.training_health import LearningSignal
 
 
 def placement_of(config: RunConfig) -> Placement:
@@ -38,6 +41,14 @@ def run_spec(config: RunConfig, run_id: str, attempt: int, directory: Path) -> R
         algorithm=config.algorithm,
         learner=config.learner,
         weights=config.weights,
+    )
+
+
+def learning_signal(config: RunConfig) -> LearningSignal:
+    """Where the run's gradient comes from: it decides what a run that trains on nothing looks like."""
+    return LearningSignal(
+        imitates=ENGINES.facts(config.rollout.engine).replays_solutions,
+        group_relative=ADVANTAGES.facts(config.algorithm.advantage).group_relative,
     )
 
 

@@ -12,7 +12,7 @@ from orchestrator.capacity.utilisation import utilisation_of
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import BudgetStopError, DrainedError, WorkerLostError
-from orchestrator.launch.assembly import heldout_prompts, loop_settings, mirror_of, run_spec
+from orchestrator.launch.assembly import heldout_prompts, learning_signal, loop_settings, mirror_of, run_spec
 from orchestrator.launch.budgets import BudgetSubject, BudgetWarning, RunBudgets, StepTimer
 from orchestrator.launch.observer import RunObserver
 from orchestrator.launch.outcome import ledger_url
@@ -33,6 +33,7 @@ from orchestrator.training.events import CheckpointWritten, WorkerLost
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.telemetry.tracker import Tracker
+from orchestrator.training.telemetry.training_health import TrainingHealth
 from orchestrator.training.usage import PurposeSet, RunDeclared, SpoolSink, UsageSink, new_event_id
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,14 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
         view = watching.enter_context(views.open(title, config.steps, config.budget.currency))
         utilisation = utilisation_of(config)
         observer = RunObserver(
-            directory, tracker, view, lambda: shipper.spent, utilisation, timer.step_ended, clock
+            directory,
+            tracker,
+            view,
+            lambda: shipper.spent,
+            utilisation,
+            TrainingHealth(learning_signal(config)),
+            timer.step_ended,
+            clock,
         )
         watching.enter_context(record_failure(sink, directory.run_id, clock))
         shipper.start(BudgetNotifier(observer, stop, config.budget.webhook))

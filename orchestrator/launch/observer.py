@@ -14,6 +14,7 @@ from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.events import Restored, TrainingEvent, event_fields
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import Tracker
+from orchestrator.training.telemetry.training_health import TrainingHealth
 
 
 class LiveView(Protocol):
@@ -38,12 +39,13 @@ class RunObserver:
         view: LiveView,
         spent: Callable[[], Spent | None],
         utilisation: Utilisation | None,
+        health: TrainingHealth,
         step_ended: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._directory, self._tracker, self._view = directory, tracker, view
         self._spent, self._step_ended, self._clock = spent, step_ended, clock
-        self._utilisation = utilisation
+        self._utilisation, self._health = utilisation, health
         self._tokens = 0.0
         self._first_accuracy: float | None = None
 
@@ -60,6 +62,10 @@ class RunObserver:
         self._tracker.log_metrics(report.step, metrics)
         cost = None if spent is None else rounded(spent.amount, AMOUNT_PLACES)
         self._view.update(StepReport(report.step, metrics), cost)
+        warning = self._health.observe(report.step, metrics)
+        if warning is not None:
+            self._tracker.set_tag("training_warning", warning.problem)
+            self.on_event(warning)
 
     def on_budget_warning(self, text: str) -> None:
         """A budget has crossed a threshold: a person should know."""

@@ -244,6 +244,14 @@ class RunDirectory:
         """Add a line to events.jsonl: what happened (`worker_lost`, ...) and its particulars, plain JSON."""
         self._append(self.events, {"event": event, "time_ns": at_ns, **fields})
 
+    def read_events(self, event: str) -> Iterator[dict[str, Any]]:
+        """The particulars of every `event` in events.jsonl, in the order written."""
+        for line in whole_lines(self.events):
+            fields = json.loads(line)
+            if fields.pop("event") == event:
+                del fields["time_ns"]
+                yield fields
+
     def read_metrics(self) -> Iterator[MetricsLine]:
         """The lines of metrics.jsonl in the order written, without values that were not finite."""
         for line in whole_lines(self.metrics):

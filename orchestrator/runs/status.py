@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.clock import NANOSECONDS
 from orchestrator.errors import RunNotFoundError
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.intervals import interval_of
 from orchestrator.runs.lease import seconds_silent
 from orchestrator.runs.record import RunRecord, RunState
 
@@ -153,6 +154,10 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
         "steps": observe(leading).steps,
         "metrics": at.metrics,
         "history": {name: [list(point) for point in course] for name, course in at.history.items()},
+        "intervals": {
+            name: list(interval) for name in at.metrics if (interval := interval_of(name, at.metrics))
+        },
+        "warnings": list(leading.read_events("training_warning")),
         "purpose": record.purpose,
         "started": iso(record.started_ns),
         "ended": None if record.ended_ns is None else iso(record.ended_ns),

@@ -2,7 +2,7 @@
 teaches anything.
 
 Each check looks at the metrics of one step. A problem is reported once, after it held for `START_STEPS`
-steps without a break from the start of the attempt, or for `LATER_STEPS` steps at any other time: a single
+steps without a break from the first step of the run, or for `LATER_STEPS` steps at any other time: a single
 odd batch late in a run is no news, the same thing from the first step on is. The checks are ordered from
 cause to consequence, and only the first one that holds is counted: rollouts that are all cut off have no
 answers, so their rewards are equal, so the gradient is zero, and a person needs to hear about the first.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from orchestrator.training.events import TrainingWarning
 
 START_STEPS = 3
-"""Steps from the start of an attempt after which a problem is reported."""
+"""Steps from the beginning of a run after which a problem is reported."""
 LATER_STEPS = 10
 """Steps after which a problem that began later is reported."""
 NEARLY_ALL = 0.98
@@ -127,6 +127,7 @@ class TrainingHealth:
     def __init__(self, signal: LearningSignal) -> None:
         self._checks = tuple(_relevant_checks(signal))
         self._steps = 0
+        self._first_step: int | None = None
         self._streaks = dict.fromkeys((check.problem for check in self._checks), 0)
         """For how many steps each check has held without a break."""
         self._reported: set[str] = set()
@@ -136,6 +137,7 @@ class TrainingHealth:
         if "reward/mean" not in metrics:
             return None  # an evaluation before the first step
         self._steps += 1
+        self._first_step = step if self._first_step is None else self._first_step
         for check in self._checks:
             self._streaks[check.problem] = self._streaks[check.problem] + 1 if check.holds(metrics) else 0
         found = next((check for check in self._checks if self._is_certain(check)), None)
@@ -149,7 +151,7 @@ class TrainingHealth:
         return self._streaks[check.problem] >= needed
 
     def _holds_from_the_start(self, check: _Check) -> bool:
-        return self._streaks[check.problem] == self._steps
+        return self._first_step == 1 and self._streaks[check.problem] == self._steps
 
     def _is_success(self, found: _Check, metrics: Metrics) -> bool:
         """Whether the signal is gone because everything has been learnt."""

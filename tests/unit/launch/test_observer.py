@@ -14,6 +14,11 @@ from orchestrator.ledger.meter import Spent
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import MemoryTracker
+from orchestrator.training.telemetry.training_health import LearningSignal, TrainingHealth
+
+
+def health() -> TrainingHealth:
+    return TrainingHealth(LearningSignal(imitates=False, group_relative=True))
 
 
 class View:
@@ -36,7 +41,14 @@ def test_each_step_says_what_the_run_cost_so_far(tmp_path: Path) -> None:
     spent: list[Spent | None] = [None, Spent(Fraction(1, 3), HOUR_NS), Spent(Fraction(4), 3 * HOUR_NS)]
     steps: list[int] = []
     observer = RunObserver(
-        directory, tracker, view, lambda: spent[len(steps) - 1], None, lambda: steps.append(1), clock
+        directory,
+        tracker,
+        view,
+        lambda: spent[len(steps) - 1],
+        None,
+        health(),
+        lambda: steps.append(1),
+        clock,
     )
     observer.on_step(StepReport(0, {"accuracy/heldout": 0.25}))
     observer.on_step(StepReport(1, {"rollout/tokens": 1_000_000.0}))
@@ -62,7 +74,21 @@ def test_a_budget_warning_is_shown_tagged_and_kept(tmp_path: Path) -> None:
     directory.create()
     clock, view = FakeClock(), View()
     tracker = MemoryTracker(clock)
-    observer = RunObserver(directory, tracker, view, lambda: None, None, lambda: None, clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, health(), lambda: None, clock)
     observer.on_budget_warning("budget blue: 50% of 10 USD is used or reserved (threshold 50%)")
     assert view.messages == [tracker.tags["budget"]]
     assert tracker.tags["budget"] in directory.events.read_text()
+
+
+def test_a_run_that_trains_on_nothing_is_shown_tagged_and_kept(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    clock, view = FakeClock(), View()
+    tracker = MemoryTracker(clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, health(), lambda: None, clock)
+    for step in range(1, 20):
+        observer.on_step(StepReport(step, {"reward/mean": 0.0, "reward/std": 0.0}))
+    (warning,) = directory.read_events("training_warning")
+    assert (warning["problem"], warning["step"]) == ("equal_rewards", 3)
+    assert tracker.tags["training_warning"] == "equal_rewards"
+    assert view.messages == [f"{warning['what']} {warning['check']}"]

@@ -93,6 +93,12 @@ def test_a_solved_task_has_equal_rewards_and_that_is_success() -> None:
     assert [warning.problem for warning in warnings(*[solved] * 100)] == ["equal_rewards"]
 
 
+def test_a_resumed_run_may_have_been_solved_before() -> None:
+    solved = HEALTHY | {"reward/std": 0.0, "accuracy/train": 1.0}
+    health = TrainingHealth(GRPO)
+    assert [health.observe(step, solved) for step in range(81, 101)] == [None] * 20
+
+
 def test_worked_solutions_have_equal_rewards_by_design() -> None:
     copied = HEALTHY | {"reward/std": 0.0, "rollout/informative_fraction": 0.0}
     assert warnings(*[copied] * 50, signal=SFT) == []
@@ -111,5 +117,7 @@ def test_what_was_not_measured_is_no_problem() -> None:
 
 def test_an_evaluation_is_no_step() -> None:
     sick = HEALTHY | PROBLEMS["equal_rewards"]
-    found = warnings({"accuracy/heldout": 0.0}, *[sick] * START_STEPS)
-    assert [warning.step for warning in found] == [1 + START_STEPS]
+    health = TrainingHealth(GRPO)
+    seen = [health.observe(0, {"accuracy/heldout": 0.0})]
+    seen += [health.observe(step, sick) for step in range(1, START_STEPS + 1)]
+    assert [None if warning is None else warning.step for warning in seen] == [None, None, None, START_STEPS]
