@@ -50,6 +50,7 @@ def status_view(status: Mapping[str, Any]) -> Group:
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     why = f" ({escape(status['why'])})" if status["why"] else ""
     head = f"[bold]{status['run_id']}[/bold]  {status['job']}  {status['state']}{why}"
@@ -59,7 +60,7 @@ def status_view(status: Mapping[str, Any]) -> Group:
         for stage in status.get("stages", ())
     ]
     parts += [
-        f"[yellow]step {warning['step']}: {escape(warning['what'])} {escape(warning['check'])}[/yellow]"
+        Text(f"warning (step {warning['step']}): {warning['what']} {warning['check']}", style="yellow")
         for warning in status["warnings"]
     ]
     table = Table("metric", "last", "course", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -46,5 +46,6 @@ def band_of(metric: str, history: Mapping[str, Series]) -> list[tuple[int, float
     band: list[tuple[int, float, float]] = []
     for step, share in history.get(metric, ()):
         if sizes.get(step, 0.0) > 0:
-            band.append((step, *wilson_interval(min(max(share, 0.0), 1.0), sizes[step])))
+            low, high = wilson_interval(min(max(share, 0.0), 1.0), sizes[step])
+            band.append((step, low, high))
     return band
