@@ -1,6 +1,6 @@
-"""From a checkpoint to a folder that can be given away: weights, tokenizer, model card, licence, provenance.
+"""From a checkpoint to a folder that can be published: weights, tokenizer, model card, licence, provenance.
 
-Works offline and in one process, without Ray and DeepSpeed: on a laptop, long after the cluster is gone.
+It works offline and in one process, without Ray, DeepSpeed or the plug-ins that the run was trained with.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ SETTINGS = (
     "model.dtype",
     "model.context",
 )
-"""What the model card shows of the config; the whole of it is in provenance.json."""
+"""The config keys in the model card; the whole config is in provenance.json."""
 
 
 def export(reference: str, target: Path, step: int | None, output_dir: Path, as_json: bool) -> int:
-    """Write the folder `target`; 0. Raises ConfigError, and then nothing was written, CheckpointError if the
-    checkpoint is damaged.
+    """Write the folder `target` and return 0. Raises InputError if nothing was written, CheckpointError if
+    the checkpoint is damaged.
     """
     run = find_run(output_dir, reference)
     run = leading_stage(run, run.record())
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError("DIR", str(target), "a folder that does not exist, or an empty one")
-    source = _Source(run, configs.load(run.config))
+    source = _Source(run, configs.load_to_read(run.config))
     with _checkpoint(source, step) as checkpoint, _appearing(target) as folder:
         _verify(checkpoint)
         # transformers imports accelerate and DeepSpeed where they are installed, and they log to stdout.
@@ -75,24 +75,26 @@ def export(reference: str, target: Path, step: int | None, output_dir: Path, as_
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The run whose model it is."""
+    """The run that trained the model."""
 
     run: RunDirectory
     config: RunConfig
 
 
 def _write(source: _Source, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Everything that belongs into the folder. Returns what `--json` prints of it."""
+    """Write everything that belongs into the folder. Returns the document of `--json`."""
     from orchestrator.training.learner.adapters import merged_from
     from orchestrator.training.learner.offline import read_weights
-    from orchestrator.training.models.build import build_model
+    from orchestrator.training.models.build import build_model, build_tokenizer
     from orchestrator.training.models.export import write_model
+    from orchestrator.training.prompts.chat_template import stop_tokens
 
     run, config = source.run, source.config
     weights, lora = read_weights(checkpoint), config.learner.lora
     if lora.rank:
         weights = merged_from(build_model(config.model, config.seed), lora, config.seed, weights)
-    parameters = write_model(config.model, config.seed, weights, folder)
+    stops = stop_tokens(build_tokenizer(config.model))
+    parameters = write_model(config.model, config.seed, weights, folder, stops)
     lineage, origin = _lineage(source)
     manifest = _manifest(run)
     facts = CardFacts(
@@ -128,7 +130,7 @@ def _write(source: _Source, checkpoint: Path, folder: Path) -> dict[str, Any]:
 def _provenance(
     source: _Source, checkpoint: Path, manifest: dict[str, Any], facts: CardFacts, folder: Path
 ) -> dict[str, Any]:
-    """What the model was made of, with a digest of each part that has one."""
+    """Everything that the model was made from, with digests."""
     run, origin = source.run, facts.origin
     return {
         "format": FORMAT,
@@ -196,9 +198,9 @@ def _verify(checkpoint: Path) -> None:
 
 @contextlib.contextmanager
 def _appearing(target: Path) -> Generator[Path]:
-    """A folder that takes the place of `target` when the body has ended well, and leaves nothing if not.
+    """A folder that replaces `target` after the body has succeeded, and that is deleted if it fails.
 
-    Raises OrchestratorError if the disk refuses.
+    Raises OrchestratorError if it can't be written.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -215,14 +217,14 @@ def _appearing(target: Path) -> Generator[Path]:
 
 
 def _lineage(source: _Source) -> tuple[list[str], Origin]:
-    """The runs that trained this model, the last one first, and the model that the first one started from."""
+    """The runs that trained this model, last one first, and the model that the first one started from."""
     runs, config = [source.run.run_id], source.config
     while config.model.path is not None:
         parent = RunDirectory(Path(config.model.path).parent)
         if parent.run_id in runs or not parent.state.is_file() or not parent.config.is_file():
             break
         runs.append(parent.run_id)
-        config = configs.load(parent.config)
+        config = configs.load_to_read(parent.config)
     return runs, origin_of(config.model)
 
 
@@ -243,7 +245,7 @@ def _cost(source: _Source) -> str | None:
 
 
 def _manifest(run: RunDirectory) -> dict[str, Any]:
-    """The run's own manifest; empty if it is not there."""
+    """The run's own manifest; empty if it is missing."""
     try:
         return json.loads(run.manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -66,7 +66,12 @@ def _document(config: RunConfig, assumed: Assumed) -> dict[str, Any]:
         "reasons": list(found.reasons),
         "gpus": found.gpus,
         "accelerator": accelerator.name,
-        "parameters": {"total": total.total, "active": active.total, "components": asdict(total)},
+        "parameters": {
+            "total": total.total,
+            "active": active.total,
+            "active_without_embedding": active.without_embedding,
+            "components": asdict(total),
+        },
         "memory_bytes_per_gpu": {
             **asdict(found.memory),
             "total": found.memory.total,
@@ -164,7 +169,8 @@ def _print_plan(name: str, found: Mapping[str, Any]) -> None:
         [
             "parameters",
             f"{found['parameters']['total']:,}",
-            f"{found['parameters']['active']:,} active a token",
+            f"{found['parameters']['active']:,} active a token, "
+            f"{found['parameters']['active_without_embedding']:,} without the embedding",
         ],
         [
             "memory of each",

@@ -141,20 +141,35 @@ def _compose_stages(config: RunConfig) -> None:
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:
-    """`values`, plain data, as a config. Raises ConfigError for the first problem; its message lists all of
-    them.
+    """`values`, plain data, as a config that can be run. Raises ConfigError for the first problem; its
+    message lists all of them.
     """
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise_if_any(from_pydantic(error))
-        raise
+    config = _typed(values)
     raise_if_any(problems(config))
     return config
 
 
 def load(path: Path) -> RunConfig:
-    """The config in a run directory's `config.yaml`. Raises ConfigError if it is not there or not valid."""
+    """The config in a run directory's `config.yaml`. Raises ConfigError if it is missing or can't be run."""
+    return validate(_written(path))
+
+
+def load_to_read(path: Path) -> RunConfig:
+    """The config in a run directory's `config.yaml`, for commands that run nothing: the components that it
+    names need not be installed. Raises ConfigError if it is missing or malformed.
+    """
+    return _typed(_written(path))
+
+
+def _typed(values: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise_if_any(from_pydantic(error))
+        raise
+
+
+def _written(path: Path) -> dict[Any, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -163,7 +178,7 @@ def load(path: Path) -> RunConfig:
         raise ConfigError("config", str(path), "a YAML file", " ".join(str(error).split())) from error
     if not isinstance(values, dict):
         raise ConfigError("config", str(path), "a YAML mapping")
-    return validate(_with_secrets_of_environment(values))
+    return _with_secrets_of_environment(values)
 
 
 def _with_secrets_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:

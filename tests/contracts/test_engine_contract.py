@@ -38,6 +38,7 @@ def hf() -> Case:
     config = ModelConfig(
         name="small",
         family="deepseek_v3_from_scratch",
+        base_model=None,
         path=None,
         package=None,
         architecture={
@@ -77,6 +78,7 @@ def worked_solutions() -> Case:
     config = ModelConfig(
         name="small",
         family="deepseek_v3_from_scratch",
+        base_model=None,
         path=None,
         package=None,
         architecture={},

@@ -69,6 +69,21 @@ def test_a_file_composes_validates_loads_its_data_and_produces_a_plan(
     assert plan["parameters"]["total"] > 0
 
 
+def test_active_parameters_are_shown_with_and_without_the_embedding(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """DeepSeek publishes 2.4 billion for V2-Lite (without) and 37 billion for V3 (with)."""
+    words = ["plan", "grpo", "cluster=gpu", "model=deepseek_v2_lite", "--prompt-tokens", "40"]
+    assert run_command_line([*words, "--json"]) == 0
+    parameters = json.loads(capsys.readouterr().out)["parameters"]
+    assert parameters["active"] == 2_661_150_208
+    assert parameters["active_without_embedding"] == parameters["active"] - 102_400 * 2048
+    assert run_command_line(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{parameters['active']:,} active a token" in shown
+    assert "without the embedding" in shown
+
+
 def test_the_files_are_all_there() -> None:
     groups = {file.parent.as_posix() for file in FILES}
     assert {"task", "model", "cluster", "price_book", "algorithm", "experiment", "reward"} <= groups

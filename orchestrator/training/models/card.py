@@ -1,4 +1,4 @@
-"""The model card of an exported model: README.md as the Hugging Face hub reads it."""
+"""The model card of an exported model: a README.md in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.training.models.origin import Origin
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the card says. `lineage` are the ids of the runs that trained the model, the last one first."""
+    """The contents of the card. `lineage` are the ids of the runs that trained the model, last one first."""
 
     run_id: str
     job: str
@@ -26,19 +26,19 @@ class CardFacts:
     task: str
     data_sha256: Mapping[str, str]
     settings: Mapping[str, Any]
-    """Config keys that decide what was learned, with their values."""
+    """Config keys that influence what was learned, with their values."""
     heldout: tuple[int, float] | None
     """(step, accuracy) of the newest evaluation up to the step."""
     cost: str | None
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text. What is not known is said to be unknown; nothing is made up."""
+    """The text. Unknown facts are called unknown."""
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": _licence_id(facts.origin.licence),
-        **({"base_model": facts.origin.name} if facts.origin.kind != "from scratch" else {}),
+        **({} if facts.origin.hub_id is None else {"base_model": facts.origin.hub_id}),
         "tags": ["reinforcement-learning", facts.job],
     }
     lines = [
@@ -74,8 +74,8 @@ def model_card(facts: CardFacts) -> str:
 
 def _rows(facts: CardFacts) -> list[tuple[str, str]]:
     origin = facts.origin
-    base = "none: random start" if origin.kind == "from scratch" else f"{origin.name} ({origin.where})"
-    scratch = "unspecified: trained from scratch, it is for its makers to say"
+    base = "none: random start" if origin.kind == "from scratch" else _with_source(origin)
+    scratch = "unspecified: the model was trained from scratch, so its makers decide"
     licence = origin.licence or (
         scratch if origin.kind == "from scratch" else "unspecified by the base model"
     )
@@ -96,6 +96,10 @@ def _rows(facts: CardFacts) -> list[tuple[str, str]]:
     ]
 
 
+def _with_source(origin: Origin) -> str:
+    return f"{origin.name} (package {origin.where})" if origin.kind == "package" else origin.name
+
+
 def _licence_id(licence: str | None) -> str:
-    """The hub's identifier for a licence; `other` for one that is not given."""
+    """The hub's identifier of a licence; `other` if there is none."""
     return "other" if licence is None else licence.lower().replace(" ", "-")

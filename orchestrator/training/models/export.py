@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -15,24 +15,33 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.folder import save
 
 
-def write_model(config: ModelConfig, seed: int, tensors: Iterable[tuple[str, Tensor]], folder: Path) -> int:
+def write_model(
+    config: ModelConfig,
+    seed: int,
+    tensors: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    stops: Collection[int] = (),
+) -> int:
     """Write config, generation config, safetensors and tokenizer into `folder`: the model of `config` with
     the weights `tensors`, in the config's dtype. Returns the number of parameters.
 
+    `stops` are the tokens that ended answers in training; `generate` of transformers will stop at them too.
     Raises CheckpointError if the weights are not this model's, ConfigError if the model that the run started
-    from is not there any more (its config and tokenizer are needed).
+    from no longer exists (its config and tokenizer are needed).
     """
     model = build_model(config, seed)
     replace_weights(model, tensors)
+    if len(stops) > 1:
+        model.generation_config.eos_token_id = sorted(stops)
     save(model, build_tokenizer(config), folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def replace_weights(model: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy parameters and persistent buffers in place, by name. A tied weight may come under either name.
+    """Copy parameters and persistent buffers in place, by name. A tied weight may have either name.
 
-    Raises CheckpointError for an unknown name, a wrong shape, or a weight that never came.
+    Raises CheckpointError for an unknown name, a wrong shape, or a missing weight.
     """
     state = model.state_dict()
     loaded: set[int] = set()

@@ -1,16 +1,24 @@
-"""Where a model came from before any run trained it, and under which licence."""
+"""Which published model a run started from, and under which licence."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from orchestrator.training.models.config import ModelConfig
 
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
+PROVENANCE = "provenance.json"
+"""The file of an exported folder that says where its model came from."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +26,51 @@ class Origin:
     """The model that the first run started from."""
 
     name: str
+    """Its id on the Hugging Face hub if known, else the name of its folder or config. Never a path."""
     kind: str
     """`from scratch`, `folder` or `package`."""
     where: str | None
-    """The folder, or `<distribution> <version>`."""
+    """The folder's name, or `<distribution> <version>`."""
     licence: str | None
-    """As its publisher names it; None if nobody said."""
+    """The publisher's identifier; None if there is none."""
     licence_files: tuple[Path, ...]
+
+    @property
+    def hub_id(self) -> str | None:
+        """The name if it is an id of the Hugging Face hub."""
+        return self.name if _HUB_ID.fullmatch(self.name) else None
 
 
 def origin_of(config: ModelConfig) -> Origin:
-    """The origin of a model that no run of ours has trained before. What can't be found out is None."""
+    """The origin of a model that none of our runs has trained before. Unknown facts are None."""
     if config.path is not None:
         folder = Path(config.path)
-        return Origin(config.name, "folder", str(folder), _licence_of_folder(folder), _licence_files(folder))
+        name = config.base_model or _published_name(folder) or folder.resolve().name
+        return Origin(name, "folder", folder.name, _licence_of_folder(folder), _licence_files(folder))
     if config.package is not None:
-        return _package(config.name, config.package.partition(":")[0])
+        return _package(config.base_model or config.name, config.package.partition(":")[0])
     return Origin(config.name, "from scratch", None, None, ())
+
+
+def _published_name(folder: Path) -> str | None:
+    """What the folder says about its model: our own export, the hub's cache, or transformers' config."""
+    exported = _read_json(folder / PROVENANCE).get("origin")
+    if isinstance(exported, dict) and isinstance(exported.get("name"), str):
+        return str(exported["name"])
+    cached = next(filter(None, map(_HUB_CACHE.fullmatch, folder.resolve().parts)), None)
+    if cached is not None:
+        return f"{cached.group(1)}/{cached.group(2)}"
+    name = _read_json(folder / "config.json").get("_name_or_path")
+    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty if the file is missing or not a JSON object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _package(name: str, package: str) -> Origin:

@@ -167,6 +167,25 @@ def test_a_damaged_checkpoint_is_an_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_plug_ins_that_the_run_was_trained_with_are_not_needed(
+    output_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = output_dir / RUN_ID / "config.yaml"
+    written = config.read_text()
+    values = yaml.safe_load(written)
+    values["algorithm"] |= {"loss": "theirs", "advantage": "theirs"}
+    values["reward"]["components"] = {"theirs": 1.0, "their_package:scorer": 1.0}
+    values["rollout"]["engine"] = values["evaluation"]["engine"] = "theirs"
+    values["task"]["solutions"] = "theirs"
+    config.write_text(yaml.safe_dump(values))
+    try:
+        assert export(output_dir, tmp_path / "model") == 0
+    finally:
+        config.write_text(written)
+    assert "| `algorithm.loss` | `theirs` |" in (tmp_path / "model" / "README.md").read_text()
+    assert json.loads(capsys.readouterr().out)["step"] == 4
+
+
 @pytest.mark.slow
 def test_neither_ray_nor_deepspeed_is_needed(output_dir: Path, tmp_path: Path) -> None:
     words = ["models", "export", RUN_ID, str(tmp_path / "model"), "--output-dir", str(output_dir)]

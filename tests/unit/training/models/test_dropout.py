@@ -20,6 +20,7 @@ def test_a_model_with_dropout_is_built_without(tmp_path: Path) -> None:
     config = ModelConfig(
         name="x",
         family="pretrained",
+        base_model=None,
         path=str(write_llama(tmp_path, chat_tokenizer(), attention_dropout=0.5)),
         package=None,
         architecture={},

@@ -32,6 +32,7 @@ def model_of(**architecture: Any) -> PreTrainedModel:
     config = ModelConfig(
         name="latent",
         family="deepseek_v3_from_scratch",
+        base_model=None,
         path=None,
         package=None,
         architecture=SHAPE | architecture,

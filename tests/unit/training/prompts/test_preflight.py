@@ -20,6 +20,7 @@ from tests.fakes.chat_models import CHATML, byte_tokenizer, chat_tokenizer
 MODEL = ModelConfig(
     name="bytes",
     family="pretrained",
+    base_model=None,
     path="/nowhere",
     package=None,
     architecture={},

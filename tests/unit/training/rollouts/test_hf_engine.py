@@ -51,6 +51,7 @@ def deepseek(seed: int = 0) -> PreTrainedModel:
     config = ModelConfig(
         name="small",
         family="deepseek_v3_from_scratch",
+        base_model=None,
         path=None,
         package=None,
         architecture={
@@ -319,6 +320,7 @@ def model_in(folder: Path) -> ModelConfig:
     return ModelConfig(
         name="x",
         family="pretrained",
+        base_model=None,
         path=str(folder),
         package=None,
         architecture={},
