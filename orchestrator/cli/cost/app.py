@@ -23,6 +23,7 @@ from orchestrator.cli.cost.reconcile_ray import reconcile_ray
 from orchestrator.cli.cost.watch import watch
 from orchestrator.cli.cost.wrap import wrap
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def ship(
     if books.as_json:
         print_json({"new_events": new})
     else:
-        typer.echo(f"{new} new events")
+        say(f"{new} new events")
 
 
 @app.command()
@@ -141,7 +142,7 @@ def purpose(
     if books.as_json:
         print_json({"run_id": run_id, "purpose": what})
     else:
-        typer.echo(f"The purpose of {run_id} is now {what}.")
+        say(f"The purpose of {run_id} is now {what}.")
 
 
 @app.command()
@@ -170,7 +171,7 @@ def close(books: Books, month: Annotated[str, typer.Argument(metavar="YYYY-MM")]
     if books.as_json:
         print_json({"month": done.period, "postings": done.postings, "head": done.head})
     else:
-        typer.echo(f"{done.period} is closed: {done.postings} postings, hash {done.head}")
+        say(f"{done.period} is closed: {done.postings} postings, hash {done.head}")
 
 
 @app.command()
@@ -185,7 +186,7 @@ def verify(books: Books) -> None:
     else:
         rows = [(one.period, str(one.postings), one.head[:16]) for one in closes]
         print_table(("month", "postings", "hash"), rows, "No month is closed.")
-        typer.echo(f"The hash chain of {postings} postings is intact.")
+        say(f"The hash chain of {postings} postings is intact.")
 
 
 def print_sheet(sheet: Sheet) -> None:
@@ -195,7 +196,7 @@ def print_sheet(sheet: Sheet) -> None:
     rows = [[_cell(row[place]) for place in shown] for row in (*sheet.rows, sheet.total)]
     print_table(labels, rows[:-1], "", totals=rows[-1:])
     for reason in sheet.notes:
-        typer.echo(f"no price: {reason}", err=True)
+        say(f"no price: {reason}", err=True)
 
 
 def _cell(cell: str | int | Decimal | None) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from orchestrator.cli.cost.options import Books, days, with_books
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 from orchestrator.errors import BudgetStopError, ConfigError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def print_unpriced(found: Iterable[Variance]) -> None:
     """Report usage without a price in the scope of a budget on stderr."""
     for one in found:
         for sku, hours in one.unpriced.items():
-            typer.echo(f"no price: {hours:f} accelerator-hours of {sku} in {one.budget.name}", err=True)
+            say(f"no price: {hours:f} accelerator-hours of {sku} in {one.budget.name}", err=True)
 
 
 @app.command()
@@ -120,12 +121,12 @@ def warn(ledger: Ledger, name: str, webhook: str | None) -> None:
         raise ConfigError("--webhook", webhook, "an http or https URL")
     for share in ledger.budgets.warn_once(name):
         warned = BudgetWarning(ledger.budgets.status(name), share)
-        typer.echo(warned.text, err=True)
+        say(warned.text, err=True)
         if webhook is not None:
             try:
                 post(webhook, warned.to_json())
             except OSError as error:
-                typer.echo(f"cannot reach the webhook: {error}", err=True)
+                say(f"cannot reach the webhook: {error}", err=True)
 
 
 def _decimal(option: str, text: str) -> Decimal:

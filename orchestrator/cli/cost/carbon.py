@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli.cost.options import Books, FirstDay, LastDay, days, dimensions, with_books
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def print_carbon(report: CarbonReport) -> None:
     total = ("total", *[""] * (len(report.by) - 1), *_figures(report.total))
     print_table(columns, rows, "", [total])
     for region, found in report.intensities.items():
-        typer.echo(f"{region or 'grid'}: {found.grams_per_kwh:f} g CO2e/kWh ({found.source})")
+        say(f"{region or 'grid'}: {found.grams_per_kwh:f} g CO2e/kWh ({found.source})")
     model = report.model
     shares = (float(model.work), float(model.idle), float(model.pue))
-    typer.echo("power rating x {:g} working, x {:g} idle, PUE {:g}".format(*shares))
+    say("power rating x {:g} working, x {:g} idle, PUE {:g}".format(*shares))
 
 
 def _figures(row: CarbonRow) -> list[str]:

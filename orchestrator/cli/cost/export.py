@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from orchestrator.cli.cost.options import (
     writing,
 )
 from orchestrator.cli.output import print_json
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError
 
 app = typer.Typer(help="Export the ledger for other tools.", no_args_is_help=True, rich_markup_mode=None)
@@ -58,7 +60,8 @@ def export_focus(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             focus.write_csv(rows, Path(folder) / "focus.csv")
-            typer.echo((Path(folder) / "focus.csv").read_text(encoding="utf-8"), nl=False)
+            # Data, not text for a terminal: a pipe must get the same bytes as --out.
+            sys.stdout.write((Path(folder) / "focus.csv").read_text(encoding="utf-8"))
         return
     with writing("--out", out):
         (focus.write_csv if out.suffix == ".csv" else focus.write_parquet)(rows, out)
@@ -66,4 +69,4 @@ def export_focus(
     if books.as_json:
         print_json({"version": focus.VERSION, "file": str(out), "rows": len(rows), "billed_cost": str(total)})
     else:
-        typer.echo(f"{out}: {len(rows)} rows, {total} in total")
+        say(f"{out}: {len(rows)} rows, {total} in total")

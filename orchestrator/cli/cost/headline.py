@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.cli.cost.options import Books, Places, with_books
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 
 if TYPE_CHECKING:
     from orchestrator.ledger.headline import Headline
@@ -90,11 +91,11 @@ def print_headline(account: Headline, origins: dict[str, str]) -> None:
     for line in account.lines:
         if line.state != RECORDED:
             name = line.stage or line.purpose or "the bill"
-            typer.echo(f"{name}: {line.state.replace('_', ' ')}: {line.reason}")
+            say(f"{name}: {line.state.replace('_', ' ')}: {line.reason}")
     for run, origin in origins.items():
-        typer.echo(f"{run} started from {origin}")
+        say(f"{run} started from {origin}")
     for reason in account.unpriced:
-        typer.echo(f"no price: {reason}", err=True)
+        say(f"no price: {reason}", err=True)
 
 
 def _number(value: Decimal | None) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from orchestrator.cli.cost.options import Books, with_books
 from orchestrator.cli.output import print_json
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -163,9 +164,9 @@ def _take(books: Books, lines: Lines, undated_ns: int) -> int:
         counts = {"new": done.new, "known": done.known, "refused": rows}
         print_json({**counts, "waiting": done.waiting, "passed_over": done.passed_over, **(error or {})})
     else:
-        typer.echo(f"{done.new} new, {done.known} known, {len(done.refused)} refused")
+        say(f"{done.new} new, {done.known} known, {len(done.refused)} refused")
         for text in (*done.waiting, *done.passed_over):
-            typer.echo(f"not counted: {text}", err=True)
+            say(f"not counted: {text}", err=True)
         for error in done.refused:
-            typer.echo(f"refused: {error}", err=True)
+            say(f"refused: {error}", err=True)
     return 0 if first is None else 2

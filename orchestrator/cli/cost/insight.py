@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli.cost.budget import print_unpriced
 from orchestrator.cli.cost.options import Books, FirstDay, LastDay, RunName, days, dimensions, with_books
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError, RunNotFoundError
 from orchestrator.percent import percent
 
@@ -89,7 +90,7 @@ def forecast(
             print_json(found.to_dict())
             return
         amount, left = found.amount, found.seconds
-        typer.echo(
+        say(
             f"{name}: step {found.done} of {found.steps}; {amount.expected} {found.currency} at the end "
             f"({amount.low} to {amount.high}), {left.expected} s from now ({left.low} to {left.high})"
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVa
 
 import typer
 
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError, RunNotFoundError
 from orchestrator.masking import mask
 
@@ -198,7 +199,7 @@ def open_ledger(
         for spool in sorted(output_dir.glob("*/ledger")):
             ledger.ship(spool)
     except LedgerUnavailableError as error:
-        typer.echo(f"warning: reports lack the usage that is only in spool files: {error}", err=True)
+        say(f"warning: reports lack the usage that is only in spool files: {error}", err=True)
     return ledger
 
 

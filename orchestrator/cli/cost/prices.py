@@ -17,6 +17,7 @@ from orchestrator.cli.cost.options import (
     writing,
 )
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 
 app = typer.Typer(help="Prices of accelerator-hours.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -31,7 +32,7 @@ def list_prices(books: Books) -> None:
         return
     columns = ("book", "sku", "region", "commitment", "per_hour", "currency", "from", "to")
     print_table(columns, [[str(row[name] or "") for name in columns] for row in rows], "There are no prices.")
-    typer.echo("The source of each price is in --json.")
+    say("The source of each price is in --json.")
 
 
 @app.command("adopt")
@@ -48,7 +49,7 @@ def adopt_prices(
     if books.as_json:
         print_json({"name": read.name, "adopted": adopted})
     else:
-        typer.echo(f"{read.name}: {'adopted' if adopted else 'already the newest of its name'}")
+        say(f"{read.name}: {'adopted' if adopted else 'already the newest of its name'}")
 
 
 @app.command("import-aws")
@@ -82,4 +83,4 @@ def import_aws_prices(
     if as_json:
         print_json(rows)
     else:
-        typer.echo(f"{out}: {len(rows)} prices")
+        say(f"{out}: {len(rows)} prices")

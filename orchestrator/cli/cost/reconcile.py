@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.cli.cost.options import Books, require_writable, with_books, writing
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,18 +108,16 @@ def print_reconciliation(result: Reconciliation) -> None:
     columns = ("day", "resource", "finding", result.currency, "detail")
     print_table(columns, rows, "The bill and the ledger agree.")
     matched = result.matched
-    typer.echo(f"{result.bill_kind}, {result.bill_rows} rows, {result.first_day} to {result.last_day}")
-    typer.echo(
-        f"matched: {matched.resource_days} resource-days, {matched.accelerator_hours:,f} accelerator-hours"
-    )
-    typer.echo(f"billed for instances: {result.billed_amount:,f} {result.currency}")
-    typer.echo(f"leased:               {result.leased_amount:,f} {result.currency}")
-    typer.echo(f"billed, unexplained:  {result.unexplained:,f} {result.currency}")
+    say(f"{result.bill_kind}, {result.bill_rows} rows, {result.first_day} to {result.last_day}")
+    say(f"matched: {matched.resource_days} resource-days, {matched.accelerator_hours:,f} accelerator-hours")
+    say(f"billed for instances: {result.billed_amount:,f} {result.currency}")
+    say(f"leased:               {result.leased_amount:,f} {result.currency}")
+    say(f"billed, unexplained:  {result.unexplained:,f} {result.currency}")
     for currency, amount in result.other.items():
-        typer.echo(f"other charges:        {amount:,f} {currency}")
+        say(f"other charges:        {amount:,f} {currency}")
     if result.without_node_hours:
         hours, amount = result.without_node_hours, result.without_node_amount
-        typer.echo(f"leased without a node: {hours:,f} accelerator-hours, {amount:,f} {result.currency}")
+        say(f"leased without a node: {hours:,f} accelerator-hours, {amount:,f} {result.currency}")
 
 
 def _share(option: str, text: str) -> Fraction:

@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli.cost.options import Books, parse_time, with_books
 from orchestrator.cli.cost.reconcile import Note, Out, SignOff, accepted, require_file
 from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.terminal import say
 
 if TYPE_CHECKING:
     from orchestrator.ledger.ray_findings import RayReconciliation
@@ -68,12 +69,12 @@ def print_ray_reconciliation(result: RayReconciliation) -> None:
     ]
     columns = ("actor, life", "node", "finding", "seconds", "detail")
     print_table(columns, rows, "Ray and the ledger agree.")
-    typer.echo(
+    say(
         f"{result.lives} lives of actors with resources, {result.leases} leases,"
         f" {result.spans} pieces of work"
     )
     precision = "nanosecond" if result.precision_ns == 1 else "second"
-    typer.echo(
+    say(
         f"Ray's events, to the {precision}: {_time(result.first_ns)} to {_time(result.until_ns)};"
         f" tolerance {result.tolerance_ns / SECOND_NS:g} s"
     )

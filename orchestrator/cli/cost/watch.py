@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli.cost.options import Books, with_books
 from orchestrator.cli.output import print_json
+from orchestrator.cli.terminal import say
 
 if TYPE_CHECKING:
     from orchestrator.ledger.events import Event
@@ -60,7 +61,7 @@ def watch(
             try:
                 snapshot = look(url)
             except LedgerUnavailableError as error:
-                typer.echo(f"{error}; retrying in {every:g} s", err=True)
+                say(f"{error}; retrying in {every:g} s", err=True)
 
 
 def _earlier(spool_file: Path) -> list[Event]:
@@ -80,8 +81,8 @@ def _ship(books: Books, spooled: int, watching: Watch) -> None:
     try:
         books.open()
     except LedgerError as error:
-        typer.echo(f"spooled, not shipped: {error}", err=True)
+        say(f"spooled, not shipped: {error}", err=True)
     if books.as_json:
         print_json({"events": spooled, "held": watching.held})
     else:
-        typer.echo(f"{time.strftime('%H:%M:%S')} {watching.held} leases open, {spooled} events")
+        say(f"{time.strftime('%H:%M:%S')} {watching.held} leases open, {spooled} events")

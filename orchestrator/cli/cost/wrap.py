@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.cost.options import Books, with_books
+from orchestrator.cli.terminal import say
 from orchestrator.errors import ConfigError
 
 
@@ -74,8 +75,8 @@ def _print_cost(books: Books, name: str) -> None:
     try:
         report = books.ledger.report(name)
     except LedgerError as error:
-        typer.echo(f"{name}: spooled, not shipped: {error}", err=True)
+        say(f"{name}: spooled, not shipped: {error}", err=True)
         return
     unpriced = f" (no price: {report.unpriced[0]})" if report.unpriced else ""
     hours = f"{report.accelerator_hours:f} accelerator-hours"
-    typer.echo(f"{name}: {hours}, {report.amount:f} {report.currency}{unpriced}", err=True)
+    say(f"{name}: {hours}, {report.amount:f} {report.currency}{unpriced}", err=True)
