@@ -208,10 +208,20 @@ def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunCon
             if not isinstance(part, dict):
                 raise ConfigError("override", override.input_line or "", "a key of config.yaml")
         part[last] = override.value()
+    _keep_schedule(config, values)
     resumed = _with_stage_overrides(validate(values), own, for_stages)
     _refuse_if_smaller(config, resumed)
     _compose_stages(resumed)
     return resumed
+
+
+def _keep_schedule(before: RunConfig, values: dict[str, Any]) -> None:
+    """Let the learning rate follow the schedule that the run began with, whatever its new length: stretching
+    the schedule would make the rate jump.
+    """
+    learner = values["learner"]
+    if values["steps"] != before.steps and learner["schedule_steps"] is None:
+        learner["schedule_steps"] = None if learner["schedule"] == "constant" else before.steps
 
 
 def _refuse_if_smaller(before: RunConfig, resumed: RunConfig) -> None:

@@ -73,6 +73,7 @@ FIXED = {
     "learner.learning_rate": _UPDATES,
     "learner.warmup_steps": _UPDATES,
     "learner.schedule": _UPDATES,
+    "learner.schedule_steps": _UPDATES,
     "learner.final_learning_rate": _UPDATES,
     "learner.adam_betas": _UPDATES,
     "learner.adam_epsilon": _UPDATES,

@@ -178,6 +178,25 @@ def _experts(model: ModelConfig) -> tuple[str | None, int | None]:
     return kind, next((values[name] for name in names if isinstance(values.get(name), int)), None)
 
 
+def _every_step_learns(config: RunConfig) -> Iterator[ConfigError]:
+    """After the end of its schedule the learning rate stays at the final one, which must not be zero."""
+    learner, end = config.learner, config.learner.schedule_steps
+    if (
+        learner.schedule == "constant"
+        or end is None
+        or config.steps <= end
+        or learner.final_learning_rate > 0
+    ):
+        return
+    yield ConfigError(
+        "steps",
+        str(config.steps),
+        f"{end} or fewer",
+        f"learner.schedule {learner.schedule} ends after {end} steps with learning rate 0: further steps "
+        "would train nothing; start a new run from this run's exported model",
+    )
+
+
 def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
     if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
         hint = "cluster.resource cpu: the slots have no GPU"
@@ -217,6 +236,7 @@ RULES: tuple[Rule, ...] = (
     _batch_is_divisible,
     _experts_are_divisible,
     component_rules.staleness_is_corrected,
+    _every_step_learns,
     _slots_hold_the_roles,
     _stage_names_differ,
 )

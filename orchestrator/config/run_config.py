@@ -48,8 +48,8 @@ class CheckpointConfig(Settings):
     the rank's share of the float32 weights and the optimizer's state.
     """
     store: str | None
-    """Where checkpoints are copied to, so that another machine can go on: a directory or `s3://bucket/prefix`;
-    null: they stay in the run directory.
+    """Where checkpoints are copied to, so that another machine can go on: a directory or
+    `s3://bucket/prefix`; null: they stay in the run directory.
     """
     store_failures: int = Field(ge=0)
     """How many copies in a row may fail before the run does."""

@@ -56,6 +56,11 @@ def steps_of(case: Case) -> int:
     return STEPS if case.objective == "token" else STEPS // 2
 
 
+def single_rank() -> DistributedInit:
+    """The only rank, in this process, on the CPU."""
+    return DistributedInit(0, 1, "127.0.0.1", 0, "auto", "cpu")
+
+
 def build_rank(
     case: Case, rank: int, port: int, optimizer_name: OptimizerName = "adamw", device: str = "cpu"
 ) -> DeepSpeedLearner:

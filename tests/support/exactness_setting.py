@@ -146,6 +146,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "learning_rate": LEARNING_RATES[optimizer_name],
         "warmup_steps": WARMUP_STEPS,
         "schedule": "constant",
+        "schedule_steps": None,
         "final_learning_rate": 0.0,
         "adam_betas": (0.9, 0.99),
         "adam_epsilon": 1e-6,

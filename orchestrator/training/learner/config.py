@@ -48,9 +48,13 @@ class LearnerConfig(Settings):
     warmup_steps: int = Field(ge=0)
     """Steps in which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "linear", "cosine"]
-    """What follows the warm-up, down to `final_learning_rate` at the last step."""
+    """What follows the warm-up, down to `final_learning_rate` at the last step of the schedule."""
+    schedule_steps: int | None = Field(ge=1)
+    """Length of the schedule in steps, warm-up included; afterwards the rate stays at `final_learning_rate`.
+    null: the run's `steps`. A run that is resumed with other `steps` keeps the length that it began with.
+    """
     final_learning_rate: float = Field(ge=0)
-    """Where `schedule` ends; not used if it is constant."""
+    """Where `schedule` ends; has no effect if it is constant."""
     adam_betas: tuple[Decay, Decay]
     """Decay of AdamW's averages of the gradient and of its square."""
     adam_epsilon: float = Field(gt=0)

@@ -93,7 +93,8 @@ class DeepSpeedLearner:
         """`steps` is the length of the run, for the learning-rate schedule. `build_optimizer` replaces the
         config's AdamW.
         """
-        self._config, self._rule, self._steps = config, rule, steps
+        self._config, self._rule = config, rule
+        self._schedule_steps = config.schedule_steps or steps
         self._device = distributed.join(init, config.threads)
         self._tokenizer = trainee.tokenizer
         for model in (trainee.model, trainee.reference):
@@ -120,7 +121,7 @@ class DeepSpeedLearner:
         """See `Learner.update`."""
         rate = learning_rate(
             step,
-            steps=self._steps,
+            steps=self._schedule_steps,
             peak=self._config.learning_rate,
             final=self._config.final_learning_rate,
             warmup_steps=self._config.warmup_steps,
