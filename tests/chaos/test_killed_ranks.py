@@ -14,6 +14,7 @@ import ray
 from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.calls import all_ranks, answer
 from orchestrator.training.learner.sharding.distributed import DistributedInit, join
+from tests.support.lanes import also_long
 from tests.support.ports import quiet_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -47,7 +48,7 @@ class Rank:
             dist.all_reduce(torch.ones(1000))
 
 
-@pytest.mark.parametrize("_", range(ROUNDS))
+@pytest.mark.parametrize("_", also_long([0], range(1, ROUNDS)))
 def test_the_death_is_told_and_not_what_it_did_to_the_other_rank(_: int) -> None:
     """gloo's error on the other rank and Ray's notice come in any order."""
     ranks: list[Any] = [ray.remote(Rank).remote() for _ in range(2)]

@@ -22,6 +22,7 @@ from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import BatchPart
 from tests.contracts.learner_contract import LearnerContract, published, same_weights, spoilt
 from tests.support.exactness_setting import Case, batch, learner_config, update_rule
+from tests.support.lanes import also_long
 from tests.support.moe_families import build
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def _build(
 
 
 class TestDeepSpeedLearner(LearnerContract):
-    @pytest.fixture(params=[0, 1, 2, 3], ids="zero{}".format)
+    @pytest.fixture(params=also_long([1, 3], [0, 2]), ids="zero{}".format)
     def learner(self, request: pytest.FixtureRequest) -> Iterator[Learner]:
         learner = _build(zero_stage=request.param)
         yield learner
@@ -170,7 +171,7 @@ def test_parameters_keep_their_names_in_a_shard(tmp_path: Path) -> None:
     learner.close()
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("zero_stage", also_long([1, 3], [2]))
 def test_a_bfloat16_model_has_float32_masters_and_resumes_bit_for_bit(
     zero_stage: int, tmp_path: Path
 ) -> None:
