@@ -1,18 +1,18 @@
-"""Keeps a run within its budgets: its own (`budget.limit`), and those of the ledger that others share.
+"""Keeps a run within its budgets: its own (`budget.limit`), and shared ones of the ledger.
 
-A run always holds a reservation that covers an orderly stop: what is in flight, a checkpoint, giving back the
-slots. Once the reservation is used up so far that it would no longer cover one, a new one is asked for; when
-that is refused, the run stops within the old one.
+A run always holds a reservation that covers an orderly shutdown: the work in flight, a checkpoint, releasing
+the slots. When too little of the reservation remains for that, a new one is requested; if it is refused, the
+run stops within the old one.
 
     need       = rate x (a round + twice the longest step + `budget.stop_seconds`)
-    reserve    = need + rate x `budget.reserve_seconds`, or where that is too much, need alone
+    reserve    = need + rate x `budget.reserve_seconds`, or need alone if that is too much
     rate       = price of an accelerator-hour x accelerators held
 
-The step that is under way counts as a step of its length so far, so that a first step of unknown length is
-covered too, as long as it is no more than twice as long as what was seen of it. A step that goes on for
-longer uses up what was set aside for the stop. When that is just enough to break the run off, that is done:
+The current step counts with its length so far, so a first step of unknown length is covered too, unless it
+takes more than twice as long as was observed. A longer step uses up what was reserved for the shutdown. When
+the rest is only enough to cancel the run, it is cancelled:
 
-    last       = rate x (a round + `budget.break_off_seconds`, or `budget.stop_seconds` where that is less)
+    last       = rate x (a round + `budget.break_off_seconds`, or `budget.stop_seconds` if that is less)
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from orchestrator.percent import percent
 logger = logging.getLogger(__name__)
 
 OWN = "budget.limit"
-"""What the run's own budget is called in its messages."""
+"""The name of the run's own budget in messages."""
 
 SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetSubject:
-    """Who spends, and what it holds: `accelerators` of kind `sku`. `labels` are those of a budget's scope."""
+    """Who spends and what it holds: `accelerators` of kind `sku`. `labels` are matched with budget scopes."""
 
     run_id: str
     attempt: int
@@ -67,7 +67,6 @@ class BudgetWarning:
 
     @property
     def text(self) -> str:
-        """A sentence for a person."""
         budget, used = self.status.budget, percent(self.status.used)
         return (
             f"budget {budget.name}: {used} of {budget.limit.normalize():f} {budget.currency}"
@@ -75,12 +74,12 @@ class BudgetWarning:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What a webhook is told: the sentence, the threshold, and how the budget stands."""
+        """The message for a webhook: the text, the threshold, and the status of the budget."""
         return {"text": self.text, "threshold": str(self.threshold), **self.status.to_dict()}
 
 
 class StepTimer:
-    """How long the run's steps take. Told by the run's thread, read by the bookkeeper's."""
+    """Measures the run's steps. Written by the run's thread, read by that of the usage shipper."""
 
     def __init__(self, seconds: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -88,7 +87,7 @@ class StepTimer:
         self._began: float | None = None
 
     def step_began(self) -> None:
-        """Steps are made from now on: what came before, the start of the actors, can be broken off."""
+        """Steps begin now. The time before, in which actors start, can be cancelled."""
         self._began = self._seconds()
 
     def step_ended(self) -> None:
@@ -96,13 +95,13 @@ class StepTimer:
         self._longest, self._began = self.longest(), self._seconds()
 
     def longest(self) -> float:
-        """Seconds of the longest step so far, the one under way included; 0 before the first."""
+        """Seconds of the longest step so far, including the current one; 0 before the first."""
         began = self._began
         return self._longest if began is None else max(self._longest, self._seconds() - began)
 
 
 class RunBudgets:
-    """The budgets of one attempt. Belongs to one thread, and is asked by it every `round_seconds`."""
+    """The budgets of one attempt. Used by one thread, every `round_seconds`."""
 
     def __init__(
         self,
@@ -122,20 +121,21 @@ class RunBudgets:
         self._stop_is_covered: set[BudgetGuard] = set()
         self._compared = False
         self.spent = Decimal(0)
-        """What the run had cost at the last round."""
+        """The cost of the run at the last round."""
         self.refusal = ""
-        """Why the run must stop; empty: it may go on."""
+        """Why the run must stop; empty if it may continue."""
         self.exhausted = ""
-        """Why it must not even end its step: what was set aside for the stop is used up; empty: it may."""
+        """Why it must not even finish its step: what was reserved for the shutdown is used up; else empty."""
 
     def round(self, ledger: Ledger | None, cost: Decimal | None) -> list[BudgetWarning]:
-        """The run has cost `cost` in all, over its attempts (None: the ledger is away, and it is estimated).
+        """Reserve and settle for a run that has cost `cost` in total over its attempts. None means that the
+        ledger is unavailable, and the cost is estimated.
 
-        Reserves and settles; sets `refusal`; gives the thresholds that were crossed now. Raises LedgerError
-        if the ledger can't be asked; then the run's own budget was looked at all the same.
+        Sets `refusal`, and returns the thresholds that were crossed now. Raises LedgerError if the ledger is
+        unavailable; the run's own budget has been checked nevertheless.
         """
         if ledger is not None and (counted := ledger.pricer().table.currency) != self._config.currency:
-            # Its figures are no measure for this run's budgets, and this run's cost none for its own.
+            # The costs of this run and the budgets of the ledger cannot be compared.
             how = f"choose a price_book in {counted} and budget.currency={counted}"
             self.refusal = f"the ledger counts in {counted}, the run in {self._config.currency}: {how}"
             return []
@@ -152,25 +152,24 @@ class RunBudgets:
         return warned
 
     def close(self, ledger: Ledger, cost: Decimal) -> None:
-        """The attempt has ended and the run cost `cost` in all: settle it. Raises LedgerError if the ledger
-        can't be asked: then the last reservation is left behind, for the next attempt to settle, or to
-        expire.
+        """Settle at the end of the attempt; the run has cost `cost` in total. Raises LedgerError if the
+        ledger is unavailable. The last reservation then stays, for the next attempt to settle, or to expire.
         """
         if self._shared is not None:
             self._shared.close(cost)
             if self._shared.uncovered:
-                logger.warning("%s spent beyond what any budget covers", self._shared.uncovered)
+                logger.warning("The run spent %s more than its budgets cover.", self._shared.uncovered)
 
     def _say_what_counts(self, ledger: Ledger) -> None:
-        """Once: the ledger keeps its prices, whatever price book the run has brought along."""
+        """Warn once if the ledger's price differs from that of the run's own price book."""
         if self._compared:
             return
         self._compared = True
-        with contextlib.suppress(UnknownPriceError):  # the run's own book may have ended since it began
+        with contextlib.suppress(UnknownPriceError):  # the run's own price book may have expired
             if self._rate(ledger) != self._rate(None):
-                adopt = "orchestrator cost prices adopt FILE makes a price book count"
+                adopt = "to change it, adopt a price book: orchestrator cost prices adopt FILE"
                 logger.warning(
-                    "the ledger has another price for %s, and that counts: %s", self._spender.sku, adopt
+                    "the ledger has a different price for %s, which is used (%s)", self._spender.sku, adopt
                 )
 
     def _look_at(
@@ -189,16 +188,16 @@ class RunBudgets:
         if refusal is not None:
             self.refusal = refusal.reason
         elif guard.uncovered:
-            self.refusal = f"budget {', '.join(guard.names)}: {guard.uncovered} was spent beyond it"
+            self.refusal = f"budget {', '.join(guard.names)} was exceeded by {guard.uncovered}"
         if self.refusal:
             self._check_hard_limit(guard, spent, rate)
         fresh = [(name, share) for name in guard.names for share in budgets.warn_once(name)]
         return [BudgetWarning(budgets.status(name), share) for name, share in fresh]
 
     def _check_hard_limit(self, guard: BudgetGuard, spent: Decimal, rate: Fraction) -> None:
-        """A run that was refused ends its step within its last reservation, or is broken off within it. One
-        whose reservation did not even cover that any more when it was refused (the ledger was away) still
-        makes its checkpoint: what it is over can't be helped.
+        """A run whose reservation was refused finishes its step within the last one, or is cancelled within
+        it. If that reservation did not even cover this any more when the next one was refused (the ledger
+        was unavailable), the run still writes its checkpoint.
         """
         config = self._config
         seconds = self._round_seconds + min(config.break_off_seconds, config.stop_seconds)
@@ -206,10 +205,10 @@ class RunBudgets:
         if left >= rate * Fraction(seconds):
             self._stop_is_covered.add(guard)
         elif guard in self._stop_is_covered:
-            self.exhausted = f"{left} is left of what was reserved of budget {', '.join(guard.names)}"
+            self.exhausted = f"only {left} remains of the reservation in budget {', '.join(guard.names)}"
 
     def _open_own(self, limit: Decimal) -> tuple[Budgets, BudgetGuard]:
-        """The run's own budget: for all days, and kept in memory, for nobody shares it."""
+        """The run's own budget: for all days, and in memory because it is not shared."""
         budgets, warn_at = Budgets(MemoryBudgets(), self._now_ns), self._config.warn_at
         shares = tuple(sorted({Decimal(str(share)) for share in warn_at}))
         days = (day_number(date.min), day_number(date.max))
@@ -217,8 +216,8 @@ class RunBudgets:
         return budgets, self._guard(budgets, lambda: [OWN], Decimal(0))
 
     def _join(self, ledger: Ledger, spent: Decimal) -> BudgetGuard:
-        """A guard for the ledger's budgets; what an attempt that was killed spent under its last reservation
-        is settled first.
+        """A guard for the shared budgets. What a killed attempt spent under its last reservation is settled
+        first.
         """
         guard = self._guard(ledger.budgets, lambda: self._covering(ledger), spent)
         behind = ledger.budgets.left_behind(self._spender.run_id)
@@ -232,7 +231,9 @@ class RunBudgets:
         return BudgetGuard(budgets, covering, self._spender.run_id, self._spender.attempt, lifetime_ns, spent)
 
     def _covering(self, ledger: Ledger) -> list[str]:
-        """The ledger's budgets for this run today. One in another currency can't be kept: a refusal."""
+        """The shared budgets of this run today. A budget in another currency cannot be enforced and stops the
+        run.
+        """
         names = ledger.budgets.covering(self._spender.labels)
         for name in names:
             currency = ledger.budgets.status(name).budget.currency
@@ -241,13 +242,13 @@ class RunBudgets:
         return names
 
     def _rate(self, ledger: Ledger | None) -> Fraction:
-        """Money a second while all slots are held."""
+        """Cost per second while all slots are held."""
         pricer = self._own_prices if ledger is None else ledger.pricer()
         per_hour = pricer.per_hour(self._spender.sku, "", "", day_of(self._now_ns()))
         return per_hour * self._spender.accelerators / 3600
 
     def _estimate(self) -> Decimal:
-        """What the run will have cost by now, had it held all its slots since the ledger was last heard."""
+        """The cost of the run now, if it has held all slots since the ledger last answered."""
         cost, at_ns = self._last or (Decimal(0), self._began_ns)
         return cost + _money(self._rate(None) * Fraction(self._now_ns() - at_ns, SECOND_NS))
 

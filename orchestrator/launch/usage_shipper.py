@@ -1,5 +1,5 @@
-"""Ships a run's usage events to the ledger while the run goes on, and keeps the run within its budgets, on a
-thread of its own.
+"""Ships the usage events of a run to the ledger while it runs, and keeps the run within its budgets, in a
+separate thread.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Who is told, on the bookkeeper's thread."""
+    """Receives budget events, in the shipper's thread."""
 
     def on_warning(self, warned: BudgetWarning) -> None:
         """A budget has crossed a threshold."""
         ...
 
     def on_refusal(self, reason: BudgetStopError) -> None:
-        """A budget does not cover what comes next: the run must stop."""
+        """A budget does not cover the next stretch of work: the run must stop."""
         ...
 
     def on_exhausted(self, reason: BudgetStopError) -> None:
-        """The run was told to stop and still goes on at the end of its reservation: break it off."""
+        """The run was asked to stop, and still runs at the end of its reservation: cancel it."""
         ...
 
 
 class UsageShipper:
-    """At once, and every `every_seconds`, takes what is new in the spool, asks what the run cost so far, and
-    reserves what it will cost next.
+    """Immediately, and then every `every_seconds`: ships new spool lines, computes what the run has cost so
+    far, and reserves what it will cost next.
 
-    A ledger that can't be reached does not stop the run: the events stay in the spool, the cost stays what it
-    was, the next round tries again, and the shared budgets are asked then. The run's own budget holds
-    meanwhile, on an estimate. `close` ships and settles the rest.
+    An unavailable ledger does not stop the run. The events stay in the spool, the cost stays as it was, and
+    the next round tries again, including the shared budgets. Meanwhile the run's own budget is enforced on
+    an estimate. `close` ships and settles the rest.
     """
 
     def __init__(
@@ -69,20 +69,22 @@ class UsageShipper:
 
     @property
     def spent(self) -> Spent | None:
-        """What the run had cost at the last round, in the price book's currency; None before the first."""
+        """The cost of the run at the last round, in the price book's currency; None before the first."""
         return self._spent
 
     def start(self, listener: Listener) -> None:
-        """Begin. Once, before `close`."""
-        self._thread = threading.Thread(target=self._work, args=(listener,), name="bookkeeper", daemon=True)
+        """Start the thread. Call it once, before `close`."""
+        self._thread = threading.Thread(
+            target=self._work, args=(listener,), name="usage-shipper", daemon=True
+        )
         self._thread.start()
 
     def wait_for_first_round(self, seconds: float) -> None:
-        """Until the budgets were asked for the first time, or `seconds` went by without an answer."""
+        """Wait until the budgets were checked for the first time, for at most `seconds`."""
         self._first_round.wait(seconds)
 
     def close(self) -> bool:
-        """Ship the rest and stop; whether everything is in the ledger."""
+        """Ship the rest and stop. Returns whether everything is in the ledger."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -99,7 +101,7 @@ class UsageShipper:
             ending = self._ended.wait(self._every_seconds)
 
     def _ship(self) -> Decimal | None:
-        """What the run cost until now; None if the ledger can't be asked."""
+        """The cost of the run until now; None if the ledger is unavailable or cannot price the run."""
         try:
             self._ledger = self._ledger or self._open_ledger()
             self._ledger.ship(self._spool)
@@ -109,7 +111,7 @@ class UsageShipper:
             adopt = "orchestrator cost prices adopt FILE"
             self._say_once(
                 "prices",
-                f"the ledger can't price this run ({adopt}), its limit holds on an estimate: {error}",
+                f"the ledger can't price this run ({adopt}); its limit is enforced on an estimate: {error}",
             )
             return None
         except Exception as error:  # noqa: BLE001 - no error of a database may end the run or this thread
@@ -128,7 +130,7 @@ class UsageShipper:
             elif ledger is not None and cost is not None:
                 self._budgets.close(ledger, cost)
         except Exception as error:  # noqa: BLE001 - as above
-            self._say_once("budgets", f"the budgets can't be asked: {error}")
+            self._say_once("budgets", f"the budgets can't be checked: {error}")
         else:
             self._troubled.discard("budgets")
         if self._budgets.refusal and not self._told:
@@ -137,11 +139,11 @@ class UsageShipper:
             listener.on_refusal(BudgetStopError(reason))
         if self._budgets.exhausted and not ending and not self._told_twice:
             self._told_twice = True
-            reason = f"the run cost {self._budgets.spent} so far; {self._budgets.exhausted}: broken off"
+            reason = f"the run cost {self._budgets.spent} so far; {self._budgets.exhausted}: cancelled"
             listener.on_exhausted(BudgetStopError(f"{reason} in the middle of a step"))
 
     def _say_once(self, about: str, text: str) -> None:
-        """Once for each spell of trouble: rounds come every few seconds."""
+        """Warn once per outage, since rounds come every few seconds."""
         if about not in self._troubled:
             logger.warning(text)
         self._troubled.add(about)

@@ -311,7 +311,7 @@ def test_a_price_that_is_not_the_ledgers_is_said_once(clock: FakeClock, caplog: 
     run.hold()
     for _ in range(2):
         run.look()
-    assert caplog.text.count("the ledger has another price for s") == 1
+    assert caplog.text.count("the ledger has a different price for s") == 1
 
 
 def test_each_reservation_ends_once(ledger: Ledger, clock: FakeClock):
@@ -345,7 +345,7 @@ def test_a_step_that_goes_on_for_ever_is_broken_off_before_the_limit_is_passed(
         refused_at = refused_at or (run.cost() if run.budgets.refusal else None)
         assert run.cost() <= limit
     assert refused_at is not None and run.cost() - refused_at >= 5, "broken off as late as can be"
-    assert "is left of what was reserved of budget" in run.budgets.exhausted
+    assert "remains of the reservation in budget" in run.budgets.exhausted
     run.stop(seconds=3)
     assert limit / 2 <= run.cost() <= limit
     if own is None:
