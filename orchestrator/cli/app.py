@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from orchestrator.cli.models import app as models_app
 from orchestrator.cli.output import print_error
+from orchestrator.cli.reward import app as reward_app
 from orchestrator.errors import ConfigError, OrchestratorError
 
 app = typer.Typer(
@@ -193,6 +194,7 @@ def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
 
 
 app.add_typer(models_app, name="models")
+app.add_typer(reward_app, name="reward")
 
 
 class _OwnParser(TyperCommand):

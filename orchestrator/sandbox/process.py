@@ -17,6 +17,7 @@ from orchestrator.sandbox import guard
 from orchestrator.sandbox.channel import Channel
 
 START_SECONDS = 60.0
+STDERR = 2
 STOP_SECONDS = guard.KILL_SECONDS + 5.0
 
 
@@ -45,7 +46,7 @@ class GuardedProcess:
             "limits": dict(limits),
             "command": [*command, str(far_channel.fileno())],
         }
-        target = sys.stderr.fileno() if output is None else os.open(output, _APPEND, 0o644)
+        target = STDERR if output is None else os.open(output, _APPEND, 0o644)
         try:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(guard.__file__)), json.dumps(orders)],

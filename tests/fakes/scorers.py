@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -269,3 +269,15 @@ slow_to_load = _SlowToLoad()
 not_a_function = 3
 
 Function = Callable[[Completion], float]
+
+
+def needs_tests(completion: Completion) -> float:
+    return float(len(completion.prompt.columns["tests"]))
+
+
+def two_arguments(completion: Completion, reference: str) -> float:
+    return 1.0
+
+
+def yields(completion: Completion) -> Iterator[float]:
+    yield 1.0

@@ -10,6 +10,7 @@ A third party registers one under the entry point group `orchestrator.scorer`, o
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import traceback
 from typing import cast
@@ -49,6 +50,11 @@ def load_scorer(key: str) -> AnyScorer:
     except ValueError:
         pass  # a function in C has no signature to look at
     return cast("AnyScorer", scorer)
+
+
+def is_own(key: str) -> bool:
+    """Whether the scorer is one of this package."""
+    return key.isidentifier() and importlib.util.find_spec(f"{__name__}.{key}") is not None
 
 
 def _find(key: str) -> object:

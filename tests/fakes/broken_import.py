@@ -1,0 +1,3 @@
+"""A module of scorers that cannot be imported."""
+
+raise RuntimeError("no licence")
