@@ -22,10 +22,12 @@ from typing import Any
 from machine import RESULTS, write_result
 
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.intervals import band_of
 from orchestrator.training.telemetry.curve import Series, seeds_png
 
 TARGET = 0.85
 HELDOUT, REFLECTION = "accuracy/heldout", "rollout/reflection_fraction"
+HELDOUT_N = "accuracy/heldout_n"
 PROGRAM = Path(sys.executable).parent / "orchestrator"
 
 
@@ -39,6 +41,7 @@ def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) ->
     seconds = time.monotonic() - started
     cold_start, grpo = (RunDirectory(output_dir / f"{run_id}-{stage}") for stage in ("cold_start", "grpo"))
     heldout, reflection = series(grpo, HELDOUT), series(grpo, REFLECTION)
+    bands = band_of(HELDOUT, {HELDOUT: heldout, HELDOUT_N: series(grpo, HELDOUT_N)})
     overhead = [value for _, value in series(grpo, "time/orchestration_fraction")]
     report = json.loads(
         subprocess.run(
@@ -54,7 +57,9 @@ def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) ->
         "run_id": run_id,
         "seconds": round(seconds, 1),
         "after_cold_start": heldout[0][1],
+        "after_cold_start_interval": bounds(bands[0]),
         "after_grpo": heldout[-1][1],
+        "after_grpo_interval": bounds(bands[-1]),
         "self_checks_first_step": reflection[0][1],
         "self_checks_last_step": reflection[-1][1],
         "grpo_steps": heldout[-1][0],
@@ -63,6 +68,7 @@ def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) ->
         "amount": f"{report['amount']} {report['currency']}",
         "cold_start": series(cold_start, HELDOUT),
         "heldout": heldout,
+        "heldout_band": bands,
         "self_checks": reflection,
     }
 
@@ -70,6 +76,11 @@ def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) ->
 def series(run: RunDirectory, name: str) -> Series:
     """(step, value) of one metric."""
     return [(line.step, line.metrics[name]) for line in run.read_metrics() if name in line.metrics]
+
+
+def bounds(band: tuple[int, float, float]) -> str:
+    """The 95 % Wilson interval of one evaluation, as text: `0.9783 to 0.9993`."""
+    return f"{band[1]:.4f} to {band[2]:.4f}"
 
 
 def main() -> int:
@@ -91,7 +102,9 @@ def main() -> int:
         ]
         for row in rows
     }
-    (RESULTS / f"{name}.png").write_bytes(seeds_png(curves, "Held-out accuracy under GRPO", TARGET))
+    bands = {seed: row["heldout_band"] for seed, row in zip(curves, rows, strict=True)}
+    picture = seeds_png(curves, "Held-out accuracy under GRPO, 95 % intervals", TARGET, bands)
+    (RESULTS / f"{name}.png").write_bytes(picture)
     shown = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     if options.json:
         print(json.dumps(shown, indent=2))

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from orchestrator.clock import NANOSECONDS
 from orchestrator.console.formats import duration, money, sampled_accuracies, short
+from orchestrator.runs.intervals import interval_of
 
 BARS = " ▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 36
@@ -148,13 +149,19 @@ def render(course: Course, now_ns: int, width: int) -> RenderableType:
 def plain_line(course: Course) -> str:
     """The same in one line without colours, for a log."""
     values = [
-        f"{chart.label} {short(course.metrics[chart.metric])}"
+        f"{chart.label} {short(course.metrics[chart.metric])}{_bounds(course, chart.metric)}"
         for chart in _shown_charts(course)
         if chart.metric in course.metrics
     ]
     left = course.seconds_left()
     ending = [f"{duration(left)} left"] if left is not None and course.step < course.steps else []
     return "  ".join([course.title, f"step {course.step}/{course.steps}", *values, *_facts(course), *ending])
+
+
+def _bounds(course: Course, metric: str) -> str:
+    """The 95 % interval of a share's last value; empty for other metrics."""
+    interval = interval_of(metric, course.metrics)
+    return f" ({short(interval.low)} to {short(interval.high)})" if interval else ""
 
 
 def _heading(course: Course, now_ns: int) -> RenderableType:
@@ -211,7 +218,7 @@ def _charts(course: Course, width: int) -> RenderableType | None:
     for chart in charts:
         points = course.history[chart.metric]
         first, last = points[0][1], points[-1][1]
-        change = Text(short(last), style="bold")
+        change = Text(short(last) + _bounds(course, chart.metric), style="bold")
         if len(points) > 1:
             change = Text.assemble((f"{short(first)} → ", "dim"), change)
         line = sparkline(points, course.step, width, chart.bounds)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from orchestrator.percent import percent
+from orchestrator.percent import percent, percent_with_interval
 from orchestrator.training.telemetry.curve_layout import (
     Panel,
     Series,
@@ -72,6 +72,7 @@ def learning_curve(stages: Sequence[StageCurve], frame: Frame) -> str:
     """Held-out accuracy, training accuracy and self-checks over the steps, the stages side by side."""
     svg = _svg(frame.width, frame.height, "curve", _spoken(stages))
     panels = layout(stages)
+    bounds = {(stage.name, step): (low, high) for stage in stages for step, low, high in stage.heldout_band}
     for index, panel in enumerate(panels):
         if len(panels) > 1:
             _stage_band(svg, frame, panel, shaded=index % 2 == 0)
@@ -84,6 +85,7 @@ def learning_curve(stages: Sequence[StageCurve], frame: Frame) -> str:
             _text(svg, frame.x(place), frame.height - frame.bottom + 20, text, "tick middle")
         _noisy(svg, frame, panel, panel.stage.train, "train")
         _noisy(svg, frame, panel, panel.stage.reflection, "reflection")
+        _band(svg, frame, panel)
         _path(svg, frame, panel.place(thin(panel.stage.heldout, MOST_POINTS)), "heldout line")
         for step, value in panel.stage.heldout if frame.dot else ():
             dot = _add(
@@ -91,7 +93,8 @@ def learning_curve(stages: Sequence[StageCurve], frame: Frame) -> str:
                 "circle",
                 {"cx": frame.x(panel.x(step)), "cy": frame.y(value), "r": frame.dot, "class": "heldout dot"},
             )
-            _add(dot, "title", {}).text = f"step {step}: {percent(value)} of the held-out prompts"
+            shown = percent_with_interval(value, bounds.get((panel.stage.name, step)))
+            _add(dot, "title", {}).text = f"step {step}: {shown} of the held-out prompts"
     _end_labels(svg, frame, stages)
     if panels and len(panels[-1].stage.heldout) > 1:
         step, value = panels[-1].stage.heldout[0]
@@ -151,6 +154,17 @@ def _stage_band(svg: ElementTree.Element, frame: Frame, panel: Panel, *, shaded:
 def _noisy(svg: ElementTree.Element, frame: Frame, panel: Panel, series: Series, name: str) -> None:
     _path(svg, frame, panel.place(thin(series, MOST_POINTS)), f"{name} raw")
     _path(svg, frame, panel.place(thin(smooth(series), MOST_POINTS)), f"{name} line")
+
+
+def _band(svg: ElementTree.Element, frame: Frame, panel: Panel) -> None:
+    """The confidence interval of held-out accuracy, as a closed shape: along the highs and back by the
+    lows."""
+    lows = thin([(step, low) for step, low, _ in panel.stage.heldout_band], MOST_POINTS)
+    highs = thin([(step, high) for step, _, high in panel.stage.heldout_band], MOST_POINTS)
+    points = [*panel.place(highs), *reversed(panel.place(lows))]
+    if points:
+        drawn = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
+        _add(svg, "polygon", {"points": drawn, "class": "interval"})
 
 
 def _path(svg: ElementTree.Element, frame: Frame, points: Sequence[tuple[float, float]], style: str) -> None:

@@ -127,12 +127,14 @@ def tiles(data: ReportData) -> list[Tile]:
     heldout = main.ends(HELDOUT) if main else None
     if main and heldout:
         before, after = heldout
-        found.append(Tile("held-out accuracy", percent(after), _points(after - before), percent(before)))
-    for label, (before, after) in _sampled(main) if main else ():
-        found.append(Tile(label, percent(after), "of sampled held-out answers", percent(before)))
+        note = _joined(_bounds(main, HELDOUT), _points(after - before))
+        found.append(Tile("held-out accuracy", percent(after), note, percent(before)))
+    for metric, label, (before, after) in _sampled(main) if main else ():
+        note = _joined(_bounds(main, metric), "of sampled held-out answers")
+        found.append(Tile(label, percent(after), note, percent(before)))
     checks = smooth(main.history.get(REFLECTION, ())) if main and not main.playback else []
     if checks:
-        note = "of the sampled rollouts, smoothed"
+        note = _joined(_bounds(main, REFLECTION), "of the sampled rollouts, smoothed")
         found.append(Tile("self-checks", percent(checks[-1][1]), note, percent(checks[0][1])))
     steps = " + ".join(f"{stage.step:,}" for stage in data.stages)
     if steps:
@@ -149,12 +151,22 @@ def tiles(data: ReportData) -> list[Tile]:
     return found
 
 
-def _sampled(stage: StageData) -> Iterator[tuple[str, tuple[float, float]]]:
+def _bounds(stage: StageData | None, metric: str) -> str:
+    """The 95 % interval of a share's last value, as a note; empty where it is not known."""
+    interval = stage.last_interval(metric) if stage else None
+    return f"95% interval {percent(interval.low)} to {percent(interval.high)}" if interval else ""
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _sampled(stage: StageData) -> Iterator[tuple[str, str, tuple[float, float]]]:
     """pass@k and maj@k at the first and the last evaluation."""
     for metric, label in sampled_accuracies(stage.history):
         ends = stage.ends(metric)
         if ends is not None:
-            yield label, ends
+            yield metric, label, ends
 
 
 def summary(data: ReportData) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.console.heat_map import LoadSeries
+from orchestrator.intervals import Interval
+from orchestrator.runs.intervals import interval_of
 from orchestrator.training.telemetry.curve_layout import Series
 
 
@@ -28,6 +30,8 @@ class StageData:
     """Its rollouts are worked solutions, not the model's own."""
     routing: Mapping[int, LoadSeries] = field(default_factory=dict[int, LoadSeries])
     """Expert loads by layer; empty for a dense model."""
+    warnings: tuple[Mapping[str, Any], ...] = ()
+    """The particulars of its `TrainingWarning` events."""
 
     @property
     def step(self) -> int:
@@ -37,6 +41,11 @@ class StageData:
     def total(self, metric: str) -> float:
         """The sum of a metric over the steps."""
         return sum(value for _, value in self.history.get(metric, ()))
+
+    def last_interval(self, metric: str) -> Interval | None:
+        """The confidence interval of the last value of a share; None where its sample size is not known."""
+        last = {name: series[-1][1] for name, series in self.history.items() if series}
+        return interval_of(metric, last)
 
     def ends(self, metric: str) -> tuple[float, float] | None:
         """The first and the last value of a metric; None if it was never measured."""

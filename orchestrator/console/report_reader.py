@@ -79,6 +79,7 @@ def _stage(run: RunDirectory) -> StageData:
         ended_ns=record.ended_ns,
         history=read_history(run),
         playback=plays_back(read_config(run)),
+        warnings=tuple(run.read_events("training_warning")),
         routing={layer: list(steps.items()) for layer, steps in run.read_routing().items()},
     )
 

@@ -11,6 +11,7 @@ import yaml
 from orchestrator.errors import ConfigError
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
+from orchestrator.runs.intervals import band_of
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.telemetry.curve_layout import Series, StageCurve
 
@@ -39,11 +40,14 @@ def stage_curve(name: str, history: Mapping[str, Series], playback: bool) -> Sta
     """The curve of one stage. Where worked solutions are played back (a cold start) the sampled rollouts are
     not the model's own: only the evaluations speak of it.
     """
-    heldout = history.get("accuracy/heldout", ())
-    if playback:
-        return StageCurve(name, heldout, reflection=history.get("heldout/reflection_fraction", ()))
+    train = () if playback else history.get("accuracy/train", ())
+    reflection = "heldout/reflection_fraction" if playback else "rollout/reflection_fraction"
     return StageCurve(
-        name, heldout, history.get("accuracy/train", ()), history.get("rollout/reflection_fraction", ())
+        name,
+        heldout=history.get("accuracy/heldout", ()),
+        train=train,
+        reflection=history.get(reflection, ()),
+        heldout_band=band_of("accuracy/heldout", history),
     )
 
 

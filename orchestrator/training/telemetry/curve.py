@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.percent import percent
 from orchestrator.training.telemetry.curve_layout import (
+    Band,
     Panel,
     Series,
     StageCurve,
@@ -43,8 +44,8 @@ Label = tuple[float, str, str]
 
 
 def learning_curve_png(stages: Sequence[StageCurve], title: str) -> bytes:
-    """Held-out accuracy, training accuracy and the share of rollouts that check themselves over the steps,
-    the stages one after another, each on its own scale of steps.
+    """Held-out accuracy with its 95 % interval, training accuracy and the share of rollouts that check
+    themselves over the steps; the stages one after another, each on its own scale of steps.
     """
     panels = layout(stages)
     figure, axes = _canvas(title, title_gap=58 if len(panels) > 1 else 26)
@@ -53,6 +54,7 @@ def learning_curve_png(stages: Sequence[StageCurve], title: str) -> bytes:
         for series, colour in ((panel.stage.train, TRAIN), (panel.stage.reflection, REFLECTION)):
             _line(axes, panel.place(series), colour, 1.2, alpha=0.35)
             _line(axes, panel.place(smooth(series)), colour, 3.6)
+        _band(axes, panel)
         _line(axes, panel.place(panel.stage.heldout), HELDOUT, 5.0, dots=True)
         ticks += panel.ticks(5, is_last=panel is panels[-1])
     if len(panels) > 1:
@@ -64,13 +66,21 @@ def learning_curve_png(stages: Sequence[StageCurve], title: str) -> bytes:
     return _png(figure)
 
 
-def seeds_png(curves: Mapping[str, Series], title: str, target: float | None = None) -> bytes:
-    """One curve a seed (or any other name), on one axis of steps; `target` is drawn as a line to reach."""
+def seeds_png(
+    curves: Mapping[str, Series],
+    title: str,
+    target: float | None = None,
+    bands: Mapping[str, Band] | None = None,
+) -> bytes:
+    """One curve a seed (or any other name) on one axis of steps, with its confidence interval from `bands`;
+    `target` is drawn as a line to reach.
+    """
     figure, axes = _canvas(title, title_gap=26)
     last = max((series[-1][0] for series in curves.values() if series), default=1) or 1
     labels: list[Label] = []
     for index, (name, series) in enumerate(curves.items()):
         colour = SEED_COLOURS[index % len(SEED_COLOURS)]
+        _fill(axes, [(step / last, low, high) for step, low, high in (bands or {}).get(name, ())], colour)
         _line(axes, [(step / last, value) for step, value in series], colour, 4.0, dots=True)
         if series:
             labels.append((series[-1][1], f"{name}  {percent(series[-1][1])}", colour))
@@ -128,6 +138,17 @@ def _line(
         markeredgecolor="white",
         markeredgewidth=1.5,
     )
+
+
+def _band(axes: Axes, panel: Panel) -> None:
+    """The confidence interval of held-out accuracy, shaded."""
+    _fill(axes, [(panel.x(step), low, high) for step, low, high in panel.stage.heldout_band], HELDOUT)
+
+
+def _fill(axes: Axes, band: Sequence[tuple[float, float, float]], colour: str) -> None:
+    if band:
+        x, lows, highs = zip(*band, strict=True)
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.16, linewidth=0)
 
 
 def _mark_stages(axes: Axes, panels: Sequence[Panel]) -> None:

@@ -8,6 +8,8 @@ from itertools import accumulate, pairwise
 
 Series = Sequence[tuple[int, float]]
 """(step, value), by step."""
+Band = Sequence[tuple[int, float, float]]
+"""(step, low, high) of a confidence interval, by step."""
 
 NARROWEST_STAGE = 0.2
 EARLIER_STAGES = 0.34
@@ -22,6 +24,8 @@ class StageCurve:
     heldout: Series = field(default=())
     train: Series = field(default=())
     reflection: Series = field(default=())
+    heldout_band: Band = field(default=())
+    """The confidence intervals of `heldout`."""
 
     @property
     def last_step(self) -> int:

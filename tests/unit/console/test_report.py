@@ -311,3 +311,16 @@ def test_a_metric_that_never_moves_is_a_line_too() -> None:
     svg = ElementTree.fromstring(small_chart([(1, 2.0), (2, 2.0), (3, 2.0)]))
     heights = {point.split(",")[1] for line in svg for point in line.attrib["points"].split()}
     assert len(heights) == 1
+
+
+def test_shares_have_their_interval_and_warnings_are_at_the_top() -> None:
+    warning = {"step": 3, "problem": "no_answers", "what": "No answer.", "check": "Look at <template>."}
+    history = {
+        "accuracy/heldout": [(0, 44 / 256), (80, 255 / 256)],
+        "accuracy/heldout_n": [(0, 256.0), (80, 256.0)],
+    }
+    page = render_report(data(stages=(stage("grpo", history=history, warnings=(warning,)),)))
+    assert "95% interval 97.8% to 99.9%; +82.4 points over the last stage" in page
+    assert "step 80: 99.6% (97.8 to 99.9%) of the held-out prompts" in page
+    assert 'class="interval"' in page
+    assert "grpo, step 3: No answer. Look at &lt;template&gt;." in page
