@@ -7,8 +7,9 @@ import signal
 import time
 from pathlib import Path
 
+from orchestrator.cli import terminal
 from orchestrator.cli.output import print_json
-from orchestrator.errors import ConfigError, RunNotFoundError
+from orchestrator.errors import StateError
 from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.record import RunState
@@ -29,31 +30,34 @@ def watch(reference: str, output_dir: Path, every_seconds: float, as_json: bool)
 
 
 def stop(reference: str, output_dir: Path, as_json: bool) -> int:
-    """Send SIGINT to the process of a run: it makes a checkpoint and exits 4.
+    """Ask a run to stop: it makes a checkpoint and exits with 4.
 
-    Raises ConfigError if the run is not running, or its process can't be reached from this machine.
+    Raises StateError if the run is not running, or if its process cannot be reached from here.
     """
     run = runs.find_run(output_dir, reference)
     record = runs.observe(run)
     if record.state is not RunState.RUNNING or record.process is None:
-        raise ConfigError("run", run.run_id, "a run that is running", f"it is {record.state.value}")
+        raise StateError(f"Run {run.run_id} is not running: it is {record.state.value}.")
     process = record.process
     if process.is_alive() is None:
-        raise ConfigError("run", run.run_id, f"a run of this machine; this one is on {process.host}")
+        raise StateError(
+            f"Run {run.run_id} cannot be stopped from here: its process {process.pid} belongs to another"
+            f" machine or container ({process.host}). Send it SIGTERM there."
+        )
     try:
         os.kill(process.pid, signal.SIGINT)
     except PermissionError as error:
-        raise ConfigError(
-            "run", run.run_id, "a run of yours", f"process {process.pid} is another user's"
+        raise StateError(
+            f"Run {run.run_id} cannot be stopped: process {process.pid} belongs to another user."
         ) from error
     except ProcessLookupError as error:
-        raise RunNotFoundError("run", run.run_id, "a run that is running", "it has just ended") from error
+        raise StateError(f"Run {run.run_id} is not running: it has just ended.") from error
     if as_json:
         print_json({"run_id": run.run_id, "pid": process.pid, "signal": "SIGINT"})
     else:
-        print(  # noqa: T201
-            f"asked {run.run_id} (process {process.pid}) to stop; it makes a checkpoint first. "
-            f"orchestrator resume {run.run_id} goes on with it"
+        terminal.say(
+            f"Asked {run.run_id} (process {process.pid}) to stop after a checkpoint."
+            f" To continue it later: orchestrator resume {run.run_id}"
         )
     return 0
 
@@ -64,9 +68,7 @@ def _wait(run: RunDirectory, every_seconds: float) -> None:
 
 
 def _show(run: RunDirectory, every_seconds: float) -> None:
-    from rich.console import Console
-
     from orchestrator.cli import progress
     from orchestrator.config.compose import load
 
-    progress.watch(run, Console(), load(run.config).budget.currency, poll_seconds=every_seconds)
+    progress.watch(run, terminal.console(), load(run.config).budget.currency, poll_seconds=every_seconds)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli import terminal
 from orchestrator.cli.output import print_json
 from orchestrator.clock import SystemClock
 from orchestrator.config import compose as configs
@@ -69,7 +70,7 @@ def export(reference: str, target: Path, step: int | None, output_dir: Path, as_
         print_json(document)
     else:
         what = f"{document['model']}, {document['parameters']:,} parameters"
-        print(f"{target}: {what}, step {document['step']} of {document['run_id']}")  # noqa: T201
+        terminal.say(f"{target}: {what}, step {document['step']} of {document['run_id']}")
     return 0
 
 

@@ -6,13 +6,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from orchestrator.cli import terminal
 from orchestrator.errors import ConfigError, OrchestratorError, without_colours
 
-SPARKS = "▁▂▃▄▅▆▇█"
 NUMBER = re.compile(r"[-+\d.,:%() ]*( to [-+\d.,:%() ]*)?|no price", re.ASCII)
 """What a cell of a column of numbers reads: a number, a share, a range, a date, or nothing."""
 NARROW_TEXT = 8
@@ -74,18 +72,6 @@ def print_table(
     console = terminal.console()
     console.width = max(console.width, narrowest)
     console.print(table, soft_wrap=False, crop=False)
-
-
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The course of `values` as at most `width` blocks; each block is the mean of its share."""
-    if not values:
-        return ""
-    blocks = min(width, len(values))
-    edges = [index * len(values) // blocks for index in range(blocks + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
 
 
 def _finite(value: object) -> Any:  # noqa: ANN401

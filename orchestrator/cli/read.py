@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.output import print_json, print_table, sparkline
+from orchestrator.cli import terminal
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.sparkline import sparkline
 from orchestrator.errors import ConfigError
 from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
@@ -16,6 +18,7 @@ from orchestrator.runs.directory import RunDirectory
 if TYPE_CHECKING:
     from rich.console import Group
 
+COURSE_WIDTH = 24
 SHOWN_ROLLOUTS = 4
 """How many rollouts are printed for a person who did not ask for a number."""
 
@@ -38,9 +41,7 @@ def show_status(reference: str, output_dir: Path, as_json: bool) -> int:
     if as_json:
         print_json(status)
         return 0
-    from rich.console import Console
-
-    Console().print(status_view(status))
+    terminal.show(status_view(status))
     return 0
 
 
@@ -48,27 +49,32 @@ def status_view(status: Mapping[str, Any]) -> Group:
     """What a person sees of `runs.status_document`."""
     from rich import box
     from rich.console import Group
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    why = f" ({escape(status['why'])})" if status["why"] else ""
-    head = f"[bold]{status['run_id']}[/bold]  {status['job']}  {status['state']}{why}"
-    parts: list[Any] = [head, f"step {status['step']} of {status['steps']}, started {status['started']}"]
+    head = Text.assemble((status["run_id"], "bold"), f"  {status['job']}  {status['state']}")
+    parts: list[Any] = [head]
+    if status["why"]:
+        parts.append(terminal.printable(status["why"]))
+    parts += [f"step {status['step']} of {status['steps']}, started {status['started']}"]
     parts += [
         f"  stage {stage['name']}: {stage['state']}  {stage['run_id'] or ''}"
         for stage in status.get("stages", ())
     ]
     parts += [
-        Text(f"warning (step {warning['step']}): {warning['what']} {warning['check']}", style="yellow")
+        Text(
+            terminal.printable(f"warning (step {warning['step']}): {warning['what']} {warning['check']}"),
+            style="yellow",
+        )
         for warning in status["warnings"]
     ]
     table = Table("metric", "last", "course", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in sorted(status["metrics"].items()):
-        course = [point[1] for point in status["history"].get(name, ())]
+        points = [(step, value) for step, value in status["history"].get(name, ())]
         interval = status["intervals"].get(name)
         bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
-        table.add_row(name, f"{value:.5g}{bounds}", sparkline(course))
+        course = sparkline(points, status["step"], COURSE_WIDTH)
+        table.add_row(terminal.printable(name), f"{value:.5g}{bounds}", course)
     parts.append(table if status["metrics"] else "nothing measured yet")
     return Group(*parts)
 
@@ -86,7 +92,7 @@ def show_logs(reference: str, output_dir: Path, tail: int, as_json: bool) -> int
             f"{key} {value}" for key, value in event.items() if key not in ("event", "time_ns")
         )
         lines.append(f"{runs.iso(event['time_ns'])} {event['event']}: {particulars}")
-    print("\n".join(lines) or f"nothing logged in {run.path}")  # noqa: T201
+    terminal.say("\n".join(lines) or f"nothing logged in {run.path}")
     return 0
 
 
@@ -117,7 +123,7 @@ def show_failed_rollouts(reference: str, output_dir: Path, step: int | None, as_
     elif rows:
         _print_rollouts(rows[:SHOWN_ROLLOUTS], len(rows))
     else:
-        print("every rollout could be scored")  # noqa: T201
+        terminal.say("every rollout could be scored")
     return 0
 
 
@@ -138,24 +144,25 @@ def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[s
 
 
 def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int) -> None:
-    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
-    console = Console()
     for row in rows:
+        shown = {
+            key: terminal.printable(value) if isinstance(value, str) else value for key, value in row.items()
+        }
         right = {None: "not graded", 0: "wrong", 1: "right"}.get(row["accuracy"], _cell(row["accuracy"]))
-        facts = f"reward {_reward(row):.4g}, {right}, {row['length']} tokens, {row['finish']}"
+        facts = f"reward {_reward(row):.4g}, {right}, {row['length']} tokens, {shown['finish']}"
         facts += f", version {row['version']}"
         if row["reason"]:
-            facts += f", {row['grade']}: {row['reason']}"
-        where = f"\n\n{row['traceback'].rstrip()}" if row.get("traceback") else ""
-        body = Text.assemble((row["prompt"], "bold"), "\n", row["response"], (where, "red"))
-        title = f"step {row['step']}  {row['prompt_id']}" + ("  checks itself" if row["reflected"] else "")
-        console.print(
+            facts += f", {shown['grade']}: {shown['reason']}"
+        where = f"\n\n{shown['traceback'].rstrip()}" if row.get("traceback") else ""
+        body = Text.assemble((shown["prompt"], "bold"), "\n", shown["response"], (where, "red"))
+        title = f"step {row['step']}  {shown['prompt_id']}" + ("  checks itself" if row["reflected"] else "")
+        terminal.show(
             Panel(body, title=Text(title), subtitle=Text(facts), title_align="left", subtitle_align="left")
         )
-    console.print(
+    terminal.say(
         f"{len(rows)} of {total} rollouts; --worst K shows those of lowest reward, --json all of them"
     )
 

@@ -1,28 +1,27 @@
-"""A run as a terminal shows it: what it said so far (`Course`), drawn as lines of text. Pure, no clock of its
-own.
+"""A run as a terminal shows it: its reports so far (`Course`), drawn as lines of text. Pure: it has no
+clock.
 """
 
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from statistics import fmean, median
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.sparkline import sparkline
+from orchestrator.cli.terminal import printable
 from orchestrator.clock import NANOSECONDS
 from orchestrator.console.formats import duration, money, sampled_accuracies, short
 from orchestrator.runs.intervals import interval_of
 
-BARS = " ▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 36
 NARROW_SPARKLINE_WIDTH = 14
 ESTIMATE_OVER_STEPS = 30
@@ -55,7 +54,7 @@ CHARTS = (
 
 @dataclass(slots=True)
 class Course:
-    """What a run has said so far. Times are nanoseconds of one clock."""
+    """What a run has reported so far. Times are nanoseconds of one clock."""
 
     title: str
     steps: int
@@ -95,43 +94,6 @@ class Course:
         return max(self.steps - self.step, 0) * fmean(typical)
 
 
-def sparkline(
-    points: Sequence[tuple[int, float]], last: int, width: int, bounds: tuple[float, float] | None = None
-) -> str:
-    """`points` (step, value) over the steps 0 to `last`, in at most `width` characters; empty for no point.
-
-    A character is the mean of the values of its steps, or the last value before them: charts of metrics that
-    are measured at different steps line up. Before the first point it is blank.
-
-    >>> sparkline([(0, 0.0), (2, 1.0), (3, 2.0)], last=3, width=4)
-    '▁▁▅█'
-    """
-    if not points:
-        return ""
-    columns = list(_columns(points, last, width))
-    values = [value for value in columns if value is not None]
-    low, high = bounds or (min(values), max(values))
-    top = len(BARS) - 1
-    return "".join(" " if value is None else BARS[_level(value, low, high, top)] for value in columns)
-
-
-def _columns(points: Sequence[tuple[int, float]], last: int, width: int) -> Iterator[float | None]:
-    steps = [step for step, _ in points]
-    count = min(width, last + 1)
-    edges = [(last + 1) * index // count for index in range(count + 1)]
-    for first, end in itertools.pairwise(edges):
-        begin, after = bisect_right(steps, first - 1), bisect_right(steps, end - 1)
-        if begin < after:
-            yield fmean(value for _, value in points[begin:after])
-        else:
-            yield points[begin - 1][1] if begin else None
-
-
-def _level(value: float, low: float, high: float, top: int) -> int:
-    share = (value - low) / (high - low) if high > low else 0.0
-    return 1 + round(min(max(share, 0.0), 1.0) * (top - 1))
-
-
 def render(course: Course, now_ns: int, width: int) -> RenderableType:
     """The live view of a run, for a terminal `width` columns wide."""
     lines: list[RenderableType] = [_heading(course, now_ns), _bar(course, width)]
@@ -142,7 +104,7 @@ def render(course: Course, now_ns: int, width: int) -> RenderableType:
     if facts:
         lines.append(Text(" · ".join(facts), style="dim"))
     if course.message:
-        lines.append(Text(course.message))
+        lines.append(Text(printable(course.message)))
     return Group(*lines)
 
 
@@ -170,7 +132,9 @@ def _heading(course: Course, now_ns: int) -> RenderableType:
     grid.add_column(justify="right", no_wrap=True)
     end_ns = now_ns if course.state == "running" or not course.ends_ns else course.ends_ns[-1]
     elapsed = duration(max(end_ns - course.started_ns, 0) / NANOSECONDS)
-    grid.add_row(f"[bold]{escape(course.title)}[/bold]", f"[dim]{course.state} · {elapsed}[/dim]")
+    grid.add_row(
+        Text(printable(course.title), style="bold"), Text(f"{course.state} · {elapsed}", style="dim")
+    )
     return grid
 
 

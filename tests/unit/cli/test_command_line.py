@@ -19,7 +19,6 @@ import yaml
 
 from orchestrator.cli import follow
 from orchestrator.cli.app import run_command_line
-from orchestrator.cli.output import sparkline
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
 from orchestrator.launch import launcher, preflight
@@ -334,7 +333,7 @@ def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorde
         answer = call("stop", RUN_ID, "--json")
         assert (answer.code, answer.json["pid"], answer.json["signal"]) == (0, process.pid, "SIGINT")
         assert process.wait(timeout=200) == 4
-    assert call("stop", RUN_ID, "--json").json["hint"] == "it is failed"
+    assert "is not running: it is failed" in call("stop", RUN_ID, "--json").json["error"]
 
 
 def test_stop_refuses_what_it_cannot_stop(
@@ -344,13 +343,13 @@ def test_stop_refuses_what_it_cannot_stop(
         raise AssertionError(f"signal {signal.Signals(number)} sent to {pid}")
 
     monkeypatch.setattr(follow.os, "kill", kill)
-    assert call("stop", RUN_ID, "--json").json["hint"] == "it is done"
+    assert "is not running: it is done" in call("stop", RUN_ID, "--json").json["error"]
     record = recorded_run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
     elsewhere = replace(ProcessIdentity.current(), host="another host", boot_id="another boot")
     write_atomically(recorded_run.state, replace(record, process=elsewhere).to_json())
     answer = call("stop", RUN_ID, "--json")
     assert answer.code == 2
-    assert "another host" in answer.json["allowed"]
+    assert "another machine or container (another host)" in answer.json["error"]
 
 
 def test_doctor_says_what_is_there_and_what_to_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,10 +378,3 @@ def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch
     assert call("cost", "wrap", "team=x", "--", "sleep", "--json", "1").code == 3
     assert call("cost", "--help").code == 3
     assert seen == [["wrap", "team=x", "--", "sleep", "--json", "1"], ["--help"]]
-
-
-def test_a_sparkline_goes_from_low_to_high() -> None:
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert sparkline([5, 5, 5]) == "▁▁▁"
-    assert sparkline([]) == ""
-    assert sparkline([0.0] * 50 + [1.0] * 50, width=4) == "▁▁██"

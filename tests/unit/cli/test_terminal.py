@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+import orchestrator
 from orchestrator.cli import terminal
 
 HOSTILE = (
@@ -72,3 +75,23 @@ def test_plain_text_goes_to_the_stream_that_is_asked_for(capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert _has_no_controls(out) and "[/x]" in out
     assert err == "error \\x1b[31m\n"
+
+
+WAYS_TO_PRINT = re.compile(
+    r"(?<![\w.])print\(|typer\.echo|click\.echo|\bConsole\(|sys\.(stdout|stderr)\.write|rich\.print"
+)
+PACKAGE = Path(orchestrator.__file__).parent
+MAY_PRINT = {"cli/terminal.py", "cli/stop_signals.py"}
+"""The second one prints one constant sentence, before anything else is imported."""
+
+
+def test_nothing_else_prints() -> None:
+    """Whatever is printed goes through `orchestrator.cli.terminal`."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if str(path.relative_to(PACKAGE)) not in MAY_PRINT
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if WAYS_TO_PRINT.search(line) and ">>>" not in line
+    ]
+    assert [line for line in found if not line.startswith("launch/__init__.py")] == []
