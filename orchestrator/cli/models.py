@@ -1,4 +1,4 @@
-"""`orchestrator models ...`: the models that runs made."""
+"""`orchestrator models ...`: trained models."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The models that runs made.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Models trained by runs.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def models() -> None:
-    """The models that runs made."""
+    """Models trained by runs."""
 
 
 @app.command("export")
@@ -21,7 +21,8 @@ def export(
         str, typer.Argument(metavar="RUN", help="a run id, its beginning, `latest`, or a run directory")
     ],
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="the folder to write; new, or empty", file_okay=False)
+        Path,
+        typer.Argument(metavar="DIR", help="the folder to write: a new or an empty one", file_okay=False),
     ],
     step: Annotated[
         int | None, typer.Option("--step", min=0, help="the checkpoint (default: the newest)")

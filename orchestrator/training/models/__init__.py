@@ -1,6 +1,5 @@
 """Models and tokenizers, as transformers classes, built from the `model` group of the config.
 
-`config.py` is light; `build.py` (`build_model`, `build_tokenizer`), `prompting.py` (`render_prompt`,
-`encode_text`,
-`decode_responses`) and `folder.py` (`save`) import torch and transformers.
+`config.py` is light; `build.py` (`build_model`, `build_tokenizer`, `check_model`) and `folder.py` (`save`)
+import torch and transformers. Prompts are rendered in `training/prompts/chat_template.py`.
 """

@@ -1,13 +1,13 @@
 """A character-level tokenizer for models that are trained from scratch.
 
-Every printable ASCII character and the newline is one token, so any English or arithmetic text is
-representable and decoding is exactly the inverse of encoding: no space is added, dropped or normalised. The
-tags of the answer format are single tokens.
+Every printable ASCII character and the newline is one token, so any English or arithmetic text can be
+written, and decoding is exactly the inverse of encoding: no space is added, dropped or normalised. The tags
+of the answer format are single tokens.
 
 As with every tokenizer of transformers, the literal text `<eos>` stands for that special token.
 
-A character outside the vocabulary is refused by the tokenizer itself (it has no unknown token to fall back
-to), here and in plain transformers; `encode_text` in `prompting.py` turns the refusal into an error that
+There is no unknown token, so the tokenizer itself refuses a character outside the vocabulary, here and in
+plain transformers. `encode_text` in `training/prompts/chat_template.py` turns the refusal into an error that
 names the character.
 """
 
@@ -27,11 +27,11 @@ CHARACTERS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace
 
 
 def character_tokenizer(context: int) -> PreTrainedTokenizerFast:
-    """The tokenizer: ids 0, 1, 2 are pad, bos, eos; then the tags; then the characters in ASCII order. 103
-    tokens in all.
+    """The tokenizer: ids 0, 1, 2 are pad, bos, eos; then the tags; then the characters in
+    ASCII order. 103 tokens in all.
 
-    `context` is the most tokens that a model with this tokenizer reads. No bos is added when encoding: the
-    models here are trained without one.
+    `context` is the most tokens that a model with this tokenizer reads. Encoding adds no bos: the models are
+    trained without one.
     """
     tokens = [PAD, BOS, EOS, *TAGS, *CHARACTERS]
     backend = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}))
@@ -40,8 +40,7 @@ def character_tokenizer(context: int) -> PreTrainedTokenizerFast:
     backend.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in (PAD, BOS, EOS)]
     )
-    # The tags are ordinary tokens, not special ones: a decoded response must show them, the scorers read
-    # them.
+    # The tags are ordinary tokens, not special ones: plain `decode(skip_special_tokens=True)` must show them.
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -34,8 +34,8 @@ class ModelConfig(Settings):
     values of its config.json that decide its size: `orchestrator plan` needs no folder then.
     """
     dtype: Literal["float32", "bfloat16"]
-    """Precision of rollouts and of the learner's forward and backward passes (its master weights are
-    float32).
+    """Precision of rollouts and of the learner's forward and backward passes
+    (its master weights are float32).
     """
     context: int = Field(ge=8)
     """The most tokens of prompt and response together. It may grow when a run is resumed."""

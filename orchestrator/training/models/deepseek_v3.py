@@ -37,8 +37,8 @@ def random_start(config: ModelConfig, seed: int) -> DeepseekV3ForCausalLM:
 
 
 def architecture_config(config: ModelConfig) -> DeepseekV3Config:
-    """The transformers config: `config.architecture`, with vocabulary, special tokens and context from the
-    tokenizer.
+    """The transformers config: `config.architecture`, with vocabulary, special tokens
+    and context from the tokenizer.
     """
     known = DeepseekV3Config().to_dict()
     for key in config.architecture:

@@ -1,5 +1,5 @@
-"""Models in Hugging Face layout: a folder with `config.json`, safetensors and a tokenizer. Nothing is
-downloaded.
+"""Models in Hugging Face layout: a folder with `config.json`, safetensors and a
+tokenizer. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Latent attention through the fused kernels of `scaled_dot_product_attention`.
 
-Keys of multi-head latent attention are wider than its values (they carry a rotary part), and every fused
-kernel wants both alike: torch falls back to plain matrix products that hold all scores, forward and backward.
-Values padded with zero columns are as wide as the keys and change nothing but the width of the output, where
-the extra columns are zero and are cut off. Equal to the plain products up to the rounding of float addition.
+The keys of multi-head latent attention are wider than its values (they have a rotary part), and every fused
+kernel needs equal widths: torch falls back to plain matrix products that keep all scores, forward and
+backward. Values padded with zero columns are as wide as the keys. They only widen the output, whose extra
+columns are zero and are cut off. The result equals the plain products up to the rounding of float addition.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_padded_values"
-"""What `model.config._attn_implementation` says of a model whose values are padded."""
+"""The value of `model.config._attn_implementation` for a model whose values are padded."""
 
 
 def pad_values_for_fused_kernels(model: PreTrainedModel) -> bool:
-    """Let `model` pad the values of its attention if it uses `sdpa` and they are narrower than its keys.
-    Returns whether it does.
+    """Make `model` pad the values of its attention if it uses `sdpa` and they are narrower than its keys.
+    Returns whether it pads them.
     """
     config = model.config
     keys, values = getattr(config, "qk_head_dim", 0), getattr(config, "v_head_dim", 0)

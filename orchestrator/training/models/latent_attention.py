@@ -30,8 +30,8 @@ def decode_in_latent_space(model: PreTrainedModel) -> int:
     """Let every DeepSeek-V3 attention of `model` answer single-token queries in latent space. Returns how
     many it changed.
 
-    The modules keep their parameters and names; forwards of more than one token, and without a cache, are
-    untouched.
+    The modules keep their parameters and names; forwards of more than one token, and
+    without a cache, are untouched.
     """
     attentions = [module for module in model.modules() if type(module) is DeepseekV3Attention]
     for attention in attentions:
@@ -40,8 +40,8 @@ def decode_in_latent_space(model: PreTrainedModel) -> int:
 
 
 class LatentDecodingAttention(DeepseekV3Attention):
-    """DeepSeek-V3's attention that decodes in latent space. Made by `decode_in_latent_space` from one that
-    exists.
+    """DeepSeek-V3's attention that decodes in latent space. Made by
+    `decode_in_latent_space` from one that exists.
     """
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base announces three results and returns two)
@@ -52,8 +52,8 @@ class LatentDecodingAttention(DeepseekV3Attention):
         past_key_values: Cache | None = None,
         **kwargs: Any,  # noqa: ANN401  (what the base class takes)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As the base class: (output [n, t, hidden], None). `attention_mask` is additive [n, 1, t, columns],
-        or None.
+        """As the base class: (output [n, t, hidden], None). `attention_mask` is
+        additive [n, 1, t, columns], or None.
         """
         if past_key_values is None or hidden_states.shape[1] != 1:
             output, weights, *_ = super().forward(

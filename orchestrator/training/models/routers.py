@@ -1,9 +1,9 @@
-"""Routers of mixture-of-experts models: found, watched, and made to take given routes.
+"""Routers of mixture-of-experts models: find them, record their choices, and replay given routes.
 
-Routers of transformers' models return (router logits [T, E], weights [T, k], expert indices [T, k]); which
-modules they are, the model's class says itself (`_can_record_outputs`). Where experts are spread over ranks
-the routers are DeepSpeed's, which return (weights [T, k], expert indices [T, k], loads [E]) and compute their
-logits in a module `gate`.
+Routers of transformers' models return (router logits [T, E], weights [T, k], expert indices [T, k]); the
+model's class declares which modules they are (`_can_record_outputs`). With expert parallelism the
+routers are DeepSpeed's, which return (weights [T, k], expert indices [T, k], loads [E]) and compute
+their logits in a module `gate`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 BIAS = "e_score_correction_bias"
-"""The buffer of a DeepSeek-V3 router that is added to its scores for the choice of experts, and only for
-that.
+"""The buffer of a DeepSeek-V3 router that is added to its scores to choose experts, but not to weight them.
 """
 
 Seen = Callable[[Tensor, Tensor], None]
-"""Is told the logits [T, E] and the chosen experts [T, k] of each forward pass."""
+"""Receives the logits [T, E] and the chosen experts [T, k] of each forward pass."""
 
 
 def find_routers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -42,24 +41,24 @@ def find_routers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def experts_of(router: nn.Module) -> int:
-    """How many experts it chooses from."""
+    """The number of experts that the router chooses from."""
     experts = router.num_experts
     assert isinstance(experts, int)
     return experts
 
 
 def number_of_experts(model: PreTrainedModel) -> int:
-    """Routed experts of a block; 0 for a dense model."""
+    """The number of routed experts of a layer; 0 for a dense model."""
     return max((experts_of(router) for router in find_routers(model).values()), default=0)
 
 
 def scores_by_sigmoid(router: nn.Module) -> bool:
-    """Routers with a selection bias score experts by a sigmoid; the others by a softmax."""
+    """Whether the router scores experts by a sigmoid (those with a selection bias) or by a softmax."""
     return getattr(router, BIAS, None) is not None
 
 
 def observe(router: nn.Module, seen: Seen) -> None:
-    """Call `seen` at each of the router's forward passes, from now on."""
+    """Call `seen` at each forward pass of the router from now on."""
     logits = logits_of_gate(router)
 
     def look(_module: nn.Module, _inputs: object, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -72,7 +71,7 @@ def observe(router: nn.Module, seen: Seen) -> None:
 
 
 class RouteRecorder:
-    """Notes which experts the routers of a model choose, while a model samples."""
+    """Records which experts the routers of a model choose while it samples."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         routers = list(find_routers(model).values())
@@ -81,7 +80,7 @@ class RouteRecorder:
             observe(router, self._note(index))
 
     def __bool__(self) -> bool:
-        """The model has routers."""
+        """Whether the model has routers."""
         return bool(self._chosen)
 
     def take(self) -> Tensor:
@@ -98,19 +97,19 @@ class RouteRecorder:
 
 class RouteReplay:
     """Makes the routers take the routes that were recorded while sampling (rollout routing replay, R3,
-    https://arxiv.org/abs/2510.11370): the choice of experts is the sampler's, their weights are the router's
-    own for that choice, so it learns as before.
+    https://arxiv.org/abs/2510.11370). The sampler's choice of experts is used, with the router's own weights
+    for that choice, so that the router still learns.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Before whatever watches the routers, so that it sees the routes that were taken."""
+        """Must be created before anything observes the routers, so that observers see the routes taken."""
         self._routes: Tensor | None = None
         for index, router in enumerate(find_routers(model).values()):
             self._replace(index, router)
 
     def use(self, routes: Tensor | None) -> None:
-        """For the forward passes from now on: `routes` [T, R, k] integers, -1 where the router is to choose
-        for itself; None: it always does.
+        """Set the routes of the following forward passes: integers [T, R, k], -1 where the router chooses
+        itself. With None it always chooses itself.
         """
         self._routes = routes
 
@@ -136,8 +135,8 @@ class RouteReplay:
 
 
 def route_weights(router: nn.Module, logits: Tensor, chosen: Tensor) -> Tensor:
-    """What the router weights experts `chosen` [T, k] by, given its logits [T, E]: float32 [T, k], with
-    gradient.
+    """The router's weights of the experts `chosen` [T, k], given its logits [T, E]:
+    float32 [T, k], with gradient.
     """
     scores = logits.float().sigmoid() if scores_by_sigmoid(router) else logits.float().softmax(dim=-1)
     weights = scores.gather(1, chosen)
@@ -148,16 +147,16 @@ def route_weights(router: nn.Module, logits: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _normalises(router: nn.Module) -> bool:
-    """The weights of a token's experts add up to 1 (before scaling). A router that does not say so is one of
-    DeepSeek-V2, which never does, or of Mixtral or Granite-MoE, which always do.
+    """Whether the weights of a token's experts add up to 1 (before scaling). Routers without a setting for it
+    are those of DeepSeek-V2, which never normalise, and of Mixtral and Granite-MoE, which always do.
     """
     declared = getattr(router, "route_norm", getattr(router, "norm_topk_prob", None))
     return bool(declared) if declared is not None else not hasattr(router, "routed_scaling_factor")
 
 
 def logits_of_gate(router: nn.Module) -> list[Tensor] | None:
-    """Where the logits of the last forward pass of DeepSpeed's router will be; None for one of transformers,
-    which returns them.
+    """A list that will hold the logits of the last forward pass of DeepSpeed's router; None for a router of
+    transformers, which returns its logits.
     """
     gate = getattr(router, "gate", None)
     if not isinstance(gate, nn.Module):

@@ -42,8 +42,8 @@ class RenderedPrompt:
 
     tokens: list[int]
     prefill: str
-    """The beginning of the answer that the prompt already contains (`<think>` and white space); usually
-    empty.
+    """The beginning of the answer that the prompt already contains (`<think>`
+    and white space); usually empty.
     """
 
 
@@ -157,8 +157,8 @@ def _as_users_message(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
 
 
 def _end_of_turn_in_template(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """None if the template shows no end: it fails on an assistant's message, or writes no special token after
-    it.
+    """None if the template shows no end: it fails on an assistant's message, or
+    writes no special token after it.
     """
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:

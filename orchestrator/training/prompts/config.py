@@ -1,4 +1,4 @@
-"""Where prompts come from."""
+"""The `task` group of the config."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ class TaskConfig(Settings):
     """The `task` group."""
 
     name: str
-    """What reports call it, and how its prompt ids begin."""
+    """The name in reports, and the beginning of its prompt ids."""
     source: Literal["reasoning_gym", "jsonl", "parquet", "dataset_folder"]
-    """`reasoning_gym`: the generator `dataset` with `options`; `jsonl` and `parquet`: the file `path`;
-    `dataset_folder`: a Hugging Face dataset saved by `save_to_disk`, or a folder of its parquet/jsonl files,
-    at `path`."""
+    """`reasoning_gym`: the generator `dataset` with `options`; `jsonl` and `parquet`: the file
+    `path`; `dataset_folder`: a Hugging Face dataset saved by `save_to_disk`, or a folder of its
+    parquet/jsonl files, at `path`."""
     dataset: str | None
     """The reasoning_gym dataset (`chain_sum`, `countdown`, ...)."""
     options: dict[str, Any]
     """Arguments of the generator."""
     path: str | None
-    """The file or folder, for a `source` that reads one."""
+    """The file or folder of a `source` that reads one."""
     prompt_field: str
-    """Which field of a row is the question (files and folders)."""
+    """The column that holds the question (files and folders)."""
     answer_field: str
-    """Which field of a row is the reference answer (files and folders)."""
+    """The column that holds the reference answer (files and folders): a text, a number, or a list of
+    accepted ones. Scorers see the remaining columns as `completion.prompt.columns`."""
     solution_field: str | None
-    """Which field of a row is a worked solution for the cold start, if any."""
+    """The column that holds a worked solution for the cold start, if there is one."""
     template: str
-    """The prompt that the model reads, with `{question}` or other fields of a row in it (of a reasoning_gym
-    entry: what its metadata holds, such as countdown's `{numbers}` and `{target}`; lists are joined by
-    commas). `{{` and `}}` write braces. A model with a chat template gets it as the user's message."""
+    """The prompt, with `{question}` or other columns of a row in it (for a reasoning_gym entry: the
+    fields of its metadata, such as countdown's `{numbers}` and `{target}`). Lists are joined by
+    commas; `{{` and `}}` write braces. It must ask for what the reward reads. A model with a chat
+    template gets it as the user's message."""
     solutions: str | None
-    """How worked solutions for the cold start are written, by registered name; null: the task has none."""
+    """The registered function that writes worked solutions for a cold start; null: none."""
     train_size: int = Field(ge=1)
     """Distinct training prompts."""
     heldout_size: int = Field(ge=1)
-    """Held-out prompts: the evaluation never sees a training prompt and the training never a held-out one."""
+    """Distinct held-out prompts. None of them is trained on."""
     seed: int = Field(ge=0)
-    """Of the generator, and of the split. Not the run's seed: all runs of a comparison share the data."""
+    """Seed of the generator and of the split. It is not the run's seed, so runs that
+    are compared share their data."""

@@ -1,6 +1,6 @@
-"""Questions of a reasoning_gym generator, with the entry that its own scorer judges answers by.
+"""Questions of a reasoning_gym generator, with the entries that its own scorer needs.
 
-Imported only where `task.source` is `reasoning_gym`: the library takes most of a second to load.
+This module is imported only if `task.source` is `reasoning_gym`: the library takes most of a second to load.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from orchestrator.training.reasoning_gym_import import (
     missing_solver,
 )
 
-# What a generator may raise on options that can't be met: its assertions, its own ValueErrors, what `random`
-# says to empty ranges.
+# Exceptions of generators whose options can't be met: assertions, ValueErrors,
+# errors of `random` for empty ranges.
 _GENERATOR_ERRORS = (AssertionError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError)
 _COUNTDOWN_ATTEMPTS = 1000
-# Entries carry their solution in metadata, too; these fields never go into a template.
+# The metadata of an entry contains its solution too; these fields can't be used in a template.
 _GIVES_AWAY = re.compile("answer|solution")
 _GIVES_AWAY_IN = {"countdown": {"expression"}}
 
 
 def generated_questions(config: TaskConfig) -> QuestionStream:
-    """An endless stream: the generator's entries 0, 1, 2, ... under seeds that no other `task.seed` comes
-    near.
+    """An endless stream: the generator's entries 0, 1, 2, ... under seeds far from
+    those of any other `task.seed`.
 
-    Raises ConfigError if there is no such dataset, if its options are wrong, or if it can't be graded from
-    JSON.
+    Raises ConfigError for an unknown dataset, for wrong options, and for a dataset
+    that can't be scored from JSON.
     """
     name = config.dataset or ""
     if name not in DATASETS:
@@ -67,8 +67,8 @@ def generated_questions(config: TaskConfig) -> QuestionStream:
 
 
 class FastCountdown(CountdownDataset):
-    """reasoning_gym's countdown with its expressions folded by Python integers: upstream evaluates each
-    through sympy, about 1 ms a draw."""
+    """reasoning_gym's countdown with integer arithmetic. The original evaluates each expression with sympy,
+    which takes about 1 ms."""
 
     def _generate_expression(self, rng: Random) -> tuple[str, list[int], int]:
         config = self.config
@@ -84,8 +84,8 @@ class FastCountdown(CountdownDataset):
 
 
 def _fold(numbers: list[int], operators: tuple[str, ...], rng: Random) -> tuple[str, int]:
-    """Random operators from left to right. A division that leaves a remainder becomes a subtraction, so
-    values stay integers."""
+    """Random operators from left to right. A division with a remainder becomes a
+    subtraction, so that values stay integers."""
     expression, value = str(numbers[0]), numbers[0]
     for number in numbers[1:]:
         operator = rng.choice(operators)
@@ -146,7 +146,8 @@ def _question(config: TaskConfig, entry: dict[str, Any]) -> Question:
 
 
 def _content(name: str, entry: Mapping[str, Any]) -> str:
-    """Which entries count as the same question: for countdown the numbers in any order, with the target."""
+    """Equal for entries that are the same question: for countdown, the
+    numbers in any order and the target."""
     if name == "countdown":
         metadata = entry["metadata"]
         return f"{sorted(metadata['numbers'])} {metadata['target']}"
@@ -154,7 +155,9 @@ def _content(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _check_gradable(name: str, dataset: ProceduralDataset, entry: dict[str, Any]) -> None:
-    """Scorers see entries as JSON; a few of them compare tuples that JSON turns into lists."""
+    """Raise ConfigError if the dataset's scorer fails on JSON: a few compare
+    tuples, which JSON turns into lists.
+    """
     answer = entry["answer"]
     if answer is None:
         return
@@ -165,7 +168,7 @@ def _check_gradable(name: str, dataset: ProceduralDataset, entry: dict[str, Any]
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML has lists where the generators expect tuples."""
+    """Lists as tuples: YAML has no tuples, and generators expect them."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 

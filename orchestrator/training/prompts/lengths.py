@@ -50,8 +50,8 @@ class PromptLengths:
 
 
 def prompt_lengths(tokenizer: PreTrainedTokenizerFast, prompts: EpochPrompts) -> PromptLengths:
-    """The lengths of all prompts, training and held-out. Raises ConfigError for a prompt that can't be
-    tokenized.
+    """The lengths of all prompts, training and held-out. Raises ConfigError for a
+    prompt that can't be tokenized.
     """
     if len(prompts.all_prompts) < CACHED_FROM:
         return _measured(tokenizer, prompts)

@@ -42,7 +42,7 @@ class QuestionStream:
 
 
 def normalised(text: str) -> str:
-    """The text in lower case with single spaces: questions that differ only in case and white space are the
-    same.
+    """The text in lower case with single spaces: questions that differ only in
+    case and white space are the same.
     """
     return " ".join(text.casefold().split())

@@ -15,9 +15,9 @@ ALLOWED = "a text or a number, or a list of accepted ones"
 def accepted_answers(where: str, column: str, value: object) -> Answer | list[Answer]:
     """The reference answer in `value`: a text, a number, or a list of accepted answers.
 
-    Raises DatasetError naming the row and its column for everything else, and for what no answer equals or an
-    empty one does: nothing, NaN, infinity, true and false, a blank text, a GSM8K solution without an answer
-    after `####`.
+    Raises DatasetError naming the row and its column for everything else, and for what no answer
+    equals or an empty one does: nothing, NaN, infinity, true and false, a blank text, a GSM8K solution
+    without an answer after `####`.
     """
     if isinstance(value, list):
         if not value:

@@ -14,19 +14,19 @@ from orchestrator.training.records import Prompt
 
 
 class WriteSolution(Protocol):
-    """Writes a training prompt's worked solution anew for each epoch, a pure function of both."""
+    """Writes the worked solution of a training prompt for an epoch, as a pure function of both."""
 
     def __call__(self, prompt_id: str, epoch: int) -> str: ...
 
 
 class EpochPrompts:
-    """Hands out every training prompt once an epoch; the order of an epoch is a pure function of (seed,
-    epoch).
+    """Hands out every training prompt once an epoch; the order of an epoch is a
+    pure function of (seed, epoch).
 
-    With `write`, each epoch's prompts carry new worked solutions: a cold start of many epochs on one
-    solution a prompt would learn those by heart, the chance in them included.
+    With `write`, the prompts of each epoch have new worked solutions. A cold start of many epochs on one
+    solution for each prompt would memorise it, its random choices included.
 
-    It is also the fake of the port: give it prompts that a test made up.
+    It is also the fake of its port: tests construct it from prompts of their own.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class EpochPrompts:
         self._order = epoch_order(seed, 0, len(self._train))
 
     def __len__(self) -> int:
-        """Training prompts of an epoch."""
+        """The number of training prompts, which is one epoch."""
         return len(self._train)
 
     @property
@@ -62,7 +62,7 @@ class EpochPrompts:
         return [self._worked(prompt, 0) for prompt in self._train]
 
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` training prompts; more than an epoch has begins the next one."""
+        """The next `count` training prompts. The next epoch follows when one is exhausted."""
         taken: list[Prompt] = []
         while len(taken) < count:
             if self._position == len(self._train):
@@ -85,8 +85,8 @@ class EpochPrompts:
         return list(self._heldout[:count])
 
     def get(self, prompt_id: str) -> Prompt:
-        """The prompt of that id, training or held-out; a training prompt as it was last handed out. Raises
-        CheckpointError if the task has none of that id.
+        """The prompt with that id, training or held-out, with the solution that it had when `take` last
+        returned it. Raises CheckpointError if the task has no such prompt.
         """
         if prompt_id not in self._by_id:
             raise CheckpointError(
@@ -105,18 +105,18 @@ class EpochPrompts:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over ids and texts of all prompts: what a manifest says the data was."""
+        """SHA-256 over ids and texts of all prompts, which identifies the data in a manifest."""
         digest = hashlib.sha256()
         for prompt in (*self._train, *self._heldout):
             digest.update(f"{prompt.prompt_id}\0{prompt.text}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as JSON. The prompts themselves are made again from the config."""
+        """The position as JSON. The prompts themselves are loaded again from the config."""
         return {"epoch": self._epoch, "position": self._position, "digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a position. Raises CheckpointError if the prompts are not those of the state."""
+        """Continue from a position. Raises CheckpointError if the prompts differ from those of the state."""
         if state["digest"] != self.digest:
             raise CheckpointError(
                 "the task's prompts are not those of the checkpoint: its file, options or template changed"

@@ -1,8 +1,8 @@
-"""Training and held-out questions that share nothing: no text, and no content.
+"""Training and held-out questions that share neither text nor content.
 
-The held-out questions are the first of the stream with distinct contents; training gets what follows and has
-none of their contents. So the held-out set does not depend on `train_size`: runs with more training data are
-judged on the same questions.
+The held-out questions are the first ones of the stream with distinct contents. Training gets those that
+follow and share no content with them. The held-out set therefore does not depend on `train_size`: runs with
+more training data are evaluated on the same questions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ class Split:
 
 
 def split_questions(stream: QuestionStream, train_size: int, heldout_size: int) -> Split:
-    """The first `heldout_size` distinct contents, then `train_size` distinct questions of other contents.
+    """The first `heldout_size` questions of distinct content, then `train_size`
+    distinct questions of other content.
 
-    Raises DatasetError if the source has no question at all, ConfigError with the number of distinct
-    questions there are if that is too few.
+    Raises DatasetError if the source has no question, and ConfigError with the number of distinct questions
+    if there are too few.
     """
     questions = _until_exhausted(stream.questions) if stream.endless else _made(stream.questions)
     taken = _Taken()
@@ -41,13 +42,13 @@ def split_questions(stream: QuestionStream, train_size: int, heldout_size: int) 
             if len(train) == train_size:
                 return Split(tuple(train.values()), tuple(heldout))
     if not heldout:
-        raise DatasetError(stream.key, stream.origin, "at least one question", "there is none in it")
+        raise DatasetError(stream.key, stream.origin, "at least one question", "it has none")
     found = f"{len(heldout)} held-out prompts" + (f" and {len(train)} for training" if train else "")
     raise ConfigError(
         "task.train_size, task.heldout_size",
         f"{train_size}, {heldout_size}",
         f"at most what {stream.origin} has: {found}",
-        "prompts that repeat, or that re-order a held-out one, don't count",
+        "repeated prompts and reorderings of held-out ones are not counted",
     )
 
 
@@ -62,7 +63,7 @@ class _Taken:
         return question.content in self._contents or normalised(question.text) in self._texts
 
     def is_new(self, question: Question) -> bool:
-        """True once for each content and each text."""
+        """True for the first question with its content and its text."""
         if self.shares(question):
             return False
         self._contents.add(question.content)
@@ -75,10 +76,10 @@ def _made(questions: Iterator[Question | None]) -> Iterator[Question]:
 
 
 def _until_exhausted(questions: Iterator[Question | None]) -> Iterator[Question]:
-    """The questions of a generator until it has repeated itself for so long that it most likely has no new
-    one.
+    """The questions of a generator, until it has repeated itself for so long
+    that another new one is unlikely.
 
-    With n questions found and one unseen, equally likely, the chance to miss it in 10 n draws is e^-10.
+    If one of n + 1 equally likely questions is still unseen, 10 n draws miss it with probability e^-10.
     """
     seen: set[str] = set()
     last_new = 0

@@ -1,4 +1,4 @@
-"""The text that a model reads: the task's template with a question's fields in it."""
+"""The text of a prompt: the task's template with the fields of a question in it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PIECE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
 def render(template: str, fields: Mapping[str, Any], hidden: Set[str]) -> str:
-    """`template` with each `{field}` replaced, once: braces inside a question are text. `{{` and `}}` write
-    braces; other braces stay as they are.
+    """`template` with each `{field}` replaced. Braces inside a value are text. `{{` and `}}` write braces;
+    other braces stay as they are.
 
-    Lists are joined by commas. Raises ConfigError if the template names a field that is missing, or one that
-    gives the answer away.
+    Lists are joined by commas. Raises ConfigError if the template names a field that is missing or `hidden`,
+    because it contains the answer.
 
     >>> render("{question} \\\\boxed{}", {"question": "What is {1}?"}, set())
     'What is {1}? \\\\boxed{}'

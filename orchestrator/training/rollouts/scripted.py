@@ -19,13 +19,13 @@ END = 0
 
 
 class ScriptedEngine:
-    """An `Engine` that draws each response from `script`, by the request's seed and the rollout's position in
-    the request.
+    """An `Engine` that draws each response from `script`, by the request's seed and the
+    rollout's position in the request.
 
-    `script` maps a prompt's text to its possible responses; a prompt without an entry gets a number below 12.
-    Temperature 0 always takes the first response. A response longer than `max_new_tokens` is cut
-    (Finish.LENGTH). The log-prob of every token is `-1 / (2 + version)`, which changes when weights are
-    loaded.
+    `script` maps a prompt's text to its possible responses; a prompt without an entry gets a
+    number below 12. Temperature 0 always takes the first response. A response longer than
+    `max_new_tokens` is cut (Finish.LENGTH). The log-prob of every token is `-1 / (2 + version)`,
+    which changes when weights are loaded.
     """
 
     def __init__(self, context: int, script: dict[str, Sequence[str]] | None = None) -> None:

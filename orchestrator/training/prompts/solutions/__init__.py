@@ -1,10 +1,11 @@
-"""Worked solutions for a cold start: one file a writer, chosen by `task.solutions`.
+"""Writers of worked solutions for a cold start: one file each, chosen by `task.solutions`.
 
     @SOLUTIONS.register("guess_and_check")
     def guess_and_check(row: Mapping[str, Any], rng: random.Random) -> str: ...
 
-`row` is the question as its source has it, flat: the fields of a file's row, or of a reasoning_gym entry
-`question`, `answer` and everything in its `metadata` (`numbers`, `target`, `expression`, ...).
+`row` holds the columns of a file's row; for a reasoning_gym entry `question`, `answer` and the fields of its
+`metadata` (`numbers`, `target`, `expression`, ...). A third party registers a writer under an entry point of
+the group `orchestrator.solutions`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from orchestrator.training.registry import NoFacts, Registry
 
 
 class SolutionWriter(Protocol):
-    """Writes what a model should say to a question, tags of the answer format included."""
+    """Writes a model answer to a question, including the tags of the answer format."""
 
     def __call__(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        """The solution of the question in `row`. All chance comes from `rng`, which is seeded by the prompt's
-        id and the epoch: the same in every run, new in every epoch.
+        """The solution of the question in `row`. All randomness comes from `rng`, which is seeded by the id
+        of the prompt and the epoch: the same in every run, different in every epoch. Raises ConfigError for a
+        question that it can't solve.
         """
         ...
 

@@ -2,8 +2,8 @@
 
     5 - 3 + 6=    <think>5-3=2 2+6=8</think><answer>8</answer>
 
-Every partial sum is written out, so each step of a trace is the sum of two numbers. There is nothing left to
-chance, and nothing is left for reinforcement learning to discover but accuracy.
+Every partial sum is written out, so each step of a trace adds two numbers. The traces contain no random
+choice and no self-check: reinforcement learning can only make the sums more reliable.
 """
 
 from __future__ import annotations

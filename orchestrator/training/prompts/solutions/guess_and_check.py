@@ -2,17 +2,16 @@
 
     3,6,2=7    <think>3+6+2=11/7? wait, 3+6-2=7/7!</think><answer>3+6-2</answer>
 
-The numbers stay in their order and get signs; each guess is worked out in full, the target is written beside
-what it came to, and a mark says whether they are equal (`!`) or not (`?`). After a miss a trace says "wait, "
-and takes the next choice of signs, in a fixed order from a random start, so that no guess comes twice. What
-reinforcement learning is to find out is left open on purpose: most traces whose first guess misses give up
-and answer it all the same, and some answer without checking. The rewards then say that checking, and going
-on, pays.
+The numbers keep their order and get signs. Each guess is worked out in full, the target is written beside its
+result, and a mark says whether the two are equal (`!`) or not (`?`). After a miss a trace says "wait, " and
+tries the next choice of signs, in a fixed order from a random start, so that no guess is repeated. One habit
+is left for reinforcement learning to discover: most traces give up after a first guess that misses and answer
+it anyway, and some answer without checking. The rewards then show that checking and going on pays.
 
-The comparison decides whether a cold start is any good. Without the mark nothing but the choice between
-"wait" and the end of the thought says that a guess was compared with the target, and that choice is left to
-chance after a first miss. With the mark, but the target only at the beginning of the prompt, some seeds had
-learnt to add and not to compare. Copied beside the result it is a matter of neighbouring characters.
+The explicit comparison makes the cold start reliable. Without the mark, only the choice between "wait" and
+the end of the thought shows that a guess was compared with the target, and after a first miss that choice is
+random. With the mark, but with the target only at the beginning of the prompt, some seeds learnt to add and
+not to compare. With the target copied beside the result, comparing needs only neighbouring characters.
 """
 
 from __future__ import annotations
@@ -26,10 +25,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.prompts.solutions import SOLUTIONS
 
 UNCHECKED = 0.1
-"""Share of traces that answer their first guess without working it out."""
+"""Share of traces that answer with their first guess without working it out."""
 GIVES_UP = 0.6
-"""Share of traces that answer a first guess that misses. Above one half, so that a model that does what is
-most likely gives up; those that go on never do, so that every choice of signs is practised."""
+"""Share of traces that answer with a first guess that misses. It is above one half, so
+the most likely behaviour of the model is to give up. Traces that go on never give up, so
+every choice of signs is practised."""
 
 Signs = tuple[str, ...]
 
@@ -70,7 +70,7 @@ def signs_in_order(count: int) -> list[Signs]:
 
 
 def expression(numbers: Sequence[int], signs: Signs) -> str:
-    """The numbers with their signs; a plus in front goes without saying.
+    """The numbers with their signs, without a leading plus.
 
     >>> expression([3, 6, 2], ("+", "-", "+"))
     '3-6+2'
@@ -79,7 +79,7 @@ def expression(numbers: Sequence[int], signs: Signs) -> str:
 
 
 def value(numbers: Sequence[int], signs: Signs) -> int:
-    """What the expression comes to.
+    """The value of the expression.
 
     >>> value([3, 6, 2], ("+", "-", "+"))
     -1

@@ -45,9 +45,9 @@ class EngineFacts:
     replays_solutions: bool = False
     """Plays back `prompt.solution` instead of sampling: every training prompt must have one."""
     logprobs: Literal["tempered", "processed", "raw", "none"] = "tempered"
-    """Which distribution the reported log-probs belong to: after temperature and before top-p (`tempered`,
-    what the learner computes), after both (`processed`), before both (`raw`), or no distribution at all
-    (`none`).
+    """Which distribution the reported log-probs belong to: after temperature and before top-p
+    (`tempered`, what the learner computes), after both (`processed`), before both (`raw`), or
+    no distribution at all (`none`).
     """
     repeatable_seeds: bool = False
     """The same prompts, weights and seed give the same tokens, whichever worker samples and whatever else it

@@ -1,5 +1,4 @@
-"""Samples from any causal language model of transformers: the embedded engine, on CPU and GPU by the same
-code.
+"""The embedded engine: samples from any causal language model of transformers, on CPU and GPU.
 
 Three things make it faster than `generate`. A prompt is prefilled once for its whole group. A finished row
 leaves the batch and the cache in the step it finishes, and the next groups take its place (continuous
@@ -93,8 +92,8 @@ class HFEngine:
 
     @torch.no_grad()
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        """Copy parameters and persistent buffers in place, by their names in the model's `state_dict`, as
-        they arrive.
+        """Copy parameters and persistent buffers in place, by their names in the
+        model's `state_dict`, as they arrive.
 
         Raises ValueError for an unknown name, a wrong shape, or a weight that never came (a tied weight may
         come under either name).
@@ -118,7 +117,7 @@ class HFEngine:
         return self._weights.get(name)
 
     def weights_written(self, version: WeightVersion) -> None:
-        """See `Engine.weights_written`."""
+        """See `Engine`."""
         self._version = version
 
 
@@ -132,7 +131,7 @@ class _Admission:
 
 
 class _Batch:
-    """One request on its way: which rollouts wait, which are in slots, what they have said so far."""
+    """One request in progress: the rollouts that wait, those in slots, and their tokens so far."""
 
     def __init__(
         self,
@@ -167,7 +166,7 @@ class _Batch:
         self._cache = SlotCache(model.config.num_hidden_layers, rows, next(model.parameters()).dtype, device)
 
     def run(self) -> None:
-        """Until nothing waits and no slot is occupied."""
+        """Sample until no rollout waits and no slot is occupied."""
         while self._waiting or self._cache.rows:
             if self._waiting and self._worth_admitting():
                 self._admit()
@@ -185,7 +184,7 @@ class _Batch:
         ]
 
     def prompt_routes(self) -> list[NDArray[np.int16]] | None:
-        """Of each prompt, [length, R, k]; None if routes are not recorded."""
+        """The routes of each prompt, [length, R, k]; None if routes are not recorded."""
         if self._recorder is None:
             return None
         return [self._prompt_routes[prompt].numpy() for prompt in range(len(self._prompts))]
@@ -194,8 +193,8 @@ class _Batch:
         return None if self._recorder is None else self._routes[rollout, :length].numpy()
 
     def _worth_admitting(self) -> bool:
-        """A prefill costs about a step however few its rows, so it waits until an eighth of the slots is
-        free.
+        """A prefill costs about a step however few its rows, so it waits until
+        an eighth of the slots is free.
         """
         free = self._cache.slots - self._cache.rows
         return free >= self._waiting[0].count and free >= self._cache.slots // 8
@@ -231,9 +230,7 @@ class _Batch:
             self._routes = torch.full((*self._tokens.shape, *taken.shape[1:]), -1, dtype=torch.int16)
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[torch.Tensor, DynamicCache]:
-        """The logits after each prompt [p, V] and the prompts' keys and values, left-padded to the
-        longest.
-        """
+        """The logits after each prompt [p, V] and the keys and values of the prompts, left-padded."""
         width = max(len(prompt) for prompt in prompts)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
@@ -271,7 +268,7 @@ class _Batch:
         self._accept(slice(0, None), output.logits[:, -1])
 
     def _accept(self, slots: slice, logits: torch.Tensor) -> None:
-        """Sample a token for the rows in `slots`, note it, and drop the rows that it finishes."""
+        """Sample a token for the rows in `slots`, store it, and drop the rows that it finishes."""
         rollouts = self._rollouts[slots]
         places = self._lengths[rollouts]
         tokens, logprobs = sample(logits, self._draws[rollouts, places].to(self._device), self._sampling)

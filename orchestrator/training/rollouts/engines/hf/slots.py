@@ -1,8 +1,8 @@
 """The key-value cache of a batch whose rows come and go.
 
-Rows live in slots. All rows are right-aligned: the newest token of each is in the same column, so one step
-writes one column and reads one rectangle, whatever the rows' lengths. A mask hides the columns before a row's
-start.
+Rows live in slots. All rows are right-aligned: the newest token of each is in the same column,
+so one step writes one column and reads one rectangle, whatever the rows' lengths. A mask hides
+the columns before a row's start.
 
                  low        end
         slot 0    p p p r r r .        p prompt, r response, . free

@@ -1,5 +1,5 @@
-"""The engine `worked_solutions`: plays back the task's worked solutions (a cold start). `engine.py`
-implements it.
+"""The engine `worked_solutions`: plays back the task's worked solutions (a cold
+start). `engine.py` implements it.
 """
 
 from __future__ import annotations
