@@ -1,8 +1,9 @@
 """The mart: the slices of all leases as Parquet files, so that DuckDB can report over tens of millions of
 spans.
 
-Ledgers of that size are the only reason for it: plain Python books about 100,000 spans a second, so that
-every report over 10 million spans would take minutes. Small ledgers are answered from the journal.
+Ledgers of that size are the only reason for it: deriving ten million spans in plain Python takes minutes,
+and every report would do it again (docs/reference/ledger.md has measurements). Small ledgers are answered
+from the journal.
 
 The mart is a cache of the journal. It may be deleted, and is rebuilt if it belongs to another journal or
 booking policy. Its answers equal those of `derive.lines_from_events` to the nanosecond.
