@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MASK = "***"
-_USER_INFO = re.compile(r"(://[^:/@\s]*:)[^@\s]+(?=@)")
+_USER_INFO = re.compile(r"(://[^:/@\s]*:)(?:[^\s/?#]+|[^@\s]+)(?=@)")
+"""A password reaches to the last `@` before the path: one that holds an unquoted `@` is hidden as a whole."""
 _PARAMETER = re.compile(r"([?&](?:password|passwd|token|secret)=)[^&\s]+", re.IGNORECASE)
 _SERVER = re.compile(r"(?>(?:[a-z][a-z0-9+.-]*://)?[^/?#\s]*)", re.IGNORECASE)
 _WEBHOOK = re.compile(
@@ -30,6 +31,8 @@ def mask(text: str) -> str:
     'ledger.url=postgresql://ann:***@db/ledger?sslmode=require'
     >>> mask("budget.webhook=https://hooks.slack.com/services/T0/B0/s3cret")
     'budget.webhook=https://hooks.slack.com/***'
+    >>> mask("postgresql://u:s3c@ret@h/db")
+    'postgresql://u:***@h/db'
     """
     without_paths = _WEBHOOK.sub(rf"\1/{MASK}", text)
     return _PARAMETER.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\1{MASK}", without_paths))

@@ -64,14 +64,15 @@ class Program:
         self.output_dir = output_dir
         self._environment = {**os.environ, "ORCHESTRATOR_OUTPUT_DIR": str(output_dir)}
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start a command and go on."""
+    def start(self, *words: str, own_group: bool = False) -> subprocess.Popen[str]:
+        """Start a command and go on; with `own_group` in a process group of its own, to send signals to."""
         return subprocess.Popen(
             [str(PROGRAM), *words],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0 if own_group else None,
         )
 
     def __call__(self, *words: str, code: int = 0) -> str:

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from orchestrator.config.errors import (
     InvalidConfigError,
     from_pydantic,
+    is_free_mapping,
     not_one_of,
     raise_if_any,
     unknown_key,
@@ -46,6 +47,8 @@ SEARCH_PATH = "hydra.searchpath"
 
 STAGE_OVERRIDE = re.compile(r"^(\+\+|\+|~)?stages\.([a-z][a-z0-9_]*)\.(.+)$", re.DOTALL)
 REFUSED_OVERRIDE = re.compile(r"Could not (?:override|delete from config\.|delete) '~?\+*([\w./@]+)")
+PLAIN_VALUE = re.compile(r"((?:\+\+?)?[A-Za-z_][\w./@:-]*=)(?!\s*['\"\[])((?!\{)[^\n]+|\{[^:\n]*\}[^\n]*)")
+"""An override whose value can be text: it does not begin like a list, a mapping or a quoted string."""
 OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")
 """Overrides of a pipeline that are not handed to its stages."""
 
@@ -245,11 +248,28 @@ def _refuse_if_fixed(override: Override) -> None:
 
 
 def _parse(text: str) -> Override:
+    """Parse one override. A value that Hydra's grammar refuses (`epoch=3.jsonl`, `R&D`, `Solve {question}`) is
+    taken as text, unless it begins like a list, a mapping or a quoted string.
+    """
     try:
         return OverridesParser.create().parse_overrides([text])[0]
     except HydraException as error:
+        plain = PLAIN_VALUE.fullmatch(text)
+        if plain is not None:
+            return OverridesParser.create().parse_overrides([plain.group(1) + quoted(plain.group(2))])[0]
         reason = str(error).partition("\n")[0].strip()
-        raise ConfigError("override", text, "key=value, +key=value or ~key", reason) from error
+        hint = f"{reason}. A value with special characters is quoted twice: 'KEY=\"VALUE\"'"
+        raise ConfigError("override", text, "key=value, +key=value or ~key", hint) from error
+
+
+def _for_hydra(override: Override) -> list[str]:
+    """The override as Hydra gets it. `key={a: 1}` replaces a mapping with free keys. Hydra would merge the two,
+    and keys that the override does not name would silently stay.
+    """
+    text, key = override.input_line or "", override.get_key_element()
+    if isinstance(override.value(), dict) and not key.startswith(("+", "~")) and is_free_mapping(key):
+        return [f"~{key}", f"+{text}"]
+    return [text]
 
 
 def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -260,7 +280,8 @@ def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
     groups = files.groups()
     for override in parsed:
         _refuse_what_hydra_misreads(override, groups)
-    own = [override.input_line or "" for override in parsed if SEARCH_PATH not in override.get_key_element()]
+    chosen = [override for override in parsed if SEARCH_PATH not in override.get_key_element()]
+    own = [text for override in chosen for text in _for_hydra(override)]
     try:
         values = OmegaConf.to_container(files.compose(job, own), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -291,13 +312,18 @@ def _from_hydra(
     for override in overrides:
         if override.is_sweep_override():
             return ConfigError(
-                override.get_key_element(), override.input_line or "", "one value", "a run takes no sweep"
+                override.get_key_element(), override.input_line or "", "one value", _no_sweep(override)
             )
         if refused is not None and override.key_or_group == refused.group(1):
             return unknown_key(override.key_or_group, str(override.value()), groups)
     texts = ", ".join(override.input_line or "" for override in overrides)
     reason = " ".join(str(error).split()) or type(error).__name__
     return ConfigError("override", texts or "none", "overrides that compose", reason)
+
+
+def _no_sweep(override: Override) -> str:
+    key, _, value = (override.input_line or "").partition("=")
+    return f"a run takes no sweep; a text with commas is quoted twice: '{key}=\"{value}\"'"
 
 
 def _split_stage_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -75,6 +75,14 @@ def _from_detail(detail: ErrorDetails) -> ConfigError:
     return ConfigError(key, value, allowed, _description(path))
 
 
+def is_free_mapping(key: str) -> bool:
+    """Whether the value of `key` is a mapping whose keys the user chooses, such as `reward.components`."""
+    *parents, last = key.split(".")
+    *_, model = _models_along(parents)
+    field = None if model is None else model.model_fields.get(last)
+    return field is not None and get_origin(field.annotation) is dict
+
+
 def _did_you_mean(value: str, allowed: Sequence[str]) -> str:
     close = difflib.get_close_matches(value, allowed, n=1)
     return f"did you mean {close[0]}?" if close else ""

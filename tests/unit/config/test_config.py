@@ -243,6 +243,60 @@ def test_an_impossible_combination_is_named_with_what_is_allowed(
     assert hint in caught.value.hint
 
 
+TEXTS = [
+    "data/epoch=3.jsonl",
+    "R&D",
+    "李明",
+    "a b",
+    "Solve {question}",
+    "{question}",
+    "50 %",
+    "it's",
+    "a#b",
+    "(x)",
+    "x;y",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_with_special_characters_needs_no_quotes(text: str) -> None:
+    assert compose("grpo", [f"team={text}"]).team == text
+    config = compose("r1_demo", [f"team={text}", f"stages.grpo.project={text}"])
+    stages = {stage.name: compose_stage(stage) for stage in config.stages}
+    assert (stages["cold_start"].team, stages["grpo"].project) == (text, text)
+    assert with_resume_overrides(compose("grpo"), [f"tracking.experiment={text}"]).tracking.experiment == text
+
+
+@pytest.mark.parametrize("override", ["team='a", 'team="a', "learner.adam_betas=[0.8", "budget={limit: 1"])
+def test_a_broken_value_is_refused_with_the_quoting_that_works(override: str) -> None:
+    with pytest.raises(ConfigError, match="quoted twice") as caught:
+        compose("grpo", [override])
+    assert caught.value.value == override
+
+
+def test_a_list_without_brackets_is_refused_with_the_quoting_that_works() -> None:
+    with pytest.raises(ConfigError, match="""'team="a,b"'"""):
+        compose("grpo", ["team=a,b"])
+    assert compose("grpo", ['team="a,b"']).team == "a,b"
+
+
+def test_a_mapping_of_free_keys_is_replaced_and_a_part_of_the_config_is_merged() -> None:
+    assert compose("grpo", ["reward.components={accuracy: 1.0}"]).reward.components == {"accuracy": 1.0}
+    only = compose("grpo", ["reward.components={accuracy: 1.0}", "+reward.components.format=0.2"])
+    assert only.reward.components == {"accuracy": 1.0, "format": 0.2}
+    added = compose("grpo", ["+reward.components={format: 0.3}"])
+    assert added.reward.components == {"accuracy": 1.0, "format": 0.3}
+    merged = compose("grpo", ["budget={limit: 5}"])
+    assert (merged.budget.limit, merged.budget.currency) == (5, "USD")
+
+
+def test_a_mapping_may_name_keys_that_the_default_lacks() -> None:
+    """Such as a scorer of an installed plug-in: one that is not registered is named, and nothing else."""
+    with pytest.raises(ConfigError) as caught:
+        compose("grpo", ["reward.components={boxed_of_mine: 1.0}"])
+    assert (caught.value.key, caught.value.value) == ("reward.components", "boxed_of_mine")
+
+
 def test_all_problems_are_listed_and_the_first_is_the_errors_own() -> None:
     error = refused("grpo", "rollout.group_size=1", "learner.minibatches=7", "evaluation.prompts=100000")
     assert isinstance(error, InvalidConfigError)
