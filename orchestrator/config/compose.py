@@ -248,8 +248,8 @@ def _refuse_if_fixed(override: Override) -> None:
 
 
 def _parse(text: str) -> Override:
-    """Parse one override. A value that Hydra's grammar refuses (`epoch=3.jsonl`, `R&D`, `Solve {question}`) is
-    taken as text, unless it begins like a list, a mapping or a quoted string.
+    """Parse one override. A value that Hydra's grammar refuses (`epoch=3.jsonl`, `R&D`) is taken as text,
+    unless it begins like a list, a mapping or a quoted string.
     """
     try:
         return OverridesParser.create().parse_overrides([text])[0]
@@ -263,8 +263,8 @@ def _parse(text: str) -> Override:
 
 
 def _for_hydra(override: Override) -> list[str]:
-    """The override as Hydra gets it. `key={a: 1}` replaces a mapping with free keys. Hydra would merge the two,
-    and keys that the override does not name would silently stay.
+    """The override as Hydra gets it. `key={a: 1}` replaces a mapping with free keys; Hydra would merge the
+    two, and keys that the override does not name would silently stay.
     """
     text, key = override.input_line or "", override.get_key_element()
     if isinstance(override.value(), dict) and not key.startswith(("+", "~")) and is_free_mapping(key):
