@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from orchestrator.console.report import render_report
 from orchestrator.console.report_data import ReportData, Sample, SamplePair, Samples, StageData, Transitions
-from orchestrator.console.run_curves import plays_back, read_config, read_history, run_name, title
+from orchestrator.console.run_curves import read_facts, read_history, read_manifest, run_name
 from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
 from orchestrator.runs.record import RunRecord
+from orchestrator.training.manifest import RunFacts
 from orchestrator.training.records import RecordKind
 from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
 
@@ -38,24 +37,24 @@ def read_report(run: RunDirectory, cost: Mapping[str, Any] | None) -> ReportData
     record = runs.observe(run)
     stages = _stage_directories(run, record)
     main = stages[-1] if stages else run
-    config = read_config(main)
+    facts, manifest = read_facts(main), read_manifest(run)
     return ReportData(
         run_id=record.run_id,
         job=record.job,
-        title=title(config),
+        title=facts.title,
         purpose=record.purpose,
         state=record.state.value,
         why=record.why,
         started_ns=record.started_ns,
         ended_ns=record.ended_ns,
         stages=tuple(_stage(stage) for stage in stages),
-        samples=_samples(main, config, [run_name(stage) for stage in stages[:-1]]),
+        samples=_samples(main, facts, [run_name(stage) for stage in stages[:-1]]),
         cost=cost,
-        facts=_facts(config, _read_json(run.manifest)),
+        facts=_facts(facts, manifest),
         weights=str(main.model) if main.model.exists() else None,
-        reflection_pattern=config.get("reward", {}).get("reflection_pattern", ""),
+        reflection_pattern=facts.reflection_pattern,
         config=run.config.read_text(encoding="utf-8") if run.config.exists() else "",
-        manifest=_read_json(run.manifest),
+        manifest=manifest,
     )
 
 
@@ -78,19 +77,19 @@ def _stage(run: RunDirectory) -> StageData:
         started_ns=record.started_ns,
         ended_ns=record.ended_ns,
         history=read_history(run),
-        playback=plays_back(read_config(run)),
+        playback=read_facts(run).plays_back,
         warnings=tuple(run.read_events("training_warning")),
         routing={layer: list(steps.items()) for layer, steps in run.read_routing().items()},
     )
 
 
-def _samples(run: RunDirectory, config: Mapping[str, Any], earlier: Sequence[str]) -> Samples | None:
+def _samples(run: RunDirectory, facts: RunFacts, earlier: Sequence[str]) -> Samples | None:
     """Held-out answers of the first and the last evaluation; without evaluations, rollouts of the first and
     the last recorded step.
     """
     directory = run.evaluations
     kind: RecordKind = "heldout"
-    if len(recorded_steps(directory, kind)) < 2 and not plays_back(config):
+    if len(recorded_steps(directory, kind)) < 2 and not facts.plays_back:
         directory, kind = run.rollouts, "step"
     steps = recorded_steps(directory, kind)
     if len(steps) < 2:
@@ -157,45 +156,13 @@ def _when(step: int, earlier: Sequence[str]) -> str:
     return f"after {earlier[-1]}" if earlier else "before the first step"
 
 
-def _facts(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What decides a result, in one place; what is missing is left out."""
-    rollout, learner = config.get("rollout", {}), config.get("learner", {})
-    commit = (manifest.get("git") or {}).get("commit")
-    changed = " with uncommitted changes" if (manifest.get("git") or {}).get("uncommitted_changes") else ""
-    machine = manifest.get("machine", {})
-    facts = (
-        ("model", config.get("model", {}).get("name")),
-        ("task", config.get("task", {}).get("name")),
-        ("algorithm", config.get("algorithm", {}).get("name")),
-        ("batch", _phrase("{prompts_per_step} prompts x {group_size} rollouts a step", rollout)),
-        (
-            "sampling",
-            _phrase("temperature {temperature}, top-p {top_p}, at most {max_new_tokens} tokens", rollout),
-        ),
-        (
-            "learner",
-            _phrase(
-                "world size {world_size}, ZeRO {zero_stage}, expert parallel {expert_parallel_size}, "
-                "learning rate {learning_rate}",
-                learner,
-            ),
-        ),
-        ("max staleness", config.get("max_staleness")),
-        ("seed", config.get("seed")),
-        ("machine", _phrase("{cpus} CPUs, {processor}", machine)),
-        ("code", commit and f"{commit[:12]}{changed}"),
-    )
-    return tuple((name, str(value)) for name, value in facts if value is not None)
-
-
-def _phrase(template: str, values: Mapping[str, Any]) -> str | None:
-    try:
-        return template.format_map(values)
-    except KeyError:
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+def _facts(facts: RunFacts, manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What decides a result, in one place; what is not known is left out."""
+    git, machine = manifest.get("git") or {}, manifest.get("machine") or {}
+    known = list(facts.settings)
+    if machine:
+        known.append(("machine", f"{machine['cpus']} CPUs, {machine['processor']}"))
+    if git:
+        changed = " with uncommitted changes" if git.get("uncommitted_changes") else ""
+        known.append(("code", f"{git['commit'][:12]}{changed}"))
+    return tuple(known)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from orchestrator.errors import ConfigError
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
 from orchestrator.runs.intervals import band_of
-from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.manifest import RunFacts
 from orchestrator.training.telemetry.curve_layout import Series, StageCurve
 
 
@@ -24,15 +22,15 @@ def write_learning_curve(runs: Sequence[RunDirectory], path: Path) -> bool:
     """
     from orchestrator.training.telemetry.curve import learning_curve_png
 
-    configs = [read_config(run) for run in runs]
+    facts = [read_facts(run) for run in runs]
     curves = [
-        stage_curve(run_name(run), read_history(run), plays_back(config))
-        for run, config in zip(runs, configs, strict=True)
+        stage_curve(run_name(run), read_history(run), known.plays_back)
+        for run, known in zip(runs, facts, strict=True)
     ]
     curves = [curve for curve in curves if curve.heldout or curve.train]
     if not curves:
         return False
-    write_atomically(path, learning_curve_png(curves, title(configs[-1])))
+    write_atomically(path, learning_curve_png(curves, facts[-1].title))
     return True
 
 
@@ -60,30 +58,19 @@ def read_history(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(course.items()) for name, course in courses.items()}
 
 
-def read_config(run: RunDirectory) -> dict[str, Any]:
-    """The resolved config as plain values; empty if there is none."""
-    if not run.config.exists():
+def read_manifest(run: RunDirectory) -> dict[str, Any]:
+    """The run's manifest; empty if it has none yet."""
+    if not run.manifest.exists():
         return {}
-    return yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}
+    return json.loads(run.manifest.read_text(encoding="utf-8"))
+
+
+def read_facts(run: RunDirectory) -> RunFacts:
+    """What the run's manifest says of its config; nothing is known of a run without one."""
+    return RunFacts.from_manifest(read_manifest(run))
 
 
 def run_name(run: RunDirectory) -> str:
     """What a stage is called among the others: its name, or the job's."""
     record = run.record()
     return (record.stage or record.job).replace("_", " ")
-
-
-def plays_back(config: Mapping[str, Any]) -> bool:
-    """Whether the run's rollouts are worked solutions instead of the model's own. A run of an engine that is
-    not installed here counts as sampled.
-    """
-    try:
-        return ENGINES.facts(config.get("rollout", {}).get("engine", "")).replays_solutions
-    except ConfigError:
-        return False
-
-
-def title(config: Mapping[str, Any]) -> str:
-    """`tiny_moe on countdown`."""
-    model, task = config.get("model", {}).get("name"), config.get("task", {}).get("name")
-    return f"{model} on {task}" if model and task else "Learning curve"

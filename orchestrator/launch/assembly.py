@@ -11,6 +11,7 @@ from orchestrator.training.checkpoints.store import open_store
 from orchestrator.training.cluster.parts import RunSpec
 from orchestrator.training.cluster.placement import Placement, plan_placement
 from orchestrator.training.loop import LoopSettings
+from orchestrator.training.manifest import RunFacts
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.records import Prompt
 from orchestrator.training.rollouts.engines import ENGINES
@@ -49,6 +50,34 @@ def learning_signal(config: RunConfig) -> LearningSignal:
     return LearningSignal(
         imitates=ENGINES.facts(config.rollout.engine).replays_solutions,
         group_relative=ADVANTAGES.facts(config.algorithm.advantage).group_relative,
+    )
+
+
+def run_facts(config: RunConfig) -> RunFacts:
+    """What a report says of the run's config."""
+    rollout, learner = config.rollout, config.learner
+    settings = {
+        "model": config.model.name,
+        "task": config.task.name,
+        "algorithm": config.algorithm.name,
+        "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} rollouts a step",
+        "sampling": (
+            f"temperature {rollout.temperature}, top-p {rollout.top_p}, "
+            f"at most {rollout.max_new_tokens} tokens"
+        ),
+        "learner": (
+            f"world size {learner.world_size}, ZeRO {learner.zero_stage}, expert parallel "
+            f"{learner.expert_parallel_size}, learning rate {learner.learning_rate}"
+        ),
+        "max staleness": str(config.max_staleness),
+        "seed": str(config.seed),
+    }
+    return RunFacts(
+        model=config.model.name,
+        task=config.task.name,
+        plays_back=ENGINES.facts(rollout.engine).replays_solutions,
+        reflection_pattern=config.reward.reflection_pattern,
+        settings=tuple(settings.items()),
     )
 
 

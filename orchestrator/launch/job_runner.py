@@ -14,6 +14,7 @@ from orchestrator.config import compose as configs
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError, without_colours
 from orchestrator.launch import outcome
+from orchestrator.launch.assembly import run_facts
 from orchestrator.launch.attempt import Attempt, train
 from orchestrator.launch.prepared import PreparedJob
 from orchestrator.launch.session import SessionFactory, open_session
@@ -162,6 +163,7 @@ class JobRunner(Job):
             seed=self._config.seed,
             data_sha256={name or self._config.job: stages[name].prompts.digest for name in used},
             model=Path(model) if model else None,
+            facts=run_facts(self._config),
         )
         self._directory.write_manifest(json.dumps(manifest, indent=2) + "\n")
 

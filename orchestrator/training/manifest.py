@@ -4,11 +4,13 @@ data, model, seeds.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,46 @@ from typing import Any
 PACKAGES = ("rl-orchestrator", "ray", "torch", "deepspeed", "transformers", "mlflow", "hydra-core", "numpy")
 
 
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a report says of a run's config. Whoever starts the run writes them down, because a report can't
+    interpret a config: the components that it names may not be installed where the report is made.
+    """
+
+    model: str = ""
+    task: str = ""
+    plays_back: bool = False
+    """The rollouts are worked solutions, not the model's own."""
+    reflection_pattern: str = ""
+    """The regular expression by which a rollout is known to check itself."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """(name, value) of what decides a result, as a report words it: `("batch", "32 prompts x 8 rollouts")`."""
+
+    @property
+    def title(self) -> str:
+        """`tiny_moe on countdown`."""
+        return f"{self.model} on {self.task}" if self.model and self.task else "Learning curve"
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> RunFacts:
+        """The facts in a manifest; none in one of an older version."""
+        found = manifest.get("facts", {})
+        return cls(
+            model=found.get("model", ""),
+            task=found.get("task", ""),
+            plays_back=found.get("plays_back", False),
+            reflection_pattern=found.get("reflection_pattern", ""),
+            settings=tuple((name, value) for name, value in found.get("settings", ())),
+        )
+
+
 def build_manifest(
-    *, run_id: str, seed: int, data_sha256: Mapping[str, str], model: Path | None
+    *,
+    run_id: str,
+    seed: int,
+    data_sha256: Mapping[str, str],
+    model: Path | None,
+    facts: RunFacts,
 ) -> dict[str, Any]:
     """The manifest as JSON.
 
@@ -32,6 +72,7 @@ def build_manifest(
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "processor": _processor()},
         "seed": seed,
         "data_sha256": dict(data_sha256),
+        "facts": dataclasses.asdict(facts),
         "model": None if model is None else {"path": str(model), "files_sha256": folder_digest(model)},
     }
 

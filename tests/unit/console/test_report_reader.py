@@ -1,27 +1,20 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from orchestrator.console.report_reader import read_report, write_report
 from orchestrator.errors import RunNotFoundError
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.record import RunState
+from orchestrator.training.manifest import RunFacts
 from orchestrator.training.records import BatchPart, Finish, Prompt, RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.telemetry.recorder import RolloutRecorder
 
 SECOND = 1_000_000_000
-CONFIG: dict[str, Any] = {
-    "model": {"name": "tiny_moe"},
-    "task": {"name": "countdown"},
-    "algorithm": {"name": "grpo"},
-    "rollout": {"engine": "hf", "prompts_per_step": 64, "group_size": 8},
-    "reward": {"reflection_pattern": r"\bwait\b"},
-    "seed": 3,
-}
+SETTINGS = (("model", "tiny_moe"), ("batch", "64 prompts x 8 rollouts a step"), ("seed", "3"))
 
 
 def answers(texts: list[str], right: list[float], first_prompt: int = 0) -> BatchPart:
@@ -54,11 +47,12 @@ def answers(texts: list[str], right: list[float], first_prompt: int = 0) -> Batc
     return BatchPart(rollouts, scores, tuple(range(count)))
 
 
-def new_run(path: Path, stage: str = "", pipeline: str = "", engine: str = "hf") -> RunDirectory:
+def new_run(path: Path, stage: str = "", pipeline: str = "", plays_back: bool = False) -> RunDirectory:
     run = RunDirectory(path)
     run.create()
     run.begin(job="grpo", purpose="final", steps=20, at_ns=10 * SECOND, pipeline=pipeline, stage=stage)
-    run.config.write_text(yaml.safe_dump(CONFIG | {"rollout": CONFIG["rollout"] | {"engine": engine}}))
+    facts = RunFacts("tiny_moe", "countdown", plays_back, r"\bwait\b", SETTINGS)
+    run.manifest.write_text(json.dumps({"facts": asdict(facts)}))
     return run
 
 
@@ -74,13 +68,14 @@ def test_a_run_that_has_just_begun(run: RunDirectory) -> None:
     )  # fmt: skip
     assert data.stages[0].steps == 20
     assert data.stages[0].step == 0
-    assert dict(data.facts) == {
-        "model": "tiny_moe",
-        "task": "countdown",
-        "algorithm": "grpo",
-        "batch": "64 prompts x 8 rollouts a step",
-        "seed": "3",
-    }
+    assert data.facts == SETTINGS
+    assert data.reflection_pattern == r"\bwait\b"
+
+
+def test_a_run_without_a_manifest_has_no_facts(run: RunDirectory) -> None:
+    run.manifest.unlink()
+    data = read_report(run, None)
+    assert (data.title, data.facts, data.stages[0].playback) == ("Learning curve", (), False)
 
 
 def test_the_same_heldout_prompts_before_and_after(run: RunDirectory) -> None:
@@ -112,7 +107,7 @@ def test_without_evaluations_the_first_and_the_last_recorded_step(run: RunDirect
 
 
 def test_worked_solutions_are_not_what_the_model_wrote(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "sft-1", engine="worked_solutions")
+    run = new_run(tmp_path / "sft-1", plays_back=True)
     for step in (1, 20):
         RolloutRecorder().record(step, [answers(["a"], [1])], run.rollouts)
     assert read_report(run, None).samples is None
@@ -135,7 +130,7 @@ def test_a_pipeline_shows_its_stages_in_order(tmp_path: Path) -> None:
     pipeline.begin(
         job="r1", purpose="final", steps=0, at_ns=1 * SECOND, stages=("cold_start", "grpo", "later")
     )
-    sft = new_run(tmp_path / "r1-1-cold_start", "cold_start", "r1-1", engine="worked_solutions")
+    sft = new_run(tmp_path / "r1-1-cold_start", "cold_start", "r1-1", plays_back=True)
     grpo = new_run(tmp_path / "r1-1-grpo", "grpo", "r1-1")
     for stage in (sft, grpo):
         pipeline.add_stage(stage.record().stage, stage.run_id)
@@ -160,7 +155,9 @@ def test_a_pipeline_shows_its_stages_in_order(tmp_path: Path) -> None:
 def test_the_page_is_written_into_the_run(run: RunDirectory) -> None:
     run.append_metrics(0, {"accuracy/heldout": 0.25}, 11 * SECOND)
     run.append_metrics(20, {"accuracy/heldout": 0.75}, 12 * SECOND)
-    manifest = {"git": {"commit": "0123456789abcdef", "uncommitted_changes": True}}
+    manifest = json.loads(run.manifest.read_text()) | {
+        "git": {"commit": "0123456789abcdef", "uncommitted_changes": True}
+    }
     run.manifest.write_text(json.dumps(manifest))
     run.write_state(RunState.FAILED, "the learner was lost", 70 * SECOND)
     write_report(run, None)

@@ -6,21 +6,29 @@ from pathlib import Path
 import pytest
 
 from orchestrator.training import manifest
-from orchestrator.training.manifest import build_manifest, folder_digest
+from orchestrator.training.manifest import RunFacts, build_manifest, folder_digest
+
+FACTS = RunFacts("tiny_moe", "countdown", True, "wait", (("batch", "64 prompts"),))
+
+
+def test_facts_are_read_back_from_a_manifest(tmp_path: Path) -> None:
+    made = build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=FACTS)
+    assert RunFacts.from_manifest(json.loads(json.dumps(made))) == FACTS
+    assert RunFacts.from_manifest({}) == RunFacts()
 
 
 def test_what_a_run_was_made_of(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    made = build_manifest(run_id="run-1", seed=7, data_sha256={"train": "abc"}, model=tmp_path)
+    made = build_manifest(run_id="run-1", seed=7, data_sha256={"train": "abc"}, model=tmp_path, facts=FACTS)
     assert (made["run_id"], made["seed"], made["data_sha256"]) == ("run-1", 7, {"train": "abc"})
     assert made["model"] == {"path": str(tmp_path), "files_sha256": folder_digest(tmp_path)}
     assert made["packages"]["torch"] == version("torch")
     assert made["machine"]["cpus"] >= 1
-    assert json.loads(json.dumps(made)) == made
+    assert made["facts"]["model"] == "tiny_moe"
 
 
 def test_a_random_start_has_no_model() -> None:
-    assert build_manifest(run_id="r", seed=0, data_sha256={}, model=None)["model"] is None
+    assert build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=RunFacts())["model"] is None
 
 
 def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
@@ -49,12 +57,15 @@ def test_the_checkout_is_named_with_its_changes(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("-c", "user.name=n", "-c", "user.email=e@example.org", "commit", "-q", "-m", "first")
-    found = build_manifest(run_id="r", seed=0, data_sha256={}, model=None)["git"]
+    found = build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=RunFacts())["git"]
     assert len(found["commit"]) == 40
     assert found["uncommitted_changes"] is False
     (tmp_path / "file").write_text("2")
     assert (
-        build_manifest(run_id="r", seed=0, data_sha256={}, model=None)["git"]["uncommitted_changes"] is True
+        build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=RunFacts())["git"][
+            "uncommitted_changes"
+        ]
+        is True
     )
 
 
@@ -64,10 +75,10 @@ def test_outside_a_checkout_there_is_no_commit(error: Exception, monkeypatch: py
         raise error
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert build_manifest(run_id="r", seed=0, data_sha256={}, model=None)["git"] is None
+    assert build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=RunFacts())["git"] is None
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "PACKAGES", ("a-package-that-nobody-has",))
-    made = build_manifest(run_id="r", seed=0, data_sha256={}, model=None)
+    made = build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=RunFacts())
     assert made["packages"] == {"a-package-that-nobody-has": None}

@@ -3,7 +3,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,7 +97,6 @@ def test_a_curve_from_run_directories(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "grpo-1")
     run.create()
     run.begin(job="grpo", purpose="debug", steps=2, at_ns=1)
-    run.config.write_text(yaml.safe_dump({"rollout": {"engine": "hf"}, "model": {"name": "tiny_moe"}}))
     picture = tmp_path / "curve.png"
     assert not write_learning_curve([run], picture)
     assert not picture.exists()
