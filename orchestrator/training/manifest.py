@@ -31,7 +31,7 @@ class RunFacts:
     reflection_pattern: str = ""
     """The regular expression by which a rollout is known to check itself."""
     settings: tuple[tuple[str, str], ...] = ()
-    """(name, value) of what decides a result, as a report words it: `("batch", "32 prompts x 8 rollouts")`."""
+    """(name, value) of what decides a result, in words: `("batch", "32 prompts x 8 rollouts")`."""
 
     @property
     def title(self) -> str:
