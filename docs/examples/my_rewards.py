@@ -1,8 +1,11 @@
-"""A scorer of one's own: short thoughts are worth a little."""
+"""Scorers for docs/how-to/write-a-reward.md."""
 
 from __future__ import annotations
 
-from orchestrator.training.rewards.completion import Completion
+import asyncio
+from collections.abc import Sequence
+
+from orchestrator.training.rewards.completion import Completion, batched
 
 
 def brevity(completion: Completion) -> float:
@@ -13,3 +16,16 @@ def brevity(completion: Completion) -> float:
     0.75
     """
     return 1.0 - completion.length / completion.max_new_tokens
+
+
+async def judge(completion: Completion) -> float:
+    """Asks a judge, here an imaginary one that likes short answers to easy questions."""
+    await asyncio.sleep(0.2)
+    easy = completion.prompt.columns.get("level") == "easy"
+    return float(easy and len(completion.answer or "") < 10)
+
+
+@batched
+def reward_model(completions: Sequence[Completion]) -> list[float]:
+    """Scores a whole batch with one call."""
+    return [float("because" in completion.text) for completion in completions]

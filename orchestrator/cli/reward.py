@@ -93,15 +93,15 @@ def _document(trial: Trial) -> dict[str, Any]:
 
 def _print(trials: Sequence[Trial]) -> None:
     names = list(dict.fromkeys(name for trial in trials for name in trial.components))
-    columns = ["answer", "found", "reward", *names, "grade", "reason"]
+    columns = ["found", "reward", *names, "grade", "reason", "answer"]
     rows = [
         [
-            trial.response,
             "(no answer)" if trial.found is None else trial.found,
             f"{trial.reward:g}",
             *(f"{trial.components[name]:g}" if name in trial.components else "" for name in names),
             trial.status.name.lower(),
             trial.reason,
+            trial.response,
         ]
         for trial in trials
     ]
