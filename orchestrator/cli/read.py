@@ -5,34 +5,67 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import terminal
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.output import print_json
 from orchestrator.cli.sparkline import sparkline
-from orchestrator.errors import ConfigError
+from orchestrator.console.formats import money
+from orchestrator.errors import ConfigError, StateError
+from orchestrator.percent import percent
 from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 COURSE_WIDTH = 24
+RUN_COLUMNS = ("run", "state", "step", "accuracy", "cost")
 SHOWN_ROLLOUTS = 4
 """How many rollouts are printed for a person who did not ask for a number."""
 
 
 def list_runs(output_dir: Path, as_json: bool) -> int:
-    """All runs, newest first."""
-    found = [runs.summary(record) for record in runs.records(output_dir)]
+    """All runs, newest first, one line each; `status` shows why a run ended."""
+    records = runs.records(output_dir)
     if as_json:
-        print_json(found)
+        print_json([runs.summary(record) for record in records])
         return 0
-    columns = ("run_id", "job", "state", "purpose", "started", "ended", "why")
-    rows = [[_cell(run[column]) for column in columns] for run in found]
-    print_table(columns, rows, f"no runs in {output_dir}: orchestrator run r1_demo makes one")
+    rows = [_run_line(output_dir, record) for record in records]
+    if not rows:
+        terminal.say(f"no runs in {output_dir}. To start one: orchestrator run r1_demo")
+        return 0
+    widths = [max(len(row[column]) for row in (RUN_COLUMNS, *rows)) for column in range(len(RUN_COLUMNS))]
+    for row in (RUN_COLUMNS, *rows):
+        left = "  ".join(cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True))
+        right = "  ".join(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+        terminal.say(f"{left}  {right}".rstrip())
     return 0
+
+
+def _run_line(output_dir: Path, record: RunRecord) -> tuple[str, ...]:
+    """A stage of a pipeline is indented: it belongs to the line above or below it."""
+    run = RunDirectory(output_dir / record.run_id)
+    at = runs.progress(runs.leading_stage(run, record), ())
+    accuracy = at.metrics.get("accuracy/heldout", at.metrics.get("accuracy/train"))
+    return (
+        record.run_id,
+        record.state.value,
+        str(at.step),
+        "" if accuracy is None else percent(accuracy),
+        _cost(run, record),
+    )
+
+
+def _cost(run: RunDirectory, record: RunRecord) -> str:
+    """The cost of the run, or of all stages of a pipeline, as of their last reports; empty if unknown."""
+    stages = [run.stage_run(stage.run_id) for stage in record.stages if stage.run_id is not None] or [run]
+    known = [runs.progress(stage, ()).metrics.get("cost/usd") for stage in stages]
+    amounts = [Decimal(str(amount)) for amount in known if amount is not None]
+    return money(sum(amounts, Decimal(0))) if amounts else ""
 
 
 def show_status(reference: str, output_dir: Path, as_json: bool) -> int:
@@ -134,8 +167,10 @@ def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[s
     directory = run.evaluations if heldout else run.rollouts
     steps = recorded_steps(directory, kind)
     if not steps:
-        hint = f"nothing in {directory}; tracking.record_every says how often a step is recorded"
-        raise ConfigError("run", run.run_id, "a run with recorded rollouts", hint)
+        raise StateError(
+            f"Run {run.run_id} has no recorded rollouts in {directory} yet."
+            " tracking.record_every sets how often a step is recorded."
+        )
     if step is None:
         step = steps[-1]
     if step not in steps:

@@ -240,6 +240,24 @@ def test_runs_and_status_are_tables_for_people(call: Call, recorded_run: RunDire
     assert "reward/mean" in status
 
 
+def test_runs_prints_one_line_for_each_run_on_a_terminal_of_80_columns(
+    call: Call, recorded_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    recorded_run.append_metrics(3, {"accuracy/heldout": 0.873, "cost/usd": 0.0123}, AT_NS)
+    recorded_run.write_state(RunState.FAILED, "a long reason, " * 20 + "[/red] \x1b[31m", AT_NS)
+    pipeline = RunDirectory(tmp_path / "runs" / "20261124-065700-r1_demo-ffff")
+    pipeline.create()
+    pipeline.begin(job="r1_demo", purpose="final", steps=0, at_ns=AT_NS - 1, stages=["grpo"])
+    lines = call("runs").out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["run", "state", "step", "accuracy", "cost"],
+        [RUN_ID, "failed", "3", "87.3%", "0.012"],
+        [pipeline.run_id, "running", "0"],
+    ]
+    assert max(map(len, lines)) <= 80
+
+
 def test_no_runs_is_an_empty_list_and_a_sentence(call: Call) -> None:
     assert call("runs", "--json").json == []
     assert "no runs" in call("runs").out
