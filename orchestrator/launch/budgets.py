@@ -186,13 +186,24 @@ class RunBudgets:
         if refusal is not None:
             refusal = guard.advance(spent, _money(need))
         if refusal is not None:
-            self.refusal = refusal.reason
+            self.refusal = f"{refusal.reason}. {self._why_it_stops(guard.left(spent), rate)}"
         elif guard.uncovered:
             self.refusal = f"budget {', '.join(guard.names)} was exceeded by {guard.uncovered}"
         if self.refusal:
             self._check_hard_limit(guard, spent, rate)
         fresh = [(name, share) for name in guard.names for share in budgets.warn_once(name)]
         return [BudgetWarning(budgets.status(name), share) for name, share in fresh]
+
+    def _why_it_stops(self, left: Decimal, rate: Fraction) -> str:
+        """What is left of the reservation that the run holds, and what it would need to continue."""
+        step, stop = self._pace.longest(), self._config.stop_seconds
+        of_step, of_stop = (_money(rate * Fraction(seconds)).normalize() for seconds in (step, stop))
+        return (
+            f"Of what the run had reserved, {left.normalize():f} {self._config.currency} is left."
+            f" The next step (as long as the longest one, {step:.1f} s) would cost {of_step:f},"
+            f" the checkpoint and the shutdown (budget.stop_seconds, {stop:g} s) {of_stop:f};"
+            " the run stops while it can still pay for them"
+        )
 
     def _check_hard_limit(self, guard: BudgetGuard, spent: Decimal, rate: Fraction) -> None:
         """A run whose reservation was refused finishes its step within the last one, or is cancelled within

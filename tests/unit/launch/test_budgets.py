@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -138,6 +139,21 @@ def test_a_run_stops_by_its_teams_budget_before_the_limit_and_settles_what_it_co
     assert status.settled == run.cost() <= 200
     assert status.pending == 0
     assert ledger.budgets.status("green").settled == 0
+
+
+def test_a_budget_stop_says_what_was_left_and_what_it_would_have_needed(ledger: Ledger, clock: FakeClock):
+    define(ledger, "blue", "200", team="blue")
+    run = Run(ledger, clock)
+    run.hold()
+    run.until_refused()
+    left, step, stop = re.findall(
+        r"reserved, ([\d.]+) USD is left. The next step \(.* 5\.0 s\) would cost ([\d.]+),"
+        r" the checkpoint and the shutdown \(budget.stop_seconds, [\d.]+ s\) ([\d.]+);",
+        run.budgets.refusal,
+    )[0]
+    rate = Decimal(step) / 5
+    assert Decimal(stop) == rate * Decimal(str(config(None).stop_seconds))
+    assert Decimal(stop) <= Decimal(left)
 
 
 def test_a_first_step_of_unknown_length_is_covered(ledger: Ledger, clock: FakeClock):
