@@ -4,12 +4,12 @@ process in float32, which tests/support/plain_training.py writes from the papers
     python benchmarks/learner_exactness.py [--json] [--models tiny_moe qwen3_moe ...] [--world-sizes 1 2 4]
     [--stages 0 1 2 3] [--objectives token kl_k3 ...]
 
-Two tables: every number of ranks, expert parallel size and ZeRO stage of every model under one objective, and
-every objective (aggregations, KL penalties, truncated importance sampling, minibatches, weight decay, masks,
-dual clip, routing replay, and all of it together) on four shapes of one model. Both sides train the same
-model on the same batches of unequal lengths, with SGD and with AdamW, ten steps in the first table and five
-in the second. The balance loss is on, selection biases start away from zero and move, and every step is
-clipped:
+Two tables: every number of ranks, expert parallel size and ZeRO stage of every model under one objective,
+and every objective (aggregations, KL penalties, truncated importance sampling, minibatches, weight decay,
+masks, dual clip, routing replay, and all of it together) on four shapes of one model. Both sides train the
+same model on the same batches of unequal lengths, with SGD and with AdamW, ten steps in the first table
+and five in the second. The balance loss is on, selection biases start away from zero and move, and every
+step is clipped:
 
 - loss: largest difference over the steps. It is a mean of terms of size 1 that may pass through zero, so the
   difference is absolute.

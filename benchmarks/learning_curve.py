@@ -1,5 +1,5 @@
-"""Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy over
-the steps.
+"""Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy
+over the steps.
 
     python benchmarks/learning_curve.py [--seeds 0 1 2] [--expert-parallel-sizes 1] [--json] [OVERRIDE ...]
 

@@ -1,5 +1,5 @@
-"""What one usage event costs the actor that emits it: a local append, in microseconds of CPU and of wall
-time.
+"""What one usage event costs the actor that emits it: a local append, in microseconds of CPU
+and of wall time.
 
     python benchmarks/ledger_emit.py [--json] [--events 50000]
 

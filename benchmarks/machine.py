@@ -19,8 +19,8 @@ _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "numpy", "duckdb", "ml
 
 
 def describe() -> dict[str, Any]:
-    """The machine, the software and how busy the machine was (load average over a minute) when this was
-    called.
+    """The machine, the software and how busy the machine was (load average over a minute) when
+    this was called.
     """
     return {
         "cpu": _processor(),
@@ -46,8 +46,8 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def _processor() -> str:
-    """The model's name and what a lake of names would hide: family, model and the vector instructions that
-    matter here.
+    """The model's name and what a lake of names would hide: family, model and the vector instructions
+    that matter here.
     """
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():

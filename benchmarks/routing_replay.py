@@ -3,11 +3,11 @@ sampler's routes taken again and without.
 
     python benchmarks/routing_replay.py [--json] [--versions 0 4] [--models tiny_moe qwen3_moe ...]
 
-Random weights of each family, made peaked enough that routes matter; 16 prompts x 8 rollouts sampled by the
-`hf` engine, whose routes are recorded, then a learner's update on them (its learning rate is 0, so that
-nothing but the routes differs). Both compute in the same dtype, by different batches, masks and kernels.
-`versions`: how many updates of noise (1 % of each weight) the learner is ahead of the sampler: stale
-rollouts.
+Random weights of each family, made peaked enough that routes matter; 16 prompts x 8 rollouts sampled by
+the `hf` engine, whose routes are recorded, then a learner's update on them (its learning rate is 0, so
+that nothing but the routes differs). Both compute in the same dtype, by different batches, masks and
+kernels. `versions`: how many updates of noise (1 % of each weight) the learner is ahead of the sampler:
+stale rollouts.
 
 - logprob_gap: mean |learner log-prob - sampler log-prob| over the tokens, in nats;
 - ratio_error: |mean importance ratio - 1|;

@@ -40,8 +40,8 @@ from orchestrator.training.rewards.scoring import ScorerSet
 
 
 class StepLog(TrainerCallback):
-    """One line a step, from the end of the step before to the end of this one: data, sampling, rewards,
-    update.
+    """One line a step, from the end of the step before to the end of this one: data, sampling,
+    rewards, update.
     """
 
     def __init__(self, path: Path) -> None:

@@ -4,9 +4,9 @@ same order, group size, token budget, rewards, algorithm and float32, alternatin
     python benchmarks/vs_trl.py [--json] [--model FOLDER] [--steps 10] [--rounds 2] [OVERRIDE ...]
 
 Ours is `orchestrator run grpo` as a user runs it, with Ray, DeepSpeed, ledger and metrics; an OVERRIDE is a
-Hydra override of it. TRL runs in an environment of its own, `.venv-trl`, made if it is missing; `trl_side.py`
-configures it. Both start from the demo's cold start (made once, kept under `.cache/`), so lengths and rewards
-are real.
+Hydra override of it. TRL runs in an environment of its own, `.venv-trl`, made if it is missing;
+`trl_side.py` configures it. Both start from the demo's cold start (made once, kept under `.cache/`), so
+lengths and rewards are real.
 
 A step is a whole cycle, from the end of one optimizer step to the end of the next. The first step of each run
 warms up and is left out. Figures are medians over the steps of all rounds:

@@ -17,9 +17,9 @@ Each process computes with one thread. `ratio` is memcpy's seconds by the channe
 rounds (1 is the speed of memcpy); `cpu_ratio` the same of CPU seconds, which other work on the machine
 disturbs less. Rounds before the counted ones bring the channel's own memory into place.
 
-Memory, in rounds of their own: the highest private memory (RssAnon) of a process while it publishes or pulls
-minus that just before, in buckets of `learner.bucket_bytes`. What a channel itself keeps is shared memory,
-and not in it.
+Memory, in rounds of their own: the highest private memory (RssAnon) of a process while it publishes or
+pulls minus that just before, in buckets of `learner.bucket_bytes`. What a channel itself keeps is shared
+memory, and not in it.
 """
 
 from __future__ import annotations

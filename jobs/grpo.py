@@ -1,5 +1,5 @@
-"""Reinforcement learning with verifiable rewards: the training loop, with an engine that samples from the
-model.
+"""Reinforcement learning with verifiable rewards: the training loop, with an engine that samples
+from the model.
 """
 
 from orchestrator.training.pipeline import Job

@@ -1,5 +1,5 @@
-"""A run as a terminal shows it: its reports so far (`Course`), drawn as lines of text. Pure: it has no
-clock.
+"""A run as a terminal shows it: its reports so far (`Course`), drawn as lines of text. Pure:
+it has no clock.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SPARKLINE_WIDTH = 36
 NARROW_SPARKLINE_WIDTH = 14
 ESTIMATE_OVER_STEPS = 30
 HICCUP = 10
-"""A step this many times as long as the median one (a suspended laptop, a restart) says nothing about the
-next ones.
+"""A step this many times as long as the median one (a suspended laptop, a restart) says nothing
+about the next ones.
 """
 
 HELDOUT, REWARD, REFLECTION = "accuracy/heldout", "reward/mean", "rollout/reflection_fraction"
@@ -159,8 +159,8 @@ def _bar(course: Course, width: int) -> RenderableType:
 
 
 def _shown_charts(course: Course) -> list[Chart]:
-    """Those with values. Where the reward never moves (a cold start plays back right answers), the loss tells
-    more.
+    """Those with values. Where the reward never moves (a cold start plays back right answers), the
+    loss tells more.
     """
     rewards = {value for _, value in course.history.get(REWARD, [])}
     hidden = LOSS if len(rewards) > 1 else REWARD

@@ -95,6 +95,6 @@ def _exit_before_the_run(name: str) -> None:
 
 
 def _heard_by_the_thread(number: int, frame: object) -> None:
-    """Replaces Python's default handlers, so that the wake-up descriptor hears the signal and nothing else
-    happens.
+    """Replaces Python's default handlers, so that the wake-up descriptor hears the signal and
+    nothing else happens.
     """

@@ -2,9 +2,9 @@
 
     compose("grpo", ["task=chain_sum", "learner.world_size=2"])
 
-The values are in `conf/`: one file a job at its top (`conf/grpo.yaml`), one folder a group (`conf/task/`).
-Everything that can be wrong with a config is a `ConfigError` that says which key, what it got and what is
-allowed.
+The values are in `conf/`: one file a job at its top (`conf/grpo.yaml`), one folder a group
+(`conf/task/`). Everything that can be wrong with a config is a `ConfigError` that says which key, what it
+got and what is allowed.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")
 
 
 def conf_dir() -> Path:
-    """The folder of config files: inside the installed package, or at the top of the repository it is
-    imported from.
+    """The folder of config files: inside the installed package, or at the top of the repository it
+    is imported from.
     """
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
@@ -112,9 +112,9 @@ def quoted(text: str) -> str:
 def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of `job`, with Hydra `overrides` applied, resolved and validated.
 
-    A pipeline's overrides are handed to its stages, which are composed too, so that nothing starts if a later
-    stage is impossible. `hydra.searchpath=[file:///DIR]` adds a folder of one's own jobs and groups. Raises
-    ConfigError.
+    A pipeline's overrides are handed to its stages, which are composed too, so that nothing starts if a
+    later stage is impossible. `hydra.searchpath=[file:///DIR]` adds a folder of one's own jobs and groups.
+    Raises ConfigError.
     """
     own, for_stages = _split_stage_overrides(overrides)
     config = validate(_with_secrets_of_environment(_compose_values(job, own)))
@@ -327,8 +327,8 @@ def _no_sweep(override: Override) -> str:
 
 
 def _split_stage_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides of the job itself, and by stage those written `stages.<name>.<key>=<value>`, as the stage
-    reads them.
+    """Overrides of the job itself, and by stage those written `stages.<name>.<key>=<value>`, as the
+    stage reads them.
     """
     own: list[str] = []
     for_stages: dict[str, list[str]] = {}

@@ -89,8 +89,8 @@ def _did_you_mean(value: str, allowed: Sequence[str]) -> str:
 
 
 def _models_along(path: Sequence[str]) -> Iterator[type[BaseModel] | None]:
-    """RunConfig, then the model that each key of `path` leads to; None where values are free or there is no
-    such key.
+    """RunConfig, then the model that each key of `path` leads to; None where values are free or there
+    is no such key.
     """
     model: type[BaseModel] | None = RunConfig
     yield model

@@ -1,7 +1,7 @@
 """The config of one run: what `conf/` composes to, what `config.yaml` in a run directory holds.
 
-Each part of the flow owns its own config; this module only puts them together. It knows neither Hydra nor
-files.
+Each part of the flow owns its own config; this module only puts them together. It knows neither
+Hydra nor files.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class EvaluationConfig(Settings):
     """When the held-out prompts are answered and scored."""
 
     every: int = Field(ge=0)
-    """Steps between two evaluations; the first is before step 1, the last after the last step. 0: no
-    evaluation.
+    """Steps between two evaluations; the first is before step 1, the last after the last step.
+    0: no evaluation.
     """
     engine: str
     """The rollout engine that answers them, by registered name: the model itself, also where training plays
@@ -145,8 +145,8 @@ class RunConfig(Settings):
     steps: int = Field(ge=0)
     """Learner steps (weight versions) that the run makes."""
     max_staleness: int = Field(ge=0)
-    """How many weight versions a rollout may be behind the learner when it is trained on; 0 is synchronous
-    training.
+    """How many weight versions a rollout may be behind the learner when it is trained on; 0 is
+    synchronous training.
     """
     purpose: Purpose
     """What the run is for. The headline cost of a model counts `final` runs, the full cost all of them."""
@@ -185,8 +185,8 @@ class RunConfig(Settings):
         return masked(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
-        """The config as YAML that `orchestrator.config.load` reads back to an equal config, but for what
-        is masked.
+        """The config as YAML that `orchestrator.config.load` reads back to an equal config, but for
+        what is masked.
         """
         return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=110)
 

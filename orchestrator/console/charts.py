@@ -157,8 +157,9 @@ def _noisy(svg: ElementTree.Element, frame: Frame, panel: Panel, series: Series,
 
 
 def _band(svg: ElementTree.Element, frame: Frame, panel: Panel) -> None:
-    """The confidence interval of held-out accuracy, as a closed shape: along the highs and back by the
-    lows."""
+    """The confidence interval of held-out accuracy, as a closed shape: along the highs and
+    back by the lows.
+    """
     lows = thin([(step, low) for step, low, _ in panel.stage.heldout_band], MOST_POINTS)
     highs = thin([(step, high) for step, _, high in panel.stage.heldout_band], MOST_POINTS)
     points = [*panel.place(highs), *reversed(panel.place(lows))]

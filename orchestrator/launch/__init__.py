@@ -1,5 +1,5 @@
-"""From a validated config to a running job. This is how every run starts: the command line, benchmarks,
-tests.
+"""From a validated config to a running job. This is how every run starts: the command line,
+benchmarks, tests.
 
     from orchestrator.config.compose import compose
     from orchestrator.launch import prepare, run
@@ -66,8 +66,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562; the types are those imported above
-    """Import on first use: a command that only needs a part of this package does not wait for Ray and
-    torch.
+    """Import on first use: a command that only needs a part of this package does not wait
+    for Ray and torch.
     """
     from importlib import import_module
 

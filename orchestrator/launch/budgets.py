@@ -227,8 +227,8 @@ class RunBudgets:
         return budgets, self._guard(budgets, lambda: [OWN], Decimal(0))
 
     def _join(self, ledger: Ledger, spent: Decimal) -> BudgetGuard:
-        """A guard for the shared budgets. What a killed attempt spent under its last reservation is settled
-        first.
+        """A guard for the shared budgets. What a killed attempt spent under its last reservation
+        is settled first.
         """
         guard = self._guard(ledger.budgets, lambda: self._covering(ledger), spent)
         behind = ledger.budgets.left_behind(self._spender.run_id)
@@ -242,8 +242,8 @@ class RunBudgets:
         return BudgetGuard(budgets, covering, self._spender.run_id, self._spender.attempt, lifetime_ns, spent)
 
     def _covering(self, ledger: Ledger) -> list[str]:
-        """The shared budgets of this run today. A budget in another currency cannot be enforced and stops the
-        run.
+        """The shared budgets of this run today. A budget in another currency cannot be enforced
+        and stops the run.
         """
         names = ledger.budgets.covering(self._spender.labels)
         for name in names:

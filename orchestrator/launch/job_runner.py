@@ -117,8 +117,8 @@ class JobRunner(Job):
         assert self._record is not None and self._tracker is not None, "begin and run come first"
         number = self._record.attempt
         attempt = Attempt(
-            # The config of this run: a stage that starts from another one's model differs from the prepared
-            # one.
+            # The config of this run: a stage that starts from another one's model differs from
+            # the prepared one.
             prepared=replace(self._prepared.stages[self._stage], config=self._config),
             directory=self._directory,
             number=number,

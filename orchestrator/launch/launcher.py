@@ -133,8 +133,8 @@ def _prepare_stages(
 
 
 def _stage_to_resume(directory: RunDirectory, before: RunConfig, config: RunConfig, name: str) -> RunConfig:
-    """A stage that has begun keeps the config it began with, whatever `conf/` says today, except for the new
-    overrides.
+    """A stage that has begun keeps the config it began with, whatever `conf/` says today, except for
+    the new overrides.
     """
     (stage,) = (stage for stage in config.stages if stage.name == name)
     begun = stage_directory(directory, name)

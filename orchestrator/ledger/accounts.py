@@ -3,8 +3,8 @@ about open ones.
 
     counted(X) = postings of the months closed by X
                + lines of the open months, from the events known by X
-               + pending adjustments: what those events say about closed months, minus what was posted for
-                 them
+               + pending adjustments: what those events say about closed months,
+                 minus what was posted for them
 
 The sum over all months therefore always equals what the events say. A closed month never changes. Events
 that arrive later count in the first open month as adjustments, and are posted when that month closes.
@@ -39,8 +39,8 @@ class CountedLine(NamedTuple):
 
     @property
     def day(self) -> int:
-        """The day the line counts on: its own day, or for an adjustment the first day of the month it counts
-        in.
+        """The day the line counts on: its own day, or for an adjustment the first day of the
+        month it counts in.
         """
         return self.key.day if self.key.month == self.posted else month_bounds(self.posted)[0]
 

@@ -63,8 +63,8 @@ class Archive(Protocol):
     """Port: stores price books and closed months."""
 
     def adopt(self, book: PriceBook) -> bool:
-        """Make a price book the newest, unless the newest book of that name is identical. Returns whether it
-        was added.
+        """Make a price book the newest, unless the newest book of that name is identical. Returns
+        whether it was added.
         """
         ...
 

@@ -1,9 +1,9 @@
 """Converts AWS list prices, from the Pricing API or from its JSON in a file, into a price book.
 
 It includes EC2 instance-hours for Linux on shared tenancy, without licence or capacity reservation:
-on-demand prices and, where available, the standard one-year reservation without upfront payment. The SKU is
-the instance type. The price of an instance is divided by its number of accelerators, or by its vCPUs if it
-has none.
+on-demand prices and, where available, the standard one-year reservation without upfront payment. The SKU
+is the instance type. The price of an instance is divided by its number of accelerators, or by its vCPUs
+if it has none.
 
 The Pricing API only returns prices that are effective now. Keep older price books for earlier days.
 """

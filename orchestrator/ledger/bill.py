@@ -49,8 +49,8 @@ class BilledDay:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """`files` maps file names to the SHA-256 of their content. `other` is what is not instance-hours, by
-    currency.
+    """`files` maps file names to the SHA-256 of their content. `other` is what is not
+    instance-hours, by currency.
     """
 
     kind: str

@@ -1,7 +1,7 @@
 """Books leases: every nanosecond of a lease goes to a span, to `idle` or to `lost`, exactly.
 
-Booking is a pure function of the set of events. Their order, duplicates and arrival times do not matter. For
-each lease
+Booking is a pure function of the set of events. Their order, duplicates and arrival times do not
+matter. For each lease
 
     sum of the slices' ns = end - start
 
@@ -149,8 +149,8 @@ def book(
 def book_lease(
     lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy, rejected: list[Rejection]
 ) -> BookedLease | None:
-    """Book one lease as of `as_of_ns`. Returns None if it was not open yet. Rejected events are appended to
-    `rejected`.
+    """Book one lease as of `as_of_ns`. Returns None if it was not open yet. Rejected events are
+    appended to `rejected`.
     """
     facts = lease_facts(lease, policy, rejected)
     if facts is None or facts.opened.at_ns >= as_of_ns:
@@ -175,8 +175,8 @@ class LeaseFacts:
 
 
 def lease_facts(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection]) -> LeaseFacts | None:
-    """Resolve the events of a lease. Returns None if it was never opened. Rejected events are appended to
-    `rejected`.
+    """Resolve the events of a lease. Returns None if it was never opened. Rejected events are
+    appended to `rejected`.
     """
     if not lease.openings:
         orphans = (*lease.closings, *lease.spans)
@@ -195,8 +195,8 @@ def lease_facts(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Reject
 
 
 def tail(run_id: str, last_sign_ns: int, as_of_ns: int, policy: BookingPolicy) -> list[Slice]:
-    """The slices of a lease that nobody closed, from its last sign of life to `as_of_ns`, which must not be
-    earlier.
+    """The slices of a lease that nobody closed, from its last sign of life to `as_of_ns`, which must
+    not be earlier.
     """
     end = min(as_of_ns, last_sign_ns + policy.grace_ns)
     activity = LOST if as_of_ns > end else IDLE
@@ -249,8 +249,8 @@ def _inside(
 
 
 def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list[Slice]:
-    """The slices of [opened, end): those of each cluster of overlapping spans, and `idle` between the
-    clusters.
+    """The slices of [opened, end): those of each cluster of overlapping spans, and `idle`
+    between the clusters.
     """
     spans.sort(key=lambda span: (span.start_ns, span.end_ns, span.actor, span.event_id))
     slices: list[Slice] = []

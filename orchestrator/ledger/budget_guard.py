@@ -13,8 +13,8 @@ class BudgetGuard:
     """Reserves the cost of the next stretch of work before it starts, and then settles the previous one.
 
     The new reservation is made while the old one is still open, and each one also covers the cost of
-    stopping (a checkpoint, releasing the slots). So a run whose reservation is refused can still stop within
-    its last one.
+    stopping (a checkpoint, releasing the slots). So a run whose reservation is refused can still stop
+    within its last one.
 
     A worked example with a limit of 10: `advance(0, 4)` reserves 4. `advance(3, 4)` reserves 4 more, then
     settles 3 of the first 4. `advance(6, 4)` needs 3 + 4 + 4 = 11 and is refused. The run stops, and
@@ -43,8 +43,8 @@ class BudgetGuard:
         self.names: tuple[str, ...] = ()
         """The budgets of the last reservation."""
         self.uncovered = Decimal(0)
-        """Cost that exceeded the reservations and that the budgets could not cover. 0 if `ahead` was never
-        too low.
+        """Cost that exceeded the reservations and that the budgets could not cover. 0 if `ahead`
+        was never too low.
         """
 
     def left(self, spent: Decimal) -> Decimal:

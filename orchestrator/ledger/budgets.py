@@ -187,12 +187,12 @@ class Budgets:
     def reserve(
         self, names: Sequence[str], reservation: str, run_id: str, amount: Decimal, lifetime_ns: int
     ) -> Refusal | None:
-        """Reserve `amount` in all of the budgets, or in none; a refusal names the first budget that cannot
-        cover it.
+        """Reserve `amount` in all of the budgets, or in none; a refusal names the first budget that
+        cannot cover it.
 
-        The reservation expires after `lifetime_ns` unless it is settled. Repeating a reservation changes
-        nothing. Raises LedgerError for an unknown budget, LedgerStateError for a reservation that has
-        already ended.
+        The reservation expires after `lifetime_ns` unless it is settled. Repeating a reservation
+        changes nothing. Raises LedgerError for an unknown budget, LedgerStateError for a reservation
+        that has already ended.
         """
         micros = to_micros(amount, ROUND_CEILING)
         with self._store.transaction() as book:

@@ -1,5 +1,5 @@
-"""Days and months of UTC as integers. An entry never crosses midnight, so it has one price and belongs to one
-month.
+"""Days and months of UTC as integers. An entry never crosses midnight, so it has one price and
+belongs to one month.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def parse_period(text: str) -> tuple[int, int]:
 
 
 def parse_moment(text: str) -> int:
-    """The last nanosecond of a date `YYYY-MM-DD`, or the time given in ISO 8601 (UTC unless it has an
-    offset).
+    """The last nanosecond of a date `YYYY-MM-DD`, or the time given in ISO 8601 (UTC unless it
+    has an offset).
 
     Raises ValueError.
     """

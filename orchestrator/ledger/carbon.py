@@ -136,11 +136,11 @@ def carbon(
     as_of_ns: int | None = None,
 ) -> CarbonReport:
     """Energy and CO2 on the days [first_day, end_day), grouped by some of `lines.DIMENSIONS`. `name`
-    restricts the report to a run or a pipeline. `drawn` is the measured energy of leases, over all or part
-    of their time.
+    restricts the report to a run or a pipeline. `drawn` is the measured energy of leases, over all or
+    part of their time.
 
-    Raises LedgerError for a SKU without a power rating, a region without a carbon intensity, or an unknown
-    dimension.
+    Raises LedgerError for a SKU without a power rating, a region without a carbon intensity, or an
+    unknown dimension.
     """
     for dimension in by:
         if dimension not in DIMENSIONS:

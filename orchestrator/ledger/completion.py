@@ -41,8 +41,8 @@ class Completion:
 def completion(
     run_id: str, booked: Sequence[BookedLease], spent: Fraction, steps: int, pricer: Pricer
 ) -> Completion:
-    """Extrapolate the last attempt: the durations of its steps, at the price of the slots it holds (or held
-    last).
+    """Extrapolate the last attempt: the durations of its steps, at the price of the slots it holds
+    (or held last).
 
     Raises LedgerError before the second step is done.
     """

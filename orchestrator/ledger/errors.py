@@ -1,5 +1,5 @@
-"""Errors of the ledger, under one picklable base of its own, because the ledger imports nothing else of this
-project.
+"""Errors of the ledger, under one picklable base of its own, because the ledger imports nothing else
+of this project.
 
 An error about an input names its key, the value and what is allowed. An error about a state is a sentence.
 """
@@ -26,8 +26,8 @@ class LedgerError(Exception):
 
 
 class MalformedEventError(LedgerError):
-    """An event with a missing field, a field of the wrong type, a negative duration, or an unknown type or
-    schema.
+    """An event with a missing field, a field of the wrong type, a negative duration, or an unknown
+    type or schema.
     """
 
 
@@ -60,8 +60,8 @@ class _SentenceError(LedgerError):
 
 
 class LedgerStateError(_SentenceError):
-    """The store is not in the state that the operation needs: a closed month, a newer schema, a broken hash
-    chain.
+    """The store is not in the state that the operation needs: a closed month, a newer schema, a
+    broken hash chain.
     """
 
 

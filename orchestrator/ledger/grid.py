@@ -42,8 +42,8 @@ AWS_COUNTRIES = {
     "us-west-1": "USA",
     "us-west-2": "USA",
 }
-"""The countries of AWS regions (docs.aws.amazon.com/global-infrastructure). AWS publishes no figures per
-region.
+"""The countries of AWS regions (docs.aws.amazon.com/global-infrastructure). AWS publishes no
+figures per region.
 """
 
 
@@ -56,8 +56,8 @@ class Intensity:
 
 
 class Grid:
-    """Looks up carbon intensities: an explicit figure has precedence, then a country, then the region of the
-    usage.
+    """Looks up carbon intensities: an explicit figure has precedence, then a country, then the
+    region of the usage.
     """
 
     def __init__(self, grams_per_kwh: Decimal | None = None, country: str = "") -> None:

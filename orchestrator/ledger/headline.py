@@ -4,9 +4,9 @@ The **headline cost** is that of the final runs at the rental price: whole lease
 because that is what accelerators x hours means. The **full cost** adds everything else the pipeline used
 (ablations, sweeps, failed attempts, data, evaluation), and billed time that no lease explains.
 
-A line is `recorded`; or `not_published`: an imported account names the stage without a figure, so hours and
-amount are empty rather than zero and `reason` says why; or `unexplained`: billed, but not covered by any
-lease.
+A line is `recorded`; or `not_published`: an imported account names the stage without a figure, so
+hours and amount are empty rather than zero and `reason` says why; or `unexplained`: billed, but not
+covered by any lease.
 """
 
 from __future__ import annotations

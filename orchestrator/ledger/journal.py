@@ -23,8 +23,8 @@ from orchestrator.ledger.events import (
 
 
 class Recorded(NamedTuple):
-    """An event with its sequence number in the journal (1, 2, 3, ...) and its arrival time (ns, UTC, never
-    decreasing).
+    """An event with its sequence number in the journal (1, 2, 3, ...) and its arrival time (ns, UTC,
+    never decreasing).
     """
 
     seq: int
@@ -80,8 +80,8 @@ class Journal(Protocol):
         ...
 
     def runs_of(self, name: str, known_by_ns: int | None = None) -> list[str]:
-        """The run with that id, or the runs of the pipeline with that id, in order; empty if there is
-        neither.
+        """The run with that id, or the runs of the pipeline with that id, in order; empty if
+        there is neither.
 
         `known_by_ns` ignores events that arrived later.
         """
@@ -140,8 +140,8 @@ def read(event: Event | SpanLine) -> Event:
 def distinct(
     events: Sequence[Event | SpanLine], texts: Sequence[str] | None
 ) -> tuple[Arrivals, list[BadLine]]:
-    """Index events by id. Returns them, and a bad line for each event whose id already stood for a different
-    one.
+    """Index events by id. Returns them, and a bad line for each event whose id already stood for
+    a different one.
     """
     arrivals: Arrivals = {}
     conflicts: list[BadLine] = []

@@ -115,8 +115,8 @@ class Ledger:
         return ledger
 
     def priced_with(self, price_book: PriceBook) -> Ledger:
-        """The same ledger, priced with one price book instead of the adopted ones. Closed months keep their
-        prices.
+        """The same ledger, priced with one price book instead of the adopted ones. Closed months
+        keep their prices.
         """
         return Ledger(
             self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart, self._budgets
@@ -165,8 +165,8 @@ class Ledger:
         return ship(directory, self._journal)
 
     def report(self, name: str, as_of_ns: int | None = None, places: int = AMOUNT_PLACES) -> RunReport:
-        """The report of the run `name`, or of the runs of the pipeline `name`, as known at `as_of_ns` (as in
-        `report_by`).
+        """The report of the run `name`, or of the runs of the pipeline `name`, as known at `as_of_ns` (as
+        in `report_by`).
 
         Raises UnknownRunError, and LedgerError for a time in the future.
         """
@@ -187,8 +187,8 @@ class Ledger:
         name: str | None = None,
         idle: str = "keep",
     ) -> Report:
-        """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as known at
-        `as_of_ns`.
+        """What counts on the days [first_day, end_day), by some of `lines.DIMENSIONS`, as
+        known at `as_of_ns`.
 
         `name` restricts the report to a run or the runs of a pipeline. `idle` says who pays for idle and
         lost time (`sharing.METHODS`). The same question about a past time always has the same answer; a
@@ -283,8 +283,8 @@ class Ledger:
     def reconcile_ray(
         self, recording: Recording, tolerance_ns: int, until_ns: int | None = None
     ) -> RayReconciliation:
-        """Compare the lifetimes of actors in Ray's events with the leases that name them or their placement
-        groups.
+        """Compare the lifetimes of actors in Ray's events with the leases that name them or their
+        placement groups.
 
         Times at most `tolerance_ns` apart agree. Ray's events are assumed to be complete up to `until_ns`
         (None: up to the last event).
@@ -322,8 +322,8 @@ class Ledger:
     def unit_costs(
         self, name: str, counts: Mapping[str, Fraction], places: int = AMOUNT_PLACES
     ) -> tuple[UnitCost, ...]:
-        """The cost of a run, or of the runs of a pipeline, per token and per unit in `counts` (name to
-        number).
+        """The cost of a run, or of the runs of a pipeline, per token and per unit in `counts`
+        (name to number).
 
         Raises UnknownRunError, UnknownPriceError.
         """
@@ -340,8 +340,8 @@ class Ledger:
         return completion(run_id, booked, self._amount(booked), steps, self._pricer(None))
 
     def variances(self, places: int = 2) -> list[Variance]:
-        """Compare each budget with what counts in its scope. Raises LedgerError for a budget in another
-        currency.
+        """Compare each budget with what counts in its scope. Raises LedgerError for a budget in
+        another currency.
         """
         budgets = self._budgets.budgets()
         lines = list(self._accounts.counted_now(self._now_ns(), SCOPE_FIELDS)) if budgets else []

@@ -1,5 +1,5 @@
-"""The mart: the slices of all leases as Parquet files, so that DuckDB can report over tens of millions of
-spans.
+"""The mart: the slices of all leases as Parquet files, so that DuckDB can report over tens of
+millions of spans.
 
 Ledgers of that size are the only reason for it: deriving ten million spans in plain Python takes minutes,
 and every report would do it again (docs/reference/ledger.md has measurements). Small ledgers are answered
@@ -85,8 +85,8 @@ class Mart:
         self._worthwhile_events = worthwhile_events
 
     def lines(self, as_of_ns: int, keep: Collection[str]) -> tuple[int, Lines] | None:
-        """All lines as of `as_of_ns`, as `lines_from_events` returns them, with the fields outside `keep`
-        left empty.
+        """All lines as of `as_of_ns`, as `lines_from_events` returns them, with the fields outside
+        `keep` left empty.
 
         Updates the mart first, and also returns the last event that it includes. None if the journal is too
         small to be worth it, if the mart cannot be written, or if an event is later than `as_of_ns`: the

@@ -85,9 +85,7 @@ class RunMeter:
             self._take_span(event, lease)
 
     def _take_span(self, span: SpanRecorded, lease: LeaseEvents) -> None:
-        """Treat a span as a sign of life, unless it starts before its lease as far as the opening is
-        known.
-        """
+        """Treat a span as a sign of life, unless it starts before its lease, if the opening is known."""
         if any(span.start_ns >= opened.at_ns - self._policy.skew_ns for opened in lease.openings):
             lease.alive_at(span.end_ns)
         else:

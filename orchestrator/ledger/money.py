@@ -1,5 +1,5 @@
-"""Exact money and hours. They are rounded once, at the end, so that printed lines add up to the printed
-total.
+"""Exact money and hours. They are rounded once, at the end, so that printed lines add up to
+the printed total.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def hours(ns: int) -> Fraction:
 
 
 def round_total(values: Sequence[Fraction], places: int) -> tuple[list[Decimal], Decimal]:
-    """Round values and their total to `places` decimals so that the rounded values add up to the rounded
-    total.
+    """Round values and their total to `places` decimals so that the rounded values add up to
+    the rounded total.
 
     The total is rounded half up. Each value is rounded down, and the missing units go to the values with the
     largest remainders, ties to the earlier one (largest remainder method, Hamilton 1792).
@@ -56,8 +56,8 @@ def rounded(value: Fraction, places: int) -> Decimal:
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """Split `total` into `parts` integers that differ by at most one and add up to it; larger ones come
-    first.
+    """Split `total` into `parts` integers that differ by at most one and add up to it; larger
+    ones come first.
 
     >>> split_evenly(10, 3)
     [4, 3, 3]

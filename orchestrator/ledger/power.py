@@ -1,5 +1,5 @@
-"""Measured energy: the NVML energy counter of each GPU, read while a command runs and stored beside its
-spool.
+"""Measured energy: the NVML energy counter of each GPU, read while a command runs and stored
+beside its spool.
 
 Each line of `power.jsonl` is the energy of one lease between two reads:
 

@@ -28,8 +28,8 @@ HOURS_PER_YEAR = Decimal(8766)
 
 
 def _exact(value: object) -> object:
-    """Reject YAML floats for money and factors, because they have already lost precision; use strings or
-    integers.
+    """Reject YAML floats for money and factors, because they have already lost precision; use
+    strings or integers.
     """
     if isinstance(value, float):
         raise ValueError("put decimals in quotes, so that they stay exact")

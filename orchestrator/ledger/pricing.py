@@ -35,11 +35,11 @@ class Pricer:
         return found
 
     def unit_price(self, line: Entry | LineKey) -> Fraction:
-        """Price of an accelerator-hour of an entry or line: its own price if it states one, else that of the
-        table.
+        """Price of an accelerator-hour of an entry or line: its own price if it states one, else
+        that of the table.
 
-        Raises UnknownPriceError for a SKU or day without a price, PriceBookError for a currency without an
-        exchange rate.
+        Raises UnknownPriceError for a SKU or day without a price, PriceBookError for a currency without
+        an exchange rate.
         """
         if line.unit_price:
             return self.table.convert(Fraction(line.unit_price), line.currency, line.day)

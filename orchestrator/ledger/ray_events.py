@@ -158,8 +158,8 @@ def _age(path: Path) -> tuple[str, int, str]:
 
 
 def _events(file: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The events of a file with their locations. An incomplete last line is skipped, since Ray may be writing
-    it.
+    """The events of a file with their locations. An incomplete last line is skipped, since Ray
+    may be writing it.
     """
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         if not line.strip():
@@ -313,8 +313,8 @@ def _hex(text: str) -> str:
 
 
 def _snake(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Use the names of the protobuf files: depending on its configuration, Ray writes `actorId` or
-    `actor_id`.
+    """Use the names of the protobuf files: depending on its configuration, Ray writes
+    `actorId` or `actor_id`.
     """
     if isinstance(value, dict):
         return {

@@ -1,5 +1,5 @@
-"""Compares Ray's actor events with the ledger: for each life of an actor, what Ray reported and what was
-booked.
+"""Compares Ray's actor events with the ledger: for each life of an actor, what Ray reported and
+what was booked.
 
 Two kinds of leases identify their holder. The leases of `cost watch` contain the id of the actor. The leases
 of a placement group (of a run of this project, or watched) contain the id of the group, which Ray's actor

@@ -1,5 +1,5 @@
-"""Reads the state of a Ray cluster (actors, placement groups, jobs, nodes) from the HTTP API of its
-dashboard.
+"""Reads the state of a Ray cluster (actors, placement groups, jobs, nodes) from the HTTP API
+of its dashboard.
 
 It does not need Ray, so it works with any cluster regardless of the version of its wire protocol. The fields
 are those of Ray 2.60.

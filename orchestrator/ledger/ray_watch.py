@@ -33,8 +33,8 @@ SEEN_NS = 5 * 60 * 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class WatchNames:
-    """SKUs of GPUs and CPU slots, and the labels of jobs whose metadata (keys `team`, `project`, ...) does
-    not set them.
+    """SKUs of GPUs and CPU slots, and the labels of jobs whose metadata (keys `team`, `project`, ...)
+    does not set them.
     """
 
     gpu_sku: str
@@ -107,8 +107,8 @@ class Watch:
         return events
 
     def _one(self, snapshot: RaySnapshot, lease: _Lease, now_ns: int) -> Iterator[Event]:
-        """The events of a lease: its opening if it is new, the work since the last snapshot, its close if it
-        ended.
+        """The events of a lease: its opening if it is new, the work since the last snapshot, its
+        close if it ended.
         """
         run_id, declarations = self._run(snapshot, lease.job_id, lease.start_ns)
         yield from declarations
@@ -205,9 +205,7 @@ def leases_of(snapshot: RaySnapshot) -> list[_Lease]:
 
 
 def _of_group(cluster: str, group: RayGroup, members: Iterable[RayActor]) -> Iterator[_Lease]:
-    """One lease per GPU of each bundle, or per CPU if it has no GPU. Actors are assigned to them first
-    fit.
-    """
+    """One lease per GPU of each bundle, or per CPU if it has no GPU; actors are assigned first fit."""
     units = [
         (bundle, "gpu" if bundle.gpus else "cpu", unit)
         for bundle in group.bundles
@@ -310,8 +308,8 @@ def _shared(cluster: str, actors: Iterable[RayActor]) -> Iterator[_Lease]:
 
 
 def _spans(snapshot: RaySnapshot, lease: _Lease, since_ns: int, until_ns: int) -> Iterator[SpanRecorded]:
-    """The work of each actor in [since, until); attributed to its own job's run if another job holds the
-    lease.
+    """The work of each actor in [since, until); attributed to its own job's run if another job
+    holds the lease.
     """
     for actor in lease.users:
         start = max(since_ns, actor.start_ns)

@@ -141,8 +141,8 @@ def reconcile(
     """Compare both sides over the days of the bill. `nodes` maps a node to the name of its resource on the
     bill, where they differ.
 
-    Raises LedgerError for a bill without instance-hours, a lease without a price, or a currency without an
-    exchange rate.
+    Raises LedgerError for a bill without instance-hours, a lease without a price, or a currency without
+    an exchange rate.
     """
     if not bill.days:
         raise LedgerError("--cur", "no instance-hours", "a bill with usage in hours of an instance type")

@@ -31,8 +31,8 @@ class RunReportRow:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """`leased_ns` = `attributed_ns` + `unattributed_ns`, exactly. Unattributed time is idle or lost: no span
-    covers it.
+    """`leased_ns` = `attributed_ns` + `unattributed_ns`, exactly. Unattributed time is idle or lost: no
+    span covers it.
 
     `difference_ns` is the difference between the length of the leases and the sum of their rows. It is
     always 0, and is computed rather than assumed.

@@ -47,8 +47,8 @@ def _place(line: CountedLine) -> tuple[str, int, str]:
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
-    """Split `total` into integers in proportion to `weights` (not all 0), by largest remainder, ties to the
-    earlier one.
+    """Split `total` into integers in proportion to `weights` (not all 0), by largest remainder, ties to
+    the earlier one.
 
     >>> apportion(10, [1, 1, 1])
     [4, 3, 3]

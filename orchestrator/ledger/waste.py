@@ -1,5 +1,5 @@
-"""Waste: idle and lost time, failed runs, restarts, repeated work, and rollouts that were generated but never
-trained on.
+"""Waste: idle and lost time, failed runs, restarts, repeated work, and rollouts that were generated but
+never trained on.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _first_work(booked: Iterable[BookedLease]) -> dict[tuple[str, int, str], int
 
 
 def _rebuilds(booked: Iterable[BookedLease]) -> dict[tuple[str, int], list[int]]:
-    """When each attempt's learner began to load again, in chronological order; the loads of all ranks are
-    one.
+    """When each attempt's learner began to load again, in chronological order; the loads of
+    all ranks are one.
     """
     acts: dict[tuple[str, int], list[tuple[int, bool]]] = {}
     for lease in booked:
@@ -195,8 +195,8 @@ def _rebuilds(booked: Iterable[BookedLease]) -> dict[tuple[str, int], list[int]]
 
 
 def token_counts(leases: Iterable[BookedLease]) -> dict[tuple[str, str], int]:
-    """Tokens by (run, activity). An actor with several leases reports the same tokens for each; they count
-    once.
+    """Tokens by (run, activity). An actor with several leases reports the same tokens for each;
+    they count once.
     """
     seen: set[tuple[str, str, str, int]] = set()
     counts: dict[tuple[str, str], int] = {}

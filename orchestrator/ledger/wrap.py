@@ -206,8 +206,8 @@ def _in_foreground() -> bool:
 
 
 def _die_with(parent: int) -> None:
-    """Runs in the child before the command: die with the wrapper. Linux only; elsewhere the command
-    continues.
+    """Runs in the child before the command: die with the wrapper. Linux only; elsewhere the
+    command continues.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)

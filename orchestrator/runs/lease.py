@@ -11,8 +11,8 @@ The owner raises the heartbeat count every `HEARTBEAT_SECONDS`. Another process 
 
 - at once, if the lease was released, or if it sees that the owner's process is gone;
 - after `SILENT_SECONDS` without a change of the heartbeat count, if it cannot see the owner's process
-  (another
-  machine or container). It watches for a change and never compares clocks, so clock skew does not matter.
+  (another machine or container). It watches for a change and never compares clocks, so clock skew
+  does not matter.
 
 An owner that was only frozen or cut off, and comes back after it was replaced, finds the next number when
 it next writes. `Lease.check` then raises `FencedError`, and its run ends. Between that look and the write

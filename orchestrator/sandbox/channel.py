@@ -55,8 +55,7 @@ class Channel:
                 self._wait(select.POLLOUT, deadline)
 
     def receive(self, timeout: float | None = None) -> Any:  # noqa: ANN401 - any JSON
-        """The next message. Raises TimeoutError, EOFError once the peer has closed, ProtocolError,
-        OSError."""
+        """The next message. Raises TimeoutError, ProtocolError, OSError, or EOFError if the peer is gone."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             message = self._take()

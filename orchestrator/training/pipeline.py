@@ -1,5 +1,5 @@
-"""What a file in `jobs/` can ask for: train this run, or carry out one of its stages and go on from the model
-it made.
+"""What a file in `jobs/` can ask for: train this run, or carry out one of its stages and go on from
+the model it made.
 """
 
 from __future__ import annotations

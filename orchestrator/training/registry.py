@@ -74,8 +74,8 @@ class Registry(Generic[T, F]):
         return self._components[name]
 
     def facts(self, name: str) -> F:
-        """The facts that the component declared, or the defaults of its kind. Raises ConfigError as `get`
-        does.
+        """The facts that the component declared, or the defaults of its kind. Raises
+        ConfigError as `get` does.
         """
         self.get(name)
         return self._facts[name] if name in self._facts else self._default_facts()

@@ -54,8 +54,8 @@ def wait_for_line(process: subprocess.Popen[bytes]) -> None:
 
 
 def require_each_once(url: str, spool: Path, promised: list[str]) -> None:
-    """What was promised is in the journal, after what is still in the spool was shipped; nothing is there
-    twice.
+    """What was promised is in the journal, after what is still in the spool was shipped; nothing
+    is there twice.
     """
     engine = open_engine(url)
     journal = SqlJournal(engine, time.time_ns)

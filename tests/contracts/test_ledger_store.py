@@ -274,8 +274,8 @@ def changes_as_posted(changes: list[CountedLine]) -> list[CountedLine]:
 def test_forty_million_accelerator_hours_in_one_account_are_exact_to_the_nanosecond_and_the_cent(
     stores: Stores, clock: HostClock
 ):
-    """1.44e20 ns, sixteen times what 64 bits hold, in two thousand lines with odd ends; open, closed and
-    adjusted.
+    """1.44e20 ns, sixteen times what 64 bits hold, in two thousand lines with odd ends; open,
+    closed and adjusted.
     """
     lines = 2000
     quantity = 40_000_000 * HOUR_NS // lines + 1

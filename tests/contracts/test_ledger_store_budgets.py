@@ -205,8 +205,8 @@ def test_a_guarded_run_that_asked_for_too_little_says_what_was_not_covered(budge
 
 @pytest.mark.slow
 def test_fifty_runs_at_once_never_settle_above_the_limit(url: str):
-    """Each run has a connection of its own, and goes on until it is refused; the limit is no multiple of a
-    step.
+    """Each run has a connection of its own, and goes on until it is refused; the limit is no
+    multiple of a step.
     """
     engine = open_engine(url)
     require_head(engine)

@@ -1,5 +1,5 @@
-"""Hypothesis strategies for whole ledgers: leases, spans that overlap and protrude, losses, duplicates,
-corrections.
+"""Hypothesis strategies for whole ledgers: leases, spans that overlap and protrude, losses,
+duplicates, corrections.
 
 Times lie within a few seconds of a midnight that is also the end of a month, so that examples are small and
 cuts are frequent. Numbers shrink towards simple ledgers.

@@ -1,5 +1,5 @@
-"""The tracker contract on a real MLflow over SQLite, and what only MLflow has: parents, tables, a server that
-is away.
+"""The tracker contract on a real MLflow over SQLite, and what only MLflow has: parents, tables, a
+server that is away.
 """
 
 import json

@@ -142,9 +142,9 @@ def test_a_run_goes_on_while_its_ledger_is_away(
 def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
     program: Program, small_run: Callable[..., tuple[str, ...]]
 ) -> None:
-    """The first evaluation, whose answers are graded for ever. (Training rollouts under way are given up at
-    once when a run is asked to stop.) As above, a machine that can't start within the smaller limit gets a
-    larger one.
+    """The first evaluation, whose answers are graded for ever. (Training rollouts under way are given up
+    at once when a run is asked to stop.) As above, a machine that can't start within the smaller limit
+    gets a larger one.
     """
     endless = r"+reward.components={tests.fakes.scorers\:never_ends: 1.0}"
     rules = ("budget.stop_seconds=20", "budget.break_off_seconds=15", "reward.timeout_seconds=3000")

@@ -99,8 +99,8 @@ def train_with_learner(
 
 
 def rank_main(rank: int, port: int, cases: Sequence[Case], directory: str, device: str = "cpu") -> None:
-    """All cases of one number of ranks, in one set of processes (importing DeepSpeed takes longer than
-    training).
+    """All cases of one number of ranks, in one set of processes (importing DeepSpeed takes longer
+    than training).
     """
     torch.set_num_threads(1)
     for index, case in enumerate(cases):

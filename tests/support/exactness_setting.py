@@ -1,9 +1,9 @@
 """What the learner and the reference of learner_exactness.py have in common: models, batches,
 hyper-parameters.
 
-An `Objective` says in the papers' terms what is minimised. `update_rule` and `learner_config` translate it
-for the learner; plain_training.py reads it directly, so a mistake in the translation shows as a difference
-too.
+An `Objective` says in the papers' terms what is minimised. `update_rule` and `learner_config` translate
+it for the learner; plain_training.py reads it directly, so a mistake in the translation shows as a
+difference too.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Objective:
     minibatches: int = 1
     weight_decay: float = 0.0
     masks: bool = False
-    """Some tokens were not chosen by the model (an environment's observations), and some rollouts were
-    aborted.
+    """Some tokens were not chosen by the model (an environment's observations), and some
+    rollouts were aborted.
     """
     gap: float = 0.1
-    """Standard deviation of the sampled log-probs around those of a uniform distribution: large for stale
-    rollouts.
+    """Standard deviation of the sampled log-probs around those of a uniform distribution: large for
+    stale rollouts.
     """
     replay: bool = False
     """Rollout routing replay: the batch records which experts the sampler chose."""
@@ -88,8 +88,8 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "all_constant": replace(_ALL, aggregation="constant"),
     }
 )
-"""Each ingredient alone, then all together under every aggregation. `token` is the objective of the table
-over ranks.
+"""Each ingredient alone, then all together under every aggregation. `token` is the objective of the
+table over ranks.
 """
 
 

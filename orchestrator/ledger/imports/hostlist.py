@@ -15,9 +15,9 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The hosts of a list, in order, as `scontrol show hostnames` prints them. With several brackets in an
-    item, the last one varies fastest. Numbers are zero-padded to the width of the first number of their
-    range.
+    """The hosts of a list, in order, as `scontrol show hostnames` prints them. With several brackets
+    in an item, the last one varies fastest. Numbers are zero-padded to the width of the first number
+    of their range.
 
     Raises ValueError for a malformed list, a repeated host, or more than MOST hosts.
 

@@ -1,5 +1,5 @@
-"""Imports runs that other tools logged to MLflow with system metrics, which say which GPUs a process saw and
-when.
+"""Imports runs that other tools logged to MLflow with system metrics, which say which GPUs a
+process saw and when.
 
 MLflow itself is not needed. The source is a tracking server with its REST API (`http://host:port`), a
 tracking database (`sqlite:///mlflow.db`, `postgresql://...`), or a file with the JSON of `runs/search`.

@@ -39,8 +39,8 @@ class Statement:
     """One line of an imported account.
 
     `where` is its location for people (`file:line`). `accelerator_ns` is None if the figure was not
-    published. Without `start_ns` and `end_ns` the usage has no date. It is shared evenly by `nodes`; none
-    means unknown.
+    published. Without `start_ns` and `end_ns` the usage has no date. It is shared evenly by `nodes`;
+    none means unknown.
     """
 
     where: str

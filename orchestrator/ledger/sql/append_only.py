@@ -1,5 +1,5 @@
-"""Triggers that reject changes and deletions of rows, so that the database itself keeps the ledger
-append-only.
+"""Triggers that reject changes and deletions of rows, so that the database itself keeps the
+ledger append-only.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ CLOSES = Table(
 )
 """The closed months.
 
-Each includes the events up to `through_seq` and the price books up to id `prices`. `head` is the head of the
-hash chain.
+Each includes the events up to `through_seq` and the price books up to id `prices`. `head` is the head of
+the hash chain.
 """
 
 BUDGETS = Table(

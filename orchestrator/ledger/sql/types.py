@@ -9,8 +9,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class BigInt(TypeDecorator[int]):
-    """Integers of up to 38 digits: NUMERIC(38, 0) in PostgreSQL, text in SQLite, whose integers have 64
-    bits.
+    """Integers of up to 38 digits: NUMERIC(38, 0) in PostgreSQL, text in SQLite, whose
+    integers have 64 bits.
     """
 
     impl = Text

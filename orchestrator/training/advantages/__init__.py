@@ -4,8 +4,8 @@ Estimators are pure functions of the whole batch's rewards. Every learner rank t
 advantages from the same scores, and nothing has to be sent. Rewards come at the end of a rollout and are not
 discounted, so all tokens of a rollout have the same advantage.
 
-Neither this package nor an estimator's module imports torch when it is imported: configs are validated
-without it.
+Neither this package nor an estimator's module imports torch when it is imported: configs are
+validated without it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class AdvantageEstimator(Protocol):
     """Turns rewards [P, G] float64 into advantages [P, G] float64: row p holds the G rollouts of prompt p."""
 
     def __call__(self, rewards: Tensor, /) -> Tensor:
-        """The advantage of each rollout. Raises ValueError for rewards of another shape or dtype, or not
-        finite.
+        """The advantage of each rollout. Raises ValueError for rewards of another shape or
+        dtype, or not finite.
         """
         ...
 

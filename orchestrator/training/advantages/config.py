@@ -37,16 +37,17 @@ class AlgorithmConfig(Settings):
     name: str
     """What reports call it."""
     advantage: str
-    """Estimator by registered name: grpo, dr_grpo, rloo, reinforce_plus_plus, reinforce_plus_plus_baseline,
-    constant."""
+    """Estimator by registered name: grpo, dr_grpo, rloo, reinforce_plus_plus,
+    reinforce_plus_plus_baseline, constant.
+    """
     loss: str
     """Loss by registered name: clipped (PPO's surrogate), reinforce, nll."""
     aggregation: Literal["token", "sequence", "constant"]
     """What a token weighs: `token` 1 / tokens of the batch (DAPO), `sequence` 1 / (rollouts x its own
     length) (GRPO as published), `constant` 1 / (rollouts x max_new_tokens) (Dr. GRPO)."""
     clip_low: float = Field(ge=0)
-    """A ratio below 1 - `clip_low` is not pushed down further. From 1 on there is no lower bound (DeepSeek-R1
-    used 10).
+    """A ratio below 1 - `clip_low` is not pushed down further. From 1 on there is no lower bound
+    (DeepSeek-R1 used 10).
     """
     clip_high: float = Field(ge=0)
     """A ratio above 1 + `clip_high` is not pushed up further."""

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @ADVANTAGES.register("rloo", EstimatorFacts(group_relative=True))
 def rloo(rewards: Tensor) -> Tensor:
-    """A[p, i] = r[p, i] - mean of r[p, j] over j != i. [P, G] gives [P, G], float64. Raises ValueError if G
-    < 2.
+    """A[p, i] = r[p, i] - mean of r[p, j] over j != i. [P, G] gives [P, G], float64. Raises
+    ValueError if G < 2.
 
     Computed as G / (G - 1) (r[p, i] - mean(r[p])), the same number. The baseline does not depend on the
     rollout that it judges, so the policy gradient is unbiased. Assumes that all prompts' rewards have one

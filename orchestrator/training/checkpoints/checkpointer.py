@@ -54,9 +54,9 @@ class LoopState:
 
 
 class Checkpointer:
-    """Writes and restores checkpoints under `directory` (on a cluster: storage that every node mounts),
-    keeping the newest `keep`, and copies them to the mirror's store if there is one. Belongs to one event
-    loop.
+    """Writes and restores checkpoints under `directory` (on a cluster: storage that every node
+    mounts), keeping the newest `keep`, and copies them to the mirror's store if there is one. Belongs
+    to one event loop.
     """
 
     def __init__(
@@ -148,15 +148,15 @@ class Checkpointer:
         return written
 
     async def restore(self, learner: Savable) -> LoopState | None:
-        """Load the newest good checkpoint, here or in the store, into the learner; None if there is none at
-        all.
+        """Load the newest good checkpoint, here or in the store, into the learner; None if there
+        is none at all.
 
         One here whose files don't match its manifest is done without, and set aside, with a warning that
         names the file. A checkpoint under way is waited for; one that went with a lost rank is done without.
 
-        Raises CheckpointError if there are some and none is good (they stay as they are), if the store has a
-        newer one that is damaged, and if the store can't be asked while the newest here is missing or
-        damaged.
+        Raises CheckpointError if there are some and none is good (they stay as they are), if the store
+        has a newer one that is damaged, and if the store can't be asked while the newest here is
+        missing or damaged.
         """
         try:
             await self.wait_for_pending()
@@ -175,8 +175,8 @@ class Checkpointer:
             raise CheckpointError(f"{newest / LOOP_STATE} is not the state of a loop: {error!r}") from error
 
     async def flush(self) -> None:
-        """Wait until the newest checkpoint is there, and in the store. Raises CheckpointError if it can't be
-        had there.
+        """Wait until the newest checkpoint is there, and in the store. Raises CheckpointError if it
+        can't be had there.
         """
         await self.wait_for_pending()
         if self._mirror is not None:
@@ -203,8 +203,8 @@ class Checkpointer:
         return None
 
     async def _newest_anywhere(self, damaged: Collection[Path]) -> Path | None:
-        """The checkpoint with the highest step that is not known to be damaged, fetched if it is in the store
-        only.
+        """The checkpoint with the highest step that is not known to be damaged, fetched if it is in
+        the store only.
         """
         good = [path for path in complete(self._directory) if path not in damaged]
         here, mirror = good[-1] if good else None, self._mirror

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointMirror:
-    """One copy at a time, in a thread; if checkpoints come faster than they can be copied, only the newest
-    is.
+    """One copy at a time, in a thread; if checkpoints come faster than they can be copied,
+    only the newest is.
 
     A copy that fails is logged and the next checkpoint tried; more than `failure_budget` failures in a row
     are an error. Belongs to one event loop.

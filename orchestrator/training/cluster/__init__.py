@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-# Ray reads this when it is imported. Without it, Ray's C++ code takes SIGTERM over in every process that
-# connects to a cluster: it prints a stack trace and aborts the process 3 s later, in the middle of an
-# orderly stop.
+# Ray reads this when it is imported. Without it, Ray's C++ code takes SIGTERM over in every process
+# that connects to a cluster: it prints a stack trace and aborts the process 3 s later, in the middle of
+# an orderly stop.
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")

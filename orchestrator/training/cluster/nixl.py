@@ -43,8 +43,8 @@ class NixlHandle:
 
 
 class NixlChannel:
-    """A `WeightChannel` between nodes that have NIXL. A worker waits no longer than `timeout_seconds` for a
-    bucket.
+    """A `WeightChannel` between nodes that have NIXL. A worker waits no longer than
+    `timeout_seconds` for a bucket.
 
     Raises ConfigError if NIXL can't be used in this process.
     """
@@ -65,8 +65,8 @@ class NixlChannel:
         return NixlHandle(version, new_identity(), buckets)
 
     def pull(self, handle: NixlHandle) -> Generator[Bucket]:
-        """See `WeightChannel.pull`. Raises WeightsNotFoundError between two buckets too, if the publisher is
-        lost there.
+        """See `WeightChannel.pull`. Raises WeightsNotFoundError between two buckets too, if the
+        publisher is lost there.
         """
         self._make_room(max((size for size, _ in handle.buckets), default=0))
         for size, ref in handle.buckets:

@@ -44,11 +44,11 @@ def ray_session(config: ClusterConfig, slots: int) -> Generator[None]:
     """Ray for as long as the body runs: connected to `config.address`, or started on this machine with
     `slots` x `slot_cpus` CPUs. Raises ClusterError if it can't be had.
     """
-    # A failed call is raised where it is awaited; without this Ray prints the handles nobody awaits once
-    # more.
+    # A failed call is raised where it is awaited; without this Ray prints the handles nobody
+    # awaits once more.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # Whole GPUs and CPUs are ours to share out: Ray must not hide a GPU from an actor that takes a share of
-    # 0.
+    # Whole GPUs and CPUs are ours to share out: Ray must not hide a GPU from an actor that
+    # takes a share of 0.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = {
         "num_cpus": max(1, round(slots * config.slot_cpus)),
@@ -101,8 +101,8 @@ class Slots:
 async def hold_slots(
     config: ClusterConfig, placement: Placement, run_id: str, attempt: int, sink: UsageSink, clock: Clock
 ) -> AsyncGenerator[Slots]:
-    """Reserve the slots, lease by lease in the ledger, and give them back when the body ends, however it
-    ends.
+    """Reserve the slots, lease by lease in the ledger, and give them back when the body ends,
+    however it ends.
 
     Raises ClusterError, saying what was asked for and what there is, if they are not ready in time.
     """
@@ -149,8 +149,8 @@ def _open_leases(
     nodes: dict[int, str] = table["bundles_to_node_id"]
     leases: list[tuple[str, ...]] = []
     for index, slot in enumerate(placement.slots):
-        # The group's id, because a run that goes on from a store on a new machine counts its attempts from 1
-        # again.
+        # The group's id, because a run that goes on from a store on a new machine counts its
+        # attempts from 1 again.
         stem = f"{run_id}/{attempt}-{group.id.hex()[:12]}/{index}"
         ids = tuple(f"{stem}.{unit}" for unit in range(slot.accelerators))
         leases.append(ids)

@@ -51,8 +51,8 @@ class SequenceBalanceLoss:
         self._minibatches = 0
 
     def begin(self, sequences: int, ranks: int) -> None:
-        """Start a minibatch of `sequences` rows, over all ranks together. DeepSpeed divides its gradient by
-        `ranks`.
+        """Start a minibatch of `sequences` rows, over all ranks together. DeepSpeed divides its
+        gradient by `ranks`.
         """
         self._share, self._ranks = 1 / max(1, sequences), ranks
         self._minibatches += 1

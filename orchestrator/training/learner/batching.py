@@ -11,8 +11,8 @@ attention it would pay for the square of the sum. A packed micro-batch is filled
 one is not: sorted rows are cut where the padding costs least, because one row of twice the length would
 double what its neighbours cost.
 
-The loss is a sum of weighted tokens with weights of the whole minibatch, so no choice made here changes the
-gradient.
+The loss is a sum of weighted tokens with weights of the whole minibatch, so no choice made here
+changes the gradient.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class LoraSettings(Settings):
     alpha: float = Field(gt=0)
     """What an adapter adds is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] = Field(min_length=1)
-    """Names of the linear layers that get an adapter, such as `q_proj`; `[all-linear]`: all but the output
-    head.
+    """Names of the linear layers that get an adapter, such as `q_proj`; `[all-linear]`: all but
+    the output head.
     """
 
 
@@ -76,8 +76,8 @@ class LearnerConfig(Settings):
     more computation.
     """
     offload: Literal["none", "optimizer"]
-    """ZeRO-Offload: `optimizer` keeps the float32 weights and AdamW's state in host memory and updates them
-    there.
+    """ZeRO-Offload: `optimizer` keeps the float32 weights and AdamW's state in host memory and
+    updates them there.
     """
     lora: LoraSettings
     threads: int = Field(ge=0)

@@ -251,8 +251,8 @@ class DeepSpeedLearner:
             if index == last:
                 dist.all_reduce(sums)
                 if not math.isfinite(sums[-1]):
-                    # A gradient that is not finite makes every stage refuse its step, and clear what it has
-                    # accumulated.
+                    # A gradient that is not finite makes every stage refuse its step, and clear what it
+                    # has accumulated.
                     loss = loss * math.nan
             self._zero.backward(loss, last=index == last)
         routing = self._routing.sums

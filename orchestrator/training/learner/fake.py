@@ -20,8 +20,8 @@ _STATE = "fake-learner.json"
 
 
 class FakeLearner:
-    """One rank of one. Its only weight, `updates` [1] int64, counts the updates; its metrics follow from the
-    batch alone.
+    """One rank of one. Its only weight, `updates` [1] int64, counts the updates; its metrics follow from
+    the batch alone.
 
     A log-prob that is not finite stands for a loss that is not.
     """

@@ -32,8 +32,8 @@ class SelectiveLogSoftmax(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """[T, V] and [T] int64 give log-probs [T] and entropies [T], float32, nats; the entropies carry no
-        gradient.
+        """[T, V] and [T] int64 give log-probs [T] and entropies [T], float32, nats; the entropies
+        carry no gradient.
         """
         tokens = logits.shape[0]
         logprobs, entropies, normalisers = (

@@ -15,8 +15,8 @@ from orchestrator.training.learner.rows import TrainingRow
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """B rows of S positions (`padded`), or 1 row of S (`packed`), and T trained tokens among them, row after
-    row.
+    """B rows of S positions (`padded`), or 1 row of S (`packed`), and T trained tokens among
+    them, row after row.
 
     A trained token at position p is predicted from the hidden state at p - 1: `predictors` points into the B
     * S flattened positions.

@@ -21,8 +21,8 @@ def read_weights(checkpoint: Path) -> Iterator[NamedTensor]:
     """Parameters (master weights, float32) and persistent buffers by their name in the model, one at a time;
     tied parameters come once.
 
-    Raises CheckpointError if shards are missing, damaged or of another format, or if a parameter is not
-    complete.
+    Raises CheckpointError if shards are missing, damaged or of another format, or if a parameter
+    is not complete.
     """
     with ExitStack() as stack:
         try:

@@ -39,8 +39,8 @@ class Learner(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write this rank's shard into `directory`, synced to disk. Raises CheckpointError if the disk
-        refuses.
+        """Write this rank's shard into `directory`, synced to disk. Raises CheckpointError if
+        the disk refuses.
         """
         ...
 
@@ -61,8 +61,8 @@ class Learner(Protocol):
         ...
 
     def load(self, directory: Path) -> None:
-        """Go on as if the run had never stopped. Raises CheckpointError if shards are missing or don't fit
-        the model.
+        """Go on as if the run had never stopped. Raises CheckpointError if shards are missing or
+        don't fit the model.
         """
         ...
 

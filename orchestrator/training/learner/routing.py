@@ -72,8 +72,8 @@ class RoutingMeter:
 
         - `moe/expert_load_max_over_mean`: load of the busiest expert over the mean load, mean over layers; 1
           is perfect balance.
-        - `moe/router_entropy`: of the router's distribution over experts, in nats, mean over tokens and
-          layers.
+        - `moe/router_entropy`: of the router's distribution over experts, in nats, mean over
+          tokens and layers.
         - `moe/bias_norm`: L2 norm of all selection biases; absent where the family has none.
         """
         tokens = float(sums[-1])

@@ -1,10 +1,10 @@
-"""From the scored blocks of a batch to training rows: one a rollout, with its advantage and the weight of its
-tokens.
+"""From the scored blocks of a batch to training rows: one a rollout, with its advantage and the
+weight of its tokens.
 
     parts -> rewards [P, G] -> advantages [P, G] -> rows -> minibatches -> weights
 
-Everything here is a pure function of the batch, so every rank computes the same rows and nothing has to be
-sent.
+Everything here is a pure function of the batch, so every rank computes the same rows and nothing
+has to be sent.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class TrainingRow:
 def minibatch_rows(
     parts: Sequence[BatchPart], rule: AlgorithmSpec, minibatches: int
 ) -> list[list[TrainingRow]]:
-    """The rows of each minibatch. Groups stay whole; advantages are of the whole batch, weights of the
-    minibatch.
+    """The rows of each minibatch. Groups stay whole; advantages are of the whole batch, weights
+    of the minibatch.
 
     A row's weight counts all rollouts of its minibatch, those without a gradient too. Raises ValueError if
     the batch is empty, its blocks have different group sizes, it has fewer groups than minibatches, or a
@@ -104,8 +104,8 @@ def minibatch_rows(
 
 
 def computed_rows(rows: Sequence[TrainingRow], rule: AlgorithmSpec) -> list[TrainingRow]:
-    """The rows worth a forward and backward: those with a token to train on and, with `drop_uninformative`,
-    an advantage.
+    """The rows worth a forward and backward: those with a token to train on and, with
+    `drop_uninformative`, an advantage.
 
     Under a KL penalty every row has a gradient, so none is dropped for its advantage.
     """

@@ -36,14 +36,15 @@ class Grader:
     """Scores in child processes that are stopped and replaced when a rollout takes longer than
     `timeout_seconds`, or when they die. What they print is appended to the file `output`.
 
-    A rollout that could not be scored is tried again `retries` times; then it gets the failure reward. One
-    rollout's failure costs no other rollout anything but time, and the time is bounded: a block that cost
-    more processes than its share of the failure budget is not continued, and its remaining rollouts count as
-    failed.
+    A rollout that could not be scored is tried again `retries` times; then it gets the failure reward.
+    One rollout's failure costs no other rollout anything but time, and the time is bounded: a block that
+    cost more processes than its share of the failure budget is not continued, and its remaining rollouts
+    count as failed.
 
     Rollouts that are equal in prompt, text, length and finish are scored once: a scorer is a function of
     them. Raises ConfigError from the first `grade` if a scorer cannot be loaded, WorkerLostError if no
-    process can be started."""
+    process can be started.
+    """
 
     def __init__(self, config: RewardConfig, max_new_tokens: int, output: Path | None = None) -> None:
         self._config, self._max_new_tokens = config, max_new_tokens
@@ -80,8 +81,9 @@ class Grader:
 
 
 class InlineGrader:
-    """Scores in this process, where a plain scorer cannot be stopped: for tests, simulations and known
-    scorers."""
+    """Scores in this process, where a plain scorer cannot be stopped: for tests, simulations
+    and known scorers.
+    """
 
     def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
         self._config, self._max_new_tokens = config, max_new_tokens

@@ -28,11 +28,13 @@ from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rewards.scoring import REASON_LENGTH, TRACEBACK_LENGTH, Outcome, printable
 
 PREPARE_SECONDS = 120.0
-"""How long a process may take to load its scorers, and to prepare them for a block. Many times what a loaded
-machine takes."""
+"""How long a process may take to load its scorers, and to prepare them for a block. Many times what a
+loaded machine takes.
+"""
 CANCEL_SECONDS = 2.0
-"""How much longer than the timeout asynchronous scorers may take: they are cancelled first, in their
-process."""
+"""How much longer than the timeout asynchronous scorers may take: they are cancelled first,
+in their process.
+"""
 DUMP_SECONDS = 0.2
 
 
@@ -141,8 +143,9 @@ class Lane:
     def receive(self) -> list[tuple[int, Outcome]]:
         """What has arrived since the last call: outcomes by row. Changes the state.
 
-        Raises ConfigError if a scorer cannot be loaded; OSError, EOFError or ProtocolError if the lane is
-        lost."""
+        Raises ConfigError if a scorer cannot be loaded; OSError, EOFError or ProtocolError if
+        the lane is lost.
+        """
         found: list[tuple[int, Outcome]] = []
         for message in self._process.channel.received():
             answer = _dictionary(message)
@@ -160,8 +163,9 @@ class Lane:
         return self._process.busy_seconds() - self._busy_before
 
     def dump(self) -> None:
-        """Have the stacks of its threads written to its log; even code that holds the GIL cannot prevent
-        it."""
+        """Have the stacks of its threads written to its log; even code that holds the GIL
+        cannot prevent it.
+        """
         if self._process.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGUSR1)

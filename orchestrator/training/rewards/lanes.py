@@ -72,8 +72,9 @@ class ScorerLanes:
         return block.outcomes
 
     def votes(self, prompt: Completion, answers: Sequence[str]) -> Sequence[str]:
-        """The answers to one prompt with equivalent ones made equal. If that cannot be found out, as they
-        are."""
+        """The answers to one prompt with equivalent ones made equal. If that cannot be found
+        out, as they are.
+        """
         prompts, _ = _messages([prompt])
         block = _Block(self._config, self._settings, self._lanes, [], prompts)
         block.begin(prompt.max_new_tokens)

@@ -45,7 +45,7 @@ class Engine(Protocol):
         ...
 
     def weights_written(self, version: WeightVersion) -> None:
-        """`weight_storage` of every weight has been written to: like `load_weights`, with nothing left to
-        copy.
+        """`weight_storage` of every weight has been written to: like `load_weights`, with
+        nothing left to copy.
         """
         ...

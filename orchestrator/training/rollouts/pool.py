@@ -1,5 +1,5 @@
-"""The rollout workers as one stage: a request goes to a free worker, with the newest weights that were
-published.
+"""The rollout workers as one stage: a request goes to a free worker, with the newest weights that
+were published.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def uniform_draws(seed: int, rows: int, tokens: int) -> torch.Tensor:
 def sample(
     logits: torch.Tensor, draws: torch.Tensor, sampling: SamplingParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token for each row: (tokens [n] int64, log-probs [n] float32), from `logits` [n, V] and `draws`
-    [n].
+    """One token for each row: (tokens [n] int64, log-probs [n] float32), from `logits` [n, V]
+    and `draws` [n].
 
     The log-prob is under softmax(logits / temperature), before top-p truncation; at temperature 0 (greedy,
     where the sampled distribution is a point) under softmax(logits). The choice inverts the cumulative
@@ -42,8 +42,8 @@ def sample(
 
 
 def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative probability exceeds `draws` of the total, [n]; never one of
-    probability 0.
+    """The first index whose cumulative probability exceeds `draws` of the total, [n]; never one
+    of probability 0.
     """
     cumulative = probabilities.cumsum(dim=-1)
     thresholds = draws[:, None] * cumulative[:, -1:]
@@ -55,8 +55,8 @@ def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 def _invert_nucleus(logprobs: torch.Tensor, draws: torch.Tensor, top_p: float) -> torch.Tensor:
-    """As `_invert`, over the fewest most probable tokens whose probabilities reach `top_p` together (Holtzman
-    et al. 2020).
+    """As `_invert`, over the fewest most probable tokens whose probabilities reach `top_p` together
+    (Holtzman et al. 2020).
     """
     probabilities, order = logprobs.exp().sort(dim=-1, descending=True)
     before = probabilities.cumsum(dim=-1) - probabilities

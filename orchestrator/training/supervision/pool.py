@@ -42,10 +42,10 @@ class _Free(Generic[W]):
 class WorkerPool(Generic[W]):
     """Gives each task to the worker that has been free the longest.
 
-    If a worker is lost the task goes to the next free one, and `replace(worker)` makes its successor beside
-    it. More than `max_restarts` losses over the life of the pool raise FailureBudgetExceededError to whoever
-    waits for a task. A task may run twice, if a worker is lost after it finished: the buffer admits a group
-    once.
+    If a worker is lost the task goes to the next free one, and `replace(worker)` makes its successor
+    beside it. More than `max_restarts` losses over the life of the pool raise FailureBudgetExceededError
+    to whoever waits for a task. A task may run twice, if a worker is lost after it finished: the buffer
+    admits a group once.
     """
 
     def __init__(

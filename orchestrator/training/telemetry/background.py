@@ -4,18 +4,16 @@
                                              ^
     metrics.jsonl --what the server lacks----+   when the run is opened, and before it is closed
 
-- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its database delay
-  nothing.
+- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its
+  database delay nothing.
 - Metrics of several steps travel in one request, ahead of everything else: an artifact store that is down
-  does
-  not hold them up.
+  does not hold them up.
 - An unavailable server is asked again after `first_retry_seconds`, twice that, and so on up to
   `max_retry_seconds`; meanwhile records wait in the queue, in order. When it is full the oldest go first.
 - `metrics.jsonl` is the source of truth (`history`). When the run is opened, and again before it is closed,
-  the
-  thread hands all its rows to the wrapped tracker, which skips the steps that the server has: what an earlier
-  attempt could not send before it was killed, and what an outage pushed out of the queue, arrives late
-  instead of never.
+  the thread hands all its rows to the wrapped tracker, which skips the steps that the server has: what an
+  earlier attempt could not send before it was killed, and what an outage pushed out of the queue, arrives
+  late instead of never.
 - `finish` waits until everything is sent, at most `finish_seconds`, then says how many records were lost.
 """
 
@@ -124,8 +122,9 @@ class BackgroundTracker:
         self._put(_Call("metadata", f"the tag {key}", lambda tracker: tracker.set_tag(key, value)))
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run once everything is sent. Waits up to the deadline: an event loop calls it in a
-        thread."""
+        """Close the run once everything is sent. Waits up to the deadline: an event loop calls
+        it in a thread.
+        """
         with self._changed:
             self._outcome = outcome
             self._changed.notify_all()
@@ -157,8 +156,9 @@ class BackgroundTracker:
             self._lost_rows += 1
 
     def _bound_calls(self) -> None:
-        """Drop the oldest rollouts. With none left the queue grows: parameters, tags and artifacts are few in
-        any run."""
+        """Drop the oldest rollouts. With none left the queue grows: parameters, tags and artifacts are
+        few in any run.
+        """
         if len(self._calls) <= self._delivery.capacity:
             return
         for index, call in enumerate(self._calls):
@@ -202,8 +202,8 @@ class BackgroundTracker:
                     self._abandon()
 
     def _wait(self, backoff: float) -> bool:
-        """Wait for something to send, then a little for more; or for the server to come back. False at the
-        end.
+        """Wait for something to send, then a little for more; or for the server to come back.
+        False at the end.
         """
         with self._changed:
             if backoff:

@@ -190,8 +190,9 @@ class _OpenRun:
             self._unlinked_parent = None
 
     def raise_if_deleted(self) -> None:
-        """A deleted run refuses metrics until somebody restores it: they wait, as for a server that is
-        away."""
+        """A deleted run refuses metrics until somebody restores it: they wait, as for a
+        server that is away.
+        """
         if self.client.get_run(self.mlflow_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise TrackerUnavailableError(f"The MLflow run {self.mlflow_id} is deleted: restore it.")
 

@@ -1,5 +1,5 @@
-"""Named tensors as flat byte buckets: how weights leave the learner, cross processes and reach a rollout
-worker.
+"""Named tensors as flat byte buckets: how weights leave the learner, cross processes and reach a
+rollout worker.
 
     ("a", [2, 3]), ("b", [4])  --flatten-->  Bucket(pieces=(a, b), data=uint8[...])  --unflatten-->  the same
 
@@ -10,8 +10,8 @@ tensor may come in parts, as ranks hold them: the buckets are the same as if it 
 Each side copies once: into the memory that `allocate` gives, and out of it into the memory that `destination`
 names. Any torch dtype travels, bfloat16 too: numpy sees bytes.
 
-Names are those of `model.state_dict()` in transformers: what `load_state_dict` takes and `save_pretrained`
-starts from.
+Names are those of `model.state_dict()` in transformers: what `load_state_dict` takes and
+`save_pretrained` starts from.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ ALIGNMENT = 64
 
 class Piece(NamedTuple):
     """`length` elements of one tensor, from element `start` of its row-major order, at byte `offset` of the
-    bucket. `shape` and `dtype` are the whole tensor's; `dtype` is torch's name without the prefix ("float32",
-    "bfloat16").
+    bucket. `shape` and `dtype` are the whole tensor's; `dtype` is torch's name without the prefix
+    ("float32", "bfloat16").
     """
 
     name: str

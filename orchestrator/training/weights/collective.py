@@ -82,8 +82,8 @@ class CollectiveChannel:
         return CollectiveHandle(version, self._host, self._server.port, segment.identity)
 
     def pull(self, handle: CollectiveHandle) -> Generator[Bucket]:
-        """See `WeightChannel.pull`. Raises WeightsNotFoundError between two buckets too, if the publisher is
-        lost there.
+        """See `WeightChannel.pull`. Raises WeightsNotFoundError between two buckets too, if the
+        publisher is lost there.
         """
         try:
             yield from self._opened(handle).buckets(handle.version)

@@ -12,8 +12,8 @@ and over NCCL it occupies the GPU. So whatever may take minutes is waited for on
 received when they are known to be on their way. A process that dies closes its line and its group at once;
 one that falls silent (its machine lost power) is given up after `timeout_seconds`.
 
-Everything that goes wrong here is an OSError: ConnectionError if the other side is gone, TimeoutError if it
-is silent.
+Everything that goes wrong here is an OSError: ConnectionError if the other side is gone, TimeoutError
+if it is silent.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""One rank's side of a publish. How the ranks work together depends on where they are and how the model is
-partitioned:
+"""One rank's side of a publish. How the ranks work together depends on where they are and how the model
+is partitioned:
 
 - all on one host, weights in shared memory, and no tensor to be put together first: each writes its part;
 - else rank 0 gathers, bucket by bucket, what its channel publishes.

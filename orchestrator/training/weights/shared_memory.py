@@ -1,11 +1,11 @@
-"""Weights through memory that the processes of one host share: written once, by the learner, and read where
-they lie.
+"""Weights through memory that the processes of one host share: written once, by the learner, and read
+where they lie.
 
 A version lies in a segment, an anonymous file in memory (memfd_create(2)):
 
     header      [page]              identity of the version, where its manifest is
-    buckets     [count x stride]    flattened straight into the mapping; pages that a bucket does not use cost
-                                    nothing
+    buckets     [count x stride]    flattened straight into the mapping; pages that a bucket
+                                    does not use cost nothing
     manifest                        what lies where in each bucket
 
 Workers open it as /proc/<pid>/fd/<number>. It has no name, so nothing is left over however processes end: the
@@ -115,8 +115,8 @@ class SharedMemoryChannel:
         self._attached.close()
 
     def _free_segment(self) -> Segment:
-        """One that nobody reads and that does not hold the latest version, locked; a new one if there is
-        none.
+        """One that nobody reads and that does not hold the latest version, locked; a new one
+        if there is none.
         """
         old = [
             segment for segment in self._segments if self._latest is None or segment.version != self._latest

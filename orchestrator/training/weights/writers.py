@@ -1,5 +1,5 @@
-"""The learner's ranks of one host write a version together, each its part, into the segment that rank 0
-publishes:
+"""The learner's ranks of one host write a version together, each its part, into the segment that
+rank 0 publishes:
 
     rank 0    picks a segment -> says which -> writes its part -> hears that all are done -> publishes
     others                       hear which -> write their part -> say that they are done
@@ -58,8 +58,8 @@ class PeerWriters:
     def start(self, version: WeightVersion, segment: Segment, blocks: int) -> None:
         """Tell them to write. The first time it waits until all have come.
 
-        Raises WorkerLostError if they don't, PermissionError for one of another user, ConnectionError if one
-        is gone.
+        Raises WorkerLostError if they don't, PermissionError for one of another user, ConnectionError
+        if one is gone.
         """
         if self._closed:
             raise ConnectionError("weights: the other ranks were let go when a publish failed")

@@ -1,5 +1,5 @@
-"""Combinations of components that would compute something else than they say, also for components of a third
-party.
+"""Combinations of components that would compute something else than they say, also for components
+of a third party.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The wire format: what the emitters write is understood, and what is malformed is refused with its field
-named.
+"""The wire format: what the emitters write is understood, and what is malformed is refused with
+its field named.
 """
 
 import json

@@ -11,8 +11,8 @@ from orchestrator.training.registry import NoFacts, Registry
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Components on disk: `plain` registers itself, `heavy` with facts; `broken` can't be imported, `empty`
-    forgets.
+    """Components on disk: `plain` registers itself, `heavy` with facts; `broken` can't be imported,
+    `empty` forgets.
     """
     name = f"parts_{tmp_path.name.replace('-', '_')}"
     folder = tmp_path / name

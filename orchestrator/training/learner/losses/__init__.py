@@ -6,9 +6,9 @@
     aggregation   what one token weighs in the batch                       lengths [N] -> weights [N]
 
 `objective.Objective` puts the first three together, and `metrics` counts what it did. Nothing here is
-aggregated over a micro-batch: the loss of a step is the sum over all tokens of weight x loss, with weights
-computed from the whole batch, so that packing, micro-batches and the number of ranks never change the
-gradient.
+aggregated over a micro-batch: the loss of a step is the sum over all tokens of weight x loss, with
+weights computed from the whole batch, so that packing, micro-batches and the number of ranks never
+change the gradient.
 
 This package is named by configs, so importing it does not import torch.
 """

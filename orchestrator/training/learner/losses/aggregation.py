@@ -23,9 +23,9 @@ def rollout_token_weights(lengths: Tensor, mode: Aggregation, max_new_tokens: in
 
     - `token`: 1 / sum(lengths). Every token counts the same, long rollouts count more (DAPO,
       https://arxiv.org/abs/2503.14476, eq. 8).
-    - `sequence`: 1 / (N lengths[i]). Every rollout counts the same, so a token of a long one counts less
-      (GRPO, https://arxiv.org/abs/2402.03300, eq. 3; N = P G is the mean over prompts of the mean over the
-      group).
+    - `sequence`: 1 / (N lengths[i]). Every rollout counts the same, so a token of a long one counts
+      less (GRPO, https://arxiv.org/abs/2402.03300, eq. 3; N = P G is the mean over prompts of the mean
+      over the group).
     - `constant`: 1 / (N max_new_tokens). Every token counts the same in every batch, however long the
       rollouts are (Dr. GRPO, https://arxiv.org/abs/2503.20783): the sum over a rollout, times a constant.
 

@@ -27,8 +27,8 @@ def token_sums(columns: TokenColumns, terms: TokenTerms, entropy: Tensor | None 
     """The sums over T tokens that `token_means` needs: float64 [len(SUMS)], detached, on the columns'
     device; add and all-reduce at will.
 
-    `entropy` [T] is the entropy of the learner's distribution at each token, in nats; None where it was not
-    computed.
+    `entropy` [T] is the entropy of the learner's distribution at each token, in nats; None where it
+    was not computed.
     """
     log_ratio = (columns.learner_logprobs - columns.sampled_logprobs).to(torch.float64)
     tokens = log_ratio.numel()

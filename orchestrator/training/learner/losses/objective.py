@@ -29,8 +29,9 @@ class TokenColumns:
 
     @property
     def learner_logprobs(self) -> Tensor:
-        """[T], detached: the learner's own at the beginning of the step, to compare with the rollout
-        engine's."""
+        """[T], detached: the learner's own at the beginning of the step, to compare with the
+        rollout engine's.
+        """
         return self.logprobs.detach() if self.proximal_logprobs is None else self.proximal_logprobs
 
 

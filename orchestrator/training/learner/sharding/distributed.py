@@ -1,5 +1,5 @@
-"""One rank's place among the ranks: process group, device, threads. No launcher, no environment variables to
-set, no MPI.
+"""One rank's place among the ranks: process group, device, threads. No launcher, no environment variables
+to set, no MPI.
 """
 
 from __future__ import annotations

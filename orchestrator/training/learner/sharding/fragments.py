@@ -1,8 +1,8 @@
 """Where each parameter's float32 master weights and optimizer state lie on this rank, at every ZeRO stage.
 
-ZeRO keeps flat tensors that know no names. A `Fragment` gives a stretch of one the name of its parameter and
-its place in it, so that a checkpoint is a set of named stretches and can be read back by any number of ranks
-at any stage:
+ZeRO keeps flat tensors that know no names. A `Fragment` gives a stretch of one the name of its parameter
+and its place in it, so that a checkpoint is a set of named stretches and can be read back by any number of
+ranks at any stage:
 
     stage 0       every rank has all of each parameter
     stages 1, 2   the flat tensor of all parameters is cut into one stretch a rank; a parameter may lie on two
@@ -84,8 +84,8 @@ def base_optimizer(zero: ZeroEngine) -> Optimizer:
 
 @torch.no_grad()
 def publish_masters(zero: ZeroEngine) -> None:
-    """Make the model's parameters what the master weights say, on all ranks; after the masters were written
-    to.
+    """Make the model's parameters what the master weights say, on all ranks; after the masters
+    were written to.
     """
     optimizer: Any = zero.engine.optimizer
     if zero.stage in (1, 2):

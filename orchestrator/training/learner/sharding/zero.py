@@ -139,8 +139,8 @@ class ZeroEngine:
 
 
 def deepspeed_config(config: LearnerConfig, model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed config of a learner. Batch sizes in it have no meaning: micro-batches are counted by
-    tokens, here.
+    """The DeepSpeed config of a learner. Batch sizes in it have no meaning: micro-batches are counted
+    by tokens, here.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bucket = max(1 << 16, min(parameters, 200_000_000))  # elements; DeepSpeed allocates it whole

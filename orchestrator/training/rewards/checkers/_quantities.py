@@ -1,5 +1,6 @@
-r"""Numbers as people and models write them, read exactly: `1,234`, `6.02\times 10^{23}`, `3 1/2`, `18
-dollars`.
+r"""Numbers as people and models write them, read exactly.
+
+Examples: `1,234`, `6.02\times 10^{23}`, `3 1/2`, `18 dollars`.
 
 Nothing is evaluated: the text is matched against the forms below, and numbers are kept as fractions. A text
 that is a calculation (`40+2`), a list (`4 or 5`) or algebra (`5x`) is not a quantity.
@@ -98,9 +99,10 @@ class Quantity:
     unit: str = ""
 
     def accepts(self, answer: Quantity) -> bool:
-        """Whether `answer` is this number, the reference. A unit may be missing but must not be another one;
-        a percentage may be given as its number (`50%` accepts 0.5, 50% and 50), and a fraction as its decimal
-        to six places."""
+        """Whether `answer` is this number, the reference. A unit may be missing but must not be another
+        one; a percentage may be given as its number (`50%` accepts 0.5, 50% and 50), and a fraction as its
+        decimal to six places.
+        """
         if self.unit and answer.unit and self.unit != answer.unit:
             return False
         if self.unit == "%" and not answer.unit and self.value == answer.value / 100:
@@ -109,8 +111,9 @@ class Quantity:
 
 
 def _is_rounded(one: Fraction, other: Fraction) -> bool:
-    """Whether one of them has no finite decimal form, and the other one is its decimal with six places or
-    more."""
+    """Whether one of them has no finite decimal form, and the other one is its decimal with six
+    places or more.
+    """
     endless = [each for each in (one, other) if not _is_decimal(each)]
     return len(endless) == 1 and round(one, 6) == round(other, 6) and abs(one - other) < Fraction(1, 10**6)
 

@@ -1,8 +1,9 @@
 """Countdown: does the expression use exactly the given numbers and reach the target?
 
-The rule of reasoning_gym's own scorer, which evaluates the model's text as Python through sympy (about 1 ms,
-and whatever that text says). Here only + - * / and parentheses on whole numbers exist, and arithmetic is
-exact."""
+The rule of reasoning_gym's own scorer, which evaluates the model's text as Python through sympy (about 1
+ms, and whatever that text says). Here only + - * / and parentheses on whole numbers exist, and
+arithmetic is exact.
+"""
 
 from __future__ import annotations
 

@@ -93,9 +93,10 @@ REPLACED: Mapping[str, Callable[[str, Entry], bool]] = {
     "string_insertion": _same_text,
 }
 """Datasets whose own scorers call `eval` or sympy's `parse_expr` on the answer. (`countdown`, too, has a
-checker of its own.) For partial credit they also read Python literals; a partly right answer is wrong
-here."""
+checker of its own.) For partial credit they also read Python literals; a partly right answer is wrong here.
+"""
 
 INTERPRETS_ITS_REFERENCE = frozenset({"number_sorting"})
-"""Datasets whose scorers call `eval` on the entry's own answer, which the generator wrote, and never on the
-model's."""
+"""Datasets whose scorers call `eval` on the entry's own answer, which the generator wrote, and never
+on the model's.
+"""

@@ -28,8 +28,8 @@ SCORERS: Registry[AnyScorer, NoFacts] = Registry(
 def load_scorer(key: str) -> AnyScorer:
     """The scorer of a registered name, or the function at `module:function`.
 
-    Raises ConfigError if there is none, if its module cannot be imported, or if it cannot be called with one
-    argument.
+    Raises ConfigError if there is none, if its module cannot be imported, or if it cannot be called
+    with one argument.
     """
     try:
         scorer = _find(key)

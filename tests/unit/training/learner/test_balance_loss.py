@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 def by_the_formula(scores: Tensor, k: int) -> float:
-    """Equations 17 to 20 for one sequence, expert by expert: f_i counts the tokens whose k largest scores
-    include i.
+    """Equations 17 to 20 for one sequence, expert by expert: f_i counts the tokens whose k largest
+    scores include i.
     """
     tokens, experts = scores.shape
     largest = [sorted(range(experts), key=row.__getitem__)[-k:] for row in scores.tolist()]

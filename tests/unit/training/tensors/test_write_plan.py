@@ -47,8 +47,8 @@ def test_a_plan_fills_the_buckets_that_flatten_makes(
 def test_ranks_together_write_every_byte_once(
     sizes: list[int], bucket_bytes: int, data: st.DataObject
 ) -> None:
-    """All of what was asked for, to where it belongs, and no byte more. A tensor may be cut among ranks, as
-    experts are.
+    """All of what was asked for, to where it belongs, and no byte more. A tensor may be cut among ranks,
+    as experts are.
     """
     whole = [torch.arange(size, dtype=torch.float32) + 1000 * index for index, size in enumerate(sizes)]
     cuts = [sorted({0, size, data.draw(st.integers(0, size))}) for size in sizes]

@@ -22,8 +22,8 @@ SIZES = (24 << 20, *[3 << 20] * 12)
 
 
 def peak_of(work: Callable[[], object]) -> float:
-    """The most private memory (RssAnon) while `work` runs, and with what it returns, above that before it; in
-    buckets.
+    """The most private memory (RssAnon) while `work` runs, and with what it returns, above that before
+    it; in buckets.
     """
     highest, done = [private_bytes()], threading.Event()
     start = highest[0]

@@ -31,8 +31,8 @@ class PolicyColumns:
 class ClipRange:
     """Bounds of the probability ratio: [1 - low, 1 + high].
 
-    `dual`, above 1, also bounds the loss of a token with a negative advantage A to `dual` x |A|; None: no
-    such bound.
+    `dual`, above 1, also bounds the loss of a token with a negative advantage A to `dual` x |A|;
+    None: no such bound.
     """
 
     low: float

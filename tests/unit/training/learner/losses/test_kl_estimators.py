@@ -1,5 +1,6 @@
-"""KL estimators: values by hand, and the gradients that they are said to estimate, by summing over a whole
-vocabulary."""
+"""KL estimators: values by hand, and the gradients that they are said to estimate, by summing over a
+whole vocabulary.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The whole objective of a token: which ratio, which weight, which penalty; and the metrics counted from
-it."""
+"""The whole objective of a token: which ratio, which weight, which penalty; and the metrics
+counted from it.
+"""
 
 from __future__ import annotations
 
