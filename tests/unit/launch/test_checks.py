@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
+from pathlib import Path
 
 import pytest
+from transformers import MistralConfig
 
 from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError
-from orchestrator.launch.checks import check_prices
+from orchestrator.launch.checks import check_engines, check_prices
 from orchestrator.ledger.calendar import day_number
 
 TODAY = day_number(date(2026, 11, 25))
@@ -36,3 +39,39 @@ def test_a_run_whose_price_has_ended_goes_on_unless_it_has_a_limit_of_its_own() 
     check_prices(compose("grpo", ["cluster=gpu"]), before, resumes=True)
     with pytest.raises(ConfigError, match=r"budget\.limit=null"):
         check_prices(compose("grpo", ["cluster=gpu", "budget.limit=1"]), before, resumes=True)
+
+
+def mistral(folder: Path, window: int) -> str:
+    """A folder with the config of a Mistral whose attention sees `window` tokens, and no weights."""
+    MistralConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, sliding_window=window
+    ).save_pretrained(folder)
+    (folder / "model.safetensors").touch()
+    return f"model.path={folder}"
+
+
+def test_a_model_that_the_engine_cannot_serve_is_refused_by_its_config_alone(tmp_path: Path) -> None:
+    words = ["model=pretrained", "model.context=512", "rollout.max_new_tokens=16"]
+    check_engines(compose("grpo", [*words, mistral(tmp_path, 512)]))
+    with pytest.raises(
+        ConfigError, match=r"window .* is 511 tokens; model\.context=511 or less never slides"
+    ):
+        check_engines(compose("grpo", [*words, mistral(tmp_path, 511)]))
+
+
+def test_a_model_without_its_weights_is_refused(tmp_path: Path) -> None:
+    config = compose("grpo", ["model=pretrained", "model.context=512", mistral(tmp_path, 512)])
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
+        check_engines(config)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "one.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"two\.safetensors is missing, 1 of 2 files"):
+        check_engines(config)
+
+
+def test_a_model_with_too_short_a_context_is_refused(tmp_path: Path) -> None:
+    folder = mistral(tmp_path, 200_000)
+    with pytest.raises(ConfigError, match=r"model\.context: got 200000, allowed: at most 131072"):
+        check_engines(compose("grpo", ["model=pretrained", "model.context=200000", folder]))
