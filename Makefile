@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
-BENCHMARKS := $(filter-out machine process_cpu trl_side,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS := $(filter-out machine process_cpu setup_time trl_side,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .PHONY: help install demo test test-all check lint bench docs focus-validate lock wheels clean
 
