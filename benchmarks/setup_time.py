@@ -2,9 +2,9 @@
 
     python benchmarks/setup_time.py [--json] [--targets demo-install first-step demo test-install test]
 
-Each measurement clones the committed state of this repository into a temporary folder and installs with empty
-caches of pip and uv, so everything that is not on this machine's disk is downloaded. Seconds are counted from the
-start of the clone:
+Each measurement clones the committed state of this repository into a temporary folder and installs with
+empty caches of pip and uv, so everything that is not on this machine's disk is downloaded. Seconds are
+counted from the start of the clone:
 
 - demo-install: what `make demo` installs is ready;
 - first-step: `make demo` has printed its first learning step;
