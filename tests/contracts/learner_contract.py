@@ -20,8 +20,6 @@ METRICS = {
     "policy/loss",
     "policy/grad_norm",
     "policy/lr",
-    "offpolicy/staleness_mean",
-    "offpolicy/staleness_max",
     "learner/tokens",
     "learner/padding_fraction",
 }
@@ -56,11 +54,6 @@ class LearnerContract:
         assert report.metrics.keys() >= METRICS
         assert all(np.isfinite(value) for value in report.metrics.values())
         assert not same_weights(before, published(learner))
-
-    def test_staleness_is_the_step_minus_the_oldest_version(self, learner: Learner) -> None:
-        metrics = learner.update(3, [*batch(0, version=3), *batch(1, version=1)]).metrics
-        assert metrics["offpolicy/staleness_mean"] == 1
-        assert metrics["offpolicy/staleness_max"] == 2
 
     def test_a_loss_that_is_not_finite_is_refused_and_changes_nothing(self, learner: Learner) -> None:
         before = published(learner)

@@ -30,10 +30,9 @@ from orchestrator.training.learner.batching import Layout, plan
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.expert_load import layer_metrics, load_shares
 from orchestrator.training.learner.logprobs import TokenScorer
-from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
 from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
 from orchestrator.training.learner.micro_batch import MicroBatch, collate
-from orchestrator.training.learner.routing import RoutingMeter
+from orchestrator.training.learner.routing import RoutingMeter, RoutingSums
 from orchestrator.training.learner.rows import (
     AlgorithmSpec,
     TrainingRow,
@@ -47,6 +46,7 @@ from orchestrator.training.learner.sharding.gather import FullTensors
 from orchestrator.training.learner.sharding.shards import Shard, load_shards, shard_of, write_shard
 from orchestrator.training.learner.sharding.snapshot import HostMemory
 from orchestrator.training.learner.sharding.zero import OptimizerFactory, ZeroEngine, adamw
+from orchestrator.training.learner.step_sums import StepSums
 from orchestrator.training.models.fused_attention import pad_values_for_fused_kernels
 from orchestrator.training.models.routers import RouteReplay
 from orchestrator.training.records import BatchPart, StepReport
@@ -76,6 +76,15 @@ class PolicyModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Minibatch:
+    """What one optimizer update did, over all ranks."""
+
+    sums: StepSums
+    routing: RoutingSums
+    grad_norm: float
 
 
 class DeepSpeedLearner:
@@ -132,32 +141,27 @@ class DeepSpeedLearner:
         work = [self._micro_batches(rows) for rows in computed]
         proximal = self._proximal_logprobs(work)
 
-        totals = torch.zeros(len(SUMS) + 3, dtype=torch.float64)
-        routed = self._routing.sums.zero_()
+        totals = StepSums.zeros()
+        self._routing.reset()
+        routed = self._routing.sums
         norms: list[float] = []
         self._balance.reset()
         for rows, micro_batches, old in zip(computed, work, proximal, strict=True):
             self._balance.begin(len(rows), dist.get_world_size())
-            sums, routing, norm = self._minibatch(step, rate, micro_batches, old)
-            totals, routed = totals + sums, routed + routing
-            norms.append(norm)
-        loads = self._routing.loads(routed)
-        entropies = routed[loads.numel() : -1] / routed[-1].clamp(min=1)
+            minibatch = self._minibatch(step, rate, micro_batches, old)
+            totals, routed = totals + minibatch.sums, routed + minibatch.routing
+            norms.append(minibatch.grad_norm)
         return StepReport(
             step + 1,
             {
-                "policy/loss": float(totals[-1]) / len(work),
-                **token_means(totals[: len(SUMS)]),
+                **totals.metrics(len(work)),
                 "policy/grad_norm": sum(norms) / len(norms),
                 "policy/lr": rate,
-                **_staleness(step, minibatches),
                 **self._routing.metrics(routed),
-                **layer_metrics(self._routing.routers, loads, entropies),
+                **layer_metrics(self._routing.routers, routed.loads, routed.mean_entropies),
                 **self._balance.take(),
-                "learner/tokens": float(totals[-3]),
-                "learner/padding_fraction": 1 - float(totals[-3]) / max(1.0, float(totals[-2])),
             },
-            load_shares(self._routing.routers, loads),
+            load_shares(self._routing.routers, routed.loads),
             trained_on([row for rows in computed for row in rows]),
         )
 
@@ -235,34 +239,28 @@ class DeepSpeedLearner:
 
     def _minibatch(
         self, step: int, rate: float, micro_batches: Sequence[MicroBatch], proximal: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor, float]:
-        """One optimizer update. Returns, of all ranks: the sums (`SUMS`, then real tokens, computed
-        positions, loss), the routing meter's sums, and the gradient norm.
-        """
+    ) -> _Minibatch:
+        """One optimizer update."""
         self._routing.reset()
-        sums = torch.zeros(len(SUMS) + 3, dtype=torch.float64, device=self._device)
+        sums = StepSums.zeros(self._device)
         last = len(micro_batches) - 1
         for index, (batch, old) in enumerate(zip(micro_batches, proximal, strict=True)):
             columns, terms, entropies = self._forward(batch, old)
             loss = torch.dot(terms.loss, batch.weights)
-            value = torch.dot(terms.loss.detach().double(), batch.weights.double())
-            counts = torch.tensor([batch.tokens, batch.input_ids.numel(), value], dtype=torch.float64)
-            sums += torch.cat([token_sums(columns, terms, entropies), counts.to(self._device)])
+            sums = sums + StepSums.of(batch, columns, terms, entropies)
             if index == last:
-                dist.all_reduce(sums)
-                if not math.isfinite(sums[-1]):
-                    # A gradient that is not finite makes every stage refuse its step, and clear what it
+                sums = sums.all_reduce()
+                if not math.isfinite(sums.loss):
+                    # A gradient that is not finite makes every stage refuse its step and clear what it
                     # has accumulated.
                     loss = loss * math.nan
             self._zero.backward(loss, last=index == last)
-        routing = self._routing.sums
-        if self._routing.routers:
-            dist.all_reduce(routing)
+        routing = self._routing.sums.all_reduce() if self._routing.routers else self._routing.sums
         norm = self._zero.step(rate)
-        self._refuse_non_finite(step, float(sums[-1]), norm)
+        self._refuse_non_finite(step, sums.loss, norm)
         if self._config.router_bias_update_speed > 0:
             self._routing.update_biases(routing, self._config.router_bias_update_speed)
-        return sums.cpu(), routing, norm
+        return _Minibatch(sums.cpu(), routing, norm)
 
     def _forward(self, batch: MicroBatch, proximal: Tensor | None) -> tuple[TokenColumns, TokenTerms, Tensor]:
         reference = self._reference_logprobs(batch)
@@ -308,12 +306,3 @@ def layout_for(model: PreTrainedModel) -> Layout:
     """Padding-free where the attention keeps packed rows apart at no cost, padded elsewhere."""
     attention = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public name
     return "packed" if attention in _PACKED_ATTENTION else "padded"
-
-
-def _staleness(step: int, minibatches: Sequence[Sequence[TrainingRow]]) -> dict[str, float]:
-    """Of every rollout: the learner's version, which is `step`, minus the oldest among its tokens."""
-    ages = [step - row.oldest_version for rows in minibatches for row in rows if len(row) > row.prompt_length]
-    return {
-        "offpolicy/staleness_mean": sum(ages) / max(1, len(ages)),
-        "offpolicy/staleness_max": float(max(ages, default=0)),
-    }

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from orchestrator.errors import CheckpointError, NonFiniteError
 from orchestrator.training.records import BatchPart, StepReport
@@ -38,7 +37,6 @@ class FakeLearner:
         loss = -float(logprobs.mean())
         if not np.isfinite(loss):
             raise NonFiniteError("policy/loss", loss, step)
-        ages = np.concatenate([_ages(step, part) for part in parts])
         self._updates += 1
         return StepReport(
             step + 1,
@@ -46,8 +44,6 @@ class FakeLearner:
                 "policy/loss": loss,
                 "policy/grad_norm": 1.0,
                 "policy/lr": 1e-3,
-                "offpolicy/staleness_mean": float(ages.mean()),
-                "offpolicy/staleness_max": float(ages.max()),
                 "learner/tokens": float(sum(len(part.rollouts.tokens) for part in parts)),
                 "learner/padding_fraction": 0.0,
             },
@@ -93,10 +89,3 @@ class FakeLearner:
 
     def close(self) -> None:
         """See `Learner.close`."""
-
-
-def _ages(step: int, part: BatchPart) -> NDArray[np.int64]:
-    """Staleness of each rollout of the part's block that has tokens."""
-    block = part.rollouts
-    starts = block.offsets[:-1][block.lengths > 0]
-    return step - np.minimum.reduceat(block.versions, starts).astype(np.int64)

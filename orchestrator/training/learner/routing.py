@@ -1,13 +1,15 @@
-"""How tokens spread over experts: counted at the routers, and steered by DeepSeek-V3's selection bias. Only
-real tokens count: padding is computed and ignored.
+"""How tokens spread over experts: counted at the routers, and balanced by DeepSeek-V3's selection bias. Only
+real tokens count; padding is computed and ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,53 +23,72 @@ from orchestrator.training.models.routers import (
 )
 
 
-class RoutingMeter:
-    """Counts, layer by layer, how often each expert was chosen and how undecided the router was.
+@dataclass(frozen=True, slots=True)
+class RoutingSums:
+    """What R routers with E experts did with some tokens; float64."""
 
-    `sums` is one vector, so that ranks need one all-reduce: for each of the R routers E loads, then R
-    entropies, then the number of tokens.
-    """
+    loads: Tensor  # [R, E]: how often each expert was chosen
+    entropies: Tensor  # [R]: sum over tokens of the entropy of the router's distribution, in nats
+    tokens: Tensor  # []: how many tokens were counted
+
+    def __add__(self, other: RoutingSums) -> RoutingSums:
+        return RoutingSums(
+            self.loads + other.loads, self.entropies + other.entropies, self.tokens + other.tokens
+        )
+
+    def all_reduce(self) -> RoutingSums:
+        """The sums of all ranks, in one message. Collective."""
+        message = torch.cat([self.loads.flatten(), self.entropies, self.tokens[None]])
+        dist.all_reduce(message)
+        loads, entropies, tokens = message.split([self.loads.numel(), self.entropies.numel(), 1])
+        return RoutingSums(loads.view_as(self.loads), entropies, tokens[0])
+
+    @property
+    def mean_entropies(self) -> Tensor:
+        """[R], in nats."""
+        return self.entropies / self.tokens.clamp(min=1)
+
+
+class RoutingMeter:
+    """Counts for each layer how often each expert was chosen and how undecided the router was."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
-        """Build it once experts are spread over ranks; `device` is where the model runs."""
+        """Build the meter after experts have been spread over ranks; `device` is where the model runs."""
         self.routers = find_routers(model)
         self._experts = number_of_experts(model)
         self._real: Tensor | None = None
-        count = len(self.routers)
-        self._loads = torch.zeros(count, self._experts, dtype=torch.float64, device=device)
-        self._entropies = torch.zeros(count, dtype=torch.float64, device=device)
-        self._tokens = torch.zeros(1, dtype=torch.float64, device=device)
+        self._zeros = RoutingSums(
+            torch.zeros(len(self.routers), self._experts, dtype=torch.float64, device=device),
+            torch.zeros(len(self.routers), dtype=torch.float64, device=device),
+            torch.zeros((), dtype=torch.float64, device=device),
+        )
+        self.reset()
         for index, router in enumerate(self.routers.values()):
             observe(router, self._seen(index, scores_by_sigmoid(router)))
 
     @contextmanager
     def counting(self, real: Tensor) -> Generator[None]:
-        """Count the forward pass inside; `real` [T] bool is False on padding. Outside of it nothing is
-        counted (a recomputed forward during backward, a reference pass).
+        """Count the forward pass inside; `real` [T] bool is False on padding. Nothing is counted outside (a
+        forward pass that is repeated in the backward pass, a reference pass).
         """
         self._real = real
         if self.routers:
-            self._tokens += real.sum()
+            self._sums.tokens.add_(real.sum())
         try:
             yield
         finally:
             self._real = None
 
     @property
-    def sums(self) -> Tensor:
-        """What was counted since the last `reset`, [R * E + R + 1] float64; adds up over ranks."""
-        return torch.cat([self._loads.flatten(), self._entropies, self._tokens])
+    def sums(self) -> RoutingSums:
+        """What was counted since the last `reset`."""
+        return self._sums + self._zeros
 
     def reset(self) -> None:
         """Start from zero."""
-        for counter in (self._loads, self._entropies, self._tokens):
-            counter.zero_()
+        self._sums = self._zeros + self._zeros
 
-    def loads(self, sums: Tensor) -> Tensor:
-        """Tokens that each expert was chosen for, [R, E], from the sums of all ranks."""
-        return sums[: self._loads.numel()].view_as(self._loads)
-
-    def metrics(self, sums: Tensor) -> Mapping[str, float]:
+    def metrics(self, sums: RoutingSums) -> Mapping[str, float]:
         """From the sums of all ranks; empty for a dense model.
 
         - `moe/expert_load_max_over_mean`: load of the busiest expert over the mean load, mean over layers; 1
@@ -76,14 +97,11 @@ class RoutingMeter:
           tokens and layers.
         - `moe/bias_norm`: L2 norm of all selection biases; absent where the family has none.
         """
-        tokens = float(sums[-1])
-        if not self.routers or tokens == 0:
+        if not self.routers or sums.tokens == 0:
             return {}
-        loads = self.loads(sums)
-        entropies = sums[self._loads.numel() : -1]
         found = {
-            "moe/expert_load_max_over_mean": float((loads.amax(dim=1) / loads.mean(dim=1)).mean()),
-            "moe/router_entropy": float(entropies.mean()) / tokens,
+            "moe/expert_load_max_over_mean": float((sums.loads.amax(dim=1) / sums.loads.mean(dim=1)).mean()),
+            "moe/router_entropy": float(sums.mean_entropies.mean()),
         }
         biases = [bias for bias in self._biases() if bias is not None]
         if biases:
@@ -91,14 +109,14 @@ class RoutingMeter:
         return found
 
     @torch.no_grad()
-    def update_biases(self, sums: Tensor, speed: float) -> None:
-        """Move each expert's selection bias by `speed` up if it had less than the mean load, down if more.
-        The same on all ranks.
+    def update_biases(self, sums: RoutingSums, speed: float) -> None:
+        """Move each expert's selection bias by `speed`: up if it had less than the mean load, down if it had
+        more. The same on all ranks.
 
         DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2 (auxiliary-loss-free load balancing), after each
         optimizer step.
         """
-        for bias, load in zip(self._biases(), self.loads(sums), strict=True):
+        for bias, load in zip(self._biases(), sums.loads, strict=True):
             if bias is not None:
                 bias += speed * torch.sign(load.mean() - load).to(bias)
 
@@ -114,13 +132,13 @@ class RoutingMeter:
 
     @torch.no_grad()
     def _count(self, index: int, logits: Tensor, chosen: Tensor, sigmoid: bool) -> None:
-        """A sigmoid's scores are normalised here."""
+        """Scores of a sigmoid are normalised here."""
         assert self._real is not None
         real = self._real.to(torch.float32)
         weights = real.repeat_interleave(chosen.shape[-1])
-        self._loads[index] += torch.bincount(chosen.flatten(), weights, minlength=self._experts)
+        self._sums.loads[index] += torch.bincount(chosen.flatten(), weights, minlength=self._experts)
         scores = logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=-1)
         # H(s / z) = log z - sum(s log s) / z with z the sum of the scores
         total = scores.sum(dim=-1)
         entropies = total.log() + torch.special.entr(scores).sum(dim=-1) / total
-        self._entropies[index] += torch.dot(entropies, real)
+        self._sums.entropies[index] += torch.dot(entropies, real)

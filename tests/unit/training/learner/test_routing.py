@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.training.learner.routing import RoutingMeter
+from orchestrator.training.learner.routing import RoutingMeter, RoutingSums
 from orchestrator.training.models.routers import BIAS, find_routers
 from tests.support.moe_families import build
 
@@ -43,13 +43,14 @@ def test_padding_and_uncounted_passes_do_not_count() -> None:
         model(tokens)
     padded = meter.sums
     meter.reset()
-    assert meter.sums.sum() == 0
+    assert meter.sums.loads.sum() == meter.sums.entropies.sum() == meter.sums.tokens == 0
     with meter.counting(torch.tensor([True, True, True])):
         model(tokens[:, :3])
 
-    assert padded[-1] == 3
-    assert meter.loads(padded).sum() == 3 * 2  # two experts a token
-    torch.testing.assert_close(padded, meter.sums, rtol=1e-5, atol=1e-5)
+    assert padded.tokens == meter.sums.tokens == 3
+    assert padded.loads.sum() == 3 * 2  # two experts a token
+    torch.testing.assert_close(padded.loads, meter.sums.loads)
+    torch.testing.assert_close(padded.entropies, meter.sums.entropies, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tiny_moe", "qwen3_moe"])
@@ -69,7 +70,9 @@ def test_an_indifferent_router_has_the_entropy_of_the_uniform_distribution(model
 def test_the_bias_rises_where_the_load_is_below_the_mean_and_falls_above() -> None:
     model = build("tiny_moe")
     meter = RoutingMeter(model, _CPU)
-    sums = torch.tensor([4.0, 0, 2, 2, 2, 2, 2, 2, 0.0, 8.0], dtype=torch.float64)
+    sums = RoutingSums(
+        torch.tensor([[4.0, 0, 2, 2, 2, 2, 2, 2]]).double(), torch.zeros(1).double(), torch.tensor(8.0)
+    )
     meter.update_biases(sums, speed=0.25)
     (router,) = find_routers(model).values()
     assert getattr(router, BIAS).tolist() == [-0.25, 0.25, 0, 0, 0, 0, 0, 0]
@@ -80,6 +83,7 @@ def test_a_family_without_a_selection_bias_is_left_alone() -> None:
     model = build("qwen3_moe")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     meter = RoutingMeter(model, _CPU)
-    meter.update_biases(torch.arange(19, dtype=torch.float64), speed=0.25)
+    sums = RoutingSums(torch.arange(16.0).view(2, 8), torch.ones(2), torch.tensor(8.0))
+    meter.update_biases(sums, speed=0.25)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert "moe/bias_norm" not in meter.metrics(torch.ones(19, dtype=torch.float64))
+    assert "moe/bias_norm" not in meter.metrics(sums)
