@@ -298,6 +298,23 @@ def test_rollouts_of_a_step_that_was_not_recorded(call: Call, recorded_run: RunD
     assert call("rollouts", "latest", "--heldout", "--json").code == 2
 
 
+def test_rollouts_that_could_not_be_scored(call: Call, recorded_run: RunDirectory) -> None:
+    assert call("rollouts", "latest", "--failed", "--json").json == []
+    failure = {
+        **rollout(1, 0.0),
+        "accuracy": None,
+        "grade": "crashed",
+        "reason": "bad: KeyError: 'tests'",
+        "traceback": "Traceback (most recent call last):\n  line 1, in bad\nKeyError: 'tests'\n",
+    }
+    (recorded_run.rollouts / "failed-reward-0.jsonl").write_text(json.dumps(failure) + "\n")
+    assert call("rollouts", "latest", "--failed", "--json").json == [failure]
+    assert call("rollouts", "latest", "--failed", "--step", "2", "--json").json == []
+    shown = call("rollouts", "latest", "--failed").out
+    for text in ("KeyError: 'tests'", "line 1, in bad", "<think>wait, 3+6-2=7</think>"):
+        assert text in shown
+
+
 def test_logs_are_the_log_and_the_events(call: Call, recorded_run: RunDirectory) -> None:
     answer = call("logs", "latest", "--json").json
     assert answer["lines"] == ["one", "two"]

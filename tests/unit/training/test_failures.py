@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.clock import SystemClock
 from orchestrator.training.records import RolloutBlock, ScoreBlock, ScoreStatus
 from orchestrator.training.rewards.grader import InlineGrader
+from orchestrator.training.stages import Scored
+from orchestrator.training.tally import MOST_REASONS_SHOWN, StepBudgets, StepTally
 from orchestrator.training.telemetry.failures import FailureLog, describe_failure, read_failures
+from orchestrator.training.telemetry.summary import BlockSummary
 from tests.fakes.graded import reward_config, rollout_block
 
 
@@ -61,3 +65,17 @@ def test_a_disk_that_refuses_costs_the_record_not_the_run(tmp_path: Path) -> Non
     block, scores = failing_block()
     log = FailureLog(tmp_path / "file" / "failed-reward-0.jsonl")
     assert log.write(1, block, scores) != ""
+
+
+def test_each_reason_is_reported_once_and_not_too_many() -> None:
+    tally = StepTally(StepBudgets(0, 0.0), SystemClock())
+
+    def arrived(failure: str) -> str:
+        return tally.arrived(Scored((), BlockSummary(rollouts=1, failure=failure), ()))
+
+    assert arrived("") == ""
+    first = "p/1 (crashed): it: KeyError: 'a'\nTraceback\nresponse: x"
+    assert arrived(first) == first
+    assert arrived("p/2 (crashed): it: KeyError: 'a'\nTraceback\nresponse: y") == ""
+    reported = [arrived(f"p/1 (crashed): it: KeyError: {index}") for index in range(10)]
+    assert sum(bool(each) for each in reported) == MOST_REASONS_SHOWN - 1
