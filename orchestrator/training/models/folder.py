@@ -93,7 +93,10 @@ def _existing(config: ModelConfig, needed: str) -> Path:
     folder = Path(config.path)
     if not folder.is_dir():
         raise ConfigError(
-            "model.path", str(folder), "an existing folder in Hugging Face layout", "no such folder"
+            "model.path",
+            str(folder),
+            f"an existing folder in Hugging Face layout, with {needed}",
+            "no such folder",
         )
     if not (folder / needed).is_file():
         raise ConfigError("model.path", str(folder), f"a folder with {needed}", f"{needed} is missing")

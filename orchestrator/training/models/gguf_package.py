@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.models.dropout import switch_off_dropout
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
@@ -34,6 +35,7 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
             if key not in {"quantization_config", "_name_or_path"}
         }
     )
+    switch_off_dropout(architecture)
     with torch.device("meta"):
         model = type(loaded)(architecture)
     model.load_state_dict(loaded.state_dict(), assign=True)
