@@ -1,4 +1,4 @@
-"""Shares between 0 and 1, as people read them."""
+"""Shares between 0 and 1 as percentages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 
 
 def percent(share: float | Decimal) -> str:
-    """Per cent to one decimal. Only what is all is called 100 %, only what is nothing 0 %.
+    """A share in per cent, to one decimal. Only exactly 1 is shown as 100%, only exactly 0 as 0%.
 
     >>> [percent(share) for share in (0.0, 0.0004, 0.25, 0.9961, 0.9996, 1.0, 1.0004, 1.2)]
     ['0%', '<0.1%', '25.0%', '99.6%', '>99.9%', '100%', '>100%', '120.0%']

@@ -1,4 +1,4 @@
-"""What an accelerator can do at most, and what share of it is reached."""
+"""Peak performance of accelerators, and the share of it that training and sampling reach in practice."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class Accelerator:
 
     name: str
     flops: dict[str, float]
-    """Peak a second, dense, by dtype."""
+    """Peak FLOPs per second of dense products, by dtype."""
     published: bool
-    """The peak is its maker's, not what a program reached."""
+    """True if `flops` is the manufacturer's figure, False if it was measured with a program."""
     memory_bytes: float | None
-    """None: what the machine has."""
+    """None: as much as the machine has."""
     memory_bytes_per_second: float
     link_bytes_per_second: float
-    """To another accelerator of the node, one way."""
+    """Bandwidth to another accelerator of the same node, in one direction."""
     learn: Range
-    """Share of the peak that forward and backward passes reach."""
+    """Share of the peak FLOPs that forward and backward passes reach."""
     generate: Range
     """Share of the memory's bandwidth, or of the peak where that binds, that decoding reaches."""
     source: str
 
 
 def accelerator_of(sku: str, table: Path = TABLE) -> Accelerator:
-    """The accelerator that a price book's SKU is made of. Raises ConfigError for one that is not in the
+    """The accelerator behind the SKU of a price book. Raises ConfigError for one that is not in the
     table, and for a table that can't be read.
     """
     try:

@@ -28,12 +28,12 @@ multiplied with.
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward on one rank."""
+    """One forward and backward pass on one rank."""
 
     positions: int
-    """Padding among them."""
+    """Tokens in the micro-batch, padding included."""
     trained: int
-    """Positions that predict a trained token."""
+    """Positions whose next token is trained on: only they need logits."""
     recompute: bool
     element_bytes: int
     expert_parallel_size: int
@@ -41,7 +41,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes at the two times when they may be most."""
+    """Bytes of activations at the two moments when they can peak."""
 
     kept: int
     """What autograd keeps for the backward pass, logits apart, at the end of the forward pass."""
@@ -54,7 +54,7 @@ class Activations:
 
     @property
     def most(self) -> int:
-        """At the moment when they are most."""
+        """The peak."""
         return max(self.kept + self.logits, self.backward)
 
 

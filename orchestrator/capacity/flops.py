@@ -19,11 +19,11 @@ BACKWARD = 2
 
 @dataclass(frozen=True, slots=True)
 class ForwardFlops:
-    """Of one token in the forward pass, all layers together."""
+    """FLOPs of one token in the forward pass, summed over all layers."""
 
     attention_projections: float
     attention_scores: float
-    """Queries times keys and weights times values."""
+    """Queries times keys, and attention weights times values."""
     dense: float
     routed_experts: float
     shared_experts: float
@@ -31,7 +31,7 @@ class ForwardFlops:
 
     @property
     def layers(self) -> float:
-        """All of the layers."""
+        """The whole forward pass of a token, except the output head."""
         return sum(astuple(self))
 
     @property
@@ -63,7 +63,7 @@ def forward_flops(shape: ModelShape, length: float, *, causal: bool = True) -> F
 
 
 def head_flops(shape: ModelShape) -> float:
-    """Of the output head for one position, forward."""
+    """FLOPs of the output head for one position, forward pass only."""
     return 2.0 * shape.hidden * shape.vocabulary
 
 
@@ -96,6 +96,6 @@ def training_flops(shape: ModelShape, work: Pass, *, causal: bool = True) -> flo
 
 
 def inference_flops(shape: ModelShape, work: Pass, *, causal: bool = True) -> float:
-    """Forward only: a reference model's log-probs."""
+    """FLOPs of a forward pass alone, as for the log-probabilities of a reference model."""
     layers = work.tokens * forward_flops(shape, work.length, causal=causal).layers
     return layers + work.trained * head_flops(shape)

@@ -28,14 +28,14 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of a rollout."""
+    """Lengths of prompts and responses, in tokens."""
 
     prompt: float
-    """Mean: what time follows from."""
+    """Mean length of a prompt; step time follows from it."""
     longest_prompt: float
-    """What memory must hold."""
+    """Length of the longest prompt; memory follows from it."""
     response: Range
-    """Mean."""
+    """Mean length of a response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class Job:
 
     @property
     def element_bytes(self) -> int:
-        """Of a weight."""
+        """Bytes per weight."""
         return BYTES[self.config.model.dtype]
 
     @property
     def rollouts(self) -> int:
-        """Of a step."""
+        """Rollouts per step."""
         return self.config.rollout.prompts_per_step * self.config.rollout.group_size
 
     @property
     def samples(self) -> bool:
-        """Whether the model writes the rollouts."""
+        """Whether rollouts are sampled from the model, not played back."""
         return samples_from_the_model(self.config)
 
     @property
@@ -68,7 +68,7 @@ class Job:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row there can be."""
+        """Length of the longest possible row, in tokens."""
         return self.config.model.context
 
 

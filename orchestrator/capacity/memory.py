@@ -31,13 +31,13 @@ class Memory:
     buckets: int
     """Reduced, gathered and published weights and gradients in flight."""
     reference: int
-    """The frozen model of the KL penalty."""
+    """The frozen reference model of the KL penalty."""
     rollout_weights: int
     kv_cache: int
 
     @property
     def total(self) -> int:
-        """All together."""
+        """The sum of all of them."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: Memory) -> Memory:

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, replace
 from orchestrator.capacity.shape import FeedForward, ModelShape, Tensor
 
 MATRICES = 3
-"""Of a gated feed-forward: gate, up, down."""
+"""Matrices of a gated feed-forward layer: gate, up and down projection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Parameters:
     norms: int
     embedding: int
     head: int
-    """0 where the head is the embedding."""
+    """0 if the output head shares its weights with the embedding."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all components."""
         return sum(astuple(self))
 
     @property

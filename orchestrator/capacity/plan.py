@@ -28,23 +28,23 @@ class Plan:
     reasons: tuple[str, ...]
     """Why it does not fit, and what would; empty if it fits."""
     gpus: int
-    """Accelerators that the run holds."""
+    """How many accelerators the run holds."""
     memory: Memory
-    """Of the fullest accelerator."""
+    """Memory of the accelerator that needs the most."""
     memory_limit: float
-    """Bytes that tensors can have."""
+    """Bytes that are available to tensors on one accelerator."""
     steps: tuple[StepTime, StepTime, StepTime]
-    """Low, expected, high."""
+    """The low, expected and high estimate."""
     accelerator_hours: Range
 
     @property
     def feasible(self) -> bool:
-        """Whether everything fits."""
+        """Whether the job fits into memory."""
         return not self.reasons
 
     @property
     def step_seconds(self) -> Range:
-        """Of one step."""
+        """Seconds of one step."""
         return Range(*(step.total for step in self.steps))
 
 
@@ -83,7 +83,7 @@ def _accelerators(config: RunConfig) -> int:
 
 
 def _scenarios(job: Job, accelerator: Accelerator) -> tuple[Scenario, Scenario, Scenario]:
-    """Low is short responses at high utilisation."""
+    """The low estimate assumes short responses and high utilisation, the high one the opposite."""
     response, learn, generate = job.lengths.response, accelerator.learn, accelerator.generate
     return (
         Scenario(response.low, learn.high, generate.high),

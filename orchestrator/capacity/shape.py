@@ -26,18 +26,18 @@ class GroupedAttention:
     heads: int
     key_value_heads: int
     width: int
-    """Of a head."""
+    """Width of one head."""
     input_bias: bool
     output_bias: bool
     head_norms: bool
     """Queries and keys are normalised a head (Qwen3)."""
 
     def matrices(self, hidden: int) -> int:
-        """Elements that every token is multiplied with."""
+        """Elements of the projection matrices that every token is multiplied with."""
         return 2 * hidden * self.width * (self.heads + self.key_value_heads)
 
     def tensors(self, hidden: int) -> list[Tensor]:
-        """Its parameters, in transformers' order."""
+        """The parameter tensors, in the order of transformers' module."""
         queries, keys = self.heads * self.width, self.key_value_heads * self.width
         sizes: list[int] = []
         for width in (queries, keys, keys):
@@ -48,12 +48,12 @@ class GroupedAttention:
 
     @property
     def key_width(self) -> int:
-        """Of a query and a key of one head."""
+        """Width of the queries and keys of one head."""
         return self.width
 
     @property
     def value_width(self) -> int:
-        """Of a value of one head."""
+        """Width of the values of one head."""
         return self.width
 
     @property
@@ -81,7 +81,7 @@ class LatentAttention:
     bias: bool
 
     def matrices(self, hidden: int) -> int:
-        """Elements that every token is multiplied with."""
+        """Elements of the projection matrices that every token is multiplied with."""
         queries = self.heads * self.key_width
         query = hidden * queries if self.query_rank is None else self.query_rank * (hidden + queries)
         latent = hidden * (self.latent + self.rotary)
@@ -89,7 +89,7 @@ class LatentAttention:
         return query + latent + expansion + self.heads * self.value * hidden
 
     def tensors(self, hidden: int) -> list[Tensor]:
-        """Its parameters, in transformers' order."""
+        """The parameter tensors, in the order of transformers' module."""
         queries, compressed = self.heads * self.key_width, self.latent + self.rotary
         if self.query_rank is None:
             query: list[Tensor] = [("attention", hidden * queries)]
@@ -109,12 +109,12 @@ class LatentAttention:
 
     @property
     def key_width(self) -> int:
-        """Of a query and a key of one head."""
+        """Width of the queries and keys of one head."""
         return self.plain + self.rotary
 
     @property
     def value_width(self) -> int:
-        """Of a value of one head."""
+        """Width of the values of one head."""
         return self.value
 
     @property
@@ -137,7 +137,7 @@ class FeedForward:
     chosen: int
     expert: int
     shared: int
-    """Width of all shared experts together."""
+    """Total width of all shared experts."""
     bias: bool
 
 
@@ -149,7 +149,7 @@ class ModelShape:
     hidden: int
     vocabulary: int
     tied: bool
-    """The head is the embedding."""
+    """The output head shares its weights with the embedding."""
     attention: Attention
     layers: tuple[FeedForward, ...]
     context: int
@@ -186,7 +186,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 
 
 class _Values:
-    """A config's numbers; what is missing is named."""
+    """Reads numbers from a config.json; an error names the key that is missing."""
 
     def __init__(self, family: str, values: Mapping[str, Any]) -> None:
         self._family, self._values = family, values
@@ -198,7 +198,7 @@ class _Values:
         return value
 
     def get(self, *keys: str) -> int | None:
-        """The first of `keys` that is there."""
+        """The value of the first of `keys` that the config has."""
         return next((self[key] for key in keys if self._values.get(key) is not None), None)
 
     def several(self, key: str) -> tuple[int, ...]:

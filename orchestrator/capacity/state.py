@@ -41,13 +41,13 @@ MOST_LIVE = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How the state of a learner is spread."""
+    """How the learner's state is distributed over its ranks."""
 
     world_size: int
     zero_stage: int
     expert_parallel_size: int
     element_bytes: int
-    """Of a weight: 4 (float32) or 2 (bfloat16)."""
+    """Bytes per weight: 4 (float32) or 2 (bfloat16)."""
     offload_optimizer: bool
     """Master weights, moments and the step of AdamW are in host memory (ZeRO-Offload)."""
     accelerator: bool
@@ -64,7 +64,7 @@ class State:
     optimizer: int
     host: int
     reduce_buckets: int
-    """While gradients are reduced."""
+    """Buckets that hold gradients while they are reduced."""
     gathered: int
     """Weights of other ranks that are whole for a moment (stage 3)."""
     step: int

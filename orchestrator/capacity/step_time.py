@@ -19,7 +19,7 @@ from orchestrator.capacity.shape import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One of low, expected and high."""
+    """The assumptions of one estimate: low, expected or high."""
 
     response_tokens: float
     learn_utilisation: float
@@ -38,13 +38,13 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Seconds of the whole step."""
         work = max(self.generate, self.learn) if self.overlapped else self.generate + self.learn
         return work + self.sync
 
 
 def step_time(job: Job, accelerator: Accelerator, scenario: Scenario) -> StepTime:
-    """What a step takes under `scenario`."""
+    """The time of one step under the assumptions of `scenario`."""
     config = job.config
     weights = total_parameters(job.shape).total * job.element_bytes
     generate = 0.0
@@ -70,7 +70,7 @@ def learn_flops(job: Job, response_tokens: float) -> float:
 
 
 def learn_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> float:
-    """The ranks share the work."""
+    """Seconds of one update; the ranks share its FLOPs evenly."""
     reached = accelerator.flops[job.config.model.dtype] * scenario.learn_utilisation
     return learn_flops(job, scenario.response_tokens) / (job.config.learner.world_size * reached)
 

@@ -23,7 +23,7 @@ from orchestrator.training.records import StepReport
 from orchestrator.training.usage import Role
 
 STAGE_SECONDS = {Role.LEARNER: "time/learn", Role.ROLLOUT: "time/generate"}
-"""The time that a role's work is divided by."""
+"""The metric whose seconds a role's FLOPs are divided by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What people look at after a run, and during it: self-contained reports, numbers as people read them."""
+"""Read-only views of runs for people: the self-contained report, charts and number formats."""

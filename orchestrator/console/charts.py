@@ -43,11 +43,11 @@ class Frame:
     """
 
     def x(self, place: float) -> float:
-        """From the layout's 0 to 1."""
+        """Horizontal position of a place on the layout's axis, which runs from 0 to 1."""
         return round(self.left + place * (self.width - self.left - self.right), 1)
 
     def y(self, value: float) -> float:
-        """From a share between 0 and 1."""
+        """Vertical position of a share between 0 and 1."""
         return round(self.top + (1 - min(max(value, 0.0), 1.0)) * (self.height - self.top - self.bottom), 1)
 
 
@@ -129,7 +129,7 @@ def _svg(width: int, height: int, name: str, spoken: str) -> ElementTree.Element
 
 
 def _spoken(stages: Sequence[StageCurve]) -> str:
-    """What a screen reader says for the picture."""
+    """The text that a screen reader reads in place of the picture."""
     ends = [(stage.name, stage.heldout[0][1], stage.heldout[-1][1]) for stage in stages if stage.heldout]
     parts = [
         f"{name}: held-out accuracy from {percent(start)} to {percent(end)}" for name, start, end in ends

@@ -109,7 +109,7 @@ def _panel(layer: int, series: LoadSeries) -> HeatPanel:
 
 
 def scale() -> str:
-    """The key of the colours: times the mean load."""
+    """The legend: which colour stands for which multiple of the mean load."""
     width = 44
     svg = ElementTree.Element(
         "svg",

@@ -121,7 +121,7 @@ def _heat(stage: StageData) -> list[tuple[HeatPanel, Markup]]:
 
 
 def tiles(data: ReportData) -> list[Tile]:
-    """The headline numbers, those that are known."""
+    """The headline numbers that are known."""
     found: list[Tile] = []
     main = data.stages[-1] if data.stages else None
     heldout = main.ends(HELDOUT) if main else None

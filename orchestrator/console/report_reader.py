@@ -101,7 +101,7 @@ def _samples(run: RunDirectory, facts: RunFacts, earlier: Sequence[str]) -> Samp
 
 
 def _beside(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[SamplePair, ...]:
-    """A few of each, whatever their prompts."""
+    """A few rollouts of each step side by side, although their prompts differ."""
     return tuple(SamplePair(*pair) for pair in zip(before[:UNPAIRED], after[:UNPAIRED], strict=False))
 
 

@@ -74,7 +74,7 @@ class Finish(IntEnum):
     """Why a rollout ended."""
 
     STOP = 0
-    """The model said so (end of sequence)."""
+    """The model ended it (end of sequence)."""
     LENGTH = 1
     """It reached `max_new_tokens`: truncated."""
     ABORTED = 2
@@ -228,7 +228,7 @@ class TokenWork:
     """
 
     tokens: int = 0
-    """That went through the layers."""
+    """Tokens that went through the layers."""
     predicted: int = 0
     """Tokens that the output head predicted, to be sampled or trained on."""
     pairs: int = 0

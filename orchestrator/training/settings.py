@@ -1,4 +1,4 @@
-"""The base of every part's config: frozen, complete, and closed to unknown keys."""
+"""The base class of every config: frozen, complete, and closed to unknown keys."""
 
 from __future__ import annotations
 

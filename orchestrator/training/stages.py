@@ -78,7 +78,7 @@ class Summary(Protocol):
     """Sums over some rollouts, made next to the data, so that the controller only adds up a few numbers."""
 
     def __add__(self, other: Self, /) -> Self:
-        """The sums over both."""
+        """The sums over the rollouts of both."""
         ...
 
     def metrics(self) -> dict[str, float]:

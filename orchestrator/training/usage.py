@@ -1,4 +1,4 @@
-"""What training says about the accelerators it holds: the only words shared with the ledger.
+"""The usage events of training: the only vocabulary that it shares with the ledger.
 
 Training emits, and never reads back. A `UsageSink` appends an event to a local spool before it counts as
 sent; `launch/` ships the spool to a ledger, once, by event id. Times are integer
@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 
 
 class Role(StrEnum):
-    """Which part of the run used the accelerator."""
+    """Which role of the run used the accelerator."""
 
     ROLLOUT = "rollout"
     REWARD = "reward"
@@ -37,7 +37,7 @@ class Role(StrEnum):
 
 
 class Activity(StrEnum):
-    """What it used it for."""
+    """What the accelerator was used for."""
 
     LOAD = "load"
     GENERATE = "generate"

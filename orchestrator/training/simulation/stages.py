@@ -40,7 +40,7 @@ from orchestrator.training.telemetry.summary import Mean, merged
 from orchestrator.training.usage import Activity, Role
 
 TRAINED = "trained.txt"
-"""The file that holds a simulated model."""
+"""The file that a simulated model is saved in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Faults:
     reward_hang: float = 0.0
     late_publish: float = 0.0
     learner_death: float = 0.0
-    """While it updates."""
+    """The learner dies during an update."""
     learner_death_elsewhere: float = 0.0
-    """While it publishes, saves, loads, exports or is rebuilt."""
+    """The learner dies while it publishes, saves, loads, exports or is rebuilt."""
     restart_failure: float = 0.0
     """A lost worker's successor is lost before it is ready."""
     rollouts_lost: float = 0.0
@@ -113,7 +113,6 @@ class CountingSummary:
     failure: str = ""
 
     def __add__(self, other: Self, /) -> CountingSummary:
-        """Both."""
         return CountingSummary(
             self.rollouts + other.rollouts, self.tokens + other.tokens, merged(self.sampled, other.sampled)
         )
@@ -250,14 +249,13 @@ class SimulatedLearner:
     clock: Clock
     trained: list[int] = field(default_factory=list[int])
     staleness: list[int] = field(default_factory=list[int])
-    """Of the batches, as they were trained on."""
+    """Staleness of each batch that was trained on, in order."""
     prompts: dict[int, str] = field(default_factory=dict[int, str])
     """The prompt of each group that was trained on."""
     rebuilt: int = 0
     _copied: list[int] = field(default_factory=list[int])
 
     async def update(self, batch: Batch) -> Updated:
-        """Remember the batch's groups."""
         start_ns = self.clock.now_ns()
         if self.draws.uniform("learner_death") < self.faults.learner_death:
             await asyncio.sleep(self.timing.update / 2)
@@ -277,7 +275,7 @@ class SimulatedLearner:
         return Updated(report, (span,))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
-        """Nothing but a version, sometimes late."""
+        """Publish a version without any weights, sometimes late."""
         start_ns = self.clock.now_ns()
         self._may_die("publishing")
         late = self.draws.uniform("late_publish") < self.faults.late_publish
@@ -286,7 +284,6 @@ class SimulatedLearner:
         return PublishedWeights(version, WeightRef(None), (span,))
 
     async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
-        """Write the list."""
         lines = [str(group) for group in self.trained]
         (directory / TRAINED).write_text("\n".join(lines[: len(lines) // 2]))
         self._may_die("saving")
@@ -294,7 +291,6 @@ class SimulatedLearner:
         return ()
 
     async def snapshot(self, step: int) -> tuple[Span, ...]:
-        """Copy the list."""
         self._may_die("copying")
         self._copied = list(self.trained)
         return ()
@@ -310,7 +306,6 @@ class SimulatedLearner:
         (directory / TRAINED).write_text("\n".join(map(str, copied)))
 
     async def load(self, directory: Path) -> None:
-        """Read the list."""
         self._may_die("loading")
         try:
             self.trained = [int(line) for line in (directory / TRAINED).read_text().split()]
@@ -318,7 +313,6 @@ class SimulatedLearner:
             raise CheckpointError(f"{directory} is not a checkpoint of this learner: {error}") from error
 
     async def export(self, directory: Path) -> None:
-        """The list is the model."""
         self._may_die("exporting")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / TRAINED).write_text("\n".join(map(str, self.trained)))
@@ -342,7 +336,6 @@ class CountingPrompts:
         self._position = 0
 
     def take(self, count: int) -> Sequence[Prompt]:
-        """The next `count`."""
         first, self._position = self._position, self._position + count
         return [self.get(f"sim/train/{index}") for index in range(first, self._position)]
 
@@ -351,13 +344,11 @@ class CountingPrompts:
         return [self.get(f"sim/heldout/{index}") for index in range(count)]
 
     def get(self, prompt_id: str) -> Prompt:
-        """A prompt that is its own name."""
+        """A prompt whose text is its own id."""
         return Prompt(prompt_id, prompt_id, {})
 
     def state_dict(self) -> Mapping[str, Any]:
-        """How many were taken."""
         return {"position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
         self._position = int(state["position"])

@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""The configuration of experiment tracking and of the rollout records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DeliveryConfig(Settings):
     first_retry_seconds: float = Field(gt=0)
     """The first pause before asking again; it doubles up to `max_retry_seconds`."""
     max_retry_seconds: float = Field(gt=0)
-    """The longest pause before asking again."""
+    """The longest pause before the server is asked again."""
     finish_seconds: float = Field(ge=0)
     """How long the end of a run waits for what is still to be sent."""
 

@@ -40,7 +40,7 @@ RIGHT_EDGE = 1 / (1 + LABEL_MARGIN)
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 Label = tuple[float, str, str]
-"""Height, text, colour."""
+"""(height, text, colour) of a label."""
 
 
 def learning_curve_png(stages: Sequence[StageCurve], title: str) -> bytes:

@@ -31,7 +31,7 @@ class Proportion:
     count: int = 0
     """N, the rollouts of all groups."""
     total: int = 0
-    """Those that count."""
+    """The rollouts that count."""
     total_squares: int = 0
     """The sum of t^2 over the groups."""
     products: int = 0

@@ -21,7 +21,7 @@ ACCURACY = "accuracy"
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A sum and how many values it is of."""
+    """A sum and the number of values in it."""
 
     total: float = 0.0
     count: int = 0
@@ -31,7 +31,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean; NaN of nothing."""
+        """The mean; NaN without values."""
         return self.total / self.count if self.count else math.nan
 
 
