@@ -239,4 +239,9 @@ def run_command_line(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print_error(OrchestratorError(f"{error.filename}: {error.strerror or error}."), as_json)
+        return 1
     return outcome if isinstance(outcome, int) else 0

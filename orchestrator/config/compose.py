@@ -34,6 +34,7 @@ from orchestrator.config.errors import (
     raise_if_any,
     unknown_key,
 )
+from orchestrator.config.location import conf_dir
 from orchestrator.config.resume_rules import CHANGEABLE, MAY_GROW, may_change, why_fixed
 from orchestrator.config.rules import problems
 from orchestrator.config.run_config import SECRETS, RunConfig, StageConfig
@@ -51,14 +52,6 @@ PLAIN_VALUE = re.compile(r"((?:\+\+?)?[A-Za-z_][\w./@:-]*=)(?!\s*['\"\[])((?!\{)
 """An override whose value can be text: it does not begin like a list, a mapping or a quoted string."""
 OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")
 """Overrides of a pipeline that are not handed to its stages."""
-
-
-def conf_dir() -> Path:
-    """The folder of config files: inside the installed package, or at the top of the repository it
-    is imported from.
-    """
-    package = Path(__file__).resolve().parents[1]
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +110,7 @@ def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError.
     """
     own, for_stages = _split_stage_overrides(overrides)
-    config = validate(_with_secrets_of_environment(_compose_values(job, own)))
+    config = validate(_with_home(_with_secrets_of_environment(_compose_values(job, own))))
     if config.job != job:
         hint = f"this experiment is for job {config.job}: orchestrator run {config.job} ..."
         raise ConfigError("job", config.job, job, hint)
@@ -141,6 +134,18 @@ def _compose_stages(config: RunConfig) -> None:
             raise_if_any(
                 [ConfigError(f"stages.{stage.name}.{p.key}", p.value, p.allowed, p.hint) for p in found]
             )
+
+
+def _with_home(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Expand a leading `~` in paths: a shell leaves it alone behind `key=`."""
+    found = dict(values)
+    for part, key in (("model", "path"), ("task", "path"), ("checkpoint", "store")):
+        section = found.get(part)
+        if isinstance(section, dict) and str(section.get(key)).startswith("~"):
+            found[part] = {**section, key: str(Path(section[key]).expanduser())}
+    if str(found.get("output_dir")).startswith("~"):
+        found["output_dir"] = str(Path(found["output_dir"]).expanduser())
+    return found
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:
@@ -212,7 +217,7 @@ def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunCon
                 raise ConfigError("override", override.input_line or "", "a key of config.yaml")
         part[last] = override.value()
     _keep_schedule(config, values)
-    resumed = _with_stage_overrides(validate(values), own, for_stages)
+    resumed = _with_stage_overrides(validate(_with_home(values)), own, for_stages)
     _refuse_if_smaller(config, resumed)
     _compose_stages(resumed)
     return resumed

@@ -217,7 +217,15 @@ def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError("stages", name, "a name for each stage", "two stages have this name")
 
 
+def _output_dir_fits_into_urls(config: RunConfig) -> Iterator[ConfigError]:
+    path = str(config.output_dir.absolute())
+    if any(character in path for character in "?#%"):
+        hint = "the ledger and MLflow keep SQLite files there, and their URLs cannot hold these characters"
+        yield ConfigError("output_dir", path, "a path without ?, # and %", hint)
+
+
 RULES: tuple[Rule, ...] = (
+    _output_dir_fits_into_urls,
     _model_is_complete,
     _task_is_complete,
     _template_asks_something,

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.console.report import render_report
 from orchestrator.console.report_data import ReportData, Sample, SamplePair, Samples, StageData, Transitions
-from orchestrator.console.run_curves import read_facts, read_history, read_manifest, run_name
+from orchestrator.console.run_curves import read_facts, read_manifest, run_name
 from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
@@ -76,7 +76,7 @@ def _stage(run: RunDirectory) -> StageData:
         steps=record.steps,
         started_ns=record.started_ns,
         ended_ns=record.ended_ns,
-        history=read_history(run),
+        history=runs.history(run),
         playback=read_facts(run).plays_back,
         warnings=tuple(run.read_events("training_warning")),
         routing={layer: list(steps.items()) for layer, steps in run.read_routing().items()},

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
 from orchestrator.runs.intervals import band_of
+from orchestrator.runs.status import history as metric_history
 from orchestrator.training.manifest import RunFacts
 from orchestrator.training.telemetry.curve_layout import Series, StageCurve
 
@@ -24,7 +25,7 @@ def write_learning_curve(runs: Sequence[RunDirectory], path: Path) -> bool:
 
     facts = [read_facts(run) for run in runs]
     curves = [
-        stage_curve(run_name(run), read_history(run), known.plays_back)
+        stage_curve(run_name(run), metric_history(run), known.plays_back)
         for run, known in zip(runs, facts, strict=True)
     ]
     curves = [curve for curve in curves if curve.heldout or curve.train]
@@ -47,15 +48,6 @@ def stage_curve(name: str, history: Mapping[str, Series], playback: bool) -> Sta
         reflection=history.get(reflection, ()),
         heldout_band=band_of("accuracy/heldout", history),
     )
-
-
-def read_history(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
-    """Every metric's course. Where a step was written twice, as after a resume, the later value counts."""
-    courses: dict[str, dict[int, float]] = {}
-    for line in run.read_metrics():
-        for name, value in line.metrics.items():
-            courses.setdefault(name, {})[line.step] = value
-    return {name: sorted(course.items()) for name, course in courses.items()}
 
 
 def read_manifest(run: RunDirectory) -> dict[str, Any]:

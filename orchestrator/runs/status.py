@@ -109,19 +109,24 @@ class Progress:
     history: dict[str, list[tuple[int, float]]]
 
 
+def history(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+    """The course of every metric. If a step was written twice, as after a resume, the later value counts."""
+    courses: dict[str, dict[int, float]] = {}
+    for line in run.read_metrics():
+        for name, value in line.metrics.items():
+            courses.setdefault(name, {})[line.step] = value
+    return {name: sorted(course.items()) for name, course in courses.items()}
+
+
 def progress(run: RunDirectory, names: Sequence[str] = HISTORY) -> Progress:
-    """Read metrics.jsonl: the course of `names`, and of what sampled held-out answers say. Where a step was
-    written twice, as after a resume, the later value counts.
-    """
+    """The newest step and metrics, and the course of `names` and of what sampled held-out answers say."""
     step, metrics = 0, dict[str, float]()
-    courses: dict[str, dict[int, float]] = {name: {} for name in names}
     for line in run.read_metrics():
         step = line.step
         metrics.update(line.metrics)
-        for name, value in line.metrics.items():
-            if name in courses or name.startswith(SAMPLED):
-                courses.setdefault(name, {})[line.step] = value
-    return Progress(step, metrics, {name: sorted(course.items()) for name, course in courses.items()})
+    courses = history(run)
+    shown = [*names, *(name for name in courses if name.startswith(SAMPLED) and name not in names)]
+    return Progress(step, metrics, {name: courses.get(name, []) for name in shown})
 
 
 def summary(record: RunRecord) -> dict[str, Any]:

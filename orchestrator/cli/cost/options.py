@@ -247,17 +247,13 @@ def _configured_ledger(output_dir: Path) -> str | None:
 
 def load_price_book(name: str) -> PriceBook:
     """A price book by path, or by its name under `conf/price_book`. Raises PriceBookError."""
+    from orchestrator.config.location import conf_dir
     from orchestrator.ledger.errors import PriceBookError
     from orchestrator.ledger.prices import PriceBook
 
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         return PriceBook.load(Path(name))
-    package = Path(__file__).resolve().parents[2]
-    found = {
-        path.stem: path
-        for folder in (package.parent / "conf", package / "conf")
-        for path in (folder / "price_book").glob("*.yaml")
-    }
+    found = {path.stem: path for path in (conf_dir() / "price_book").glob("*.yaml")}
     if name not in found:
         raise PriceBookError("price_book", name, ", ".join(sorted(found)), "or the path of a YAML file")
     return PriceBook.load(found[name])

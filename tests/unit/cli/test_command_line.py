@@ -21,6 +21,7 @@ from orchestrator.cli import follow
 from orchestrator.cli.app import run_command_line
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
+from orchestrator.errors import OrchestratorError
 from orchestrator.launch import launcher, preflight
 from orchestrator.launch.prepared import PreparedJob
 from orchestrator.runs.directory import RunDirectory
@@ -413,3 +414,24 @@ def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch
     assert call("cost", "wrap", "team=x", "--", "sleep", "--json", "1").code == 3
     assert call("cost", "--help").code == 3
     assert seen == [["wrap", "team=x", "--", "sleep", "--json", "1"], ["--help"]]
+
+
+def test_a_file_that_the_disk_refuses_is_one_sentence(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "state.json"))
+
+    monkeypatch.setattr("orchestrator.cli.read.list_runs", lambda output_dir, as_json: refuse(output_dir))
+    answer = call("runs")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == f"orchestrator: {tmp_path / 'state.json'}: Permission denied.\n"
+
+
+def test_errors_have_no_colour_codes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(output_dir: Path, as_json: bool) -> int:
+        raise OrchestratorError("rollout-0 was lost: \x1b[36mray::RolloutActor\x1b[39m")
+
+    monkeypatch.setattr("orchestrator.cli.read.list_runs", fail)
+    assert call("runs").err == "orchestrator: rollout-0 was lost: ray::RolloutActor\n"
+    assert call("runs", "--json").json["error"] == "rollout-0 was lost: ray::RolloutActor"

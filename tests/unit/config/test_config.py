@@ -290,6 +290,18 @@ def test_a_mapping_of_free_keys_is_replaced_and_a_part_of_the_config_is_merged()
     assert (merged.budget.limit, merged.budget.currency) == (5, "USD")
 
 
+def test_a_home_folder_is_found_behind_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    config = compose("grpo", ["output_dir=~/runs", "checkpoint.store=~/kept"])
+    assert (str(config.output_dir), config.checkpoint.store) == ("/home/ann/runs", "/home/ann/kept")
+
+
+@pytest.mark.parametrize("folder", ["runs?a", "runs#a", "50%"])
+def test_an_output_folder_that_no_url_can_hold_is_refused(folder: str) -> None:
+    with pytest.raises(ConfigError, match="without \\?, # and %"):
+        compose("grpo", [f"output_dir={folder}"])
+
+
 def test_a_mapping_may_name_keys_that_the_default_lacks() -> None:
     """Such as a scorer of an installed plug-in: one that is not registered is named, and nothing else."""
     with pytest.raises(ConfigError) as caught:
