@@ -88,3 +88,64 @@ def test_nothing_is_broken_off_where_nothing_runs() -> None:
     switch = StopSwitch()
     switch.cancel(BudgetStopError("exhausted"))
     assert switch.asked
+
+
+def test_any_thread_may_ask_and_the_loop_hears_it() -> None:
+    async def scenario() -> None:
+        stop, loop = StopSwitch(), Loop()
+        with stop.attached(drain_seconds=1e6):
+            task = asyncio.ensure_future(run(stop, loop))
+            await until_it_runs()
+            reason = DrainedError("SIGTERM")
+            await asyncio.to_thread(stop.ask, reason)
+            await until_it_runs()
+            assert loop.asked == [reason]
+            await asyncio.to_thread(stop.cancel, reason)
+            with pytest.raises(DrainedError):
+                await task
+
+    asyncio.run(scenario())
+
+
+def test_a_drain_that_takes_too_long_stops_in_the_middle_of_the_step() -> None:
+    async def scenario() -> None:
+        stop, loop = StopSwitch(), Loop()
+        with stop.attached(drain_seconds=0.01):
+            task = asyncio.ensure_future(run(stop, loop))
+            await until_it_runs()
+            stop.ask(DrainedError("Stopped by SIGTERM."))
+            with pytest.raises(DrainedError, match=r"Stopped by SIGTERM\..*checkpoint\.drain_seconds"):
+                await task
+        assert loop.cleaned_up
+
+    asyncio.run(scenario())
+
+
+def test_what_only_starts_is_cancelled_and_raises_the_reason() -> None:
+    async def scenario() -> None:
+        stop = StopSwitch()
+
+        async def start() -> None:
+            with stop.starting():
+                await asyncio.Event().wait()
+
+        with stop.attached(drain_seconds=1e6):
+            task = asyncio.ensure_future(start())
+            await until_it_runs()
+            await asyncio.to_thread(stop.ask, DrainedError("SIGHUP"))
+            with pytest.raises(DrainedError, match="SIGHUP"):
+                await task
+            with pytest.raises(DrainedError, match="SIGHUP"), stop.starting():
+                raise AssertionError("nothing starts any more")
+
+    asyncio.run(scenario())
+
+
+def test_a_request_before_the_job_runs_counts() -> None:
+    async def scenario() -> None:
+        stop, loop = StopSwitch(), Loop()
+        stop.ask(DrainedError("SIGINT"))
+        with stop.attached(drain_seconds=1e6), stop.connected(cast(TrainingLoop, loop)):
+            assert [str(reason) for reason in loop.asked] == ["SIGINT"]
+
+    asyncio.run(scenario())
