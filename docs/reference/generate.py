@@ -32,10 +32,11 @@ orchestrator config grpo task=chain_sum                       # print it, start 
 orchestrator config schema                                    # JSON Schema of all of it
 ```
 
-`key=value` changes a value and `group=option` chooses a file of a group. `+key=value` adds a key where keys
-are free (`task.options`, `model.architecture`, `reward.components`), `~key` removes one. Values follow
-Hydra's grammar: quote what holds spaces or commas (`project='my project'`). `--config-dir DIR` adds a folder
-with groups, experiments and jobs of your own beside those listed here.
+`key=value` changes a value and `group=option` chooses a file of a group. Where keys are free (`task.options`,
+`model.architecture`, `reward.components`), `+key=value` adds a key, `~key` removes one, and
+`reward.components={accuracy: 1.0}` replaces the whole mapping. Text needs no quotes beyond those of the shell
+(`team=R&D`, `'task.template=Solve {question}'`), unless it holds commas or begins with a bracket or a quote:
+`'project="a, b"'`. `--config-dir DIR` adds a folder with your own groups, experiments and jobs.
 
 An **experiment** is a file in `conf/experiment/` that changes groups and values together. The command line
 wins over the experiment, the experiment over the job, the job over the groups."""

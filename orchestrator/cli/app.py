@@ -36,9 +36,7 @@ OutputDir = Annotated[
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option(
-        "--config-dir", exists=True, file_okay=False, help="a folder with config groups of your own"
-    ),
+    typer.Option("--config-dir", exists=True, file_okay=False, help="a folder with your own config groups"),
 ]
 
 RUNS = Path("runs")
@@ -49,7 +47,8 @@ def run(
     job: Job,
     overrides: Overrides = None,
     run_id: Annotated[
-        str | None, typer.Option("--run-id", help="the id of the run (default: made up)")
+        str | None,
+        typer.Option("--run-id", help="the id of the run (default: date, time, job and 4 hex digits)"),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
@@ -57,7 +56,7 @@ def run(
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> int:
-    """Run a job here, on a local Ray or on the cluster at --address."""
+    """Run a job from this machine, on a local Ray or on the cluster at --address."""
     from orchestrator.cli import start
 
     return start.run(job, start.all_overrides(overrides, config_dir, address), run_id, as_json)
@@ -65,7 +64,7 @@ def run(
 
 @app.command()
 def resume(run: Run, overrides: Overrides = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """Go on with a run from its last checkpoint. Overrides may change its length and shape, not its maths."""
+    """Continue a run from its last checkpoint. Overrides may change its length and shape, not its maths."""
     from orchestrator.cli import start
 
     return start.resume(run, overrides or [], output_dir, as_json)
@@ -99,15 +98,15 @@ def plan(
     ] = None,
     response_tokens: Annotated[
         float | None,
-        typer.Option("--response-tokens", min=1, help="mean length (default: 1/4 to all of the most)"),
+        typer.Option("--response-tokens", min=1, help="mean length (default: 1/4 to all of the maximum)"),
     ] = None,
     accelerators: Annotated[
-        Path | None, typer.Option("--accelerators", dir_okay=False, help="a table of peaks of your own")
+        Path | None, typer.Option("--accelerators", dir_okay=False, help="your own table of accelerators")
     ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> int:
-    """Say what a job needs, takes and costs: memory, step time, accelerator-hours, money. Starts nothing."""
+    """Estimate the memory, step time, accelerator-hours and cost of a job. Starts nothing."""
     from orchestrator.cli import plan as planning
     from orchestrator.cli import start
 
@@ -117,7 +116,7 @@ def plan(
 
 @app.command()
 def runs(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """List runs, newest first."""
+    """List runs, newest first, one line each."""
     from orchestrator.cli import read
 
     return read.list_runs(output_dir, as_json)
@@ -125,7 +124,7 @@ def runs(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
 
 @app.command()
 def status(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """Show what a run is doing and what it measured."""
+    """Show the state of a run, why it ended, and its metrics."""
     from orchestrator.cli import read
 
     return read.show_status(run, output_dir, as_json)
@@ -135,10 +134,10 @@ def status(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int
 def watch(
     run: Run,
     output_dir: OutputDir = RUNS,
-    every: Annotated[float, typer.Option("--every", min=0.1, help="seconds between two looks")] = 1.0,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="seconds between two updates")] = 1.0,
     as_json: Json = False,
 ) -> int:
-    """Follow a run until it ends, and exit with its code. Ctrl-C ends the watching, not the run."""
+    """Follow a run until it ends, and exit with its exit code. Ctrl-C ends this command, not the run."""
     from orchestrator.cli import follow
 
     return follow.watch(run, output_dir, every, as_json)
@@ -146,7 +145,7 @@ def watch(
 
 @app.command()
 def stop(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """Ask a run on this machine to make a checkpoint and stop (it then exits 4 and can be resumed)."""
+    """Ask a run on this machine to stop with a checkpoint (exit code 4). It can be resumed."""
     from orchestrator.cli import follow
 
     return follow.stop(run, output_dir, as_json)
@@ -159,7 +158,7 @@ def logs(
     tail: Annotated[int, typer.Option("--tail", min=0, help="only the last lines; 0: all")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Print what the controller of a run logged and what happened to its workers."""
+    """Print the controller's log of a run and the events of its workers."""
     from orchestrator.cli import read
 
     return read.show_logs(run, output_dir, tail, as_json)
@@ -170,7 +169,9 @@ def rollouts(
     run: Run,
     output_dir: OutputDir = RUNS,
     step: Annotated[int | None, typer.Option("--step", min=0, help="(default: the newest recorded)")] = None,
-    worst: Annotated[int | None, typer.Option("--worst", min=1, help="the K of lowest reward")] = None,
+    worst: Annotated[
+        int | None, typer.Option("--worst", min=1, help="only the K rollouts with the lowest reward")
+    ] = None,
     heldout: Annotated[bool, typer.Option("--heldout", help="answers to held-out prompts")] = False,
     failed: Annotated[
         bool, typer.Option("--failed", help="those that could not be scored, with the scorer's traceback")
@@ -187,7 +188,7 @@ def rollouts(
 
 @app.command()
 def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """Say what is missing on this machine, and how to get it."""
+    """Check this machine: what is missing, and how to get it."""
     from orchestrator.cli import doctor as checks
 
     return checks.report(output_dir, as_json)
