@@ -25,9 +25,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Layout = Literal["padded", "packed"]
+BatchFormat = Literal["padded", "packed"]
 
-Plan = list[list[list[int]]]
+MicroBatchPlan = list[list[list[int]]]
 """[rank][micro-batch][row]: indices of rows. Every rank has as many micro-batches; a rank with less work has
 empty ones at its end.
 """
@@ -36,7 +36,9 @@ _ONE_MORE = 1 / 16
 """What a padded micro-batch costs beside its positions, in budgets: one more must save that much padding."""
 
 
-def plan(lengths: Sequence[int], world_size: int, micro_batch_tokens: int, layout: Layout) -> Plan:
+def plan(
+    lengths: Sequence[int], world_size: int, micro_batch_tokens: int, layout: BatchFormat
+) -> MicroBatchPlan:
     """Distribute rows of `lengths` tokens over ranks and micro-batches of at most `micro_batch_tokens`
     (padding counted).
 
@@ -61,7 +63,7 @@ def balance(lengths: Sequence[int], world_size: int) -> list[list[int]]:
     return ranks
 
 
-def _pack(rows: Sequence[int], lengths: Sequence[int], budget: int, layout: Layout) -> list[list[int]]:
+def _pack(rows: Sequence[int], lengths: Sequence[int], budget: int, layout: BatchFormat) -> list[list[int]]:
     """Cut rows, longest first, into micro-batches."""
     sizes = np.array([lengths[row] for row in rows], dtype=np.int64)
     ends = _padded_ends(sizes, budget) if layout == "padded" else _packed_ends(sizes, budget)

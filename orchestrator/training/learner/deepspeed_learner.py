@@ -26,7 +26,7 @@ from orchestrator.errors import NonFiniteError
 from orchestrator.training.learner.activations import checkpoint_activations
 from orchestrator.training.learner.adapters import adapters_off, has_adapters, merge_adapters
 from orchestrator.training.learner.balance_loss import SequenceBalanceLoss
-from orchestrator.training.learner.batching import Layout, plan
+from orchestrator.training.learner.batching import BatchFormat, plan
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.expert_load import layer_metrics, load_shares
 from orchestrator.training.learner.logprobs import TokenScorer
@@ -111,7 +111,7 @@ class DeepSpeedLearner:
                 pad_values_for_fused_kernels(model)
         if config.activation_checkpointing:
             checkpoint_activations(trainee.model)
-        self.layout: Layout = layout_for(trainee.model)
+        self.layout: BatchFormat = layout_for(trainee.model)
         self._scorer = TokenScorer(trainee.model, rule.temperature)
         self._reference = None if trainee.reference is None else self._freeze(trainee.reference)
         self._reference_scorer = (
@@ -302,7 +302,7 @@ class DeepSpeedLearner:
             raise NonFiniteError("policy/grad_norm", norm, step)
 
 
-def layout_for(model: PreTrainedModel) -> Layout:
+def layout_for(model: PreTrainedModel) -> BatchFormat:
     """Padding-free where the attention keeps packed rows apart at no cost, padded elsewhere."""
     attention = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public name
     return "packed" if attention in _PACKED_ATTENTION else "padded"

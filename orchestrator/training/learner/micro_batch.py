@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.training.learner.batching import Layout
+from orchestrator.training.learner.batching import BatchFormat
 from orchestrator.training.learner.rows import TrainingRow
 
 
@@ -55,7 +55,7 @@ class MicroBatch:
         )
 
 
-def collate(rows: Sequence[TrainingRow], layout: Layout) -> MicroBatch:
+def collate(rows: Sequence[TrainingRow], layout: BatchFormat) -> MicroBatch:
     """The micro-batch of some rows; of none: one position and no trained token, for a rank that has nothing
     to do while others compute.
     """

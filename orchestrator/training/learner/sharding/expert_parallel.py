@@ -10,8 +10,8 @@ for them. Its tensors have names and shapes of their own:
     mlp.experts.w3 (up)           [E / size, F, H]   mlp.experts.gate_up_proj   [E, 2 F, H], second half
     mlp.experts.w2 (down)         [E / size, H, F]   mlp.experts.down_proj      [E, H, F]
 
-`Layout` says where each element is in transformers' tensors, so that checkpoints and published weights do not
-know how many ranks the experts were on.
+`ExpertSharding` maps every element to its place in the tensors of transformers, so checkpoints and published
+weights do not depend on the number of ranks that share the experts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROUTERS: Mapping[str, str] = MappingProxyType({"granitemoe": "router"})
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class LocalRange:
     """Elements [local, local + count) of a parameter on this rank are elements [start, start + count) of the
     tensor `name` of transformers, which has `shape`; all in row-major order.
     """
@@ -122,7 +122,7 @@ def replica(parameter: nn.Parameter) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-class Layout:
+class ExpertSharding:
     """Where the tensors of a model on this rank lie in those of transformers; the identity without AutoEP."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -150,19 +150,19 @@ class Layout:
             return self.name(name)
         return f"{block}.experts.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
 
-    def stretches(self, name: str, shape: tuple[int, ...], rank: int | None = None) -> list[Stretch]:
+    def ranges(self, name: str, shape: tuple[int, ...], rank: int | None = None) -> list[LocalRange]:
         """Of the parameter `name`, whole with `shape` on this rank, or on `rank` of its expert group."""
         block, experts, weight = name.rpartition(".experts.")
         target, count = self.target(name), math.prod(shape)
         if not experts or block not in self._blocks:
-            return [Stretch(0, count, target, shape, 0)]
+            return [LocalRange(0, count, target, shape, 0)]
         layer = self._blocks[block]
         held, rows, columns = shape
         first, size = (layer.ep_rank if rank is None else rank) * held, rows * columns
         if weight == "w2":
-            return [Stretch(0, count, target, (layer.num_experts, rows, columns), first * size)]
+            return [LocalRange(0, count, target, (layer.num_experts, rows, columns), first * size)]
         whole, half = (layer.num_experts, 2 * rows, columns), 0 if weight == "w1" else 1
         return [
-            Stretch(index * size, size, target, whole, (2 * (first + index) + half) * size)
+            LocalRange(index * size, size, target, whole, (2 * (first + index) + half) * size)
             for index in range(held)
         ]

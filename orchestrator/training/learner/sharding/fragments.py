@@ -1,15 +1,15 @@
-"""Where each parameter's float32 master weights and optimizer state lie on this rank, at every ZeRO stage.
+"""Where the float32 master weights and the optimizer state of each parameter lie on this rank, at every ZeRO
+stage.
 
-ZeRO keeps flat tensors that know no names. A `Fragment` gives a stretch of one the name of its parameter
-and its place in it, so that a checkpoint is a set of named stretches and can be read back by any number of
-ranks at any stage:
+ZeRO keeps flat tensors without names. A `StateRange` gives a part of one the name of its parameter and its
+place in it, so a checkpoint is a set of named ranges that any number of ranks can read at any stage:
 
     stage 0       every rank has all of each parameter
-    stages 1, 2   the flat tensor of all parameters is cut into one stretch a rank; a parameter may lie on two
-    stage 3       each parameter is cut into one stretch a rank, the last one padded
+    stages 1, 2   the flat tensor of all parameters is cut into one part a rank; a parameter may lie on two
+    stage 3       each parameter is cut into one part a rank, the last one padded
 
-Names, shapes and places are those of transformers' tensors, also where experts are spread over ranks: such a
-stretch is then cut where the other tensor's order demands it.
+Names, shapes and places are those of transformers' tensors, also where experts are spread over ranks: a range
+is then cut where the order of the other tensor demands it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from orchestrator.training.learner.sharding.zero import ZeroEngine
 
 
 @dataclass(frozen=True, slots=True)
-class Fragment:
+class StateRange:
     """Elements [start, start + count) of parameter `name`, in row-major order: elements [offset, offset +
     count) of `flat`.
     """
@@ -44,12 +44,12 @@ class Fragment:
     saved_here: bool = True
     """False where another rank has the same elements and writes them (stage 0)."""
 
-    def stretch(self, like_flat: Tensor) -> Tensor:
+    def view_of(self, like_flat: Tensor) -> Tensor:
         """The fragment's elements of `flat`, or of an optimizer state of its shape: a view, [count]."""
         return like_flat.detach().view(-1).narrow(0, self.offset, self.count)
 
 
-def fragments(zero: ZeroEngine) -> list[Fragment]:
+def fragments(zero: ZeroEngine) -> list[StateRange]:
     """This rank's fragments, in the order of the model's parameters."""
     match zero.stage:
         case 0:
@@ -61,31 +61,31 @@ def fragments(zero: ZeroEngine) -> list[Fragment]:
     return [part for fragment in held for part in _translated(zero, fragment)]
 
 
-def _translated(zero: ZeroEngine, fragment: Fragment) -> Iterator[Fragment]:
+def _translated(zero: ZeroEngine, fragment: StateRange) -> Iterator[StateRange]:
     """The fragment by the names of transformers."""
     end = fragment.start + fragment.count
-    for stretch in zero.layout.stretches(fragment.name, fragment.shape):
-        first, last = max(fragment.start, stretch.local), min(end, stretch.local + stretch.count)
+    for local in zero.sharding.ranges(fragment.name, fragment.shape):
+        first, last = max(fragment.start, local.local), min(end, local.local + local.count)
         if first < last:
             yield replace(
                 fragment,
-                name=stretch.name,
-                shape=stretch.shape,
-                start=stretch.start + first - stretch.local,
+                name=local.name,
+                shape=local.shape,
+                start=local.start + first - local.local,
                 count=last - first,
                 offset=fragment.offset + first - fragment.start,
             )
 
 
 def base_optimizer(zero: ZeroEngine) -> Optimizer:
-    """The torch optimizer, whose state is keyed by the fragments' `flat`."""
+    """The torch optimizer, whose state is keyed by the ranges' `flat`."""
     return zero.engine.basic_optimizer
 
 
 @torch.no_grad()
 def publish_masters(zero: ZeroEngine) -> None:
-    """Make the model's parameters what the master weights say, on all ranks; after the masters
-    were written to.
+    """Make the model's parameters what the master weights say, on all ranks; after the masters were written
+    to.
     """
     optimizer: Any = zero.engine.optimizer
     if zero.stage in (1, 2):
@@ -98,18 +98,18 @@ def publish_masters(zero: ZeroEngine) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[Fragment]:
+def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[StateRange]:
     """Stage 0: every rank has all; those that have the same take turns to write."""
     for index, (name, parameter) in enumerate(zero.module.named_parameters()):
         if not parameter.requires_grad:
             continue
         place, count = replica(parameter)
         shape, saved_here = tuple(parameter.shape), index % count == place
-        yield Fragment(name, shape, 0, parameter.numel(), parameter, 0, saved_here)
+        yield StateRange(name, shape, 0, parameter.numel(), parameter, 0, saved_here)
 
 
-def _fragments_of_states(zero: ZeroEngine) -> Iterator[Fragment]:
-    """Stages 1 and 2: DeepSpeed notes at each parameter the stretch that lies on this rank, if any."""
+def _fragments_of_states(zero: ZeroEngine) -> Iterator[StateRange]:
+    """Stages 1 and 2: DeepSpeed notes at each parameter the range that lies on this rank, if any."""
     optimizer: Any = zero.engine.optimizer
     flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
     flats = optimizer.fp32_groups_flat_partition if flats is None else flats
@@ -118,10 +118,10 @@ def _fragments_of_states(zero: ZeroEngine) -> Iterator[Fragment]:
         if mapping is not None:
             start, place = mapping.lp_fragment_address.start, mapping.hp_fragment_address
             flat = flats[mapping.param_group_index]
-            yield Fragment(name, tuple(parameter.shape), start, place.numel, flat, place.start)
+            yield StateRange(name, tuple(parameter.shape), start, place.numel, flat, place.start)
 
 
-def _fragments_of_weights(zero: ZeroEngine) -> Iterator[Fragment]:
+def _fragments_of_weights(zero: ZeroEngine) -> Iterator[StateRange]:
     """Stage 3: DeepSpeed notes for each parameter its group and its place in the group's flat tensor."""
     optimizer: Any = zero.engine.optimizer
     for name, parameter in zero.module.named_parameters():
@@ -132,4 +132,4 @@ def _fragments_of_weights(zero: ZeroEngine) -> Iterator[Fragment]:
         start = dist.get_rank(partitioned.ds_process_group) * padded
         count = max(0, min(padded, partitioned.ds_numel - start))
         flat = optimizer.fp32_partitioned_groups_flat[group]
-        yield Fragment(name, tuple(partitioned.ds_shape), start, count, flat, offset)
+        yield StateRange(name, tuple(partitioned.ds_shape), start, count, flat, offset)

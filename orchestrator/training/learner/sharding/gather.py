@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from orchestrator.training.learner.sharding.expert_parallel import Layout, is_expert
+from orchestrator.training.learner.sharding.expert_parallel import ExpertSharding, is_expert
 from orchestrator.training.learner.sharding.zero import ZeroEngine
 from orchestrator.training.tensors.buckets import NamedTensor, TensorPart
 from orchestrator.training.tensors.write_plan import WritePlan
@@ -29,9 +29,9 @@ class FullTensors:
 
     def __init__(self, zero: ZeroEngine, bytes_at_once: int) -> None:
         self._zero, self._bytes_at_once = zero, bytes_at_once
-        self._buffers = persistent_buffers(zero.module, zero.layout)
+        self._buffers = persistent_buffers(zero.module, zero.sharding)
         self._groups = [
-            _Group.of(zero.layout, group, bytes_at_once) for group in _groups(zero, bytes_at_once)
+            _Group.of(zero.sharding, group, bytes_at_once) for group in _groups(zero, bytes_at_once)
         ]
 
     def stream(self) -> Iterator[NamedTensor | TensorPart]:
@@ -49,7 +49,7 @@ class FullTensors:
                 if dist.get_rank() == 0:
                     yield from group.here
                 for message in group.messages:
-                    yield from _exchanged(zero.layout, message, room)
+                    yield from _exchanged(zero.sharding, message, room)
         if dist.get_rank() == 0:
             yield from self._buffers
 
@@ -68,8 +68,8 @@ class FullTensors:
         None where that can't be: at stage 3, where tensors are first put together, and where rank 0 would
         need the experts of others.
         """
-        layout = self._zero.layout
-        if self._zero.stage == 3 or (layout.group is not None and not together):
+        sharding = self._zero.sharding
+        if self._zero.stage == 3 or (sharding.group is not None and not together):
             return None
         rank, loads = dist.get_rank(), [0] * (dist.get_world_size() if together else 1)
         for cut in chain.from_iterable(group.cuts for group in self._groups):
@@ -80,7 +80,7 @@ class FullTensors:
         def parts() -> Iterator[TensorPart]:
             for group in self._groups:
                 yield from (_whole_part(each, writers[each[0]] == rank) for each in group.here)
-                yield from (_expert_part(layout, cut) for cut in group.cuts)
+                yield from (_expert_part(sharding, cut) for cut in group.cuts)
             yield from (_whole_part(each, writers[each[0]] == rank) for each in self._buffers)
 
         return WritePlan(parts(), self._bytes_at_once)
@@ -103,20 +103,20 @@ def _whole_part(named: NamedTensor, mine: bool) -> TensorPart:
     return TensorPart(name, tuple(tensor.shape), 0, data)
 
 
-def _expert_part(layout: Layout, cut: _Cut) -> TensorPart:
-    mine = dist.get_process_group_ranks(layout.group)[0] == 0 and cut.rank == dist.get_rank(layout.group)
+def _expert_part(sharding: ExpertSharding, cut: _ExpertRange) -> TensorPart:
+    mine = dist.get_process_group_ranks(sharding.group)[0] == 0 and cut.rank == dist.get_rank(sharding.group)
     if mine:
         return TensorPart(cut.name, cut.shape, cut.start, cut.data, base=cut.parameter)
     data = torch.empty(cut.count, dtype=cut.parameter.dtype, device="meta")
     return TensorPart(cut.name, cut.shape, cut.start, data)
 
 
-def persistent_buffers(model: PreTrainedModel, layout: Layout) -> list[NamedTensor]:
+def persistent_buffers(model: PreTrainedModel, sharding: ExpertSharding) -> list[NamedTensor]:
     """Buffers that belong to the weights (a router's selection bias), without those that are computed from
     the config; by the names of transformers.
     """
     kept = model.state_dict(keep_vars=True).keys()
-    return [(layout.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
+    return [(sharding.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +127,19 @@ class _Group:
 
     parameters: list[Parameter]
     here: list[NamedTensor]
-    cuts: list[_Cut]
+    cuts: list[_ExpertRange]
     """All ranks' experts, in order."""
-    messages: list[list[_Cut]]
+    messages: list[list[_ExpertRange]]
 
     @classmethod
-    def of(cls, layout: Layout, group: Sequence[_NamedParameter], bytes_at_once: int) -> _Group:
+    def of(cls, sharding: ExpertSharding, group: Sequence[_NamedParameter], bytes_at_once: int) -> _Group:
         here: list[NamedTensor] = [
-            (layout.name(name), parameter) for name, parameter in group if not is_expert(parameter)
+            (sharding.name(name), parameter) for name, parameter in group if not is_expert(parameter)
         ]
         experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
-        cuts = list(_cuts(layout, experts)) if experts else []
-        messages: list[list[_Cut]] = []
-        if cuts and dist.get_process_group_ranks(layout.group)[0] == 0:  # others have the same experts
+        cuts = list(_cuts(sharding, experts)) if experts else []
+        messages: list[list[_ExpertRange]] = []
+        if cuts and dist.get_process_group_ranks(sharding.group)[0] == 0:  # others have the same experts
             messages = list(_messages(cuts, bytes_at_once))
         return cls([parameter for _, parameter in group], here, cuts, messages)
 
@@ -148,7 +148,7 @@ def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParamet
     """Parameters of about `bytes_at_once`. Those that make up one tensor of transformers stay together."""
     units: dict[str, list[_NamedParameter]] = {}
     for name, parameter in zero.module.named_parameters():
-        units.setdefault(zero.layout.target(name), []).append((name, parameter))
+        units.setdefault(zero.sharding.target(name), []).append((name, parameter))
     group: list[_NamedParameter] = []
     held = 0
     for unit in units.values():
@@ -163,7 +163,7 @@ def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParamet
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _ExpertRange:
     """Elements [local, local + count) of `parameter` on `rank` of the expert group; from `start` on in the
     tensor of transformers.
     """
@@ -182,22 +182,22 @@ class _Cut:
         return self.parameter.detach().view(-1)[self.local : self.local + self.count]
 
 
-def _cuts(layout: Layout, experts: Sequence[_NamedParameter]) -> Iterator[_Cut]:
+def _cuts(sharding: ExpertSharding, experts: Sequence[_NamedParameter]) -> Iterator[_ExpertRange]:
     """All ranks' experts in the order of transformers' tensors; every rank finds the same."""
-    size = dist.get_world_size(layout.group)
-    tensors: dict[str, list[_Cut]] = {}
+    size = dist.get_world_size(sharding.group)
+    tensors: dict[str, list[_ExpertRange]] = {}
     for name, parameter in experts:
         for rank in range(size):
-            for part in layout.stretches(name, whole_shape(parameter), rank):
-                cut = _Cut(rank, parameter, part.local, part.count, part.name, part.shape, part.start)
+            for part in sharding.ranges(name, whole_shape(parameter), rank):
+                cut = _ExpertRange(rank, parameter, part.local, part.count, part.name, part.shape, part.start)
                 tensors.setdefault(part.name, []).append(cut)
     for cuts in tensors.values():
         yield from sorted(cuts, key=lambda cut: cut.start)
 
 
-def _messages(cuts: Iterable[_Cut], bytes_at_once: int) -> Iterator[list[_Cut]]:
+def _messages(cuts: Iterable[_ExpertRange], bytes_at_once: int) -> Iterator[list[_ExpertRange]]:
     """Cuts that travel together: what other ranks have of them is no more than `bytes_at_once`."""
-    message: list[_Cut] = []
+    message: list[_ExpertRange] = []
     held = 0
     for cut in cuts:
         if cut.rank == 0:
@@ -217,22 +217,24 @@ def _messages(cuts: Iterable[_Cut], bytes_at_once: int) -> Iterator[list[_Cut]]:
         yield message
 
 
-def _exchanged(layout: Layout, message: Sequence[_Cut], room: Tensor) -> Iterator[TensorPart]:
+def _exchanged(
+    sharding: ExpertSharding, message: Sequence[_ExpertRange], room: Tensor
+) -> Iterator[TensorPart]:
     """One message a rank to rank 0, where its cuts come out in order; they lie in `room`."""
-    me = dist.get_rank(layout.group)
-    ranks = dist.get_process_group_ranks(layout.group)
+    me = dist.get_rank(sharding.group)
+    ranks = dist.get_process_group_ranks(sharding.group)
     counts = {rank: [cut.count for cut in message if cut.rank == rank] for rank in range(1, len(ranks))}
     if me:
         mine = [cut.data for cut in message if cut.rank == me]
         if mine:
-            dist.send(torch.cat(mine, out=room[: sum(counts[me])]), dst=0, group=layout.group)
+            dist.send(torch.cat(mine, out=room[: sum(counts[me])]), dst=0, group=sharding.group)
         return
     arrived: dict[int, Iterator[Tensor]] = {}
     start = 0
     for rank, lengths in counts.items():
         received = room[start : start + sum(lengths)]
         if lengths:
-            dist.recv(received, src=ranks[rank], group=layout.group)
+            dist.recv(received, src=ranks[rank], group=sharding.group)
         arrived[rank] = iter(received.split(lengths))
         start += sum(lengths)
     for cut in message:

@@ -24,7 +24,7 @@ MASTER = "master"
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class _SavedRange:
     """Elements [start, start + count) of a parameter, in one file under keys that begin with `prefix`."""
 
     start: int
@@ -43,7 +43,7 @@ class ShardFiles:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self._directory = directory
         self._files: dict[str, Any] = {}
-        self._stretches: dict[str, list[_Stretch]] = {}
+        self._ranges: dict[str, list[_SavedRange]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Of the whole parameters, by name."""
         for file, shapes in _opened(directory, stack):
@@ -54,9 +54,9 @@ class ShardFiles:
                 if state == MASTER:
                     name, _, start = prefix.rpartition("@")
                     count = file.get_slice(key).get_shape()[0]
-                    self._stretches.setdefault(name, []).append(_Stretch(int(start), count, prefix, file))
-        for stretches in self._stretches.values():
-            stretches.sort(key=lambda stretch: stretch.start)
+                    self._ranges.setdefault(name, []).append(_SavedRange(int(start), count, prefix, file))
+        for ranges in self._ranges.values():
+            ranges.sort(key=lambda saved_range: saved_range.start)
 
     def has(self, key: str) -> bool:
         """Whether a file has the tensor."""
@@ -74,30 +74,30 @@ class ShardFiles:
 
     def states(self, name: str) -> list[str]:
         """What was saved of a parameter's optimizer state; nothing before the first step."""
-        keys = self.keys_under(f"{self._stretches[name][0].prefix}/")
+        keys = self.keys_under(f"{self._ranges[name][0].prefix}/")
         return [key.rpartition("/")[2] for key in keys if not key.endswith(MASTER)]
 
     def is_scalar(self, name: str, state: str) -> bool:
-        """Whether a parameter's state is one number, which all its stretches share."""
-        first = self._stretches[name][0]
+        """Whether a parameter's state is one number, which all its ranges share."""
+        first = self._ranges[name][0]
         return not first.file.get_slice(f"{first.prefix}/{state}").get_shape()
 
     def scalar(self, name: str, state: str) -> Tensor:
         """That number."""
-        return self.tensor(f"{self._stretches[name][0].prefix}/{state}")
+        return self.tensor(f"{self._ranges[name][0].prefix}/{state}")
 
     def copy(self, name: str, start: int, count: int, state: str, into: Tensor) -> None:
-        """Fill `into` [count] with elements [start, start + count) of a parameter, from whichever stretches
+        """Fill `into` [count] with elements [start, start + count) of a parameter, from whichever ranges
         hold them. Raises CheckpointError if none holds some of them.
         """
         arrived, end = start, start + count
-        for stretch in self._stretches.get(name, ()):
-            first, last = max(arrived, stretch.start), min(end, stretch.start + stretch.count)
+        for saved_range in self._ranges.get(name, ()):
+            first, last = max(arrived, saved_range.start), min(end, saved_range.start + saved_range.count)
             if first > arrived:
                 break
             if first < last:
-                saved = stretch.file.get_slice(f"{stretch.prefix}/{state}")
-                part = saved[first - stretch.start : last - stretch.start]
+                saved = saved_range.file.get_slice(f"{saved_range.prefix}/{state}")
+                part = saved[first - saved_range.start : last - saved_range.start]
                 into[first - start : last - start] = part.to(into)
                 arrived = last
         if arrived != end:

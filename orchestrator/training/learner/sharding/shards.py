@@ -1,4 +1,4 @@
-"""A rank's checkpoint shard: named stretches of parameters in one safetensors file.
+"""A rank's checkpoint shard: named ranges of parameters in one safetensors file.
 
     rank-0-of-2.safetensors
         <parameter>@<start>/master     float32 [count]: master weights, from element <start> on
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from orchestrator.errors import CheckpointError
 from orchestrator.training.learner.sharding.fragments import (
-    Fragment,
+    StateRange,
     base_optimizer,
     fragments,
     publish_masters,
@@ -57,7 +57,9 @@ def shard_of(zero: ZeroEngine) -> Shard:
         for key, value in _states(zero, fragment).items():
             tensors[f"{fragment.name}@{fragment.start}/{key}"] = value
     if rank == 0:
-        tensors |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero.module, zero.layout)}
+        tensors |= {
+            f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero.module, zero.sharding)
+        }
     metadata = {
         "format": FORMAT,
         "rank": str(rank),
@@ -84,10 +86,10 @@ def write_shard(shard: Shard, directory: Path) -> Path:
 
 
 def _apart(tensor: Tensor) -> Tensor:
-    """The same bytes as a tensor of their own: stretches are views of one flat tensor, which safetensors
+    """The same bytes as a tensor of their own: ranges are views of one flat tensor, which safetensors
     refuses to write as several.
     """
-    if tensor.ndim == 0:  # a counter of steps, which all stretches of a flat tensor share
+    if tensor.ndim == 0:  # a counter of steps, which all ranges of a flat tensor share
         return tensor.detach().cpu().clone()
     content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return torch.from_numpy(content).view(tensor.dtype).view(tensor.shape)
@@ -101,7 +103,7 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
         try:
             shards = ShardFiles(directory, stack)
             _read_fragments(zero, shards)
-            for name, buffer in persistent_buffers(zero.module, zero.layout):
+            for name, buffer in persistent_buffers(zero.module, zero.sharding):
                 buffer.copy_(shards.tensor(f"buffer/{name}"))
             _restore_random_states(shards)
         except (OSError, SafetensorError) as error:
@@ -109,10 +111,10 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
     publish_masters(zero)
 
 
-def _states(zero: ZeroEngine, fragment: Fragment) -> dict[str, Tensor]:
-    states = {MASTER: fragment.stretch(fragment.flat)}
+def _states(zero: ZeroEngine, fragment: StateRange) -> dict[str, Tensor]:
+    states = {MASTER: fragment.view_of(fragment.flat)}
     for key, value in base_optimizer(zero).state.get(fragment.flat, {}).items():
-        states[key] = fragment.stretch(value) if value.shape == fragment.flat.shape else value
+        states[key] = fragment.view_of(value) if value.shape == fragment.flat.shape else value
     return states
 
 
@@ -134,11 +136,11 @@ def _read_fragments(zero: ZeroEngine, shards: ShardFiles) -> None:
             _copy(shards, fragment, state, held[state])
 
 
-def _copy(shards: ShardFiles, fragment: Fragment, state: str, flat: Tensor) -> None:
-    shards.copy(fragment.name, fragment.start, fragment.count, state, fragment.stretch(flat))
+def _copy(shards: ShardFiles, fragment: StateRange, state: str, flat: Tensor) -> None:
+    shards.copy(fragment.name, fragment.start, fragment.count, state, fragment.view_of(flat))
 
 
-def _check_same_model(mine: Iterable[Fragment], shards: ShardFiles) -> None:
+def _check_same_model(mine: Iterable[StateRange], shards: ShardFiles) -> None:
     for fragment in mine:
         saved = shards.shapes.get(fragment.name)
         if saved != fragment.shape:

@@ -32,7 +32,11 @@ from transformers import PreTrainedModel
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.learner.config import LearnerConfig
-from orchestrator.training.learner.sharding.expert_parallel import Layout, expert_parallel_section, is_expert
+from orchestrator.training.learner.sharding.expert_parallel import (
+    ExpertSharding,
+    expert_parallel_section,
+    is_expert,
+)
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """Parameter groups to a torch optimizer."""
@@ -76,7 +80,7 @@ class ZeroEngine:
         )
         self.engine: Any = engine
         self.engine.train()
-        self.layout = Layout(model)
+        self.sharding = ExpertSharding(model)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -123,9 +127,9 @@ class ZeroEngine:
         grads = [parameter.grad for parameter in parameters if not is_expert(parameter)]
         expert_grads = [parameter.grad for parameter in parameters if is_expert(parameter)]
         squares = _norm(grads) ** 2
-        if self.layout.group is not None:
+        if self.sharding.group is not None:
             experts = (_norm(expert_grads) ** 2).to(self.engine.device)
-            dist.all_reduce(experts, group=self.layout.group)
+            dist.all_reduce(experts, group=self.sharding.group)
             squares = squares + experts
         return squares.sqrt()
 
@@ -217,9 +221,8 @@ def _quiet_deepspeed() -> ModuleType:
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
-        if (
-            type(handler) is logging.StreamHandler
-        ):  # DeepSpeed's own, to stdout; not one that somebody listens with
+        # Only DeepSpeed's own handler, which writes to stdout; not one that somebody else added.
+        if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stderr)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

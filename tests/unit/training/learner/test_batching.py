@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.training.learner.batching import Layout, balance, plan
+from orchestrator.training.learner.batching import BatchFormat, balance, plan
 
 _LENGTHS = st.lists(st.integers(1, 40), max_size=40)
 
 
 @given(_LENGTHS, st.integers(1, 4), st.integers(1, 90), st.sampled_from(["padded", "packed"]))
 def test_every_row_is_planned_once_within_the_budget_on_equally_many_micro_batches(
-    lengths: list[int], world_size: int, budget: int, layout: Layout
+    lengths: list[int], world_size: int, budget: int, layout: BatchFormat
 ) -> None:
     planned = plan(lengths, world_size, budget, layout)
 
@@ -40,7 +40,7 @@ def test_ranks_differ_by_one_row_at_most(lengths: list[int], world_size: int) ->
     ("layout", "expected"),
     [("padded", [[1], [2, 4], [0, 3]]), ("packed", [[1], [2, 4, 0, 3]])],
 )
-def test_long_rows_come_first_and_padding_counts(layout: Layout, expected: list[list[int]]) -> None:
+def test_long_rows_come_first_and_padding_counts(layout: BatchFormat, expected: list[list[int]]) -> None:
     assert plan([2, 10, 4, 2, 4], 1, 12, layout) == [expected]
 
 

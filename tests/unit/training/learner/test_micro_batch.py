@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.training.learner.batching import Layout
+from orchestrator.training.learner.batching import BatchFormat
 from orchestrator.training.learner.micro_batch import collate
 from orchestrator.training.learner.rows import TrainingRow
 
@@ -44,7 +44,7 @@ def test_packed_rows_follow_each_other_and_restart_their_positions() -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_columns_hold_the_trained_tokens_only(layout: Layout) -> None:
+def test_columns_hold_the_trained_tokens_only(layout: BatchFormat) -> None:
     batch = collate(_ROWS, layout)
     assert batch.targets.tolist() == [3, 5, 7, 8]
     assert batch.sampled_logprobs.tolist() == [-1, -3, -1, -2]
@@ -56,7 +56,7 @@ def test_columns_hold_the_trained_tokens_only(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_no_rows_are_one_position_that_counts_for_nothing(layout: Layout) -> None:
+def test_no_rows_are_one_position_that_counts_for_nothing(layout: BatchFormat) -> None:
     batch = collate([], layout)
     assert batch.input_ids.shape == (1, 1)
     assert not batch.real.any()
