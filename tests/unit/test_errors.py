@@ -26,6 +26,7 @@ KINDS = sorted(
 ARGUMENTS: dict[type[OrchestratorError], tuple[Any, ...]] = {
     ConfigError: ("max_staleness", "-1", "0 or more", "0 is synchronous training"),
     WorkerLostError: ("rollout-3", "died"),
+    DataLostError: ("reward-0", "its node is gone"),
     StorageError: ("learner-1", "No space left on device"),
     FailureBudgetExceededError: ("workers lost", 4, 3, "rollout-3 died"),
     NonFiniteError: ("policy/loss", float("inf"), 12),
