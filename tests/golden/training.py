@@ -1,5 +1,5 @@
-"""The trainings whose losses are kept as text files: one rank of the learner in this process, seeded, on the
-CPU.
+"""The trainings whose losses are kept as text files: one rank of the learner in this process,
+seeded, on the CPU.
 
     python -m tests.golden.training        # write the files again, after an intended change
 

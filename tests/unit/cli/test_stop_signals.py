@@ -1,5 +1,5 @@
-"""Signals of a process, heard on a thread: before there is a run, once, twice, and while the main thread is
-busy.
+"""Signals of a process, heard on a thread: before there is a run, once, twice, and while the main
+thread is busy.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Where the float32 master weights and the optimizer state of each parameter lie on this rank, at every ZeRO
-stage.
+"""Where the float32 master weights and the optimizer state of each parameter lie on this rank, at
+every ZeRO stage.
 
 ZeRO keeps flat tensors without names. A `StateRange` gives a part of one the name of its parameter and its
 place in it, so a checkpoint is a set of named ranges that any number of ranks can read at any stage:
@@ -84,8 +84,8 @@ def base_optimizer(zero: ZeroEngine) -> Optimizer:
 
 @torch.no_grad()
 def publish_masters(zero: ZeroEngine) -> None:
-    """Make the model's parameters what the master weights say, on all ranks; after the masters were written
-    to.
+    """Make the model's parameters what the master weights say, on all ranks; after the masters
+    were written to.
     """
     optimizer: Any = zero.engine.optimizer
     if zero.stage in (1, 2):
