@@ -64,7 +64,7 @@ class UsageShipper:
         self._spent: Spent | None = None
         self._shipped = False
         self._troubled: set[str] = set()
-        self._told = self._told_twice = False
+        self._refusal_reported = self._exhaustion_reported = False
         self._thread: threading.Thread | None = None
 
     @property
@@ -133,12 +133,12 @@ class UsageShipper:
             self._say_once("budgets", f"the budgets can't be checked: {error}")
         else:
             self._troubled.discard("budgets")
-        if self._budgets.refusal and not self._told:
-            self._told = True
+        if self._budgets.refusal and not self._refusal_reported:
+            self._refusal_reported = True
             reason = f"the run cost {self._budgets.spent} so far; {self._budgets.refusal}"
             listener.on_refusal(BudgetStopError(reason))
-        if self._budgets.exhausted and not ending and not self._told_twice:
-            self._told_twice = True
+        if self._budgets.exhausted and not ending and not self._exhaustion_reported:
+            self._exhaustion_reported = True
             reason = f"the run cost {self._budgets.spent} so far; {self._budgets.exhausted}: cancelled"
             listener.on_exhausted(BudgetStopError(f"{reason} in the middle of a step"))
 

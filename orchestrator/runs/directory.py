@@ -108,7 +108,7 @@ class RunDirectory:
     def wait_until_free(self, on_wait: Callable[[str], None] = logger.info) -> int:
         """The number of the newest lease, for `begin`, once no other process carries the run out.
 
-        It may take `lease.SILENT_SECONDS` if that process belongs to another machine; `on_wait` is told so.
+        It may take `lease.SILENT_SECONDS` if that process belongs to another machine; `on_wait` receives a message then.
         Raises StateError if another process carries the run out.
         """
         fence = leases.wait_until_free(self.lease, on_wait=on_wait)

@@ -137,7 +137,7 @@ def test_a_second_signal_ends_a_run_at_once(program: Program, small_run: SmallRu
 def test_a_running_run_refuses_another_writer_and_keeps_its_config(
     program: Program, small_run: SmallRun
 ) -> None:
-    """Also under another host name, as in a container that shares the directory."""
+    """A resume of a run whose process is alive is refused before anything is written."""
     directory = RunDirectory(program.output_dir / "one-writer")
     with program.start(*small_run("one-writer", "checkpoint.every=0"), ENDLESS) as process:
         try:
