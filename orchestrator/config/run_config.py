@@ -111,9 +111,9 @@ class BudgetConfig(Settings):
     it is set aside from the start.
     """
     break_off_seconds: float = Field(ge=0)
-    """What it takes to break a run off in the middle of a step: killing the actors, giving back the slots. A
-    run that was told to stop, and is still in the same step when no more than that (or than `stop_seconds`)
-    is left, is broken off: what it did since its last checkpoint is done again when it is resumed.
+    """Time needed to cancel a run in the middle of a step: killing the actors, giving back the slots. A run
+    that was asked to stop is cancelled if it is still in the same step when no more than this (or
+    `stop_seconds`, if that is less) is left; a resumed run repeats what it did since its last checkpoint.
     """
     reserve_seconds: float = Field(gt=0)
     """For how long a run reserves money of the budgets that it shares, beside what a stop will cost."""

@@ -108,7 +108,8 @@ class RunDirectory:
     def wait_until_free(self, on_wait: Callable[[str], None] = logger.info) -> int:
         """The number of the newest lease, for `begin`, once no other process carries the run out.
 
-        It may take `lease.SILENT_SECONDS` if that process belongs to another machine; `on_wait` receives a message then.
+        If that process belongs to another machine, this takes up to `lease.SILENT_SECONDS`, and `on_wait`
+        receives a message.
         Raises StateError if another process carries the run out.
         """
         fence = leases.wait_until_free(self.lease, on_wait=on_wait)
