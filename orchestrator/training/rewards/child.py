@@ -15,7 +15,6 @@ one after the other. Everything that is printed goes to the log, not into the co
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import os
 import signal
@@ -23,7 +22,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.sandbox.channel import Channel
@@ -32,6 +31,9 @@ from orchestrator.training.rewards.checkers import votes
 from orchestrator.training.rewards.completion import Completion
 from orchestrator.training.rewards.scorers import load_scorer
 from orchestrator.training.rewards.scoring import Outcome, ScorerSet
+
+if TYPE_CHECKING:
+    import asyncio
 
 Message = Mapping[str, Any]
 
@@ -73,6 +75,8 @@ class _Server:
 
     def serve(self) -> None:
         if self._scorers.asynchronous:
+            import asyncio
+
             asyncio.run(self._serve_asynchronously())
         while True:
             message = self._parent.receive()
@@ -82,6 +86,8 @@ class _Server:
                 self._handle(message)
 
     async def _serve_asynchronously(self) -> None:
+        import asyncio
+
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         threading.Thread(
             target=self._receive, args=(asyncio.get_running_loop(), messages), daemon=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import inspect
 import math
 import traceback
@@ -50,6 +50,8 @@ class ScorerSet:
     def score_now(self, completions: Sequence[Completion]) -> list[Outcome]:
         """Score without an event loop around the scorers, unless one of them needs it."""
         if self.asynchronous:
+            import asyncio  # takes a third of the start of a process that may not need it
+
             return asyncio.run(self._score_together(completions))
         return _finished(self.score(completions))
 
@@ -60,7 +62,7 @@ class ScorerSet:
         numbers: list[list[float]] = [[] for _ in completions]
         name = ""
         try:
-            async with asyncio.timeout(self._timeout_seconds) if self.asynchronous else _NoTimeout():
+            async with self._time_limit():
                 for name, scorer in self._scorers.items():
                     rows = [row for row, outcome in enumerate(outcomes) if outcome is None]
                     found = await _apply(name, scorer, [completions[row] for row in rows])
@@ -77,14 +79,23 @@ class ScorerSet:
             for outcome, components in zip(outcomes, numbers, strict=True)
         ]
 
+    def _time_limit(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        if not self.asynchronous:
+            return _NoTimeout()
+        import asyncio
+
+        return asyncio.timeout(self._timeout_seconds)
+
     async def _score_together(self, completions: Sequence[Completion]) -> list[Outcome]:
         if self.batched:
             return await self.score(completions)
+        import asyncio
+
         found = await asyncio.gather(*(self.score([completion]) for completion in completions))
         return [outcome for outcomes in found for outcome in outcomes]
 
 
-class _NoTimeout:
+class _NoTimeout(contextlib.AbstractAsyncContextManager[None]):
     """The scorers have no await at which they could be interrupted, and run without an event loop."""
 
     async def __aenter__(self) -> None:
