@@ -1,0 +1,117 @@
+"""`launch.prepare` and `launch.run` with simulated actors: a whole job without Ray, stopped and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orchestrator import launch
+from orchestrator.clock import SystemClock
+from orchestrator.config.compose import compose
+from orchestrator.errors import DrainedError
+from orchestrator.runs.lease import FencedError
+from orchestrator.runs.record import RunState
+from orchestrator.training.checkpoints.format import complete
+from orchestrator.training.cluster.stages import ClusterStages
+from orchestrator.training.records import StepReport
+from orchestrator.training.rewards.pool import RewardPool
+from orchestrator.training.rollouts.pool import RolloutPool
+from orchestrator.training.simulation.stages import (
+    Draws,
+    Faults,
+    SimulatedLearner,
+    SimulatedRewardWorker,
+    SimulatedRolloutWorker,
+    Timing,
+)
+from orchestrator.training.supervision.pool import WorkerPool
+
+pytestmark = pytest.mark.slow
+
+QUICK = Timing(generate=0.002, score=0.001, update=0.002, publish=0.001, write=0.002)
+SMALL = ["experiment=smoke", "tracking=none", "evaluation.every=0", "checkpoint.every=0", "steps=100000"]
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.asynccontextmanager
+    async def stages(*_: object) -> AsyncGenerator[ClusterStages]:
+        draws, faults, clock = Draws(0), Faults(), SystemClock()
+
+        async def replace(worker: Any) -> Any:
+            return worker
+
+        def pool(worker: object) -> Any:
+            return WorkerPool([cast(Any, worker)], replace, 0, lambda lost: None)
+
+        yield ClusterStages(
+            cast(Any, RolloutPool(pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock)))),
+            cast(Any, RewardPool(pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)))),
+            cast(Any, SimulatedLearner(draws, QUICK, faults, clock)),
+        )
+
+    monkeypatch.setattr("orchestrator.launch.attempt.cluster_stages", stages)
+    monkeypatch.setattr("orchestrator.launch.launcher.ray_session", lambda *_: contextlib.nullcontext())
+
+
+class Watching:
+    """Views that do something at a step."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self._step, self._act = step, act
+
+    @contextlib.contextmanager
+    def open(self, title: str, steps: int, currency: str) -> Generator[launch.LiveView]:
+        yield self
+
+    def update(self, report: StepReport, cost: Decimal | None) -> None:
+        if report.step == self._step:
+            self._act()
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def test_a_run_that_is_asked_to_stop_while_it_trains_makes_a_checkpoint_and_is_resumed(
+    tmp_path: Path,
+) -> None:
+    prepared = launch.prepare(compose("grpo", [*SMALL, f"output_dir={tmp_path}"]), "r1")
+    assert list(tmp_path.iterdir()) == []
+    stop = launch.StopSwitch()
+
+    def ask() -> None:
+        thread = threading.Thread(target=stop.ask, args=(DrainedError("Stopped by SIGTERM."),))
+        thread.start()
+        thread.join()
+
+    outcome = launch.run(prepared, Watching(3, ask), stop)
+    assert (outcome.state, outcome.exit_code, outcome.why) == (RunState.DRAINED, 4, "Stopped by SIGTERM.")
+    (checkpoint,) = complete(outcome.directory.checkpoints)
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert step >= 3
+
+    again = launch.prepare_resume(outcome.directory, [f"steps={step + 2}"])
+    outcome = launch.run(again)
+    assert (outcome.state, outcome.exit_code) == (RunState.DONE, 0)
+    assert [line.step for line in outcome.directory.read_metrics()] == list(range(1, step + 3))
+    assert (outcome.directory.record().attempt, outcome.directory.newest_fence()) == (2, 2)
+
+
+def test_a_run_that_was_taken_over_ends_and_leaves_the_state_to_the_new_writer(tmp_path: Path) -> None:
+    prepared = launch.prepare(compose("grpo", [*SMALL, f"output_dir={tmp_path}"]), "r1")
+    directory = type(prepared.directory)(prepared.directory.path)
+
+    def take_over() -> None:
+        directory.begin(job="grpo", purpose="final", steps=7, at_ns=1, fence=directory.newest_fence())
+
+    with pytest.raises(FencedError, match="taken over"):
+        launch.run(prepared, Watching(3, take_over))
+    record = directory.record()
+    assert (record.state, record.attempt, record.steps) == (RunState.RUNNING, 2, 7)
+    assert not [line for line in directory.read_metrics() if line.step > 3]
