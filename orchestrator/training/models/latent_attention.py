@@ -50,19 +50,22 @@ class LatentDecodingAttention(DeepseekV3Attention):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,  # noqa: ANN401  (what the base class takes)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As the base class: (output [n, t, hidden], None). `attention_mask` is
-        additive [n, 1, t, columns], or None.
+        additive [n, 1, t, columns], or None. transformers calls the cache `past_key_values` up to 5.23 and
+        `cache` from 5.24 on.
         """
-        if past_key_values is None or hidden_states.shape[1] != 1:
+        known = past_key_values if cache is None else cache
+        if known is None or hidden_states.shape[1] != 1:
             output, weights, *_ = super().forward(
-                hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
+                hidden_states, position_embeddings, attention_mask, known, **kwargs
             )
             return output, weights
         rows = hidden_states.shape[0]
         query, query_rotary, latent, key_rotary = self._project(hidden_states, position_embeddings)
-        latents, keys_rotary = past_key_values.update(latent, key_rotary, self.layer_idx)
+        latents, keys_rotary = known.update(latent, key_rotary, self.layer_idx)
         latents, keys_rotary = latents[:, 0], keys_rotary[:, 0]  # [n, columns, r], [n, columns, rotary]
 
         expansion = self.kv_b_proj.weight.view(self.num_heads, -1, self.kv_lora_rank)  # [heads, nope + v, r]
