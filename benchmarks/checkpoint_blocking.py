@@ -90,7 +90,7 @@ def build_learner(layers: int) -> DeepSpeedLearner:
         eos_token_id=2,
     )
     trainee = PolicyModel(LlamaForCausalLM(shape), character_tokenizer(64))
-    init = DistributedInit(0, 1, "127.0.0.1", 0, "gloo", "cpu")
+    init = DistributedInit(0, 1, "gloo", "cpu")
     return DeepSpeedLearner(
         init, learner_config(Case("llama", 1, 1, 1), "adamw"), update_rule(), trainee, 1000
     )

@@ -48,7 +48,7 @@ from orchestrator.training.records import BatchPart, SamplingParams, ScoreBlock
 from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from tests.support.exactness_setting import update_rule
-from tests.support.ranks import start_ranks
+from tests.support.ranks import start_ranks, tcp_store
 
 BUDGET = 1536
 CLIP = (0.2, 0.28)
@@ -91,7 +91,7 @@ def model() -> PreTrainedModel:
 def learner(rank: int, world_size: int, port: int) -> DeepSpeedLearner:
     """One rank over gloo."""
     return DeepSpeedLearner(
-        DistributedInit(rank, world_size, "127.0.0.1", port, "gloo", "cpu"),
+        DistributedInit(rank, world_size, "gloo", "cpu", tcp_store(rank, world_size, port)),
         learner_config(world_size),
         update_rule(),
         PolicyModel(model(), build_tokenizer(compose("grpo", []).model)),

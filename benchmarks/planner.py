@@ -52,7 +52,7 @@ from tests.support.capacity_measured import (
 )
 from tests.support.exactness_setting import Case, batch, learner_config, update_rule
 from tests.support.moe_families import build as build_exactness_model
-from tests.support.ranks import start_ranks
+from tests.support.ranks import start_ranks, tcp_store
 
 ROWS, LENGTH, TRAINED = 8, 128, 700
 REPEATS = 5
@@ -185,7 +185,7 @@ def _learner(
     sys.stdout = sys.stderr  # DeepSpeed prints what it is doing
     config = learner_config(Case("tiny_moe", world_size, 1, stage), "adamw")
     config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
-    init = DistributedInit(rank, world_size, "127.0.0.1", port, "gloo", "cpu")
+    init = DistributedInit(rank, world_size, "gloo", "cpu", tcp_store(rank, world_size, port))
     rule = replace(update_rule(), temperature=1.0)
     return DeepSpeedLearner(init, config, rule, PolicyModel(model, character_tokenizer(64)), 10)
 

@@ -131,7 +131,7 @@ def measure(name: str, dtype: str, versions: int) -> list[Row]:
         model = peaked(name, DTYPES[dtype])
         drift(model, versions)
         learner = DeepSpeedLearner(
-            DistributedInit(0, 1, "127.0.0.1", 0, "gloo", "cpu"),
+            DistributedInit(0, 1, "gloo", "cpu"),
             learner_config(Case(name, 1, 1, 1), "adamw").model_copy(update={"micro_batch_tokens": 2048}),
             update_rule(),
             PolicyModel(model, TOKENIZER),

@@ -47,11 +47,12 @@ from machine import describe, write_result
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
 from orchestrator.launch.assembly import run_spec
-from orchestrator.training.cluster.learner_parts import build_learner
-from orchestrator.training.cluster.weights import make_channel
+from orchestrator.training.cluster.build_learner import build_learner
+from orchestrator.training.cluster.object_store_channel import make_channel
 from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.tensors.buckets import Piece
-from orchestrator.training.weights.publishing import Rendezvous, WeightPublisher
+from orchestrator.training.weights.publishing import WeightPublisher
+from orchestrator.training.weights.rendezvous import Rendezvous
 
 MODELS = {"tiny_moe": (1, 2), "moe_70m": (1, 2), "smollm2_135m": (1,)}
 """With the expert-parallel sizes to publish from."""
@@ -78,7 +79,7 @@ OVERRIDES = {
     "smollm2_135m": ["model=smollm2_135m"],
 }
 """`moe_70m` is the tiny one made large enough that its bytes, not the calls, take the time."""
-CHANNELS = ("shared_memory", "object_store", "collective")
+CHANNELS = ("shared_memory", "object_store")
 WORKERS = 2
 WARM_UP = 3
 MEMORY_ROUNDS = 2
@@ -121,9 +122,7 @@ class Process:
 
     def __init__(self, config: RunConfig, channel: str) -> None:
         torch.set_num_threads(1)
-        self._channel = make_channel(
-            config.weights.model_copy(update={"channel": channel, "backend": "gloo"})
-        )
+        self._channel = make_channel(config.weights.model_copy(update={"channel": channel}))
         self._config = config
 
     def prepare_memcpy(self, size: int) -> None:
@@ -148,10 +147,11 @@ class Rank(Process):
     def setup(self, rank: int, address: tuple[str, int], directory: Path) -> tuple[int, int, int]:
         """Build it with the others. Bytes and number of the weights, and bytes that other ranks hold."""
         size = self._config.learner.world_size
-        init = DistributedInit(rank, size, *address, "gloo", "cpu")
+        init = DistributedInit(rank, size, "gloo", "cpu", dist.TCPStore(*address, size, rank == 0))
         self._learner = build_learner(init, run_spec(self._config, "benchmark", 1, directory))
-        meeting = Rendezvous(":".join(map(str, address)), size, self._config.weights.timeout_seconds)
-        self._publisher = WeightPublisher(rank, self._learner, self._channel, meeting)
+        name, timeout = ":".join(map(str, address)), self._config.weights.timeout_seconds
+        rendezvous = Rendezvous(name, size, timeout, secret=b"benchmark")
+        self._publisher = WeightPublisher(rank, self._learner, self._channel, rendezvous)
         buckets = list(self._learner.weights())
         whole = [piece for bucket in buckets for piece in bucket.pieces if not piece.start]
         far = torch.tensor(sum(_far_bytes(piece, size) for piece in whole))

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "any machine"))
 LONGEST_COMMAND = 900.0
 """Seconds: many times what any command here takes, or any step of a run, on a machine that is busy."""
 PROGRAM = Path(sys.executable).parent / "orchestrator"
-
-NEEDS_NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="needs the package nixl")
-NIXL = pytest.param("nixl", marks=NEEDS_NIXL)
-"""The weight channel of that name, where it can be had."""
 
 SMALL = (
     "task.solutions=null",

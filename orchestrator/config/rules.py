@@ -201,9 +201,6 @@ def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
     if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
         hint = "cluster.resource cpu: the slots have no GPU"
         yield ConfigError("learner.backend", "nccl", "auto, gloo", hint)
-    if config.weights.backend == "nccl" and not config.cluster.own_gpus:
-        hint = "NCCL needs a GPU on each side, and the learner and rollout workers have none of their own"
-        yield ConfigError("weights.backend", "nccl", "auto, gloo", hint)
     workers, ranks = config.rollout.workers, config.learner.world_size
     try:
         plan_placement(config.cluster, workers, config.reward.workers, ranks)

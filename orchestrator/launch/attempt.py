@@ -29,7 +29,7 @@ from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
-from orchestrator.training.events import CheckpointWritten, WorkerLost
+from orchestrator.training.events import CheckpointWritten, WaitingForSlots, WorkerLost
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.telemetry.tracker import Tracker
@@ -88,13 +88,19 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
         def on_lost(lost: WorkerLostError) -> None:
             observer.on_event(WorkerLost(lost.worker, lost.reason))
 
+        def on_waiting(reason: str) -> None:
+            logger.warning(reason)
+            observer.on_event(WaitingForSlots(reason))
+
         spec = run_spec(config, directory.run_id, attempt.number, directory.path)
         async with contextlib.AsyncExitStack() as cluster:
             with stop.starting():
                 await asyncio.to_thread(shipper.wait_for_first_round, FIRST_ROUND_SECONDS)
                 view.message("starting the actors")
                 stages = await cluster.enter_async_context(
-                    cluster_stages(config.cluster, attempt.prepared.placement, spec, sink, clock, on_lost)
+                    cluster_stages(
+                        config.cluster, attempt.prepared.placement, spec, sink, clock, on_lost, on_waiting
+                    )
                 )
             loop = _loop(attempt, stages, observer, clock)
             timer.step_began()

@@ -15,16 +15,15 @@ from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.rewards.trial import check_scorers
 from orchestrator.training.rollouts.engines import ENGINES
-from orchestrator.training.weights.choice import require_nixl
 
 
 def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
     """Check the config of a run and load its prompts.
 
     Raises InputError for a price book that is unusable or lacks the run's SKU, a model that is missing or
-    that an engine can't serve, a scorer that can't be imported, an unknown kind of checkpoint store, a weight
-    channel that is not installed, an unreadable dataset, or a prompt longer than the context. Raises
-    StateError if the run would start Ray on this machine and cannot.
+    that an engine can't serve, a scorer that can't be imported, an unknown kind of checkpoint store, an
+    unreadable dataset, or a prompt longer than the context. Raises StateError if the run would start Ray on
+    this machine and cannot.
     """
     check_secrets(config)
     if config.cluster.address is None:
@@ -33,8 +32,6 @@ def check(config: RunConfig, clock: Clock, *, resumes: bool) -> EpochPrompts:
     check_engines(config)
     check_scorers(config.reward)
     mirror_of(config, "check")
-    if config.weights.channel == "nixl":
-        require_nixl()
     return _checked_prompts(config)
 
 

@@ -38,7 +38,6 @@ EXTRAS = {
     "gguf": ("gguf", "model=smollm2_135m and other GGUF files"),
     "postgres": ("psycopg", "a ledger in PostgreSQL"),
     "carbon": ("codecarbon", "cost carbon without --grams-per-kwh"),
-    "nixl": ("nixl", "weights.channel=nixl"),
 }
 """Extras of this package: the distribution that one brings, and what it is for."""
 

@@ -44,6 +44,19 @@ class LearnerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingForSlots:
+    """The run waits for slots of the cluster: at its start, or because a node was lost."""
+
+    kind: ClassVar[str] = "waiting_for_slots"
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutsLost:
     """The rollouts of these groups disappeared with the process or node that held them. They are sampled
     again under the same ids.
@@ -181,6 +194,7 @@ class TrackingUnavailable:
 TrainingEvent = (
     WorkerLost
     | LearnerLost
+    | WaitingForSlots
     | RolloutsLost
     | WeightsLost
     | AnswersLost

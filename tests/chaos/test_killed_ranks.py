@@ -16,6 +16,7 @@ from orchestrator.training.cluster.calls import all_ranks, answer
 from orchestrator.training.learner.sharding.distributed import DistributedInit, join
 from tests.support.lanes import also_long
 from tests.support.ports import quiet_ports
+from tests.support.ranks import tcp_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -38,7 +39,7 @@ class Rank:
         return os.getpid()
 
     def meet(self, rank: int, port: int) -> None:
-        join(DistributedInit(rank, 2, "127.0.0.1", port, "gloo", "cpu"), threads=1)
+        join(DistributedInit(rank, 2, "gloo", "cpu", tcp_store(rank, 2, port)), threads=1)
 
     def add_up(self) -> None:
         import torch

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import NIXL, Program
+from tests.conftest import Program
 from tests.running import events_of, going_on, interrupt, last_step, pid_of, wait_for_step, wait_until
 from tests.support.lanes import also_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-@pytest.mark.parametrize("channel", [*also_long(["auto"], ["collective"]), NIXL])
+@pytest.mark.parametrize("channel", also_long(["auto"], ["object_store"]))
 def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
     program: Program, small_run: Callable[..., tuple[str, ...]], channel: str
 ) -> None:

@@ -1,19 +1,16 @@
-"""The weight channel's contract on the fake, on shared memory and on torch.distributed; on Ray's object store
-in `test_ray_weight_channel.py`."""
+"""The weight channel's contract on the fake and on shared memory; `test_ray_weight_channel.py` runs it on
+Ray's object store.
+"""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Generator
 
 import pytest
-import torch
 
 from orchestrator.training.weights.channel import MemoryChannel, WeightChannel, WeightsNotFoundError
-from orchestrator.training.weights.collective import CollectiveChannel
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 from tests.contracts.weight_channel_contract import WeightChannelContract, pulled, source
-from tests.contracts.weight_processes import HOST, PullsElsewhere, WorkerProcess
 
 
 class TestMemoryChannel(WeightChannelContract):
@@ -38,44 +35,3 @@ class TestSharedMemoryChannel(WeightChannelContract):
     @pytest.fixture
     def channel(self) -> WeightChannel:
         return SharedMemoryChannel()
-
-
-class TestCollectiveChannel(WeightChannelContract):
-    """Both sides in this process: the pair is of two threads."""
-
-    @pytest.fixture
-    def channel(self) -> Generator[WeightChannel]:
-        channel = CollectiveChannel(HOST, "gloo", timeout_seconds=120.0)
-        yield channel
-        channel.close()
-
-
-@pytest.fixture(scope="module")
-def worker() -> Generator[WorkerProcess]:
-    """One for all tests: each has a publisher of its own, which the worker finds in the handle."""
-    worker = WorkerProcess(timeout_seconds=120.0)
-    yield worker
-    worker.close()
-
-
-class TestCollectiveChannelBetweenProcesses(WeightChannelContract):
-    @pytest.fixture
-    def channel(self, worker: WorkerProcess) -> Generator[WeightChannel]:
-        channel = PullsElsewhere(CollectiveChannel(HOST, "gloo", timeout_seconds=120.0), worker)
-        yield channel
-        channel.close()
-
-
-@pytest.mark.gpu
-class TestCollectiveChannelOverNccl(WeightChannelContract):
-    """Unproven: no machine with two GPUs was to be had where this was written."""
-
-    @pytest.fixture
-    def channel(self) -> Generator[WeightChannel]:
-        if torch.cuda.device_count() < 2:
-            pytest.skip("needs 2 GPUs: NCCL refuses two ranks on one")
-        worker = WorkerProcess(timeout_seconds=60.0, gpu=1)
-        channel = PullsElsewhere(CollectiveChannel(HOST, "nccl", timeout_seconds=60.0), worker)
-        yield channel
-        channel.close()
-        worker.close()

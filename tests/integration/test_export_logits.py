@@ -19,7 +19,7 @@ from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.export import write_model
 from tests.support.exactness_setting import STEPS, Case, batch, learner_config, update_rule
-from tests.support.ranks import start_ranks
+from tests.support.ranks import start_ranks, tcp_store
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ PROMPT = torch.arange(7, 47).view(2, 20)
 def _train_and_save(rank: int, port: int, cases: Sequence[Case], directory: str) -> None:
     torch.set_num_threads(1)
     for index, case in enumerate(cases):
-        init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
+        init = DistributedInit(rank, case.world_size, "gloo", "cpu", tcp_store(rank, case.world_size, port))
         trainee = PolicyModel(build_model(MODEL, 0), build_tokenizer(MODEL))
         config = learner_config(case, "adamw")
         learner = DeepSpeedLearner(init, config, update_rule(), trainee, STEPS)

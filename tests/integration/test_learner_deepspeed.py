@@ -41,7 +41,7 @@ def _build(
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)
     trainee = PolicyModel(built, character_tokenizer(64), build(model) if reference else None)
-    init = DistributedInit(0, 1, "127.0.0.1", 0, "auto", "cpu")
+    init = DistributedInit(0, 1, "auto", "cpu")
     return DeepSpeedLearner(init, config, rule or update_rule(), trainee, steps=10)
 
 

@@ -33,7 +33,7 @@ from tests.contracts.learner_contract import LearnerContract, published, same_we
 from tests.support.exactness_setting import Case, batch, learner_config, update_rule
 from tests.support.lanes import also_long
 from tests.support.moe_families import build
-from tests.support.ranks import start_ranks
+from tests.support.ranks import start_ranks, tcp_store
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def _rank(
     **changes: Any,
 ) -> DeepSpeedLearner:
     config = learner_config(case, "adamw").model_copy(update={"learning_rate": 1e-2, **changes})
-    init = DistributedInit(rank, case.world_size, "127.0.0.1", port, "gloo", "cpu")
+    init = DistributedInit(rank, case.world_size, "gloo", "cpu", tcp_store(rank, case.world_size, port))
     trainee = PolicyModel(model or _adapted(case.model), character_tokenizer(64), reference)
     return DeepSpeedLearner(init, config, rule or update_rule(), trainee, 10)
 

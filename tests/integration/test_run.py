@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.checkpoints.format import complete
-from tests.conftest import NIXL, PATIENT_TRACKING, Program
+from tests.conftest import PATIENT_TRACKING, Program
 from tests.running import going_on, interrupt, last_step, wait_for_step, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -203,23 +202,9 @@ def losses_over_shared_memory(losses_over: Callable[[str], dict[int, float]]) ->
     return losses_over("shared_memory")
 
 
-@pytest.mark.parametrize("channel", ["collective", NIXL])
 def test_losses_do_not_depend_on_the_weight_channel(
-    program: Program,
     losses_over: Callable[[str], dict[int, float]],
     losses_over_shared_memory: dict[int, float],
-    channel: str,
 ) -> None:
-    losses = losses_over(channel)
-
-    assert losses == losses_over_shared_memory
-    assert any(losses.values())
-    log = (program.output_dir / f"weights-{channel}" / "logs" / "learner-0.log").read_text()
-    assert ("serves weights to the worker" in log) == (channel == "collective")
-
-
-@pytest.mark.skipif(find_spec("nixl") is not None, reason="for machines without the package nixl")
-def test_nixl_is_refused_before_anything_starts(program: Program, small_run: SmallRun) -> None:
-    refused = program.json(*small_run("no-nixl", "steps=1", "weights.channel=nixl"), code=2)
-    assert (refused["key"], refused["value"]) == ("weights.channel", "nixl")
-    assert "pip install nixl" in refused["hint"]
+    assert losses_over("object_store") == losses_over_shared_memory
+    assert any(losses_over_shared_memory.values())

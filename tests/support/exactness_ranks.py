@@ -31,7 +31,7 @@ from tests.support.exactness_setting import (
     reference_of,
     update_rule,
 )
-from tests.support.ranks import start_ranks
+from tests.support.ranks import start_ranks, tcp_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def build_rank(
     config = learner_config(case, optimizer_name)
     place = device if device == "cpu" else f"{device}:{rank}"
     return DeepSpeedLearner(
-        DistributedInit(rank, case.world_size, "127.0.0.1", port, "auto", place),
+        DistributedInit(rank, case.world_size, "auto", place, tcp_store(rank, case.world_size, port)),
         config,
         update_rule(case.minimised),
         PolicyModel(

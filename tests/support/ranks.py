@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 from collections.abc import Callable
 
 import torch.multiprocessing as mp
+from torch.distributed import TCPStore
 
 from tests.support.ports import quiet_ports
 
@@ -21,6 +23,12 @@ def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) 
         nprocs=world_size,
         start_method="spawn",
     )
+
+
+def tcp_store(rank: int, world_size: int, port: int) -> TCPStore:
+    """A store on the loopback interface that ranks of this machine find each other through."""
+    timeout = datetime.timedelta(minutes=10)
+    return TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, timeout=timeout)
 
 
 def _run_and_exit(rank: int, main: Callable[..., None], *arguments: object) -> None:

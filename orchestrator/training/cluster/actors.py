@@ -1,23 +1,26 @@
-"""The actors: thin shells that build a plain object, measure its calls and answer with small things.
+"""The Ray actors: thin shells around plain objects, which they build, call and measure.
 
-An actor's answer comes in two parts where there is data: the data stays in the object store
-(`num_returns=2`), the driver only fetches the second part. Heavy imports are inside `__init__`: the driver
-imports this module too.
+Constructors do almost nothing, because Ray reports an error of a constructor without the error itself.
+`ready` (`setup` for a learner rank) builds the plain object, and what it raises reaches the driver as it is.
+
+A call that produces data returns two values: the data, which stays in the object store, and a small record,
+which the driver fetches. Heavy imports are local, because the driver imports this module too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.training.cluster.parts import ActorIdentity, RunSpec, log_to_run_directory, start_meter
+from orchestrator.training.cluster.key_values import KeyValues, Operation
+from orchestrator.training.cluster.run_spec import ActorIdentity, RunSpec, log_to_run_directory, start_meter
+from orchestrator.training.group_facts import GroupFacts, group_facts
 from orchestrator.training.records import (
     BatchPart,
     RecordKind,
@@ -28,99 +31,149 @@ from orchestrator.training.records import (
 )
 from orchestrator.training.stages import RolloutRequest, Span, Summary
 from orchestrator.training.usage import Activity
+from orchestrator.training.weights.config import WeightsConfig
+from orchestrator.training.weights.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
-    from orchestrator.training.learner.sharding.distributed import DistributedInit
     from orchestrator.training.rollouts.engine import Engine
     from orchestrator.training.weights.channel import WeightHandle
 
-PartRefs = Sequence[tuple["ray.ObjectRef[RolloutBlock]", "ray.ObjectRef[ScoreBlock]", tuple[int, ...]]]
+
+DISK = "disk"
+"""Concurrency group of `LearnerActor.write`: one thread beside the one that trains."""
+STORE = "store"
+"""Concurrency group of `LearnerActor.store`, which other ranks call while rank 0 waits for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRefs:
+    """References to a block and its scores, and which of its groups are meant (indices into the block)."""
+
+    block: ray.ObjectRef[RolloutBlock]
+    scores: ray.ObjectRef[ScoreBlock]
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedInfo:
+    """The small part of `RolloutActor.generate`'s answer."""
+
+    tokens: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredInfo:
+    """The small part of `RewardActor.score`'s answer."""
+
+    groups: tuple[GroupFacts, ...]
+    summary: Summary
+    """Sums for the step's metrics; with pass@k and maj@k if the groups are sampled held-out answers."""
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankSetup:
+    """What a learner rank needs to join the others."""
+
+    rank: int
+    world_size: int
+    device: str
+    one_node: bool
+    """Whether all ranks are on one node."""
+    weights: WeightsConfig
+    """With `channel` resolved: never `auto`."""
+    rank_0: Any = field(repr=False)
+    """Handle of rank 0's actor; None for rank 0 itself."""
+    rendezvous: Rendezvous | None
+    """Where the ranks of one host meet to write weights together; None if they are on several hosts."""
 
 
 class RolloutActor:
-    """Samples. Pulls the weights it is pointed at if its own are of another publish."""
+    """Generates rollouts. Before each request it loads the published weights that the request names, unless
+    it already holds them.
+    """
 
-    def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
-        log_to_run_directory(parts, post)
-        self._meter = start_meter(parts, post)
+    def __init__(self, spec: RunSpec, identity: ActorIdentity) -> None:
+        log_to_run_directory(spec, identity)
+        self._spec = spec
+        self._meter = start_meter(spec, identity)
+        self._engines: dict[str, Engine] = {}
+        self._held: bytes | None = None
+        """Identity of the publish whose weights the engines hold."""
+
+    def ready(self) -> tuple[Span, ...]:
+        """Build the engine. Called once, before any other method."""
         with self._meter.span(Activity.LOAD, 0):
             import torch
 
-            from orchestrator.training.cluster.weights import make_channel
+            from orchestrator.training.cluster.object_store_channel import WeightReader
             from orchestrator.training.rollouts.engines import ENGINES
             from orchestrator.training.rollouts.loading import WeightLoader
 
-            self._channel = make_channel(parts.weights)
-            if parts.rollout.threads:
-                torch.set_num_threads(parts.rollout.threads)
-            device = torch.device("cuda" if parts.use_gpu else "cpu")
-            names = {parts.rollout.engine, parts.evaluation_engine}
-            self._engines: dict[str, Engine] = {
-                name: ENGINES.get(name)(parts.model, parts.rollout, device, parts.seed)
-                for name in sorted(names)
+            spec = self._spec
+            self._weights = WeightReader()
+            if spec.rollout.threads:
+                torch.set_num_threads(spec.rollout.threads)
+            device = torch.device("cuda" if spec.use_gpu else "cpu")
+            # One engine serves training and evaluation, unless training replays worked solutions.
+            names = {spec.rollout.engine, spec.evaluation_engine}
+            self._engines = {
+                name: ENGINES.get(name)(spec.model, spec.rollout, device, spec.seed) for name in sorted(names)
             }
             self._loaders = [WeightLoader(engine) for engine in self._engines.values()]
-        self._parts = parts
-        self._held: bytes | None = None
-        """Identity of the publish whose weights the engines have."""
-
-    def ready(self) -> tuple[Span, ...]:
-        """Answers once the engine is built."""
         return self._meter.take()
 
     def generate(
         self, request: RolloutRequest, version: WeightVersion, handle: WeightHandle
-    ) -> tuple[RolloutBlock, tuple[int, tuple[Span, ...]]]:
-        """The block, and (its tokens, spans). Raises WeightsNotFoundError if that version is gone."""
+    ) -> tuple[RolloutBlock, GeneratedInfo]:
+        """Sample the request's groups. Raises WeightsNotFoundError if that version is gone."""
         from orchestrator.training.rollouts.engine import GenerateRequest
 
-        # Not the version: a learner that was restored gives the same number to other weights.
+        # Compare identities, not versions: a restored learner publishes the same version with other weights.
         if handle.identity != self._held:
             self._pull(version, handle, request.step)
         evaluates = request.activity is Activity.EVALUATE
-        engine = self._engines[self._parts.evaluation_engine if evaluates else self._parts.rollout.engine]
+        engine = self._engines[self._spec.evaluation_engine if evaluates else self._spec.rollout.engine]
         group_ids, prompts = zip(*request.groups, strict=True)
         with self._meter.span(request.activity, request.step) as measure:
             block = engine.generate(GenerateRequest(group_ids, prompts, request.group_size, request.sampling))
             measure.tokens = len(block.tokens)
-        return block, (len(block.tokens), self._meter.take())
+        return block, GeneratedInfo(len(block.tokens), self._meter.take())
 
     def _pull(self, version: WeightVersion, handle: WeightHandle, step: int) -> None:
-        self._held = None  # until the last tensor is loaded the engine has a mixture
+        self._held = None  # the engines hold a mixture of two versions until the last tensor is loaded
         with self._meter.span(Activity.SYNC, step):
             for loader in self._loaders:
-                with contextlib.closing(self._channel.pull(handle)) as buckets:
+                with contextlib.closing(self._weights.pull(handle)) as buckets:
                     loader.load(version, buckets)
         self._held = handle.identity
 
 
 class RewardActor:
-    """Grades, sums up for the metrics, and writes rollouts to disk."""
+    """Scores rollouts, sums them up for the metrics, and writes them to disk."""
 
-    def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
-        log_to_run_directory(parts, post)
-        self._meter = start_meter(parts, post)
+    def __init__(self, spec: RunSpec, identity: ActorIdentity) -> None:
+        log_to_run_directory(spec, identity)
+        self._spec, self._identity = spec, identity
+        self._meter = start_meter(spec, identity)
+
+    def ready(self) -> tuple[Span, ...]:
+        """Start the grader and its process. Called once, before any other method."""
         with self._meter.span(Activity.LOAD, 0):
             from orchestrator.training.rewards.grader import Grader
             from orchestrator.training.telemetry.failures import FailureLog
             from orchestrator.training.telemetry.recorder import RolloutRecorder
 
-            log = parts.directory / "logs" / f"{post.name}.log"
-            self._grader = Grader(parts.reward, parts.rollout.max_new_tokens, log)
+            spec, name = self._spec, self._identity.name
+            log = spec.directory / "logs" / f"{name}.log"
+            self._grader = Grader(spec.reward, spec.rollout.max_new_tokens, log)
             self._recorder = RolloutRecorder()
-            self._failures = FailureLog(parts.directory / "rollouts" / f"failed-{post.name}.jsonl")
-        self._seed = parts.seed
-
-    def ready(self) -> tuple[Span, ...]:
-        """Answers once the grader's process runs."""
+            self._failures = FailureLog(spec.directory / "rollouts" / f"failed-{name}.jsonl")
         return self._meter.take()
 
-    def score(
-        self, block: RolloutBlock, step: int, sampled: bool
-    ) -> tuple[ScoreBlock, tuple[list[tuple[int, int, float, bool]], Summary, tuple[Span, ...]]]:
-        """The scores, and (a group's oldest version, tokens, mean reward and whether it is informative; sums;
-        spans). The sums have pass@k and maj@k where groups are `sampled` answers to held-out prompts.
-        """
+    def score(self, block: RolloutBlock, step: int, sampled: bool) -> tuple[ScoreBlock, ScoredInfo]:
+        """Score a block. `sampled`: its groups are sampled answers to held-out prompts."""
         from orchestrator.training.telemetry.sampled_answers import sampled_answer_means
         from orchestrator.training.telemetry.summary import summarise
 
@@ -129,82 +182,88 @@ class RewardActor:
             summary = replace(summarise(block, scores), failure=self._failures.write(step, block, scores))
             if sampled:
                 summary = replace(summary, sampled=sampled_answer_means(block, scores))
-            groups = _group_facts(block, scores)
+            groups = group_facts(block, scores)
             measure.tokens = len(block.tokens)
-        return scores, (groups, summary, self._meter.take())
+        return scores, ScoredInfo(groups, summary, self._meter.take())
 
     def record(
-        self, step: int, refs: PartRefs, directory: Path, kind: RecordKind, sample: int
+        self, step: int, refs: Sequence[BlockRefs], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the groups' rollouts; `sample` of them."""
+        """Write the groups' rollouts to disk; returns `sample` of them."""
         parts = _fetch(refs)
         self._recorder.record(step, parts, directory, kind)
-        return self._recorder.sample(parts, sample, self._seed + step)
+        return self._recorder.sample(parts, sample, self._spec.seed + step)
 
     def __ray_shutdown__(self) -> None:
         """End the grader's process with the actor."""
-        self._grader.close()
+        if hasattr(self, "_grader"):
+            self._grader.close()
 
 
 class LearnerActor:
     """One learner rank."""
 
-    def __init__(self, parts: RunSpec, post: ActorIdentity) -> None:
-        log_to_run_directory(parts, post)
-        self._parts = parts
+    def __init__(self, spec: RunSpec, identity: ActorIdentity) -> None:
+        log_to_run_directory(spec, identity)
+        self._spec = spec
+        self._meter = start_meter(spec, identity)
+        if spec.learner.threads:
+            # Before torch is imported: OpenMP reads the variable once.
+            os.environ["OMP_NUM_THREADS"] = str(spec.learner.threads)
+        self._keys = KeyValues()
         self._batch: list[BatchPart] = []
-        self._meter = start_meter(parts, post)
-        if parts.learner.threads:
-            # Before torch is imported: OpenMP reads it once.
-            os.environ["OMP_NUM_THREADS"] = str(parts.learner.threads)
 
-    def address(self) -> str:
-        """Where the other ranks can reach this one, rank 0: `host:port`. It listens there from now on."""
-        host = ray.util.get_node_ip_address()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family)
-        return f"{host}:{self._listener.getsockname()[1]}"
+    def store(self, operation: Operation, *arguments: object) -> object:
+        """Rank 0: an operation on the store through which the ranks find each other, for another rank."""
+        return self._keys.run(operation, *arguments)
 
-    def setup(self, init: DistributedInit, together: bool) -> tuple[Span, ...]:
-        """Join the other ranks and build the model. Every rank must be called. `together`: all
-        are on one host.
-        """
+    def setup(self, setup: RankSetup) -> tuple[Span, ...]:
+        """Join the other ranks and build the model. Blocks until `setup` was called on every rank."""
         with self._meter.span(Activity.LOAD, 0):
-            from orchestrator.training.cluster.learner_parts import build_learner
-            from orchestrator.training.cluster.weights import make_channel
-            from orchestrator.training.weights.publishing import Rendezvous, WeightPublisher
+            from orchestrator.training.cluster.build_learner import build_learner
+            from orchestrator.training.cluster.object_store_channel import make_channel
+            from orchestrator.training.cluster.rank_store import RankStore, bind_to_interface
+            from orchestrator.training.learner.sharding.distributed import GROUP_TIMEOUT, DistributedInit
+            from orchestrator.training.weights.publishing import WeightPublisher
 
-            weights = self._parts.weights
-            name = f"{init.master_addr}:{init.master_port}"
-            meeting = Rendezvous(name, init.world_size, weights.timeout_seconds) if together else None
-            if init.rank == 0:
-                with self._listener:  # is closed, unless it is handed over
-                    if init.world_size > 1:
-                        init = replace(init, listener=self._listener.detach())
-            self._learner = build_learner(init, self._parts)
-            channel = make_channel(weights)
-            self._publisher = WeightPublisher(init.rank, self._learner, channel, meeting)
+            def access(operation: Operation, *arguments: object) -> object:
+                if setup.rank_0 is None:
+                    return self._keys.run(operation, *arguments)
+                store_of_rank_0 = setup.rank_0.store.options(concurrency_group=STORE)
+                ref: ray.ObjectRef[object] = store_of_rank_0.remote(operation, *arguments)
+                return ray.get(ref, timeout=GROUP_TIMEOUT.total_seconds())
+
+            store = RankStore(access, GROUP_TIMEOUT)
+            if setup.world_size > 1:
+                bind_to_interface(ray.util.get_node_ip_address(), setup.one_node)
+            backend = self._spec.learner.backend
+            init = DistributedInit(setup.rank, setup.world_size, backend, setup.device, store)
+            self._learner = build_learner(init, self._spec)
+            channel = make_channel(setup.weights)
+            self._publisher = WeightPublisher(setup.rank, self._learner, channel, setup.rendezvous)
         return self._meter.take()
 
-    def fetch(self, step: int, refs: PartRefs) -> None:
-        """Map the groups of the next `update` from the object store. Raises Ray's ObjectLostError if one is
-        gone: no rank may begin an update before all have theirs, or it would wait in a collective for ever.
+    def fetch(self, step: int, refs: Sequence[BlockRefs]) -> None:
+        """Map the groups of the next `update` from the object store.
+
+        Raises Ray's ObjectLostError if one is gone. No rank may begin an update before all ranks have their
+        groups: it would wait in a collective for ever.
         """
         with self._meter.span(Activity.UPDATE, step):
             self._batch = _fetch(refs)
 
     def update(self, step: int) -> tuple[StepReport, tuple[Span, ...]]:
-        """One training step on the groups that `fetch` got."""
+        """One training step on the groups that `fetch` mapped."""
         with self._meter.span(Activity.UPDATE, step) as measure:
             batch, self._batch = self._batch, []
             report = self._learner.update(step, batch)
             measure.tokens = int(report.metrics.get("learner/tokens", 0))
-            if self._parts.snapshots:
+            if self._spec.snapshots:
                 self._learner.prepare_snapshot()
         return report, self._meter.take()
 
-    def publish(self, version: WeightVersion) -> tuple[Any, tuple[Span, ...]]:
-        """Rank 0: the handle of the published version; the others help and answer with None."""
+    def publish(self, version: WeightVersion) -> tuple[WeightHandle | None, tuple[Span, ...]]:
+        """Publish the weights as `version`. Rank 0 returns the handle, the other ranks return None."""
         with self._meter.span(Activity.SYNC, version):
             handle = self._publisher.publish(version)
         return handle, self._meter.take()
@@ -216,43 +275,34 @@ class LearnerActor:
         return self._meter.take()
 
     def snapshot(self, step: int) -> tuple[Span, ...]:
-        """Copy this rank's shard; the step waits for that, and it is what the checkpoint is charged with."""
+        """Copy this rank's shard to host memory; the step waits for this, so the checkpoint is charged for
+        it.
+        """
         with self._meter.span(Activity.CHECKPOINT, step):
             self._learner.snapshot()
         return self._meter.take()
 
     def write(self, directory: Path) -> None:
-        """Write the copy, in a thread of its own. The slot is charged for what it trains meanwhile."""
+        """Write the snapshot, in a thread of its own. The slot is charged for the training that goes on."""
         self._learner.write(directory)
 
     def load(self, directory: Path) -> tuple[Span, ...]:
-        """Read the shards."""
+        """Restore this rank from the shards in `directory`."""
         with self._meter.span(Activity.LOAD, 0):
             self._learner.load(directory)
         return self._meter.take()
 
     def export(self, directory: Path) -> tuple[Span, ...]:
-        """Rank 0 writes the Hugging Face folder; the others help to gather."""
+        """Rank 0 writes the model as a Hugging Face folder; the other ranks help to gather it."""
         with self._meter.span(Activity.CHECKPOINT, 0):
             self._learner.export(directory)
         return self._meter.take()
 
 
-def _fetch(refs: PartRefs) -> list[BatchPart]:
-    """The columns behind the handles, mapped from this node's object store."""
-    blocks: list[RolloutBlock] = ray.get([block for block, _, _ in refs])
-    scores: list[ScoreBlock] = ray.get([score for _, score, _ in refs])
+def _fetch(refs: Sequence[BlockRefs]) -> list[BatchPart]:
+    """The columns behind the references, mapped from this node's object store."""
+    blocks: list[RolloutBlock] = ray.get([each.block for each in refs])
+    scores: list[ScoreBlock] = ray.get([each.scores for each in refs])
     return [
-        BatchPart(block, score, rows) for block, score, (_, _, rows) in zip(blocks, scores, refs, strict=True)
+        BatchPart(block, score, each.groups) for block, score, each in zip(blocks, scores, refs, strict=True)
     ]
-
-
-def _group_facts(block: RolloutBlock, scores: ScoreBlock) -> list[tuple[int, int, float, bool]]:
-    facts: list[tuple[int, int, float, bool]] = []
-    size = block.group_size
-    for row in range(len(block.group_ids)):
-        start, end = int(block.offsets[row * size]), int(block.offsets[(row + 1) * size])
-        rewards = scores.rewards[row * size : (row + 1) * size]
-        oldest = int(block.versions[start:end].min()) if end > start else 0
-        facts.append((oldest, end - start, float(rewards.mean()), bool((rewards != rewards[0]).any())))
-    return facts

@@ -1,84 +1,129 @@
-"""Calls to actors, and what their failures mean to the loop: classified here, once."""
+"""Calls to actors. This is the one place that translates Ray's errors into the errors of
+`orchestrator.errors`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import re
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from orchestrator.errors import DataLostError, OrchestratorError, StorageError, WorkerLostError
 
 T = TypeVar("T")
 
-_REFUSED_BY_A_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ActorCrashError(OrchestratorError):
-    """An actor's code raised something nobody foresaw; `traceback` is the actor's."""
+    """An actor's code raised an unexpected exception; `traceback` is the actor's."""
 
     def __init__(self, actor: str, traceback: str) -> None:
         super().__init__(actor, traceback)
         self.actor, self.traceback = actor, traceback
 
     def __str__(self) -> str:
-        last = self.traceback.strip().splitlines()[-1]
+        last = (self.traceback.strip().splitlines() or ["an unknown error"])[-1]
         return f"{self.actor} raised {last}\n{self.traceback}"
 
 
 async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T:
     """Wait for an actor's answer.
 
-    Raises WorkerLostError if the actor died or did not answer in time; DataLostError if it lives but what it
-    was to work on died with another; the OrchestratorError that its code raised on purpose; StorageError if
-    a disk refused to be written to; ActorCrashError for anything else it raised.
+    Raises the OrchestratorError that the actor's code raised, unchanged; WorkerLostError if the actor died or
+    did not answer in time; DataLostError if the actor is well, but its input was lost with another process;
+    StorageError if a disk rejected a write; ActorCrashError for every other exception in the actor.
     """
     future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return await asyncio.wait_for(future, timeout_seconds)
-    except RayTaskError as error:  # before the others: what it is made of is an instance of its cause, too
-        cause: object = error.cause
-        if isinstance(cause, (RayActorError, ObjectLostError)):
-            raise DataLostError(actor, _first_line(cause)) from error
-        if isinstance(cause, OrchestratorError):
-            raise cause from error
-        if isinstance(cause, OSError) and cause.errno in _REFUSED_BY_A_DISK:
-            raise StorageError(actor, str(cause)) from error
-        # Ray's class inherits from the cause's too: its text is the actor's traceback, its other attributes
-        # are the cause's.
-        raise ActorCrashError(actor, str(error)) from error
+    except RayTaskError as error:  # first, because Ray's object is an instance of its cause's class too
+        raise _from_task(actor, error) from error
     except RayActorError as error:
-        raise WorkerLostError(actor, _first_line(error)) from error
+        if error.actor_init_failed:
+            raise ActorCrashError(actor, plain_traceback(str(error))) from error
+        raise WorkerLostError(actor, death_reason(error)) from error
+    except (ActorUnschedulableError, NodeDiedError, OutOfMemoryError) as error:
+        raise WorkerLostError(actor, death_reason(error)) from error
     except ObjectLostError as error:
-        raise DataLostError(actor, _first_line(error)) from error
+        raise DataLostError(actor, death_reason(error)) from error
     except TimeoutError as error:
-        raise WorkerLostError(actor, f"no answer in {timeout_seconds:g} s") from error
+        raise WorkerLostError(actor, f"no answer within {timeout_seconds:g} s") from error
+
+
+def _from_task(actor: str, error: RayTaskError) -> OrchestratorError:
+    cause: object = error.cause
+    if isinstance(cause, (RayActorError, ObjectLostError)):
+        return DataLostError(actor, death_reason(cause))
+    if isinstance(cause, OrchestratorError):
+        return cause
+    if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+        return StorageError(actor, str(cause))
+    return ActorCrashError(actor, plain_traceback(str(error)))
+
+
+def plain_traceback(text: str) -> str:
+    """Ray's text of a remote error without colours and without its own lines about tasks and actors."""
+    lines = _COLOUR.sub("", text).splitlines()
+    kept = [
+        line for line in lines if not line.startswith("ray::") and "error raised in its creation" not in line
+    ]
+    return "\n".join(kept).strip()
+
+
+def death_reason(error: BaseException) -> str:
+    """Why an actor or an object was lost, in one line."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines()]
+    text = " ".join(line for line in lines if line)
+    if "Worker exit type" in text:
+        detail = text.partition("Worker exit detail:")[2].strip()
+        if "connection error code 2" in detail:  # Ray's words for: it was killed or crashed
+            return "its process died (killed, out of memory, or crashed)"
+        return (
+            f"its process died: {detail.partition('. Some common causes')[0]}"
+            if detail
+            else "its process died"
+        )
+    if "node has died" in text or "node died" in text or isinstance(error, NodeDiedError):
+        return "its node died"
+    return next((line for line in lines if line), type(error).__name__)
 
 
 async def all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All answers, in order. The first error is raised at once; the other calls are no longer waited for."""
-    async with _begun(calls) as tasks:
+    """All answers, in order. Raises the first error at once and cancels the other calls."""
+    async with _started(calls) as tasks:
         return await asyncio.gather(*tasks)
 
 
 async def all_ranks(calls: Iterable[Coroutine[Any, Any, T]], notice_seconds: float) -> list[T]:
-    """Like `all_or_none`, for actors that wait for each other. One whose peer is gone raises whatever its
-    collective raises, and is often heard before the peer: so after a crash the others are waited for, for
-    `notice_seconds` at the most. What one of them raised on purpose, or WorkerLostError, is raised instead;
-    if there is nothing of the kind, the first crash, with the others' as notes.
+    """Like `all_or_none`, for actors that wait for each other.
+
+    When a peer dies, the surviving ranks fail inside their collective, often before the death itself is
+    reported. So after a crash this waits up to `notice_seconds` for the root cause: an error that a rank
+    raised on purpose, or a WorkerLostError. Without one, the first crash is raised with the others as notes.
     """
-    async with _begun(calls) as tasks:
+    async with _started(calls) as tasks:
         try:
             return await asyncio.gather(*tasks)
         except ActorCrashError as crash:
             errors = await _errors(tasks, notice_seconds)
-            foreseen = [error for error in errors if not isinstance(error, ActorCrashError)]
-            if foreseen:
-                raise foreseen[0] from crash
+            causes = [error for error in errors if not isinstance(error, ActorCrashError)]
+            if causes:
+                raise causes[0] from crash
             for other in errors:
                 if other is not crash:
                     crash.add_note(str(other))
@@ -86,8 +131,8 @@ async def all_ranks(calls: Iterable[Coroutine[Any, Any, T]], notice_seconds: flo
 
 
 @contextlib.asynccontextmanager
-async def _begun(calls: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[list[asyncio.Task[T]]]:
-    """Their tasks, none of which is left at the end."""
+async def _started(calls: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[list[asyncio.Task[T]]]:
+    """The calls as running tasks; none of them outlives the body."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         yield tasks
@@ -98,7 +143,7 @@ async def _begun(calls: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[list
 
 
 async def _errors(tasks: Iterable[asyncio.Task[Any]], notice_seconds: float) -> list[OrchestratorError]:
-    """Of all tasks that end in time; not waiting for more once one is no crash."""
+    """The errors of all tasks that end in time. Stops waiting as soon as one of them is not a crash."""
     until = asyncio.get_running_loop().time() + notice_seconds
     waiting, errors = set(tasks), list[OrchestratorError]()
     while waiting and all(isinstance(error, ActorCrashError) for error in errors):
@@ -108,7 +153,3 @@ async def _errors(tasks: Iterable[asyncio.Task[Any]], notice_seconds: float) -> 
         if not done:
             break
     return errors
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -49,9 +49,3 @@ class ClusterConfig(Settings):
     heartbeat_seconds: float = Field(gt=0)
     """How often the run tells the ledger that it is alive; a killed controller's leases end at the last one.
     """
-
-    @property
-    def own_gpus(self) -> bool:
-        """Every learner rank and every rollout worker has a GPU, and no rank shares its with a worker."""
-        least = min(self.learner.gpus, self.rollout.gpus)
-        return self.resource == "gpu" and (least >= 1 or (least > 0 and self.layout == "split"))

@@ -2,121 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from orchestrator.training.cluster.actors import LearnerActor
+from orchestrator.errors import WorkerLostError
+from orchestrator.training.cluster.actors import DISK, STORE, LearnerActor, RankSetup
 from orchestrator.training.cluster.calls import all_ranks, answer
-from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
-from orchestrator.training.cluster.placement import ActorSlot
-from orchestrator.training.cluster.session import Slots
-from orchestrator.training.cluster.workers import part_refs
+from orchestrator.training.cluster.placement import Placement
+from orchestrator.training.cluster.run_spec import ActorIdentity, RunSpec
+from orchestrator.training.cluster.slots import Slots
+from orchestrator.training.cluster.workers import block_refs
 from orchestrator.training.records import Batch, WeightVersion
-from orchestrator.training.stages import PublishedWeights, Span, Updated
+from orchestrator.training.stages import PublishedWeights, Span, Updated, WeightRef
+from orchestrator.training.usage import Role
+from orchestrator.training.weights.choice import resolve_channel
+from orchestrator.training.weights.config import WeightsConfig
+from orchestrator.training.weights.rendezvous import Rendezvous
 
-DISK = "disk"
-"""The concurrency group of a rank's `write`: one thread beside the one that trains."""
+logger = logging.getLogger(__name__)
+
 DEATH_NOTICE_SECONDS = 60.0
-"""How long after a rank's crash Ray may tell that another one's death was the cause: for a lost node,
-tens of seconds.
+"""How long after one rank's crash Ray may take to report that the death of another one caused it: for a lost
+node, tens of seconds.
 """
 
 
 class RayLearnerGroup:
-    """Calls every rank with the same arguments, in the same order. If one is lost the others hang in a
-    collective, or crash in it: the loss is raised, and `rebuild` replaces them all.
+    """Calls every rank with the same arguments, in the same order. If a rank is lost the others hang or fail
+    in a collective: WorkerLostError is raised, and `rebuild` replaces all ranks.
     """
 
-    def __init__(
-        self, seats: Sequence[ActorSlot], slots: Slots, parts: RunSpec, timeout_seconds: float
-    ) -> None:
-        self._seats, self._slots, self._parts = seats, slots, parts
+    def __init__(self, placement: Placement, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
+        self._placement, self._seats = placement, placement.of(Role.LEARNER)
+        self._slots, self._spec = slots, spec
         self._timeout_seconds = timeout_seconds
-        self._life = 0
+        self._incarnation = 0
+        self._lost: WorkerLostError | None = None
+        """A loss during `start`, raised by the next call."""
         self._ranks: list[Any] = self._start()
 
-    async def ready(self) -> None:
-        """Let the ranks find each other and build the model."""
-        from orchestrator.training.learner.sharding.distributed import DistributedInit
+    async def start(self) -> None:
+        """Connect the ranks and build the model.
 
-        host, port = (await self._answer(0, self._ranks[0].address.remote())).rsplit(":", 1)
-        device = "cuda:0" if self._parts.use_gpu else "cpu"
-        backend = self._parts.learner.backend
-        inits = [
-            DistributedInit(rank, len(self._ranks), host, int(port), backend, device)
-            for rank in range(len(self._ranks))
-        ]
-        together = len({self._slots.nodes[seat.slot] for seat in self._seats}) == 1
-        ranks = zip(self._ranks, inits, strict=True)
-        await self._gather([rank.setup.remote(init, together) for rank, init in ranks])
+        A rank that is lost meanwhile is reported by the next call, so that the loop rebuilds the ranks within
+        its budget as it does later. Every other error is raised here.
+        """
+        try:
+            await self._connect()
+        except WorkerLostError as lost:
+            logger.warning("%s while the learner was starting", lost)
+            self._lost = lost
 
     async def update(self, batch: Batch) -> Updated:
-        """One step on all ranks; every rank reports the same numbers. Raises DataLostError before any rank
-        begins if rollouts of the batch are gone.
+        """One training step on all ranks, which all report the same numbers. Raises DataLostError, before any
+        rank begins, if rollouts of the batch are gone.
         """
-        refs = part_refs(batch.tickets)
-        await self._gather([rank.fetch.remote(batch.step, refs) for rank in self._ranks])
-        answers = await self._gather([rank.update.remote(batch.step) for rank in self._ranks])
+        await self._call_all("fetch", batch.step, block_refs(batch.tickets))
+        answers = await self._call_all("update", batch.step)
         return Updated(answers[0][0], _spans(spans for _, spans in answers))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
-        """Rank 0 publishes them through the run's weight channel, with the help of the others."""
-        answers = await self._gather([rank.publish.remote(version) for rank in self._ranks])
-        return PublishedWeights(version, answers[0][0], _spans(spans for _, spans in answers))
+        """Publish the weights through the run's weight channel."""
+        answers = await self._call_all("publish", version)
+        return PublishedWeights(version, WeightRef(answers[0][0]), _spans(spans for _, spans in answers))
 
     async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
         """Every rank writes its shard."""
-        return _spans(await self._gather([rank.save.remote(directory, step) for rank in self._ranks]))
+        return _spans(await self._call_all("save", directory, step))
 
     async def snapshot(self, step: int) -> tuple[Span, ...]:
         """Every rank copies its shard to host memory."""
-        return _spans(await self._gather([rank.snapshot.remote(step) for rank in self._ranks]))
+        return _spans(await self._call_all("snapshot", step))
 
     async def write(self, directory: Path) -> None:
-        """Every rank writes its copy, beside whatever else it does."""
-        await self._gather(
-            [rank.write.options(concurrency_group=DISK).remote(directory) for rank in self._ranks]
-        )
+        """Every rank writes its snapshot, while other calls go on."""
+        await self._call_all("write", directory, group=DISK)
 
     async def load(self, directory: Path) -> None:
-        """Every rank reads the shards."""
-        await self._gather([rank.load.remote(directory) for rank in self._ranks])
+        """Every rank restores its state from the shards."""
+        await self._call_all("load", directory)
 
     async def export(self, directory: Path) -> None:
-        """A Hugging Face folder, written by rank 0."""
-        await self._gather([rank.export.remote(directory) for rank in self._ranks])
+        """Rank 0 writes the model as a Hugging Face folder."""
+        await self._call_all("export", directory)
 
     async def rebuild(self) -> None:
-        """Kill all ranks and start fresh ones on the same seats."""
+        """Kill all ranks and start new ones on the same slots. Raises ClusterError if a slot is on a lost
+        node and is not reserved again in time.
+        """
         self.stop()
-        self._life += 1
+        self._lost = None
+        self._incarnation += 1
         self._ranks = self._start()
-        await self.ready()
+        await self._connect()
 
     def stop(self) -> None:
-        """Kill all ranks."""
         for rank in self._ranks:
             ray.kill(rank)
 
     def _start(self) -> list[Any]:
-        shell = ray.remote(concurrency_groups={DISK: 1})(LearnerActor)  # pyright: ignore[reportCallIssue]
+        groups = {DISK: 1, STORE: 2}
+        shell = ray.remote(concurrency_groups=groups)(LearnerActor)  # pyright: ignore[reportCallIssue]
         return [
-            shell.options(**self._slots.options(seat, self._life)).remote(
-                self._parts, ActorIdentity(seat.name, seat.role, self._life, self._slots.leases[seat.slot])
+            shell.options(**self._slots.options(seat, self._incarnation)).remote(
+                self._spec,
+                ActorIdentity(seat.name, seat.role, self._incarnation, self._slots.leases[seat.slot]),
             )
             for seat in self._seats
         ]
 
-    async def _gather(self, refs: Sequence[Any]) -> list[Any]:
-        calls = (self._answer(index, ref) for index, ref in enumerate(refs))
+    async def _connect(self) -> None:
+        ranks = len(self._ranks)
+        nodes = self._slots.nodes()
+        one_node = len({nodes[seat.slot] for seat in self._seats}) == 1
+        setup = RankSetup(
+            rank=0,
+            world_size=ranks,
+            device="cuda:0" if self._spec.use_gpu else "cpu",
+            one_node=one_node,
+            weights=self._weights(nodes),
+            rank_0=None,
+            rendezvous=self._rendezvous() if one_node else None,
+        )
+        rank_0 = self._ranks[0]
+        setups = [setup, *(replace(setup, rank=rank, rank_0=rank_0) for rank in range(1, ranks))]
+        calls = [actor.setup.remote(each) for actor, each in zip(self._ranks, setups, strict=True)]
+        await self._slots.while_held(self._answers(calls))
+
+    def _weights(self, nodes: Sequence[str]) -> WeightsConfig:
+        """The weights' config with the channel chosen for the nodes that the slots are on now."""
+        readers = self._placement.of(Role.ROLLOUT)
+        return resolve_channel(self._spec.weights, [nodes[seat.slot] for seat in (self._seats[0], *readers)])
+
+    def _rendezvous(self) -> Rendezvous:
+        """A fresh one each time: ranks of an earlier incarnation may still be ending."""
+        name, timeout = secrets.token_hex(8), self._spec.weights.timeout_seconds
+        return Rendezvous(name, len(self._ranks), timeout, secrets.token_bytes(32))
+
+    async def _call_all(self, method: str, *arguments: object, group: str | None = None) -> list[Any]:
+        if self._lost is not None:
+            raise self._lost
+        options = {} if group is None else {"concurrency_group": group}
+        return await self._answers(
+            [getattr(rank, method).options(**options).remote(*arguments) for rank in self._ranks]
+        )
+
+    async def _answers(self, refs: Sequence[Any]) -> list[Any]:
+        calls = (
+            answer(seat.name, ref, self._timeout_seconds) for seat, ref in zip(self._seats, refs, strict=True)
+        )
         return await all_ranks(calls, DEATH_NOTICE_SECONDS)
 
-    async def _answer(self, index: int, ref: Any) -> Any:  # noqa: ANN401 - Ray's handles have no static type
-        return await answer(self._seats[index].name, ref, self._timeout_seconds)
 
-
-def _spans(parts: Any) -> tuple[Span, ...]:  # noqa: ANN401
+def _spans(parts: Iterable[tuple[Span, ...]]) -> tuple[Span, ...]:
     return tuple(span for spans in parts for span in spans)

@@ -1,64 +1,76 @@
-"""Rollout and reward workers as the pools see them: one object a seat, over whichever actor sits there."""
+"""Rollout and reward workers as their pools see them: one object for each actor name, which outlives the
+processes behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from orchestrator.errors import DataLostError
-from orchestrator.training.cluster.actors import PartRefs, RewardActor, RolloutActor
+from orchestrator.training.cluster.actors import (
+    BlockRefs,
+    GeneratedInfo,
+    RewardActor,
+    RolloutActor,
+    ScoredInfo,
+)
 from orchestrator.training.cluster.calls import answer
-from orchestrator.training.cluster.parts import ActorIdentity, RunSpec
 from orchestrator.training.cluster.placement import ActorSlot
-from orchestrator.training.cluster.session import Slots
-from orchestrator.training.records import GroupTicket, RecordKind
+from orchestrator.training.cluster.run_spec import ActorIdentity, RunSpec
+from orchestrator.training.cluster.slots import Slots
+from orchestrator.training.records import (
+    BlockRef,
+    GroupTicket,
+    RecordKind,
+    RolloutBlock,
+    ScoreBlock,
+    ScoreRef,
+)
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored
 from orchestrator.training.weights.channel import WeightsNotFoundError
 
 
 class ManagedActor:
-    """An actor on its seat; `restart` kills it, if it still lives, and starts the next one there."""
+    """An actor on its slot, which can be replaced by a new process."""
 
     def __init__(
-        self, shell: type, seat: ActorSlot, slots: Slots, parts: RunSpec, timeout_seconds: float
+        self, shell: type, seat: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float
     ) -> None:
-        self._shell, self._seat, self._slots, self._parts = shell, seat, slots, parts
+        self._shell, self._seat, self._slots, self._spec = shell, seat, slots, spec
         self._timeout_seconds = timeout_seconds
-        self._life = 0
+        self._incarnation = 0
         self._actor = self._start()
 
     @property
     def name(self) -> str:
-        """`rollout-0`, over all lives."""
+        """`<role>-<index>`, the same for all incarnations."""
         return self._seat.name
 
     async def ready(self) -> None:
-        """Wait until it is built. Raises what kept it from being built."""
-        await self._answer(self._actor.ready.remote())
+        """Build the plain object inside the actor. Raises what prevents that, or ClusterError if the slot is
+        on a lost node and is not reserved again in time.
+        """
+        await self._slots.while_held(self._answer(self._actor.ready.remote()))
 
     async def restart(self) -> None:
-        """Kill the actor, if it still lives, and start the next one.
-
-        Raises WorkerLostError if that can't be had.
-        """
+        """Kill the process, if it still runs, and start the next incarnation. Raises what `ready` raises."""
         ray.kill(self._actor)
-        self._life += 1
+        self._incarnation += 1
         self._actor = self._start()
         await self.ready()
 
     def stop(self) -> None:
-        """Kill the actor."""
         ray.kill(self._actor)
 
     def _start(self) -> Any:  # noqa: ANN401 - Ray's actor handles have no static type
-        post = ActorIdentity(
-            self._seat.name, self._seat.role, self._life, self._slots.leases[self._seat.slot]
-        )
-        options = self._slots.options(self._seat, self._life)
-        return ray.remote(self._shell).options(**options).remote(self._parts, post)
+        leases = self._slots.leases[self._seat.slot]
+        identity = ActorIdentity(self._seat.name, self._seat.role, self._incarnation, leases)
+        options = self._slots.options(self._seat, self._incarnation)
+        return ray.remote(self._shell).options(**options).remote(self._spec, identity)
 
     async def _answer(self, ref: Any) -> Any:  # noqa: ANN401
         return await answer(self.name, ref, self._timeout_seconds)
@@ -67,69 +79,75 @@ class ManagedActor:
 class RayRolloutWorker(ManagedActor):
     """A `RolloutWorker`."""
 
-    def __init__(self, seat: ActorSlot, slots: Slots, parts: RunSpec, timeout_seconds: float) -> None:
-        super().__init__(RolloutActor, seat, slots, parts, timeout_seconds)
+    def __init__(self, seat: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
+        super().__init__(RolloutActor, seat, slots, spec, timeout_seconds)
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sample; the block stays where it was made. Raises DataLostError if the weights are gone."""
+        """Sample; the block stays on the node where it was made. Raises DataLostError if the weights are
+        gone.
+        """
         block, small = self._actor.generate.options(num_returns=2).remote(
             request, weights.version, weights.handle
         )
         try:
-            tokens, spans = await self._answer(small)
+            info: GeneratedInfo = await self._answer(small)
         except WeightsNotFoundError as error:
             raise DataLostError(self.name, str(error)) from error
-        return Generated(request, block, tokens, spans)
+        return Generated(request, BlockRef(block), info.tokens, info.spans)
 
 
 class RayRewardWorker(ManagedActor):
     """A `RewardWorker`."""
 
-    def __init__(self, seat: ActorSlot, slots: Slots, parts: RunSpec, timeout_seconds: float) -> None:
-        super().__init__(RewardActor, seat, slots, parts, timeout_seconds)
+    def __init__(self, seat: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
+        super().__init__(RewardActor, seat, slots, spec, timeout_seconds)
 
     async def score(self, generated: Generated) -> Scored:
-        """Grade; the tickets carry the handles of the block and its scores."""
+        """Score a block; the tickets refer to the block and its scores."""
         request = generated.request
         scores, small = self._actor.score.options(num_returns=2).remote(
             generated.block, request.step, request.samples_heldout
         )
-        facts, summary, spans = await self._answer(small)
+        info: ScoredInfo = await self._answer(small)
         tickets = tuple(
             GroupTicket(
                 group_id=group_id,
                 prompt_id=prompt.prompt_id,
                 requested_version=request.version,
-                oldest_version=oldest,
-                tokens=tokens,
-                reward_mean=reward_mean,
-                informative=informative,
+                oldest_version=facts.oldest_version,
+                tokens=facts.tokens,
+                reward_mean=facts.reward_mean,
+                informative=facts.informative,
                 row=row,
                 block=generated.block,
-                scores=scores,
+                scores=ScoreRef(scores),
             )
-            for row, ((group_id, prompt), (oldest, tokens, reward_mean, informative)) in enumerate(
-                zip(request.groups, facts, strict=True)
-            )
+            for row, ((group_id, prompt), facts) in enumerate(zip(request.groups, info.groups, strict=True))
         )
-        return Scored(tickets, summary, spans)
+        return Scored(tickets, info.summary, info.spans)
 
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the groups' rollouts. Raises StorageError if the disk refuses them, DataLostError if they are
+        """Write the groups' rollouts. Raises StorageError if the disk rejects them, DataLostError if they are
         gone; the caller decides how many lost records it tolerates.
         """
-        return await self._answer(
-            self._actor.record.remote(step, part_refs(tickets), directory, kind, sample)
-        )
+        call = self._actor.record.remote(step, block_refs(tickets), directory, kind, sample)
+        return await self._answer(call)
 
 
-def part_refs(tickets: Sequence[GroupTicket]) -> PartRefs:
-    """The tickets by block: each block's handles once, with the rows of its groups."""
-    rows: dict[Any, list[int]] = {}
-    scores: dict[Any, Any] = {}
+def block_refs(tickets: Sequence[GroupTicket]) -> list[BlockRefs]:
+    """The tickets by block: the references of each block once, with the indices of its groups."""
+    rows: dict[BlockRef, list[int]] = {}
+    scores: dict[BlockRef, ScoreRef] = {}
     for ticket in tickets:
         rows.setdefault(ticket.block, []).append(ticket.row)
         scores[ticket.block] = ticket.scores
-    return [(block, scores[block], tuple(sorted(block_rows))) for block, block_rows in rows.items()]
+    return [
+        BlockRefs(
+            cast("ray.ObjectRef[RolloutBlock]", block),
+            cast("ray.ObjectRef[ScoreBlock]", scores[block]),
+            tuple(sorted(indices)),
+        )
+        for block, indices in rows.items()
+    ]

@@ -1,4 +1,6 @@
-"""A pool of workers of one role: one task a worker, a lost worker replaced, its task given to another."""
+"""A pool of workers of one role: each worker has one task at a time, a lost worker is replaced, and its task
+goes to another one.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """Anything with a name; what it does is between the caller and it."""
+    """Anything with a name; what it can do is between the caller and the worker."""
 
     @property
     def name(self) -> str:
-        """Stable over restarts: `rollout-0`."""
+        """`<role>-<index>`, unchanged by restarts."""
         ...
 
 
@@ -30,22 +32,22 @@ OnLost = Callable[[WorkerLostError], None]
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Free(Generic[W]):
-    """A free worker, in the queue's order: free for longest, then by seat. So it does not depend on the order
-    in which asyncio cancels tasks.
+    """A free worker. The longest free one comes first, then the one with the lowest index, so that the order
+    does not depend on the order in which asyncio cancels tasks.
     """
 
     since: float
-    seat: int
+    index: int
     worker: W = field(compare=False)
 
 
 class WorkerPool(Generic[W]):
     """Gives each task to the worker that has been free the longest.
 
-    If a worker is lost the task goes to the next free one, and `replace(worker)` makes its successor
-    beside it. More than `max_restarts` losses over the life of the pool raise FailureBudgetExceededError
-    to whoever waits for a task. A task may run twice, if a worker is lost after it finished: the buffer
-    admits a group once.
+    If a worker is lost, its task goes to the next free one while `replace(worker)` builds the successor. More
+    than `max_restarts` losses over the life of the pool raise FailureBudgetExceededError to everybody who
+    waits for a worker. A task may run twice, if its worker is lost after finishing it: the buffer admits a
+    group only once.
     """
 
     def __init__(
@@ -56,18 +58,32 @@ class WorkerPool(Generic[W]):
         on_lost: OnLost,
     ) -> None:
         self._replace, self._max_restarts, self._on_lost = replace, max_restarts, on_lost
-        self._free: asyncio.PriorityQueue[_Free[W]] = asyncio.PriorityQueue()
+        self._workers = workers
+        self._free = self._all_free()
         self._restarting: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self.restarts = 0
         """Workers lost so far."""
         self.width = len(workers)
-        self._seats = {worker.name: seat for seat, worker in enumerate(workers)}
-        for seat, worker in enumerate(workers):
-            self._free.put_nowait(_Free(0.0, seat, worker))
+        self._indices = {worker.name: index for index, worker in enumerate(workers)}
+
+    async def start(self, ready: Callable[[W], Awaitable[object]]) -> None:
+        """Wait until every worker is ready, before the first task. A worker that is lost meanwhile is
+        replaced.
+
+        Raises FailureBudgetExceededError if too many are lost, and whatever else `ready` raises.
+        """
+        tasks = [asyncio.ensure_future(self._start_one(worker, ready)) for worker in self._workers]
+        try:
+            self._workers = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._free = self._all_free()
 
     async def call(self, task: Callable[[W], Awaitable[T]]) -> T:
-        """Run `task` on a worker, and again on another if that one is lost."""
+        """Run `task` on a worker, and again on another one if that worker is lost."""
         while True:
             worker = await self._acquire()
             try:
@@ -76,7 +92,7 @@ class WorkerPool(Generic[W]):
                 self._put_back(worker)
                 raise
             except WorkerLostError as lost:
-                self._lose(worker, lost)
+                self._restart_later(worker, lost)
             except BaseException:
                 self._put_back(worker)
                 raise
@@ -90,8 +106,28 @@ class WorkerPool(Generic[W]):
             task.cancel()
         await asyncio.gather(*self._restarting, return_exceptions=True)
 
+    async def _start_one(self, worker: W, ready: Callable[[W], Awaitable[object]]) -> W:
+        lost: WorkerLostError | None = None
+        while True:
+            try:
+                if lost is not None:
+                    return await self._replace(worker)
+                await ready(worker)
+            except WorkerLostError as error:
+                lost = error
+                self._count(lost)
+                logger.warning("%s while it was starting; it is replaced", lost)
+            else:
+                return worker
+
+    def _all_free(self) -> asyncio.PriorityQueue[_Free[W]]:
+        free: asyncio.PriorityQueue[_Free[W]] = asyncio.PriorityQueue()
+        for index, worker in enumerate(self._workers):
+            free.put_nowait(_Free(0.0, index, worker))
+        return free
+
     async def _acquire(self) -> W:
-        """The next free worker; raises what made a replacement fail."""
+        """The next free worker. Raises the error that made a replacement fail."""
         if self._failed is None:
             self._failed = asyncio.get_running_loop().create_future()
         getter = asyncio.ensure_future(self._free.get())
@@ -112,9 +148,10 @@ class WorkerPool(Generic[W]):
 
     def _put_back(self, worker: W) -> None:
         now = asyncio.get_running_loop().time()
-        self._free.put_nowait(_Free(now, self._seats[worker.name], worker))
+        self._free.put_nowait(_Free(now, self._indices[worker.name], worker))
 
-    def _lose(self, worker: W, lost: WorkerLostError) -> None:
+    def _count(self, lost: WorkerLostError) -> None:
+        """Count a loss. Raises FailureBudgetExceededError if it exceeds the budget."""
         self.restarts += 1
         self._on_lost(lost)
         if self.restarts > self._max_restarts:
@@ -123,6 +160,9 @@ class WorkerPool(Generic[W]):
             )
             self._fail(exceeded)
             raise exceeded from lost
+
+    def _restart_later(self, worker: W, lost: WorkerLostError) -> None:
+        self._count(lost)
         logger.warning(
             "%s; its task goes to another worker (loss %d of %d tolerated)",
             lost,
@@ -138,11 +178,11 @@ class WorkerPool(Generic[W]):
             self._put_back(await self._replace(worker))
         except WorkerLostError as lost:
             with contextlib.suppress(FailureBudgetExceededError):  # raised to those who wait for a worker
-                self._lose(worker, lost)
-        except Exception as error:  # noqa: BLE001 - whatever stops a replacement must reach those who wait for a worker
+                self._restart_later(worker, lost)
+        except Exception as error:  # noqa: BLE001 - every error must reach those who wait for a worker
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
-            self._failed.exception()  # seen: asyncio need not warn if nobody waits for a worker any more
+            self._failed.exception()  # retrieved: asyncio need not warn if nobody waits for a worker any more

@@ -3,8 +3,8 @@
     rank 0    handle = channel.publish(version, learner.weights)     handle: small, travels with each request
     worker    channel.pull(handle) -> buckets, in order              one bucket at a time
 
-A version that was published never changes. Neither side holds a second copy of the model: a channel keeps
-what it published in storage of its own, and beside that each side needs one bucket at the most.
+A published version never changes. Neither side holds a second copy of the model: the channel keeps published
+versions in its own storage, and each side needs at most one bucket of extra memory.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from orchestrator.training.records import WeightVersion
 from orchestrator.training.tensors.buckets import Allocate, Bucket, new_bytes
 
 BucketSource = Callable[[Allocate], Iterator[Bucket]]
-"""Makes the buckets, in memory that the channel gives: `learner.weights`."""
+"""Produces the buckets in memory that the channel provides: `learner.weights`."""
 
 
 def new_identity() -> bytes:
-    """What tells a publish from every other one, of whichever process."""
+    """A random id, unique to one publish in any process."""
     return secrets.token_bytes(16)
 
 
 class WeightHandle(Protocol):
-    """What all channels' handles have in common."""
+    """What the handles of all channels have in common."""
 
     @property
     def identity(self) -> bytes:
-        """Of this publish alone: a learner that was restored publishes the same version once more, with other
-        weights. Who remembers it, unlike the handle, keeps no weights alive.
+        """Unique to this publish: a restored learner publishes the same version again, with other weights.
+        Unlike the handle, the identity keeps no weights alive.
         """
         ...
 
 
 class WeightsNotFoundError(OrchestratorError):
-    """The channel does not hold that version: its publisher is gone, or newer versions pushed it out."""
+    """The channel no longer has that version: its publisher is gone, or newer versions replaced it."""
 
     def __init__(self, version: WeightVersion, reason: str) -> None:
         super().__init__(version, reason)
@@ -50,17 +50,18 @@ class WeightsNotFoundError(OrchestratorError):
 
 
 class WeightChannel(Protocol):
-    """Where published weights are. A version becomes visible whole or not at all."""
+    """Transports published weights. A version becomes visible as a whole or not at all."""
 
     def publish(self, version: WeightVersion, source: BucketSource) -> Any:  # noqa: ANN401 - each channel's own
-        """Take all buckets of `source` and return the `WeightHandle` that pulls them: picklable, and small.
-        Raises ValueError for a version older than the last one. If `source` raises, nothing was published,
-        and the version before is still there; it also outlives the whole of the next publish.
+        """Publish all buckets of `source` and return a small, picklable `WeightHandle` to pull them with.
+
+        If `source` raises, nothing is published. The previous version stays available until the next publish
+        has finished. Raises ValueError for an older version than the last one.
         """
         ...
 
     def pull(self, handle: Any) -> Generator[Bucket]:  # noqa: ANN401
-        """The buckets in the order of publishing; each is valid until the next one is asked for. Close the
+        """The buckets in the order of publishing; each is valid until the next one is requested. Close the
         generator if it is not read to its end (`contextlib.closing`).
 
         Raises WeightsNotFoundError, before the first bucket, if the version is gone.
@@ -68,7 +69,7 @@ class WeightChannel(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything that was published."""
+        """Release everything that was published."""
         ...
 
 
@@ -77,7 +78,7 @@ def require_rising(version: WeightVersion, latest: WeightVersion | None) -> None
     the same version.
     """
     if latest is not None and version < latest:
-        raise ValueError(f"weights: got version {version}, and {latest} is already published")
+        raise ValueError(f"weights: cannot publish version {version}: version {latest} is already published")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class MemoryHandle:
 
 
 class MemoryChannel:
-    """Keeps the last `keep` versions in this process: the fake of the port, and the real thing where learner
-    and workers share a process.
+    """Keeps the last `keep` versions in this process. The fake of the port, and the real channel where
+    learner and workers share a process.
     """
 
     def __init__(self, keep: int = 2) -> None:

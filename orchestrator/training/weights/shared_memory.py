@@ -1,22 +1,21 @@
-"""Weights through memory that the processes of one host share: written once, by the learner, and read
-where they lie.
+"""The weight channel through memory that the processes of one host share. The learner writes a version once,
+and workers read it in place.
 
 A version lies in a segment, an anonymous file in memory (memfd_create(2)):
 
-    header      [page]              identity of the version, where its manifest is
-    buckets     [count x stride]    flattened straight into the mapping; pages that a bucket
-                                    does not use cost nothing
-    manifest                        what lies where in each bucket
+    header      [page]              identity of the version; offset and length of its manifest
+    buckets     [count x stride]    flattened straight into the mapping; unused pages cost nothing
+    manifest                        which tensors lie where in each bucket (JSON)
 
-Workers open it as /proc/<pid>/fd/<number>. It has no name, so nothing is left over however processes end: the
-kernel frees a segment when the learner and the last reader have let go of it. It does not count against the
-size of /dev/shm, which is 64 MiB in a container.
+Workers open it as /proc/<pid>/fd/<number>. It has no name, so nothing is left behind however processes end:
+the kernel frees a segment when the learner and the last reader have closed it. It does not count towards
+/dev/shm, which is limited to 64 MiB in many containers.
 
-Segments are written in turn, two as a rule, because fresh memory costs several times what a copy does. That a
-reader never sees one being overwritten rests on flock(2): a reader holds a shared lock while it reads, a
-writer an exclusive one while it writes. A writer does not wait for readers: it leaves the segment to them and
-takes a new one. A lock dies with its process. A reader that comes too late finds another identity in the
-header, or the lock taken, and is told that the version is gone.
+Segments are reused, normally two of them in turn, because fresh memory costs several times as much as a copy.
+flock(2) keeps a segment from being overwritten while it is read: a reader holds a shared lock, a writer an
+exclusive one. A writer does not wait for readers; it leaves the segment to them and takes a new one. Locks
+end with their process. A reader that comes too late finds another identity in the header, or the lock taken,
+and raises WeightsNotFoundError.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from orchestrator.training.weights.segments import Contents, Segment, lock
 from orchestrator.training.weights.writers import PeerWriters
 
 KEPT = 2
-"""Segments that a writer writes in turn, and that a reader keeps mapped."""
+"""Segments that a writer alternates between, and that a reader keeps mapped."""
 
 
 class SharedMemoryChannel:
-    """A `WeightChannel` for processes of one host, and one user, that see each other in /proc (Linux). Keeps
-    the last two versions, and older ones as long as somebody reads them.
+    """A `WeightChannel` for processes of one host and one user that see each other in /proc (Linux). Keeps
+    the last two versions, and older ones while they are being read.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class SharedMemoryChannel:
         self._attached = AttachedSegments(KEPT)
 
     def publish(self, version: WeightVersion, source: BucketSource) -> SegmentHandle:
-        """See `WeightChannel.publish`. Raises OSError if there is not memory enough."""
+        """See `WeightChannel.publish`. Raises OSError if there is not enough memory."""
 
         def write(segment: Segment) -> Contents:
             places = itertools.count()
@@ -59,12 +58,10 @@ class SharedMemoryChannel:
 
         return self._publish(version, write)
 
-    def publish_together(
-        self, version: WeightVersion, plan: WritePlan, helpers: PeerWriters
-    ) -> SegmentHandle:
+    def publish_together(self, version: WeightVersion, plan: WritePlan, peers: PeerWriters) -> SegmentHandle:
         """Like `publish`, but other ranks write their shares of the plan (`PeerWriter.write`).
 
-        Also raises ConnectionError, PermissionError or WorkerLostError if one of them fails. After any error
+        Also raises ConnectionError or WorkerLostError if one of them fails. After any error
         the peers are disconnected and the segment is dropped, because a peer may still write to it.
         """
 
@@ -72,9 +69,9 @@ class SharedMemoryChannel:
             count = len(plan.buckets)
             segment.block(count - 1, plan.bucket_bytes)
             try:
-                helpers.start(version, segment, count)
+                peers.start(version, segment, count)
                 plan.write(segment.blocks[:count])
-                helpers.wait(version)
+                peers.wait(version)
             except BaseException:
                 self._segments.remove(segment)
                 raise
@@ -83,15 +80,15 @@ class SharedMemoryChannel:
         try:
             return self._publish(version, write)
         except BaseException:
-            helpers.close()
+            peers.close()
             raise
 
     def _publish(self, version: WeightVersion, write: Callable[[Segment], Contents]) -> SegmentHandle:
         require_rising(version, self._latest)
         segment = self._free_segment()
         try:
-            segment.open()
-            identity = segment.seal(version, write(segment))
+            segment.begin_write()
+            identity = segment.commit(version, write(segment))
         finally:
             fcntl.flock(segment.descriptor, fcntl.LOCK_UN)
             if segment not in self._segments:
@@ -108,15 +105,15 @@ class SharedMemoryChannel:
             self._attached.give_back(handle, attached)
 
     def close(self) -> None:
-        """See `WeightChannel.close`. Readers under way keep what they read."""
+        """See `WeightChannel.close`. Readers keep the segments that they are reading."""
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments.clear()
         self._attached.close()
 
     def _free_segment(self) -> Segment:
-        """One that nobody reads and that does not hold the latest version, locked; a new one
-        if there is none.
+        """A locked segment that nobody reads and that does not hold the latest version; a new one if there is
+        none.
         """
         old = [
             segment for segment in self._segments if self._latest is None or segment.version != self._latest

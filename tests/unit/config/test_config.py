@@ -199,7 +199,6 @@ IMPOSSIBLE = [
     ("grpo", "algorithm.advantage=gpro", "algorithm.advantage", "gpro", "grpo", ""),
     ("grpo", "algorithm.loss=nll", "algorithm.advantage", "grpo", "constant", "ignores rewards"),
     ("grpo", "learner.backend=nccl", "learner.backend", "nccl", "gloo", "no GPU"),
-    ("grpo", "weights.backend=nccl", "weights.backend", "nccl", "gloo", "none of their own"),
     ("grpo", "cluster.slot_cpus=0.1", "cluster.slot_cpus", "0.1", "or more", "share one slot"),
     (
         "grpo",

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, TCPStore
+from torch._C._distributed_c10d import HashStore
 
 GROUP_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a collective waits for the other ranks before it raises."""
@@ -19,20 +19,16 @@ GROUP_TIMEOUT = datetime.timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class DistributedInit:
-    """What a rank is told. Rank 0 listens on `master_addr`:`master_port`; with one rank neither is used.
-    `device` is "cpu", "cuda" (the first that the process sees) or "cuda:<index>".
+    """One rank's place in the process group. `device` is "cpu", "cuda" (the first that the process sees) or
+    "cuda:<index>".
     """
 
     rank: int
     world_size: int
-    master_addr: str
-    master_port: int
     backend: Literal["auto", "gloo", "nccl"]
     device: str
-    listener: int | None = None
-    """Rank 0: the descriptor of a socket that listens on that port already, so that it can't become somebody
-    else's meanwhile; `join` takes it over.
-    """
+    store: dist.Store | None = None
+    """Through which the ranks exchange their addresses; not needed for a single rank."""
 
     @property
     def resolved_backend(self) -> str:
@@ -43,10 +39,10 @@ class DistributedInit:
 
 
 def join(init: DistributedInit, threads: int) -> torch.device:
-    """Join the ranks' process group; returns this rank's device. Blocks until all ranks have come.
+    """Join the ranks' process group; returns this rank's device. Blocks until all ranks have joined.
 
-    `threads` CPU threads compute (0: torch's choice). A process is one rank for as long as it lives, because
-    DeepSpeed keeps groups in module globals: joining again as the same rank finds the group as it is. Raises
+    `threads` CPU threads compute (0: torch's choice). A process stays the same rank for its whole life,
+    because DeepSpeed keeps groups in module globals: joining again as the same rank reuses the group. Raises
     ValueError for another rank or number of ranks.
     """
     if threads > 0:
@@ -63,24 +59,13 @@ def join(init: DistributedInit, threads: int) -> torch.device:
             wanted = (init.rank, init.world_size)
             raise ValueError(f"this process is rank and size {joined}, and can't join as {wanted}")
         return device
-    if init.world_size == 1:
-        dist.init_process_group(
-            init.resolved_backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT
-        )
-    else:
-        store = TCPStore(
-            init.master_addr,
-            init.master_port,
-            init.world_size,
-            is_master=init.rank == 0,
-            timeout=GROUP_TIMEOUT,
-            master_listen_fd=init.listener,
-        )
-        dist.init_process_group(
-            init.resolved_backend,
-            store=store,
-            rank=init.rank,
-            world_size=init.world_size,
-            timeout=GROUP_TIMEOUT,
-        )
+    if init.store is None and init.world_size > 1:
+        raise ValueError(f"{init.world_size} ranks need a store to find each other")
+    dist.init_process_group(
+        init.resolved_backend,
+        store=init.store or HashStore(),
+        rank=init.rank,
+        world_size=init.world_size,
+        timeout=GROUP_TIMEOUT,
+    )
     return device

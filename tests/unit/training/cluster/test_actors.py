@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from orchestrator.config.compose import compose
 from orchestrator.launch.assembly import run_spec
 from orchestrator.training.cluster import actors
-from orchestrator.training.cluster.parts import ActorIdentity
+from orchestrator.training.cluster.run_spec import ActorIdentity
 from orchestrator.training.records import Prompt, SamplingParams, WeightVersion
 from orchestrator.training.rollouts.engine import NamedTensor
 from orchestrator.training.rollouts.engines import ENGINES
@@ -48,10 +46,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ShowsItsWeights:
 def test_a_version_that_is_published_anew_is_pulled_anew(engine: ShowsItsWeights, tmp_path: Path) -> None:
     """The learner dies after version 11 and is restored to 10, while this worker has nothing to do."""
     parts = run_spec(compose("grpo", ["tracking=none", "rollout.threads=0"]), "run", 1, tmp_path)
-    weights = parts.weights.model_copy(update={"channel": "shared_memory"})
-    worker = actors.RolloutActor(
-        replace(parts, weights=weights), ActorIdentity("rollout-0", Role.ROLLOUT, 0, ())
-    )
+    worker = actors.RolloutActor(parts, ActorIdentity("rollout-0", Role.ROLLOUT, 0, ()))
+    worker.ready()
     lost, restored = SharedMemoryChannel(), SharedMemoryChannel()
     first = lost.publish(11, source(1.0))
     for _ in range(2):
@@ -63,14 +59,3 @@ def test_a_version_that_is_published_anew_is_pulled_anew(engine: ShowsItsWeights
     assert set(block.versions.tolist()) == {11}
     lost.close()
     restored.close()
-
-
-def test_a_rank_listens_where_it_says_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It joins the others much later, and meanwhile the port must not become somebody else's."""
-    monkeypatch.setattr(actors.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    rank = object.__new__(actors.LearnerActor)
-    host, port = rank.address().rsplit(":", 1)
-    socket.create_connection((host, int(port)), timeout=60.0).close()
-    with socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind((host, int(port)))
-    rank._listener.close()  # pyright: ignore[reportPrivateUsage] - what `setup` does

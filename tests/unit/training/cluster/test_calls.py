@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from orchestrator.errors import CheckpointError, OrchestratorError, StorageError, WorkerLostError
 from orchestrator.training.cluster.calls import ActorCrashError, all_ranks, answer
@@ -96,3 +97,78 @@ def test_what_ranks_raise_on_purpose_and_what_they_answer_is_passed_on() -> None
     with pytest.raises(CheckpointError, match="could not write"):
         asyncio.run(all_ranks([_after(3600), _after(0, refused)], 3600.0))
     assert asyncio.run(all_ranks([_after(0.01), _after(0)], 1.0)) == ["done", "done"]
+
+
+def _lost(error: Exception) -> OrchestratorError:
+    """What the driver raises for an error of Ray itself."""
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    handle: Any = SimpleNamespace(future=lambda: future)
+    with pytest.raises(OrchestratorError) as caught:
+        asyncio.run(answer("rollout-0", handle, 1.0))
+    return caught.value
+
+
+RAY_TEXT = (
+    "\x1b[36mray::RolloutActor.generate()\x1b[39m (pid=7, ip=10.0.0.5, actor_id=ab, repr=<Actor>)\n"
+    '  File "engine.py", line 3, in generate\n'
+    "    raise KeyError('tests')\n"
+    "\x1b[31mKeyError\x1b[39m: 'tests'"
+)
+
+
+def test_an_unexpected_error_is_shown_without_rays_wrapping_and_colours() -> None:
+    class Raw:
+        def future(self) -> Future[Any]:
+            future: Future[Any] = Future()
+            error = RayTaskError("generate", RAY_TEXT, KeyError("tests"))
+            future.set_exception(error.as_instanceof_cause())
+            return future
+
+    with pytest.raises(ActorCrashError) as caught:
+        asyncio.run(answer("rollout-0", Raw(), 1.0))  # pyright: ignore[reportArgumentType]
+    assert str(caught.value).startswith("rollout-0 raised KeyError: 'tests'\n")
+    assert 'File "engine.py", line 3' in caught.value.traceback
+    for wrapping in ("\x1b", "ray::", "actor_id", "repr="):
+        assert wrapping not in str(caught.value)
+
+
+def test_a_constructor_that_fails_is_a_crash_and_not_a_lost_worker() -> None:
+    """A new process would fail in the same way."""
+    error = ActorDiedError(RayTaskError("RolloutActor.__init__", RAY_TEXT, KeyError("tests")))
+    crash = _lost(error)
+    assert isinstance(crash, ActorCrashError)
+    assert str(crash).startswith("rollout-0 raised KeyError: 'tests'\n")
+    assert "\x1b" not in str(crash)
+    assert "creation task" not in str(crash)
+
+
+KILLED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: RolloutActor\n\tactor_id: ab\n"
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR "
+    "Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common "
+    "causes include: (1) ..."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (KILLED, "its process died (killed, out of memory, or crashed)"),
+        (
+            "Worker exit type: INTENDED Worker exit detail: Owner's node died. Some common causes: x",
+            "its process died: Owner's node died",
+        ),
+        ("The actor died because its node has died. Node Id: ab", "its node died"),
+        ("\x1b[31mSomething else\x1b[39m\nwith details", "Something else"),
+    ],
+)
+def test_why_a_worker_was_lost_is_one_plain_line(text: str, reason: str) -> None:
+    error = _lost(RayActorError(error_msg=text))
+    assert isinstance(error, WorkerLostError)
+    assert error.reason == reason
+
+
+@pytest.mark.parametrize("error", [NodeDiedError("the node died"), OutOfMemoryError("over the limit")])
+def test_other_losses_of_ray_are_lost_workers_too(error: Exception) -> None:
+    assert isinstance(_lost(error), WorkerLostError)

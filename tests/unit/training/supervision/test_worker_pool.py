@@ -275,3 +275,44 @@ def test_a_pool_without_workers_never_answers() -> None:
 
     with pytest.raises(DeadlockError):
         run_in_virtual_time(main())
+
+
+def ready_unless(*lost: str, error: Exception | None = None) -> Callable[[Worker], Awaitable[None]]:
+    async def ready(worker: Worker) -> None:
+        await asyncio.sleep(1.0)
+        if worker.name in lost:
+            raise error or WorkerLostError(worker.name, "died while it was starting")
+
+    return ready
+
+
+def test_a_worker_lost_at_the_start_is_replaced_within_the_budget() -> None:
+    async def main() -> None:
+        shop = Shop(count=2, max_restarts=2, restart_errors=[WorkerLostError("w-1", "died again")])
+        pool = shop.open()
+        await pool.start(ready_unless("w-1"))
+        assert (shop.lost, pool.restarts) == (["w-1", "w-1"], 2)
+        assert now() == 11.0  # the first attempt, a replacement that died, and one that did not
+        assert await asyncio.gather(*(pool.call(sleeps(1.0)) for _ in range(2))) == ["w-0/0", "w-1/1"]
+
+    run_in_virtual_time(main())
+
+
+def test_more_losses_at_the_start_than_the_budget_end_it() -> None:
+    async def main() -> None:
+        pool = Shop(count=3, max_restarts=1).open()
+        with pytest.raises(FailureBudgetExceededError, match="workers lost: 2 failures, the budget is 1"):
+            await pool.start(ready_unless("w-0", "w-2"))
+        assert now() == 1.0
+
+    run_in_virtual_time(main())
+
+
+def test_what_keeps_a_worker_from_being_built_ends_the_start_as_it_is() -> None:
+    async def main() -> None:
+        refused = ValueError("no such engine")
+        with pytest.raises(ValueError, match="no such engine") as caught:
+            await Shop().open().start(ready_unless("w-1", error=refused))
+        assert caught.value is refused
+
+    run_in_virtual_time(main())

@@ -15,7 +15,7 @@ from orchestrator.training.tensors.buckets import Allocate, Bucket, unflatten
 from orchestrator.training.weights.channel import WeightsNotFoundError
 from orchestrator.training.weights.shared_memory import SegmentHandle, SharedMemoryChannel
 from tests.contracts.weight_channel_contract import pulled, same, source
-from tests.contracts.weight_processes import SideProcess
+from tests.fakes.side_process import SideProcess
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""From configs to a learner rank: the one place where advantages, losses and the model meet."""
+"""Builds a learner rank from its configuration: here advantages, losses and the model meet."""
 
 from __future__ import annotations
 
 from orchestrator.training.advantages import ADVANTAGES
-from orchestrator.training.cluster.parts import RunSpec
+from orchestrator.training.cluster.run_spec import RunSpec
 from orchestrator.training.learner.adapters import add_adapters
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
 from orchestrator.training.learner.losses import LOSSES
@@ -14,9 +14,9 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 
 
-def build_learner(init: DistributedInit, parts: RunSpec) -> DeepSpeedLearner:
-    """Build the model and join the other ranks. Blocks until all have come."""
-    algorithm = parts.algorithm
+def build_learner(init: DistributedInit, spec: RunSpec) -> DeepSpeedLearner:
+    """Build the model and join the other ranks. Blocks until all ranks have joined."""
+    algorithm = spec.algorithm
     corrects = algorithm.off_policy.correction == "truncated_importance_sampling"
     objective = Objective(
         policy=LOSSES.get(algorithm.loss),
@@ -30,16 +30,16 @@ def build_learner(init: DistributedInit, parts: RunSpec) -> DeepSpeedLearner:
         objective=objective,
         aggregation=algorithm.aggregation,
         drop_uninformative=algorithm.drop_uninformative,
-        temperature=1.0 if LOSSES.facts(algorithm.loss).supervised else parts.rollout.temperature,
-        max_new_tokens=parts.rollout.max_new_tokens,
+        temperature=1.0 if LOSSES.facts(algorithm.loss).supervised else spec.rollout.temperature,
+        max_new_tokens=spec.rollout.max_new_tokens,
     )
-    model, lora = build_model(parts.model, parts.seed), parts.learner.lora
+    model, lora = build_model(spec.model, spec.seed), spec.learner.lora
     if lora.rank:
-        add_adapters(model, lora, parts.seed)
+        add_adapters(model, lora, spec.seed)
     needs_reference = algorithm.kl.coefficient and not lora.rank
     trainee = PolicyModel(
         model=model,
-        tokenizer=build_tokenizer(parts.model),
-        reference=build_model(parts.model, parts.seed) if needs_reference else None,
+        tokenizer=build_tokenizer(spec.model),
+        reference=build_model(spec.model, spec.seed) if needs_reference else None,
     )
-    return DeepSpeedLearner(init, parts.learner, rule, trainee, parts.steps)
+    return DeepSpeedLearner(init, spec.learner, rule, trainee, spec.steps)

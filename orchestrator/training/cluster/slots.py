@@ -1,0 +1,237 @@
+"""The slots that a run holds on the cluster: reserved as a placement group, leased in the ledger, and
+watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.clock import Clock
+from orchestrator.training.cluster.config import ClusterConfig
+from orchestrator.training.cluster.placement import ActorSlot, Placement
+from orchestrator.training.cluster.session import ClusterError
+from orchestrator.training.usage import (
+    CloseReason,
+    Heartbeat,
+    LeaseClosed,
+    LeaseOpened,
+    UsageSink,
+    new_event_id,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+OnWaiting = Callable[[str], None]
+"""Receives a sentence that says what the run is waiting for."""
+
+LOOK_EVERY_SECONDS = 5.0
+"""How often the state of the placement group is looked up."""
+QUIET_SECONDS = 5.0
+"""How long the first reservation may take before the run says that it is waiting."""
+
+
+class Slots:
+    """The slots of a run. `leases[i]` are the lease ids of slot i, one for each accelerator.
+
+    If a node is lost, Ray reserves its slots again on another node, as soon as one has room. `watch` notices
+    that slots are missing; calls made through `while_held` fail when they stay missing for longer than
+    `cluster.startup_timeout_seconds`.
+    """
+
+    def __init__(
+        self,
+        group: PlacementGroup,
+        leases: tuple[tuple[str, ...], ...],
+        config: ClusterConfig,
+        on_waiting: OnWaiting,
+    ) -> None:
+        self.leases = leases
+        self._group, self._config, self._on_waiting = group, config, on_waiting
+        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def nodes(self) -> tuple[str, ...]:
+        """The id of the node that each slot is on now."""
+        nodes: dict[int, str] = placement_group_table(self._group)["bundles_to_node_id"]
+        return tuple(nodes[index] for index in range(len(self.leases)))
+
+    def options(self, seat: ActorSlot, incarnation: int) -> dict[str, Any]:
+        """Ray options that place an actor on its slot.
+
+        A crashed actor is replaced by its pool, never by Ray. Its name, `<run>/<attempt>-<group>/<actor>/
+        <incarnation>`, is unique, so that Ray's own events can be compared with the ledger.
+        """
+        held = self.leases[seat.slot][0].rpartition("/")[0]
+        return {
+            "name": f"{held}/{seat.name}/{incarnation}",
+            "num_cpus": seat.share.cpus,
+            "num_gpus": seat.share.gpus,
+            "max_restarts": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, seat.slot),
+        }
+
+    async def while_held(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await `call`. Raises ClusterError if the run gives up on missing slots in the meantime."""
+        task = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait({task, self._given_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._given_up.result()
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def watch(self) -> None:
+        """Look up the placement group until it is given up. Runs beside the body of `hold_slots`."""
+        loop, missing_since = asyncio.get_running_loop(), None
+        while not self._given_up.done():
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+            table = await asyncio.to_thread(placement_group_table, self._group)
+            if table["state"] == "CREATED":
+                if missing_since is not None:
+                    self._on_waiting("the lost slots are reserved again")
+                missing_since = None
+                continue
+            if missing_since is None:
+                missing_since = loop.time()
+                self._on_waiting(self._missing())
+            reason = self._reason_to_give_up(loop.time() - missing_since)
+            if reason is not None:
+                self._given_up.set_exception(ClusterError(reason))
+                self._given_up.exception()  # retrieved: nobody may be waiting for a slot at this moment
+
+    def _missing(self) -> str:
+        return (
+            "a node was lost; waiting up to"
+            f" {self._config.startup_timeout_seconds:g} s for other nodes with room for its slots"
+            f" ({_free_resources()})"
+        )
+
+    def _reason_to_give_up(self, missing_seconds: float) -> str | None:
+        alive = sum(bool(node["Alive"]) for node in ray.nodes())
+        if not alive and self._config.address is None:
+            return "The node of the local Ray died, and nothing can start it again: resume the run."
+        if missing_seconds <= self._config.startup_timeout_seconds:
+            return None
+        return (
+            f"Slots on a lost node were not replaced within {self._config.startup_timeout_seconds:g} s"
+            f" (cluster.startup_timeout_seconds): {_free_resources()}. Resume the run when the cluster has"
+            " room, or with fewer workers."
+        )
+
+
+@contextlib.asynccontextmanager
+async def hold_slots(
+    config: ClusterConfig,
+    placement: Placement,
+    run_id: str,
+    attempt: int,
+    sink: UsageSink,
+    clock: Clock,
+    on_waiting: OnWaiting,
+) -> AsyncGenerator[Slots]:
+    """Reserve the slots and open a lease for each accelerator; release everything when the body ends.
+
+    Raises ClusterError if the slots are not free within `config.startup_timeout_seconds`; the message
+    compares what the run needs with what the cluster has.
+    """
+    group = placement_group([slot.bundle() for slot in placement.slots], strategy=config.strategy)
+    try:
+        await _wait_until_ready(group, config, placement, on_waiting)
+        leases = _open_leases(group, config, placement, run_id, attempt, sink, clock)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    slots = Slots(group, leases, config, on_waiting)
+    lease_ids = [lease_id for ids in leases for lease_id in ids]
+    beside = [
+        asyncio.ensure_future(_beat(lease_ids, config.heartbeat_seconds, sink, clock)),
+        asyncio.ensure_future(slots.watch()),
+    ]
+    try:
+        yield slots
+    finally:
+        for task in beside:
+            task.cancel()
+        remove_placement_group(group)
+        for lease_id in lease_ids:
+            sink.emit(LeaseClosed(new_event_id(), clock.now_ns(), lease_id, CloseReason.RELEASED))
+
+
+async def _wait_until_ready(
+    group: PlacementGroup, config: ClusterConfig, placement: Placement, on_waiting: OnWaiting
+) -> None:
+    ready = asyncio.wrap_future(group.ready().future())
+    timeout, wanted = config.startup_timeout_seconds, [slot.bundle() for slot in placement.slots]
+    need = f"the run needs {wanted} ({config.strategy})"
+    done, _ = await asyncio.wait({ready}, timeout=min(QUIET_SECONDS, timeout))
+    if not done and timeout > QUIET_SECONDS:
+        on_waiting(f"waiting up to {timeout:g} s for free slots: {need}, {_free_resources()}")
+    try:
+        await asyncio.wait_for(ready, max(timeout - QUIET_SECONDS, 0.0))
+    except TimeoutError as error:
+        raise ClusterError(
+            f"The slots were not free within {timeout:g} s: {need}, {_free_resources()}."
+        ) from error
+
+
+def _free_resources() -> str:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in ("CPU", "GPU") if kind in total or kind == "CPU"]
+    counts = ", ".join(f"{free.get(kind, 0.0):g} of {total.get(kind, 0.0):g} {kind}s" for kind in kinds)
+    return f"the cluster has {counts} free"
+
+
+def _open_leases(
+    group: PlacementGroup,
+    config: ClusterConfig,
+    placement: Placement,
+    run_id: str,
+    attempt: int,
+    sink: UsageSink,
+    clock: Clock,
+) -> tuple[tuple[str, ...], ...]:
+    nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    leases: list[tuple[str, ...]] = []
+    for index, slot in enumerate(placement.slots):
+        # With the group's id, because a run that is resumed from a store on a new machine counts its attempts
+        # from 1 again.
+        stem = f"{run_id}/{attempt}-{group.id.hex()[:12]}/{index}"
+        ids = tuple(f"{stem}.{unit}" for unit in range(slot.accelerators))
+        leases.append(ids)
+        for lease_id in ids:
+            sink.emit(
+                LeaseOpened(
+                    event_id=new_event_id(),
+                    at_ns=clock.now_ns(),
+                    lease_id=lease_id,
+                    run_id=run_id,
+                    attempt=attempt,
+                    resource=config.resource,
+                    sku=config.sku,
+                    node=nodes[index],
+                    placement_group=group.id.hex(),
+                    slot=index,
+                )
+            )
+    return tuple(leases)
+
+
+async def _beat(lease_ids: list[str], every_seconds: float, sink: UsageSink, clock: Clock) -> None:
+    while True:
+        for lease_id in lease_ids:
+            sink.emit(Heartbeat(new_event_id(), clock.now_ns(), lease_id))
+        await asyncio.sleep(every_seconds)
