@@ -8,8 +8,8 @@ from orchestrator.config.run_config import RunConfig
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.checkpoints.store import open_store
-from orchestrator.training.cluster.run_spec import RunSpec
 from orchestrator.training.cluster.placement import Placement, plan_placement
+from orchestrator.training.cluster.run_spec import RunSpec
 from orchestrator.training.loop import LoopSettings
 from orchestrator.training.manifest import RunFacts
 from orchestrator.training.prompts.source import EpochPrompts
