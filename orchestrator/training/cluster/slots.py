@@ -1,5 +1,5 @@
-"""The slots that a run holds on the cluster: reserved as a placement group, leased in the ledger, and
-watched.
+"""The slots that a run holds on the cluster: reserved as a placement group, leased in the
+ledger, and watched.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def _open_leases(
     nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
     leases: list[tuple[str, ...]] = []
     for index, slot in enumerate(placement.slots):
-        # With the group's id, because a run that is resumed from a store on a new machine counts its attempts
-        # from 1 again.
+        # With the group's id, because a run that is resumed from a store on a new machine counts its
+        # attempts from 1 again.
         stem = f"{run_id}/{attempt}-{group.id.hex()[:12]}/{index}"
         ids = tuple(f"{stem}.{unit}" for unit in range(slot.accelerators))
         leases.append(ids)

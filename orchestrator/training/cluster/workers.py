@@ -83,8 +83,8 @@ class RayRolloutWorker(ManagedActor):
         super().__init__(RolloutActor, seat, slots, spec, timeout_seconds)
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sample; the block stays on the node where it was made. Raises DataLostError if the weights are
-        gone.
+        """Sample; the block stays on the node where it was made. Raises DataLostError if the
+        weights are gone.
         """
         block, small = self._actor.generate.options(num_returns=2).remote(
             request, weights.version, weights.handle

@@ -68,8 +68,8 @@ class WorkerPool(Generic[W]):
         self._indices = {worker.name: index for index, worker in enumerate(workers)}
 
     async def start(self, ready: Callable[[W], Awaitable[object]]) -> None:
-        """Wait until every worker is ready, before the first task. A worker that is lost meanwhile is
-        replaced.
+        """Wait until every worker is ready, before the first task. A worker that is lost
+        meanwhile is replaced.
 
         Raises FailureBudgetExceededError if too many are lost, and whatever else `ready` raises.
         """

@@ -51,8 +51,8 @@ class WeightPublisher:
             self._publish = partial(self._writers.write, plan=plan)
 
     def publish(self, version: WeightVersion) -> Any:  # noqa: ANN401 - each channel has its own handle
-        """Publish a version; every rank has to call it. Rank 0 returns the channel's handle, other ranks
-        None.
+        """Publish a version; every rank has to call it. Rank 0 returns the channel's handle,
+        other ranks None.
 
         Raises what the channel raises; where ranks write together also ConnectionError if another rank is
         gone, WorkerLostError if it is silent, PermissionError if it belongs to another user.

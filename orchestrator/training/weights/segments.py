@@ -71,8 +71,8 @@ class Segment:
         return self.blocks[index]
 
     def begin_write(self) -> None:
-        """Invalidate the version in this segment before its blocks are overwritten. The caller holds the
-        lock.
+        """Invalidate the version in this segment before its blocks are overwritten. The caller
+        holds the lock.
         """
         self.claim = new_identity()
         self.header[: HEADER.size] = HEADER.pack(self.claim, b"", 0, 0)

@@ -112,8 +112,8 @@ class SharedMemoryChannel:
         self._attached.close()
 
     def _free_segment(self) -> Segment:
-        """A locked segment that nobody reads and that does not hold the latest version; a new one if there is
-        none.
+        """A locked segment that nobody reads and that does not hold the latest version; a new one
+        if there is none.
         """
         old = [
             segment for segment in self._segments if self._latest is None or segment.version != self._latest

@@ -1,13 +1,13 @@
-"""Learner ranks on one host write a version together, each its own part, into a segment that rank 0
-publishes:
+"""Learner ranks on one host write a version together, each its own part, into a segment that
+rank 0 publishes:
 
     rank 0    picks a segment -> sends its number -> writes its part -> waits for all -> publishes
     peers                        receive the number -> write their part -> report that they are done
 
-They talk over a Unix socket in Linux's abstract namespace: it leaves no file behind, and a closed connection
-shows at once that a process died. Both sides check that the other one runs as the same user (the kernel
-vouches for that), and a peer has to send the run's secret first. Rank 0 drops any other connection and goes
-on waiting.
+They talk over a Unix socket in Linux's abstract namespace: it leaves no file behind, and a closed
+connection shows at once that a process died. Both sides check that the other one runs as the same user (the
+kernel vouches for that), and a peer has to send the run's secret first. Rank 0 drops any other connection
+and goes on waiting.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class PeerWriters:
             connection.send(order)
 
     def wait(self, version: WeightVersion) -> None:
-        """Wait until all peers are done. Raises ConnectionError if one is gone, WorkerLostError if one is
-        silent.
+        """Wait until all peers are done. Raises ConnectionError if one is gone, WorkerLostError
+        if one is silent.
         """
         for connection in self._connections:
             (done,) = _DONE.unpack(_receive(connection, _DONE.size, self.timeout_seconds))

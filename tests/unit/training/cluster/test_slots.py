@@ -16,8 +16,8 @@ from orchestrator.training.simulation.virtual_time import run_in_virtual_time
 
 
 class Cluster:
-    """A cluster whose placement group loses its slots at `lost_at` and has them again at `back_at`, in
-    seconds.
+    """A cluster whose placement group loses its slots at `lost_at` and has them again at
+    `back_at`, in seconds.
     """
 
     def __init__(self, lost_at: float, back_at: float | None, nodes_alive: int = 1) -> None:
