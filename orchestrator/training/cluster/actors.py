@@ -275,7 +275,7 @@ class LearnerActor:
         return self._meter.take()
 
     def snapshot(self, step: int) -> tuple[Span, ...]:
-        """Copy this rank's shard to host memory. The step waits for this, and a checkpoint is charged for it."""
+        """Copy this rank's shard to host memory. The step waits for this: it is what a checkpoint costs."""
         with self._meter.span(Activity.CHECKPOINT, step):
             self._learner.snapshot()
         return self._meter.take()
