@@ -40,6 +40,9 @@ class SampledAnswers:
     top_p: float
 
 
+SEED = 0x65766C
+"""Of every evaluation of every run; it is no likely seed of a run, whose groups have the same ids."""
+
 HELDOUT = {
     "accuracy/heldout": "accuracy/train",
     "accuracy/heldout_n": "accuracy/train_n",
@@ -81,7 +84,7 @@ class Evaluator:
         questions = [self._ask(share, step, 1, self._greedy_sampling()) for share in shares]
         if self._sampled.count:
             questions += [
-                self._ask(share, step, self._sampled.count, self._random_sampling(share)) for share in shares
+                self._ask(share, step, self._sampled.count, self._random_sampling()) for share in shares
             ]
         parts = await _all(questions)
         answered, sampled = parts[: len(shares)], parts[len(shares) :]
@@ -95,9 +98,10 @@ class Evaluator:
     def _greedy_sampling(self) -> SamplingParams:
         return SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=self._max_new_tokens, seed=0)
 
-    def _random_sampling(self, share: tuple[int, int]) -> SamplingParams:
-        """Every evaluation uses the same seeds, so that two evaluations differ only by the weights."""
-        return SamplingParams(self._sampled.temperature, self._sampled.top_p, self._max_new_tokens, share[0])
+    def _random_sampling(self) -> SamplingParams:
+        """Every evaluation uses the same random numbers, so that two of them differ only by the weights."""
+        sampled = self._sampled
+        return SamplingParams(sampled.temperature, sampled.top_p, self._max_new_tokens, SEED)
 
     def _bounds(self) -> list[int]:
         width = self._rollouts.width

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -224,7 +223,7 @@ class TrainingLoop:
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_new_tokens=settings.max_new_tokens,
-            seed=request_seed(settings.seed, groups[0].group_id),
+            seed=settings.seed,
         )
         pairs = tuple((group.group_id, group.prompt) for group in groups)
         return RolloutRequest(pairs, self._step, self._step, settings.group_size, sampling)
@@ -388,13 +387,6 @@ class TrainingLoop:
             self._data_losses.spend(lost)
             self._weights_lost = True
         self._buffer.lose(groups)
-
-
-def request_seed(seed: int, group_id: int) -> int:
-    """The sampling seed of a request: a function of the run's seed and its first group, so that a retry or a
-    resume repeats it.
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{group_id}".encode(), digest_size=4).digest())
 
 
 def _split(groups: Sequence[PendingGroup], shares: int) -> list[Sequence[PendingGroup]]:

@@ -60,8 +60,9 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request is sampled. `temperature` 0 is greedy; `top_p` 1 keeps the whole distribution;
-    `max_new_tokens` counts response tokens, the end-of-sequence token among them. `seed` makes the request
-    repeatable: the same prompts, weights and seed give the same tokens whichever worker runs it.
+    `max_new_tokens` counts response tokens, the end-of-sequence token among them. With the same weights
+    and `seed`, an engine whose seeds are repeatable (`EngineFacts.repeatable_seeds`) gives a rollout the same
+    tokens for its group id and index, whichever worker runs it and whatever else is in the request.
     """
 
     temperature: float

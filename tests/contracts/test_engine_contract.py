@@ -141,6 +141,24 @@ def test_the_same_request_gives_the_same_rollouts_in_another_engine(
     assert first.texts == second.texts
 
 
+def test_rollouts_do_not_depend_on_how_requests_are_split(case: Case):
+    """So that the number of workers does not change what is sampled."""
+    whole = ask(case)
+    sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=32, seed=7)
+    for place, (group_id, prompt) in enumerate(zip((40, 41, 42), PROMPTS, strict=True)):
+        alone = case.engine.generate(GenerateRequest([group_id], [prompt], GROUP, sampling))
+        assert alone.texts == whole.texts[place * GROUP : (place + 1) * GROUP]
+
+
+@pytest.mark.parametrize("factory", [hf, scripted], ids=["hf", "scripted"])
+def test_a_higher_limit_only_lengthens_rollouts(factory: Callable[[], Case]):
+    short, long = ask(factory(), max_new_tokens=2), ask(factory(), max_new_tokens=32)
+    for index in range(len(short)):
+        tokens = short.tokens[short.offsets[index] : short.offsets[index + 1]]
+        start = long.offsets[index]
+        np.testing.assert_array_equal(tokens, long.tokens[start : start + len(tokens)])
+
+
 def test_loaded_weights_mark_the_tokens_that_follow(case: Case):
     assert set(ask(case).versions.tolist()) == {0}
     case.engine.load_weights(5, iter(case.weights))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import psutil
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from orchestrator.errors import StateError
 

@@ -19,13 +19,12 @@ END = 0
 
 
 class ScriptedEngine:
-    """An `Engine` that draws each response from `script`, by the request's seed and the
-    rollout's position in the request.
+    """An `Engine` that draws each response from `script`, by the seed, the group's id and the member's index.
 
-    `script` maps a prompt's text to its possible responses; a prompt without an entry gets a
-    number below 12. Temperature 0 always takes the first response. A response longer than
-    `max_new_tokens` is cut (Finish.LENGTH). The log-prob of every token is `-1 / (2 + version)`,
-    which changes when weights are loaded.
+    `script` maps a prompt's text to its possible responses; a prompt without an entry gets a number
+    below 12. Temperature 0 always takes the first response. A response longer than `max_new_tokens` is
+    cut (Finish.LENGTH). The log-prob of every token is `-1 / (2 + version)`, which changes when
+    weights are loaded.
     """
 
     def __init__(self, context: int, script: dict[str, Sequence[str]] | None = None) -> None:
@@ -36,11 +35,13 @@ class ScriptedEngine:
         """The scripted responses. Raises PromptTooLongError like any engine."""
         prompt_tokens = [[ord(character) for character in prompt.text] for prompt in request.prompts]
         responses: list[Response] = []
-        for place, (prompt, rendered) in enumerate(zip(request.prompts, prompt_tokens, strict=True)):
+        for group_id, prompt, rendered in zip(request.group_ids, request.prompts, prompt_tokens, strict=True):
             require_room(prompt, len(rendered), self._context)
             room = room_for_response(len(rendered), request.sampling.max_new_tokens, self._context)
-            rows = range(place * request.group_size, (place + 1) * request.group_size)
-            responses += [self._respond(prompt, request.sampling, row, room) for row in rows]
+            members = range(request.group_size)
+            responses += [
+                self._respond(prompt, request.sampling, f"{group_id}/{member}", room) for member in members
+            ]
         return assemble_block(request, prompt_tokens, responses, self._version, self._context, _decode)
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
@@ -56,12 +57,12 @@ class ScriptedEngine:
         """Tokens from here on carry `version`."""
         self._version = version
 
-    def _respond(self, prompt: Prompt, sampling: SamplingParams, row: int, room: int) -> Response:
+    def _respond(self, prompt: Prompt, sampling: SamplingParams, rollout: str, room: int) -> Response:
         choices = self._script.get(prompt.text, [str(number) for number in range(12)])
         chosen = (
             0
             if sampling.temperature == 0
-            else random.Random(f"{sampling.seed}/{row}").randrange(len(choices))
+            else random.Random(f"{sampling.seed}/{rollout}").randrange(len(choices))
         )
         tokens = [*(ord(character) for character in choices[chosen]), END]
         finish = Finish.STOP if len(tokens) <= room else Finish.LENGTH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -33,7 +33,7 @@ class Cluster:
 
 
 @pytest.fixture
-def run_on(monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[..., list[str]]]:
+def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Run a body with slots on a cluster; returns what the run said it was waiting for."""
 
     async def at_once(function: Callable[..., Any], *arguments: object) -> Any:

@@ -58,7 +58,7 @@ def test_log_probs_are_those_before_top_p():
 def test_frequencies_follow_the_distribution(top_p: float):
     rows = 20_000
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 1.5
-    draws = uniform_draws(seed=3, rows=rows, tokens=1)[:, 0]
+    draws = uniform_draws(3, range(100), rows // 100, tokens=1)[:, 0]
     tokens, _ = sample(logits.expand(rows, -1), draws, SamplingParams(1.0, top_p, 8, 0))
     expected = torch.softmax(logits[0], -1)
     if top_p < 1:
@@ -70,8 +70,17 @@ def test_frequencies_follow_the_distribution(top_p: float):
     assert ((observed - expected).abs() <= 4 * (expected * (1 - expected) / rows).sqrt()).all()
 
 
-def test_draws_belong_to_a_place_and_a_seed():
-    draws = uniform_draws(seed=1, rows=4, tokens=6)
+def test_a_draw_belongs_to_a_seed_a_group_a_member_and_a_token():
+    draws = uniform_draws(1, [20, 21, 22], 4, tokens=6)
     assert draws.dtype == torch.float32 and draws.min() >= 0 and draws.max() < 1
-    assert torch.equal(draws, uniform_draws(seed=1, rows=4, tokens=6))
-    assert not torch.equal(draws, uniform_draws(seed=2, rows=4, tokens=6))
+    assert len(set(draws.flatten().tolist())) == draws.numel()
+    assert torch.equal(draws, uniform_draws(1, [20, 21, 22], 4, tokens=6))
+    assert not torch.equal(draws, uniform_draws(2, [20, 21, 22], 4, tokens=6))
+
+
+def test_a_draw_does_not_depend_on_what_else_is_asked_for():
+    draws = uniform_draws(1, [20, 21, 22], 4, tokens=6)
+    assert torch.equal(uniform_draws(1, [22], 4, tokens=6), draws[8:])
+    assert torch.equal(uniform_draws(1, [21], 2, tokens=6), draws[4:6])
+    assert torch.equal(uniform_draws(1, [20, 21, 22], 4, tokens=4), draws[:, :4])
+    assert torch.equal(uniform_draws(1, [20, 21, 22], 4, tokens=9)[:, :6], draws)

@@ -150,7 +150,9 @@ class _Batch:
         rows = min(max_rows, total)
         self._waiting = deque(_admissions(prompts, request.group_size, rows))
         self._stops = stops
-        self._draws = uniform_draws(request.sampling.seed, total, request.sampling.max_new_tokens)
+        self._draws = uniform_draws(
+            request.sampling.seed, request.group_ids, request.group_size, request.sampling.max_new_tokens
+        )
         room = torch.tensor(
             [room_for_response(len(prompt), request.sampling.max_new_tokens, context) for prompt in prompts]
         )
