@@ -72,7 +72,7 @@ class Worker(RolloutActor):
 
     def weights(self) -> dict[str, Tensor]:
         (engine,) = self._engines.values()
-        names = build_model(self._parts.model, 0).state_dict()
+        names = build_model(self._spec.model, 0).state_dict()
         return {name: tensor.clone() for name in names if (tensor := engine.weight_storage(name)) is not None}
 
 
@@ -86,7 +86,9 @@ def _start(shell: type, *arguments: object) -> Any:
 
 
 def _worker(parts: RunSpec, index: int) -> Any:
-    return _start(Worker, parts, ActorIdentity(f"rollout-{index}", Role.ROLLOUT, 0, ()))
+    worker = _start(Worker, parts, ActorIdentity(f"rollout-{index}", Role.ROLLOUT, 0, ()))
+    _get(worker.ready.remote())
+    return worker
 
 
 def _request(version: int) -> RolloutRequest:
@@ -122,7 +124,6 @@ def test_a_worker_finds_the_weights_of_a_killed_learner_gone_and_lives(channel: 
     parts = _parts(channel, tmp_path)
     publisher, worker = _start(Publisher, parts), _worker(parts, 0)
     handle, process = _get(publisher.publish.remote(0))
-    _get(worker.ready.remote())
     os.kill(process, signal.SIGKILL)
     with pytest.raises(RayActorError):
         _get(publisher.publish.remote(1))

@@ -7,14 +7,21 @@ import socket
 import threading
 from collections.abc import Mapping
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.managers import BaseManager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from orchestrator.errors import StateError
 from orchestrator.training.cluster import rank_store
 from orchestrator.training.cluster.key_values import KeyValues
 from orchestrator.training.cluster.rank_store import RankStore, bind_to_interface, interface_of
+from orchestrator.training.learner.sharding.distributed import DistributedInit, join
+from tests.fakes.side_process import SideProcess
 
 SOON = timedelta(seconds=120)
 AT_ONCE = timedelta(0)
@@ -138,3 +145,27 @@ def test_an_address_behind_a_translation_is_refused_with_what_to_set() -> None:
         bind_to_interface("192.0.2.1", one_node=False)
     bind_to_interface("192.0.2.1", one_node=True)
     assert _chosen() == ("lo", None)
+
+
+class KeysServer(BaseManager):
+    """Serves the keys to other processes, as rank 0's actor does."""
+
+
+KeysServer.register("KeyValues", KeyValues)
+
+
+def _add_up(pipe: Connection, rank: int, keys: Any) -> None:
+    bind_to_interface("127.0.0.1", one_node=True)
+    join(DistributedInit(rank, 2, "gloo", "cpu", RankStore(keys.run, SOON)), threads=1)
+    sums = torch.full((3,), float(rank + 1))
+    dist.all_reduce(sums)
+    pipe.send(sums.tolist())
+
+
+def test_ranks_in_two_processes_find_each_other_through_it() -> None:
+    with KeysServer() as server:
+        keys: Any = server.KeyValues()  # pyright: ignore[reportAttributeAccessIssue] - registered above
+        ranks = [SideProcess(_add_up, rank, keys) for rank in range(2)]
+        assert [rank.answer() for rank in ranks] == [[3.0] * 3] * 2
+        for rank in ranks:
+            rank.close()
