@@ -79,6 +79,17 @@ def equal_rewards_give_no_gradient(config: RunConfig) -> Iterator[ConfigError]:
             yield ConfigError(f"algorithm.{key}", "true", "false", hint)
 
 
+def right_rollouts_are_known(config: RunConfig) -> Iterator[ConfigError]:
+    """Dynamic sampling by accuracy needs the reward component that says which rollouts are right."""
+    algorithm = config.algorithm
+    criterion = algorithm.dynamic_sampling_by
+    if not algorithm.dynamic_sampling or criterion == "reward":
+        return
+    if criterion not in {name.rpartition(":")[2] for name in config.reward.components}:
+        hint = f"reward.components has no {criterion}, so nothing says which rollouts are right"
+        yield ConfigError("algorithm.dynamic_sampling_by", criterion, "reward", hint)
+
+
 def groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
     """A group-relative advantage needs two or more different rollouts of each prompt."""
     facts, rollout = facts_of(config), config.rollout

@@ -233,6 +233,7 @@ RULES: tuple[Rule, ...] = (
     _scorers_are_registered,
     component_rules.loss_fits_the_advantage,
     component_rules.equal_rewards_give_no_gradient,
+    component_rules.right_rollouts_are_known,
     component_rules.groups_can_be_compared,
     component_rules.learner_can_score_the_samples,
     component_rules.solutions_exist,

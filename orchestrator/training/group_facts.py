@@ -1,10 +1,21 @@
-"""What the controller has to know about a group of rollouts, computed next to the data."""
+"""What the controller has to know about a group of rollouts, computed next to the data.
+
+DAPO keeps a group only if 0 < (right rollouts) < G (https://arxiv.org/abs/2503.14476, equations 8 and 11).
+The whole reward is another criterion: it also differs in a group of wrong rollouts of which one has the right
+format, or in a group of right ones of which one is too long.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.training.records import RolloutBlock, ScoreBlock, WeightVersion
+
+ACCURACY = "accuracy"
+"""The reward component that is 1.0 where a rollout is right."""
+
+Criterion = Literal["accuracy", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,21 +26,31 @@ class GroupFacts:
     tokens: int
     reward_mean: float
     informative: bool
-    """Whether the rewards differ. If they are all equal, every group-relative advantage is zero."""
+    """Whether the rollouts differ by the criterion, so that comparing them teaches something."""
+    solved: bool
+    """Whether every rollout is right; False if accuracy is no component of the reward."""
 
 
-def group_facts(block: RolloutBlock, scores: ScoreBlock) -> tuple[GroupFacts, ...]:
-    """The facts of every group of a block, in the block's order."""
-    return tuple(_facts_of(block, scores, row) for row in range(len(block.group_ids)))
+def group_facts(
+    block: RolloutBlock, scores: ScoreBlock, criterion: Criterion = "reward"
+) -> tuple[GroupFacts, ...]:
+    """The facts of every group of a block, in the block's order. `criterion` is what must differ in an
+    informative group: which rollouts are right, or the rewards.
+    """
+    return tuple(_facts_of(block, scores, criterion, row) for row in range(len(block.group_ids)))
 
 
-def _facts_of(block: RolloutBlock, scores: ScoreBlock, row: int) -> GroupFacts:
+def _facts_of(block: RolloutBlock, scores: ScoreBlock, criterion: Criterion, row: int) -> GroupFacts:
     first, last = row * block.group_size, (row + 1) * block.group_size
     start, end = int(block.offsets[first]), int(block.offsets[last])
     rewards = scores.rewards[first:last]
+    # A rollout that could not be scored has no accuracy (NaN) and counts as wrong.
+    right = scores.components[ACCURACY][first:last] == 1.0 if ACCURACY in scores.components else None
+    compared = rewards if criterion == "reward" or right is None else right
     return GroupFacts(
         oldest_version=int(block.versions[start:end].min()) if end > start else 0,
         tokens=end - start,
         reward_mean=float(rewards.mean()),
-        informative=bool((rewards != rewards[0]).any()),
+        informative=bool((compared != compared[0]).any()),
+        solved=right is not None and bool(right.all()),
     )

@@ -249,12 +249,13 @@ class TrainingLoop:
     async def _admit(self, scored: Scored) -> None:
         discarded: list[GroupTicket] = []
         for ticket in scored.tickets:
-            if not self._settings.dynamic_sampling or ticket.informative:
+            signal = ticket.informative or not self._settings.dynamic_sampling
+            if signal or self._tally.trains_on_solved_groups:
                 self._buffer.admit(ticket)
             elif self._buffer.discard(ticket.group_id):
                 discarded.append(ticket)
         try:
-            self._tally.resampled(len(discarded))
+            self._tally.resampled(discarded)
         except FailureBudgetExceededError:
             await self._write_record(self._step + 1, discarded)  # what the run failed of, to read
             raise

@@ -166,10 +166,10 @@ class ScoreBlock:
 class GroupTicket:
     """What the controller knows of one scored group: a few numbers, never a token.
 
-    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of
-    its oldest token (>= requested_version). `block` and `scores` are the blocks that hold the group at
-    row `row`. `informative` is False if all rewards of the group are equal, so that a group-relative
-    advantage is zero.
+    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of its
+    oldest token (>= requested_version). `block` and `scores` are the blocks that hold the group at row `row`.
+    `informative` is False if the rollouts of the group do not differ (see `GroupFacts`), so that there is
+    nothing to learn from comparing them; `solved` is True if all of them are right.
     """
 
     group_id: int
@@ -182,6 +182,7 @@ class GroupTicket:
     row: int
     block: BlockRef = field(repr=False)
     scores: ScoreRef = field(repr=False)
+    solved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

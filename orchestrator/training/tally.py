@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.clock import Clock
 from orchestrator.errors import FailureBudgetExceededError
-from orchestrator.training.records import Batch, StepReport, TokenWork
+from orchestrator.training.records import Batch, GroupTicket, StepReport, TokenWork
 from orchestrator.training.stages import Scored, Summary, Updated
 from orchestrator.training.timing import StepTimes
 
@@ -20,7 +20,7 @@ class StepBudgets:
     """What is tolerated in one step; beyond it the run fails."""
 
     resampled_groups: int
-    """Groups discarded because their rewards were all equal (dynamic sampling)."""
+    """Groups discarded because their rollouts were all alike (dynamic sampling)."""
     failed_grades: float
     """Share of the rollouts that could not be graded."""
 
@@ -34,7 +34,7 @@ class StepTally:
         self._budgets = budgets
         self.times = StepTimes(clock)
         self._summary: Summary | None = None
-        self._resampled = 0
+        self._resampled = self._solved = 0
         self._reasons_seen: set[str] = set()
 
     def arrived(self, scored: Scored) -> str:
@@ -49,21 +49,31 @@ class StepTally:
         self._reasons_seen |= {reason} if failure else set()
         return failure
 
-    def resampled(self, groups: int) -> None:
-        """Groups were discarded. Raises FailureBudgetExceededError if they are too many for one step."""
-        self._resampled += groups
+    @property
+    def trains_on_solved_groups(self) -> bool:
+        """Whether this step takes groups without a signal: its budget for replacing them is used up, and most
+        of those that it replaced were solved, so the task is nearly learned.
+        """
+        return self._resampled >= self._budgets.resampled_groups and 2 * self._solved > self._resampled
+
+    def resampled(self, groups: Sequence[GroupTicket]) -> None:
+        """Groups without a signal were discarded. Raises FailureBudgetExceededError if they are too many for
+        one step and most of them are unsolved.
+        """
+        self._resampled += len(groups)
+        self._solved += sum(group.solved for group in groups)
         budget = self._budgets.resampled_groups
-        if self._resampled > budget:
+        if self._resampled > budget and not self.trains_on_solved_groups:
             raise FailureBudgetExceededError(
                 "groups without a signal in one step",
                 self._resampled,
                 budget,
-                "all rewards of a group were equal: the task is too easy or too hard",
+                "most had no right rollout: the task is too hard for the model",
             )
 
     def forget(self) -> None:
         """Drop everything so far: these steps are repeated from a checkpoint."""
-        self._summary, self._resampled = None, 0
+        self._summary, self._resampled, self._solved = None, 0, 0
         self.times.forget()
 
     def report(
@@ -93,7 +103,7 @@ class StepTally:
             "rollout/resampled_groups": float(self._resampled),
             "rollout/refused_groups": float(refused),
         }
-        self._summary, self._resampled = None, 0
+        self._summary, self._resampled, self._solved = None, 0, 0
         return StepReport(batch.step + 1, metrics, learned.routing, learned.trained, sampled)
 
     def _check_grades(self, arrived: Mapping[str, float]) -> None:

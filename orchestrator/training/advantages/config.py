@@ -56,9 +56,15 @@ class AlgorithmConfig(Settings):
     its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches.
     """
     dynamic_sampling: bool
-    """DAPO: groups whose rewards are all equal do not enter the buffer; others are sampled instead."""
+    """DAPO: groups whose rollouts are all alike do not enter the buffer; other groups are sampled instead."""
+    dynamic_sampling_by: Literal["accuracy", "reward"]
+    """What must differ inside a group: `accuracy`, whether a rollout is right (DAPO, equation 8), or the
+    whole `reward`, which also differs by format and length.
+    """
     max_resampled: float = Field(ge=0)
-    """The budget of `dynamic_sampling`: uninformative groups tolerated for each group of a batch."""
+    """The budget of `dynamic_sampling`: groups without a signal that are replaced, for each group of a batch.
+    Beyond it the run fails, unless most of them were solved: then the step trains on what there is.
+    """
     drop_uninformative: bool
     """Groups with zero advantage are not computed (they have no gradient; the normaliser of the aggregation
     still counts them)."""

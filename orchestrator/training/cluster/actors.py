@@ -20,7 +20,7 @@ import ray
 
 from orchestrator.training.cluster.key_values import KeyValues, Operation
 from orchestrator.training.cluster.run_spec import ActorIdentity, RunSpec, log_to_run_directory, start_meter
-from orchestrator.training.group_facts import GroupFacts, group_facts
+from orchestrator.training.group_facts import Criterion, GroupFacts, group_facts
 from orchestrator.training.records import (
     BatchPart,
     RecordKind,
@@ -182,9 +182,13 @@ class RewardActor:
             summary = replace(summarise(block, scores), failure=self._failures.write(step, block, scores))
             if sampled:
                 summary = replace(summary, sampled=sampled_answer_means(block, scores))
-            groups = group_facts(block, scores)
+            groups = group_facts(block, scores, self._criterion())
             measure.tokens = len(block.tokens)
         return scores, ScoredInfo(groups, summary, self._meter.take())
+
+    def _criterion(self) -> Criterion:
+        algorithm = self._spec.algorithm
+        return algorithm.dynamic_sampling_by if algorithm.dynamic_sampling else "reward"
 
     def record(
         self, step: int, refs: Sequence[BlockRefs], directory: Path, kind: RecordKind, sample: int

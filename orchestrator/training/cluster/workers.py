@@ -118,6 +118,7 @@ class RayRewardWorker(ManagedActor):
                 tokens=facts.tokens,
                 reward_mean=facts.reward_mean,
                 informative=facts.informative,
+                solved=facts.solved,
                 row=row,
                 block=generated.block,
                 scores=ScoreRef(scores),

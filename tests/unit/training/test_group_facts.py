@@ -33,9 +33,12 @@ SCORES = ScoreBlock(
 
 
 def test_the_facts_of_each_group() -> None:
-    assert group_facts(BLOCK, SCORES) == (GroupFacts(3, 4, 0.5, True), GroupFacts(5, 5, 0.5, False))
+    assert group_facts(BLOCK, SCORES) == (
+        GroupFacts(3, 4, 0.5, True, solved=False),
+        GroupFacts(5, 5, 0.5, False, solved=False),
+    )
 
 
 def test_a_group_without_a_token() -> None:
     empty = replace(BLOCK, offsets=np.array([0, 0, 0, 6, 9]))
-    assert group_facts(empty, SCORES)[0] == GroupFacts(0, 0, 0.5, True)
+    assert group_facts(empty, SCORES)[0] == GroupFacts(0, 0, 0.5, True, solved=False)

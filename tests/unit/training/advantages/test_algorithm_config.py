@@ -37,7 +37,7 @@ def test_published_settings() -> None:
     assert (grpo.aggregation, grpo.kl.estimator, grpo.kl.coefficient) == ("sequence", "k3", 0.04)
     # DAPO: clip 0.2 below and 0.28 above, token-level loss, dynamic sampling, no KL.
     assert (dapo.clip_low, dapo.clip_high, dapo.aggregation) == (0.2, 0.28, "token")
-    assert dapo.dynamic_sampling
+    assert (dapo.dynamic_sampling, dapo.dynamic_sampling_by) == (True, "accuracy")
     assert dapo.kl.coefficient == 0
     # Dr. GRPO: no division by the std nor by the length.
     assert (dr_grpo.advantage, dr_grpo.aggregation, dr_grpo.kl.coefficient) == ("dr_grpo", "constant", 0)
