@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -26,6 +27,14 @@ _BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("others", _BUSY)
 settings.register_profile("any machine", _BUSY, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "any machine"))
+
+
+
+def pytest_collection_finish() -> None:
+    """Keep what collection imported (torch, transformers, ...) out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
 
 LONGEST_COMMAND = 900.0
 """Seconds: many times what any command here takes, or any step of a run, on a machine that is busy."""

@@ -51,6 +51,13 @@ def say_json(text: str) -> None:
     say(json_text(text))
 
 
+def say_data(text: str) -> None:
+    """Write data such as CSV to stdout unchanged, because a pipe must receive the same bytes as a file. Its
+    cells were made safe when they were written.
+    """
+    sys.stdout.write(text)
+
+
 def show(renderable: RenderableType, *, err: bool = False) -> None:
     """Print a table, a panel or styled text; strings in it are printed as they stand, without markup."""
     console(err=err).print(renderable)

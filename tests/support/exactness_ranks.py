@@ -58,7 +58,7 @@ def steps_of(case: Case) -> int:
 
 def single_rank() -> DistributedInit:
     """The only rank, in this process, on the CPU."""
-    return DistributedInit(0, 1, "127.0.0.1", 0, "auto", "cpu")
+    return DistributedInit(0, 1, "auto", "cpu")
 
 
 def build_rank(

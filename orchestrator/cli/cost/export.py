@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,7 @@ from orchestrator.cli.cost.options import (
     writing,
 )
 from orchestrator.cli.output import print_json
-from orchestrator.cli.terminal import say
+from orchestrator.cli.terminal import say, say_data
 from orchestrator.errors import ConfigError
 
 app = typer.Typer(help="Export the ledger for other tools.", no_args_is_help=True, rich_markup_mode=None)
@@ -60,8 +59,7 @@ def export_focus(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             focus.write_csv(rows, Path(folder) / "focus.csv")
-            # Data, not text for a terminal: a pipe must get the same bytes as --out.
-            sys.stdout.write((Path(folder) / "focus.csv").read_text(encoding="utf-8"))
+            say_data((Path(folder) / "focus.csv").read_text(encoding="utf-8"))
         return
     with writing("--out", out):
         (focus.write_csv if out.suffix == ".csv" else focus.write_parquet)(rows, out)

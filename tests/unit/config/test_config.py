@@ -60,7 +60,7 @@ def test_every_experiment_composes(path: Path) -> None:
     compose(job, [f"experiment={path.stem}"])
 
 
-@pytest.mark.parametrize(("group", "option"), GROUP_OPTIONS, ids="=".join)
+@pytest.mark.parametrize(("group", "option"), GROUP_OPTIONS)
 def test_every_group_option_is_valid_by_itself(group: str, option: str) -> None:
     try:
         compose("grpo", [f"{group}={option}"])
