@@ -29,7 +29,6 @@ settings.register_profile("any machine", _BUSY, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "any machine"))
 
 
-
 def pytest_collection_finish() -> None:
     """Keep what collection imported (torch, transformers, ...) out of every later garbage collection."""
     gc.collect()
