@@ -139,8 +139,8 @@ def plain_loss(trained: PreTrainedModel, batch: MicroBatch, temperature: float) 
 
 
 def padded_plan(
-    lengths: Sequence[int], world_size: int, micro_batch_tokens: int, layout: batching.Layout
-) -> batching.Plan:
+    lengths: Sequence[int], world_size: int, micro_batch_tokens: int, layout: batching.BatchFormat
+) -> batching.MicroBatchPlan:
     """Rows as they come, a fixed number a micro-batch."""
     del layout
     rows = max(1, micro_batch_tokens // max(lengths))

@@ -43,6 +43,7 @@ import ray
 import torch
 import torch.distributed as dist
 from machine import describe, write_result
+from torch._C._distributed_c10d import TCPStore
 
 from orchestrator.config.compose import compose
 from orchestrator.config.run_config import RunConfig
@@ -147,7 +148,7 @@ class Rank(Process):
     def setup(self, rank: int, address: tuple[str, int], directory: Path) -> tuple[int, int, int]:
         """Build it with the others. Bytes and number of the weights, and bytes that other ranks hold."""
         size = self._config.learner.world_size
-        init = DistributedInit(rank, size, "gloo", "cpu", dist.TCPStore(*address, size, rank == 0))
+        init = DistributedInit(rank, size, "gloo", "cpu", TCPStore(*address, size, rank == 0))
         self._learner = build_learner(init, run_spec(self._config, "benchmark", 1, directory))
         name, timeout = ":".join(map(str, address)), self._config.weights.timeout_seconds
         rendezvous = Rendezvous(name, size, timeout, secret=b"benchmark")

@@ -94,10 +94,6 @@ KEYS = KeyValues()
 KeysServer.register("keys", lambda: KEYS)
 
 
-def _arguments(socket: str) -> list[str]:
-    return [json.dumps([rank, address, socket]) for rank, address in enumerate(ADDRESSES)]
-
-
 def test_ranks_on_two_hosts_add_up(hosts: tuple[str, str], tmp_path: Path) -> None:
     socket = str(tmp_path / "keys")
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_SOCKET_IFNAME")}

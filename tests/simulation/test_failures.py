@@ -135,7 +135,7 @@ def test_weights_that_died_with_their_learner_rebuild_it(
     async def generate(
         self: SimulatedRolloutWorker, request: RolloutRequest, weights: PublishedWeights
     ) -> Generated:
-        if weights.version == 5 and not simulation.learner.rebuilt:
+        if weights.version == 5 and not started[0].learner.rebuilt:
             raise DataLostError(self.name, "the publisher is gone")
         return await sample(self, request, weights)
 
@@ -145,14 +145,14 @@ def test_weights_that_died_with_their_learner_rebuild_it(
     monkeypatch.setattr(SimulatedRolloutWorker, "generate", generate)
     settings = replace(BASE, max_staleness=0, max_learner_rebuilds=1, max_data_losses=1)
 
-    async def main() -> Simulation:
-        nonlocal simulation
-        simulation = assemble(settings, tmp_path, VirtualClock())
-        await simulation.loop.run()
-        return simulation
+    started: list[Simulation] = []
 
-    simulation: Simulation
-    run_in_virtual_time(main())
+    async def main() -> Simulation:
+        started.append(assemble(settings, tmp_path, VirtualClock()))
+        await started[0].loop.run()
+        return started[0]
+
+    simulation = run_in_virtual_time(main())
     assert simulation.learner.rebuilt == 1
     assert [event.kind for event in simulation.trace.events if event.kind != "checkpoint"] == [
         "weights_lost",

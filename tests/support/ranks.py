@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 import torch.multiprocessing as mp
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from tests.support.ports import quiet_ports
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 GROUP_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a collective waits for the other ranks before it raises."""
@@ -27,7 +27,7 @@ class DistributedInit:
     world_size: int
     backend: Literal["auto", "gloo", "nccl"]
     device: str
-    store: dist.Store | None = None
+    store: Store | None = None
     """Through which the ranks exchange their addresses; not needed for a single rank."""
 
     @property

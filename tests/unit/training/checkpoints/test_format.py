@@ -33,8 +33,9 @@ HOSTILE = [
     ".hidden",
     "a\0b",
     "a\nb",
+    "x" * 256,
+    MANIFEST,
 ]
-HOSTILE += ["x" * 256, MANIFEST]
 
 
 def manifest(*names: str) -> bytes:

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from orchestrator.errors import DataLostError
-from orchestrator.training.records import SamplingParams
+from orchestrator.training.records import BlockRef, SamplingParams
 from orchestrator.training.rollouts.pool import RolloutPool
-from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, WeightRef
 from orchestrator.training.supervision.pool import WorkerPool
 
 REQUEST = RolloutRequest((), 0, 0, 1, SamplingParams(1.0, 1.0, 4, 0))
@@ -29,7 +29,7 @@ class Forgetful:
         self.publish_meanwhile()
         if weights.version == 0:
             raise DataLostError(self.name, "weights of version 0 are gone")
-        return Generated(request, None, 0, ())
+        return Generated(request, BlockRef("block"), 0, ())
 
 
 async def _replace(worker: Forgetful) -> Forgetful:
@@ -43,8 +43,8 @@ def _pool(worker: Forgetful) -> RolloutPool[Forgetful]:
 def test_weights_that_were_superseded_and_are_gone_are_replaced_by_the_newest() -> None:
     worker = Forgetful()
     pool = _pool(worker)
-    pool.use(PublishedWeights(0, "handle 0"))
-    worker.publish_meanwhile = lambda: pool.use(PublishedWeights(2, "handle 2"))
+    pool.use(PublishedWeights(0, WeightRef("handle 0")))
+    worker.publish_meanwhile = lambda: pool.use(PublishedWeights(2, WeightRef("handle 2")))
     asyncio.run(pool.generate(REQUEST))
     assert worker.asked == [0, 2]
 
@@ -52,7 +52,7 @@ def test_weights_that_were_superseded_and_are_gone_are_replaced_by_the_newest() 
 def test_the_newest_weights_gone_is_a_loss_of_the_learner_not_of_the_worker() -> None:
     worker = Forgetful()
     pool = _pool(worker)
-    pool.use(PublishedWeights(0, "handle 0"))
+    pool.use(PublishedWeights(0, WeightRef("handle 0")))
     with pytest.raises(DataLostError, match="version 0 are gone"):
         asyncio.run(pool.generate(REQUEST))
     assert worker.asked == [0]
