@@ -11,10 +11,14 @@ def main() -> None:
     """
     import sys
 
-    if sys.argv[1:2] in (["run"], ["resume"]):
-        from orchestrator.cli import stop_signals
+    from orchestrator.cli import stop_signals
 
+    starts_a_run = sys.argv[1:2] in (["run"], ["resume"])
+    if starts_a_run:
         stop_signals.listen()
     from orchestrator.cli.app import run_command_line
 
-    sys.exit(run_command_line(sys.argv[1:]))
+    code = run_command_line(sys.argv[1:])
+    if starts_a_run:
+        stop_signals.finish()
+    sys.exit(code)

@@ -87,6 +87,14 @@ def connect(on_stop: Callable[[str], None], on_abort: Callable[[str], None]) -> 
         signals.connect(on_stop, on_abort)
 
 
+def finish() -> None:
+    """The exit code is decided: a further signal must not replace it. Without this, Python restores the
+    default handlers while it shuts down, and a late signal would kill the process.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _exit_before_the_run(name: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"\norchestrator: {name}: stopped before the run began; nothing was started\n")

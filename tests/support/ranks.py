@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch._C._distributed_c10d import TCPStore
 
@@ -25,8 +26,12 @@ def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) 
     )
 
 
-def tcp_store(rank: int, world_size: int, port: int) -> TCPStore:
-    """A store on the loopback interface that ranks of this machine find each other through."""
+def tcp_store(rank: int, world_size: int, port: int) -> TCPStore | None:
+    """A store on 127.0.0.1 through which ranks of this machine find each other; rank 0 listens. None in a
+    process that has joined its group already, which needs no further store.
+    """
+    if dist.is_initialized():
+        return None
     timeout = datetime.timedelta(minutes=10)
     return TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, timeout=timeout)
 
