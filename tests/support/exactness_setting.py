@@ -37,8 +37,8 @@ OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adamw")
 LEARNING_RATES: dict[OptimizerName, float] = {"sgd": 0.1, "adamw": 3e-4}
 TEMPERATURE = 0.9
 MAX_NEW_TOKENS = 16
-# Off: with 0.01 the learner's gradient norm differs from the reference by 6e-6 (relative), on one rank too, since
-# both follow equation 18. The cause is not known yet (docs/reference/results.md).
+# Off: with 0.01 the gradient norm differs from the reference by 6e-6 (relative), on one rank too. The cause
+# is not known yet: docs/reference/results.md.
 BALANCE = 0.0
 WARMUP_STEPS = 2
 
