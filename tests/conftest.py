@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,27 @@ def pytest_collection_finish() -> None:
     """Keep what collection imported (torch, transformers, ...) out of every later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+    """Tests of hostile text print half a surrogate pair. pytest-xdist sends what was captured as UTF-8, and a
+    worker that cannot encode its report stops.
+    """
+    return printable((yield))
+
+
+def printable(report: Any) -> Any:
+    """A report's data with every surrogate escaped."""
+    match report:
+        case str():
+            return report.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {printable(key): printable(value) for key, value in report.items()}
+        case list() | tuple():
+            return [printable(each) for each in report]
+        case _:
+            return report
 
 
 LONGEST_COMMAND = 900.0

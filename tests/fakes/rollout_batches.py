@@ -20,7 +20,9 @@ def random_part(
     finish: Sequence[Finish] | None = None,
 ) -> BatchPart:
     """`groups` groups with prompts of 2 to 6 tokens and responses of `lengths` (first to last, inclusive),
-    rewards 0 or 1, log-probs near those of a uniform distribution.
+    rewards 0 or 1, log-probs near those of a uniform distribution. Token 0 never occurs: as the padding token
+    of the test models it has an embedding of zeros, so that a router gives all experts the same score, and
+    which of them it takes depends on the processor.
     """
     draw = np.random.default_rng(seed)
     rollouts = groups * group_size
@@ -31,9 +33,9 @@ def random_part(
         group_ids=np.arange(groups, dtype=np.int64),
         group_size=group_size,
         prompts=tuple(Prompt(f"random/train/{index}", "", {}) for index in range(groups)),
-        prompt_tokens=draw.integers(0, vocabulary, int(prompt_lengths.sum()), dtype=np.int32),
+        prompt_tokens=draw.integers(1, vocabulary, int(prompt_lengths.sum()), dtype=np.int32),
         prompt_offsets=np.concatenate([[0], np.cumsum(prompt_lengths)]).astype(np.int64),
-        tokens=draw.integers(0, vocabulary, tokens, dtype=np.int32),
+        tokens=draw.integers(1, vocabulary, tokens, dtype=np.int32),
         offsets=np.concatenate([[0], np.cumsum(response_lengths)]).astype(np.int64),
         logprobs=(-np.log(vocabulary) + 0.1 * draw.standard_normal(tokens)).astype(np.float32),
         versions=np.full(tokens, version, dtype=np.int32),

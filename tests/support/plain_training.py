@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from orchestrator.training.records import BatchPart, Finish
 from tests.support.exactness_setting import (
     BALANCE,
+    CLOSEST,
     MAX_NEW_TOKENS,
     STEPS,
     TEMPERATURE,
@@ -265,7 +266,10 @@ class _Routers:
         for router in self._routers:
             tokens, experts = router.scores.shape
             k = router.chosen.shape[1]
-            ranked = router.scores.detach().argsort(dim=-1, descending=True)[:, :k].tolist()
+            order = router.scores.detach().sort(dim=-1, descending=True, stable=True)
+            gap = float((order.values[:, k - 1] - order.values[:, k]).min())
+            assert gap >= CLOSEST, f"two scores are {gap:.1e} apart: draw the batches from another seed"
+            ranked = order.indices[:, :k].tolist()
             loss = torch.zeros(())
             for expert in range(experts):
                 frequency = experts / (k * tokens) * sum(expert in row for row in ranked)
