@@ -59,8 +59,8 @@ focus-validate: $(TEST) ## the FinOps Foundation's validator over a FOCUS export
 lock: $(TEST) ## pin the versions that make demo and make test install (UPGRADE=--upgrade for newer ones)
 	$(BIN)/python requirements/lock.py $(UPGRADE)
 
-wheels: $(TEST) ## pack third_party/wheels again: packages that are published as source only
-	$(BIN)/pip wheel --quiet --no-deps --no-binary :all: --wheel-dir third_party/wheels $(shell grep -E '^(deepspeed|antlr4-python3-runtime)==' requirements/demo.txt)
+wheels: $(TEST) ## pack requirements/wheels again: packages that are published as source only
+	$(BIN)/pip wheel --quiet --no-deps --no-binary :all: --wheel-dir requirements/wheels $(shell grep -E '^(deepspeed|antlr4-python3-runtime)==' requirements/demo.txt)
 
 clean: ## remove what the other targets made, except .venv
 	rm -rf runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache

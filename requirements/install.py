@@ -22,7 +22,7 @@ UV = "uv==0.13.9"
 TARGETS = ("demo", "test")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-WHEELS = ROOT / "third_party" / "wheels"
+WHEELS = HERE / "wheels"
 
 UV_SETTINGS = {
     "index-url": "UV_DEFAULT_INDEX",

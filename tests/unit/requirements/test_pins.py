@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUIREMENTS = ROOT / "requirements"
-WHEELS = sorted((ROOT / "third_party" / "wheels").glob("*.whl"))
+WHEELS = sorted((ROOT / "requirements" / "wheels").glob("*.whl"))
 
 
 def lines(name: str) -> Iterator[str]:
