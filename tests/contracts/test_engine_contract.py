@@ -1,4 +1,6 @@
-"""What every `Engine` promises, on the real sampler, the player of worked solutions and the fake."""
+"""What every `Engine` promises: the engines of the package, the fake, and the example of
+docs/how-to/add-an-engine.md.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from my_engines.uncached_engine import UncachedEngine
 
 from orchestrator.errors import PromptTooLongError
 from orchestrator.training.models.build import build_model, build_tokenizer
@@ -34,65 +37,72 @@ class Case:
     """Other weights than those it started with."""
 
 
+SMALL = ModelConfig(
+    name="small",
+    family="deepseek_v3_from_scratch",
+    base_model=None,
+    path=None,
+    package=None,
+    architecture={
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 1,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "q_lora_rank": None,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_group": 1,
+        "topk_group": 1,
+        "initializer_range": 0.3,
+    },
+    dtype="float32",
+    context=CONTEXT,
+)
+
+
 def hf() -> Case:
-    config = ModelConfig(
-        name="small",
-        family="deepseek_v3_from_scratch",
-        base_model=None,
-        path=None,
-        package=None,
-        architecture={
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "first_k_dense_replace": 1,
-            "intermediate_size": 32,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "q_lora_rank": None,
-            "kv_lora_rank": 8,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 8,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "n_group": 1,
-            "topk_group": 1,
-            "initializer_range": 0.3,
-        },
-        dtype="float32",
-        context=CONTEXT,
-    )
     engine = HFEngine(
-        build_model(config, seed=0),
-        build_tokenizer(config),
+        build_model(SMALL, seed=0),
+        build_tokenizer(SMALL),
         CONTEXT,
         max_batch_rows=4,
         device=torch.device("cpu"),
         record_routes=False,
     )
-    return Case(engine, list(build_model(config, seed=1).state_dict().items()))
+    return Case(engine, list(build_model(SMALL, seed=1).state_dict().items()))
+
+
+def uncached() -> Case:
+    engine = UncachedEngine(
+        build_model(SMALL, seed=0),
+        build_tokenizer(SMALL),
+        CONTEXT,
+        max_batch_rows=2,
+        device=torch.device("cpu"),
+    )
+    return Case(engine, list(build_model(SMALL, seed=1).state_dict().items()))
 
 
 def worked_solutions() -> Case:
-    config = ModelConfig(
-        name="small",
-        family="deepseek_v3_from_scratch",
-        base_model=None,
-        path=None,
-        package=None,
-        architecture={},
-        dtype="float32",
-        context=CONTEXT,
-    )
-    return Case(WorkedSolutionsEngine(build_tokenizer(config), CONTEXT), [])
+    return Case(WorkedSolutionsEngine(build_tokenizer(SMALL), CONTEXT), [])
 
 
 def scripted() -> Case:
     return Case(ScriptedEngine(CONTEXT, {"1+2=": ["3", "wait, 3", "4"]}), [])
 
 
-@pytest.fixture(params=[hf, worked_solutions, scripted], ids=lambda factory: factory.__name__)
+SAMPLERS = pytest.mark.parametrize("factory", [hf, uncached, scripted], ids=lambda factory: factory.__name__)
+"""The engines that sample instead of replaying given text."""
+
+
+@pytest.fixture(params=[hf, uncached, worked_solutions, scripted], ids=lambda factory: factory.__name__)
 def case(request: pytest.FixtureRequest) -> Case:
     factory: Callable[[], Case] = request.param
     return factory()
@@ -150,7 +160,7 @@ def test_rollouts_do_not_depend_on_how_requests_are_split(case: Case):
         assert alone.texts == whole.texts[place * GROUP : (place + 1) * GROUP]
 
 
-@pytest.mark.parametrize("factory", [hf, scripted], ids=["hf", "scripted"])
+@SAMPLERS
 def test_a_higher_limit_only_lengthens_rollouts(factory: Callable[[], Case]):
     short, long = ask(factory(), max_new_tokens=2), ask(factory(), max_new_tokens=32)
     for index in range(len(short)):
@@ -193,23 +203,29 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name(case: Case):
         case.engine.generate(request)
 
 
-@pytest.mark.parametrize("factory", [hf, scripted], ids=["hf", "scripted"])
+@SAMPLERS
 def test_a_sampler_obeys_max_new_tokens_and_says_that_it_truncated(factory: Callable[[], Case]):
     block = ask(factory(), max_new_tokens=1)
     assert block.lengths.tolist() == [1] * len(block)
     assert Finish.LENGTH in block.finish.tolist()
 
 
-@pytest.mark.parametrize("factory", [hf, scripted], ids=["hf", "scripted"])
+@SAMPLERS
 def test_a_sampler_explores(factory: Callable[[], Case]):
     block = ask(factory())
     assert len(set(block.texts)) > 1
     assert block.texts != ask(factory(), seed=8).texts
 
 
-@pytest.mark.parametrize("factory", [hf, scripted], ids=["hf", "scripted"])
+@SAMPLERS
 def test_other_weights_give_other_log_probs(factory: Callable[[], Case]):
     case = factory()
     before = ask(case, temperature=0.0)
     case.engine.load_weights(1, iter(case.weights))
     assert before.logprobs[0] != ask(case, temperature=0.0).logprobs[0]
+
+
+def test_the_example_samples_what_the_fast_engine_samples():
+    slow, fast = ask(uncached(), max_new_tokens=8), ask(hf(), max_new_tokens=8)
+    np.testing.assert_array_equal(slow.tokens, fast.tokens)
+    np.testing.assert_allclose(slow.logprobs, fast.logprobs, atol=1e-5)

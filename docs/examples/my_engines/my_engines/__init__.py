@@ -1,0 +1,1 @@
+"""A rollout engine outside of the orchestrator's own package."""
