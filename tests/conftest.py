@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -20,6 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Ray gives up on its own processes after half a minute.
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
+
+# Under nohup every run would inherit that SIGHUP is ignored, and would rightly go on when it is sent one.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes says how busy the machine is. Every run draws the same examples; others are looked
 # for with HYPOTHESIS_PROFILE=others. What a test's own settings leave out is taken from here.
