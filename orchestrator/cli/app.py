@@ -155,10 +155,10 @@ def stop(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
 def logs(
     run: Run,
     output_dir: OutputDir = RUNS,
-    tail: Annotated[int, typer.Option("--tail", min=0, help="only the last lines; 0: all")] = 0,
+    tail: Annotated[int, typer.Option("--tail", min=0, help="only the last lines of each log; 0: all")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Print the controller's log of a run and the events of its workers."""
+    """Print the logs of a run's controller and workers, with what scorers printed, and its events."""
     from orchestrator.cli import read
 
     return read.show_logs(run, output_dir, tail, as_json)

@@ -69,6 +69,8 @@ def _wait(run: RunDirectory, every_seconds: float) -> None:
 
 def _show(run: RunDirectory, every_seconds: float) -> None:
     from orchestrator.cli import progress
-    from orchestrator.config.compose import load
+    from orchestrator.config.compose import load_to_read
 
-    progress.watch(run, terminal.console(), load(run.config).budget.currency, poll_seconds=every_seconds)
+    progress.watch(
+        run, terminal.console(), load_to_read(run.config).budget.currency, poll_seconds=every_seconds
+    )

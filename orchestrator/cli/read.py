@@ -113,13 +113,21 @@ def status_view(status: Mapping[str, Any]) -> Group:
 
 
 def show_logs(reference: str, output_dir: Path, tail: int, as_json: bool) -> int:
-    """run.log and events.jsonl."""
+    """The logs of the controller and of every worker, then the events. Of a pipeline: the workers' logs and
+    the events of its newest stage.
+    """
     run = runs.find_run(output_dir, reference)
+    stage = runs.leading_stage(run, run.record())
     lines = _lines(run.log)[-tail:]
-    events = [json.loads(line) for line in _lines(run.events)][-tail:]
+    workers = {path.stem: _lines(path)[-tail:] for path in sorted(stage.worker_logs.glob("*.log"))}
+    events = [json.loads(line) for line in _lines(stage.events)][-tail:]
     if as_json:
-        print_json({"run_id": run.run_id, "lines": lines, "events": events})
+        print_json({"run_id": run.run_id, "lines": lines, "workers": workers, "events": events})
         return 0
+    for worker, logged in workers.items():
+        lines += [f"==> {worker} <==", *logged]
+    if events:
+        lines.append("==> events <==")
     for event in events:
         particulars = ", ".join(
             f"{key} {value}" for key, value in event.items() if key not in ("event", "time_ns")

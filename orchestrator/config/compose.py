@@ -32,6 +32,7 @@ from orchestrator.config.errors import (
     is_free_mapping,
     not_one_of,
     raise_if_any,
+    raise_if_other_version,
     unknown_key,
 )
 from orchestrator.config.location import conf_dir
@@ -159,14 +160,23 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
 
 def load(path: Path) -> RunConfig:
     """The config in a run directory's `config.yaml`. Raises ConfigError if it is missing or can't be run."""
-    return validate(_written(path))
+    config = load_to_read(path)
+    raise_if_any(problems(config))
+    return config
 
 
 def load_to_read(path: Path) -> RunConfig:
     """The config in a run directory's `config.yaml`, for commands that run nothing: the components that it
-    names need not be installed. Raises ConfigError if it is missing or malformed.
+    names need not be installed. Raises ConfigError if it is missing or malformed, OtherVersionError if it has
+    the keys of another version.
     """
-    return _typed(_written(path))
+    values = _written(path)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise_if_other_version(path, error)
+        raise_if_any(from_pydantic(error))
+        raise
 
 
 def _typed(values: Mapping[str, Any]) -> RunConfig:

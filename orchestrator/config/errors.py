@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,8 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
+
+_KEYS_SHOWN = 4
 
 
 class InvalidConfigError(ConfigError):
@@ -25,6 +28,34 @@ class InvalidConfigError(ConfigError):
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
+
+
+class OtherVersionError(ConfigError):
+    """The config of a run has the keys of another version of this program."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value} was written by another version of orchestrator: {self.hint}."
+            " `orchestrator status`, `logs` and `rollouts` show the run. To resume or export it, use the"
+            " version that wrote it (manifest.json names its commit); otherwise start a new run."
+        )
+
+
+def raise_if_other_version(path: Path, error: ValidationError) -> None:
+    """Raise OtherVersionError if keys are missing from, or unknown in, the config of a run in `path`."""
+    details = error.errors(include_url=False)
+    differences = [
+        f"{what} {_listed(keys)}"
+        for kind, what in (("missing", "it lacks"), ("extra_forbidden", "this version does not know"))
+        if (keys := [".".join(map(str, each["loc"])) for each in details if each["type"] == kind])
+    ]
+    if differences:
+        raise OtherVersionError("config", str(path), "the keys of this version", "; ".join(differences))
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - _KEYS_SHOWN
+    return ", ".join(keys[:_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def raise_if_any(problems: Sequence[ConfigError]) -> None:

@@ -78,7 +78,7 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
             view,
             lambda: shipper.spent,
             utilisation,
-            TrainingHealth(learning_signal(config)),
+            TrainingHealth(learning_signal(config), config.steps),
             timer.step_ended,
             clock,
         )

@@ -79,6 +79,7 @@ class RunObserver:
         if isinstance(event, Restored):
             # At step 0 the evaluation before the first step is made again: its row goes too.
             self._directory.drop_metrics_after(event.step or -1)
+            self._health.restart((line.step, line.metrics) for line in self._directory.read_metrics())
         if event.message:
             self._view.message(event.message)
 

@@ -61,6 +61,7 @@ class RunDirectory:
         self.events = path / "events.jsonl"
         self.routing = path / "routing.jsonl"
         self.log = path / "run.log"
+        self.worker_logs = path / "logs"
         self.lease = path / "lease"
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"

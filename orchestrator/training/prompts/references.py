@@ -33,9 +33,14 @@ def _single(where: str, column: str, value: Any) -> Answer:  # noqa: ANN401
         raise DatasetError(where, f"{column}: {value!r}", ALLOWED)
     if isinstance(value, float) and not math.isfinite(value):
         raise DatasetError(where, f"{column}: {value}", ALLOWED, "no answer equals it")
-    if isinstance(value, str) and not value.rpartition("####")[2].strip():
+    if isinstance(value, str) and not _is_visible(value.rpartition("####")[2]):
         raise DatasetError(where, f"{column}: {_excerpt(value)}", ALLOWED, "the answer is empty")
     return value
+
+
+def _is_visible(text: str) -> bool:
+    """Whether there is more than white space, zero-width characters and byte order marks."""
+    return any(character.isprintable() and not character.isspace() for character in text)
 
 
 def _excerpt(text: str) -> str:

@@ -2,8 +2,9 @@
 teaches anything.
 
 Each check looks at the metrics of one step. A problem is reported once, after it held for `START_STEPS`
-steps without a break from the first step of the run, or for `LATER_STEPS` steps at any other time: a single
-odd batch late in a run is no news, the same thing from the first step on is. The checks are ordered from
+steps without a break from the first step of the run (for all of its steps, if it has fewer), or for
+`LATER_STEPS` steps at any other time: a single odd batch late in a run is no news, the same thing from the
+first step on is. The checks are ordered from
 cause to consequence, and only the first one that holds is counted: rollouts that are all cut off have no
 answers, so their rewards are equal, so the gradient is zero, and a person needs to hear about the first.
 
@@ -12,7 +13,7 @@ Rollouts that are all right are equal too. That is success, except at the start:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.training.events import TrainingWarning
@@ -122,15 +123,25 @@ CHECKS = (
 
 
 class TrainingHealth:
-    """Watches the steps of one attempt; `observe` each of them in order."""
+    """Watches a run of `steps` steps; `observe` each of them in order."""
 
-    def __init__(self, signal: LearningSignal) -> None:
+    def __init__(self, signal: LearningSignal, steps: int) -> None:
         self._checks = tuple(_relevant_checks(signal))
+        self._start_steps = min(START_STEPS, steps)
         self._steps = 0
         self._first_step: int | None = None
         self._streaks = dict.fromkeys((check.problem for check in self._checks), 0)
         """For how many steps each check has held without a break."""
         self._reported: set[str] = set()
+
+    def restart(self, history: Iterable[tuple[int, Metrics]]) -> None:
+        """Go on after the steps in `history`, which were made by an earlier attempt or before a rollback.
+        What they show was reported then.
+        """
+        self._steps, self._first_step = 0, None
+        self._streaks = dict.fromkeys(self._streaks, 0)
+        for step, metrics in history:
+            self.observe(step, metrics)
 
     def observe(self, step: int, metrics: Metrics) -> TrainingWarning | None:
         """The problem that this step makes certain; None if there is none, or it was reported before."""
@@ -147,7 +158,7 @@ class TrainingHealth:
         return TrainingWarning(step, found.problem, found.what, found.advice)
 
     def _is_certain(self, check: _Check) -> bool:
-        needed = START_STEPS if self._holds_from_the_start(check) else LATER_STEPS
+        needed = self._start_steps if self._holds_from_the_start(check) else LATER_STEPS
         return self._streaks[check.problem] >= needed
 
     def _holds_from_the_start(self, check: _Check) -> bool:

@@ -324,6 +324,51 @@ def test_logs_are_the_log_and_the_events(call: Call, recorded_run: RunDirectory)
     assert "worker_lost: worker rollout-0" in call("logs", "latest").out
 
 
+def test_logs_show_what_workers_logged_and_scorers_printed(call: Call, recorded_run: RunDirectory) -> None:
+    recorded_run.worker_logs.mkdir()
+    (recorded_run.worker_logs / "reward-0.log").write_text("loaded\nSEEN \x1b[31m{}\n")
+    answer = call("logs", "latest", "--tail", "1", "--json").json
+    assert answer["workers"] == {"reward-0": ["SEEN \x1b[31m{}"]}
+    assert call("logs", "latest").out.splitlines()[:5] == [
+        "one",
+        "two",
+        "==> reward-0 <==",
+        "loaded",
+        "SEEN \\x1b[31m{}",
+    ]
+
+
+def test_logs_of_a_pipeline_have_those_of_its_newest_stage(
+    call: Call, recorded_run: RunDirectory, tmp_path: Path
+) -> None:
+    pipeline = RunDirectory(tmp_path / "runs" / "20261124-065700-r1_demo-ffff")
+    pipeline.create()
+    pipeline.begin(job="r1_demo", purpose="final", steps=0, at_ns=AT_NS, stages=["grpo"])
+    pipeline.add_stage("grpo", RUN_ID)
+    recorded_run.worker_logs.mkdir()
+    (recorded_run.worker_logs / "reward-0.log").write_text("SEEN\n")
+    answer = call("logs", pipeline.run_id, "--json").json
+    assert answer["workers"] == {"reward-0": ["SEEN"]}
+    assert [event["event"] for event in answer["events"]] == ["worker_lost"]
+
+
+@pytest.mark.parametrize("command", [("resume",), ("watch",), ("models", "export")])
+def test_a_run_of_another_version_is_named_as_one(
+    call: Call, recorded_run: RunDirectory, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    config = yaml.safe_load(recorded_run.config.read_text())
+    del config["algorithm"]["dual_clip"], config["model"]["base_model"]
+    config["weights"]["backend"] = "auto"
+    recorded_run.config.write_text(yaml.safe_dump(config))
+    answer = call(*command, RUN_ID, *(["DIR"] if command[0] == "models" else []))
+    assert answer.code == 2
+    assert "was written by another version of orchestrator" in answer.err
+    assert "it lacks model.base_model, algorithm.dual_clip;" in answer.err
+    assert "this version does not know weights.backend." in answer.err
+    for reader in ("status", "logs", "rollouts"):
+        assert call(reader, RUN_ID).code == 0
+
+
 @pytest.mark.parametrize(
     ("state", "code"),
     [(RunState.DONE, 0), (RunState.FAILED, 1), (RunState.BUDGET, 3), (RunState.DRAINED, 4)],

@@ -12,13 +12,14 @@ from orchestrator.launch.observer import RunObserver
 from orchestrator.ledger.calendar import HOUR_NS
 from orchestrator.ledger.meter import Spent
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.events import Restored
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import MemoryTracker
 from orchestrator.training.telemetry.training_health import LearningSignal, TrainingHealth
 
 
 def health() -> TrainingHealth:
-    return TrainingHealth(LearningSignal(imitates=False, group_relative=True))
+    return TrainingHealth(LearningSignal(imitates=False, group_relative=True), 100)
 
 
 class View:
@@ -92,3 +93,18 @@ def test_a_run_that_trains_on_nothing_is_shown_tagged_and_kept(tmp_path: Path) -
     assert (warning["problem"], warning["step"]) == ("equal_rewards", 3)
     assert tracker.tags["training_warning"] == "equal_rewards"
     assert view.messages == [f"{warning['what']} {warning['check']}"]
+
+
+def test_a_resumed_run_that_has_trained_on_nothing_so_far_is_warned_in_its_third_step(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    clock, view = FakeClock(), View()
+    nothing = {"reward/mean": 0.0, "reward/std": 0.0}
+    for step in (1, 2, 3):
+        directory.append_metrics(step, nothing, 0)
+    tracker = MemoryTracker(clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, health(), lambda: None, clock)
+    observer.on_event(Restored(2))
+    observer.on_step(StepReport(3, nothing))
+    (warning,) = directory.read_events("training_warning")
+    assert (warning["problem"], warning["step"]) == ("equal_rewards", 3)

@@ -126,6 +126,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes) -> None:
         ({"q": "x", "a": None, "why": ""}, "a: None, allowed: a text or a number"),
         ({"q": "x", "a": "", "why": ""}, "a: '', allowed: a text or a number, or a list of accepted ones"),
         ({"q": "x", "a": " \n", "why": ""}, r"a: ' \\n', .* \(the answer is empty\)"),
+        ({"q": "x", "a": "\ufeff\u200b", "why": ""}, r"a: '\\ufeff\\u200b', .* \(the answer is empty\)"),
         ({"q": "x", "a": "6*7=42 #### ", "why": ""}, r"a: '6\*7=42 #### ', .* \(the answer is empty\)"),
         ({"q": "x", "a": True, "why": ""}, "a: True, allowed: a text or a number"),
         ({"q": "x", "a": float("nan"), "why": ""}, "a: nan, allowed: a text or a number"),

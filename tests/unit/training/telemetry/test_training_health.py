@@ -36,7 +36,7 @@ SFT = LearningSignal(imitates=True, group_relative=False)
 
 
 def warnings(*steps: dict[str, float], signal: LearningSignal = GRPO) -> list[TrainingWarning]:
-    health = TrainingHealth(signal)
+    health = TrainingHealth(signal, 100)
     seen = [health.observe(step, metrics) for step, metrics in enumerate(steps, start=1)]
     return [warning for warning in seen if warning is not None]
 
@@ -50,6 +50,27 @@ def test_a_problem_from_the_start_is_reported_once(problem: str) -> None:
     found = warnings(*[HEALTHY | PROBLEMS[problem]] * 50)
     assert [(warning.problem, warning.step) for warning in found] == [(problem, START_STEPS)]
     assert found[0].message.endswith(".")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_with_few_steps_is_not_silent_either(steps: int) -> None:
+    health = TrainingHealth(GRPO, steps)
+    found = [health.observe(step, HEALTHY | PROBLEMS["equal_rewards"]) for step in range(1, steps + 1)]
+    assert [None if warning is None else warning.problem for warning in found] == [
+        *[None] * (steps - 1),
+        "equal_rewards",
+    ]
+
+
+def test_a_resumed_run_counts_its_earlier_steps_and_repeats_no_warning() -> None:
+    equal = HEALTHY | PROBLEMS["equal_rewards"]
+    health = TrainingHealth(GRPO, 100)
+    health.restart([(1, equal), (2, equal)])
+    warning = health.observe(3, equal)
+    assert warning is not None and warning.problem == "equal_rewards"
+    assert health.observe(4, equal) is None
+    health.restart((step, equal) for step in range(1, 6))
+    assert [health.observe(step, equal) for step in range(6, 30)] == [None] * 24
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -95,7 +116,7 @@ def test_a_solved_task_has_equal_rewards_and_that_is_success() -> None:
 
 def test_a_resumed_run_may_have_been_solved_before() -> None:
     solved = HEALTHY | {"reward/std": 0.0, "accuracy/train": 1.0}
-    health = TrainingHealth(GRPO)
+    health = TrainingHealth(GRPO, 100)
     assert [health.observe(step, solved) for step in range(81, 101)] == [None] * 20
 
 
@@ -117,7 +138,7 @@ def test_what_was_not_measured_is_no_problem() -> None:
 
 def test_an_evaluation_is_no_step() -> None:
     sick = HEALTHY | PROBLEMS["equal_rewards"]
-    health = TrainingHealth(GRPO)
+    health = TrainingHealth(GRPO, 100)
     seen = [health.observe(0, {"accuracy/heldout": 0.0})]
     seen += [health.observe(step, sick) for step in range(1, START_STEPS + 1)]
     assert [None if warning is None else warning.step for warning in seen] == [None, None, None, START_STEPS]
