@@ -134,7 +134,7 @@ class RunBudgets:
         Sets `refusal`, and returns the thresholds that were crossed now. Raises LedgerError if the ledger is
         unavailable; the run's own budget has been checked nevertheless.
         """
-        if ledger is not None and (counted := ledger.pricer().table.currency) != self._config.currency:
+        if ledger is not None and (counted := ledger.prices.pricer().table.currency) != self._config.currency:
             # The costs of this run and the budgets of the ledger cannot be compared.
             how = f"choose a price_book in {counted} and budget.currency={counted}"
             self.refusal = f"the ledger counts in {counted}, the run in {self._config.currency}: {how}"
@@ -254,7 +254,7 @@ class RunBudgets:
 
     def _rate(self, ledger: Ledger | None) -> Fraction:
         """Cost per second while all slots are held."""
-        pricer = self._own_prices if ledger is None else ledger.pricer()
+        pricer = self._own_prices if ledger is None else ledger.prices.pricer()
         per_hour = pricer.per_hour(self._spender.sku, "", "", day_of(self._now_ns()))
         return per_hour * self._spender.accelerators / 3600
 

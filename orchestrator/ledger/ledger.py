@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.accounts import Accounts, CountedLine
+from orchestrator.ledger.adopted_prices import AdoptedPrices
 from orchestrator.ledger.archive import Archive, Close, MemoryArchive, verify
 from orchestrator.ledger.booking import STANDARD_POLICY, BookedLease, BookingPolicy, book
 from orchestrator.ledger.budgets import Budgets, BudgetStore
@@ -27,11 +28,12 @@ from orchestrator.ledger.mart import Mart, default_folder
 from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.meter import RunMeter, Spent, spent_on
 from orchestrator.ledger.money import AMOUNT_PLACES, rounded
-from orchestrator.ledger.prices import PriceBook, PriceTable
+from orchestrator.ledger.prices import PriceBook
 from orchestrator.ledger.pricing import Pricer
 from orchestrator.ledger.ray_events import Recording
 from orchestrator.ledger.ray_findings import RayReconciliation
-from orchestrator.ledger.ray_reconcile import leases_to_compare, reconcile_ray
+from orchestrator.ledger.ray_holders import leases_to_compare
+from orchestrator.ledger.ray_reconcile import reconcile_ray
 from orchestrator.ledger.report_by import Report, field_of, report_by, require_dimensions
 from orchestrator.ledger.run_report import RunReport, run_report
 from orchestrator.ledger.sharing import share_idle
@@ -64,8 +66,7 @@ class Ledger:
         self._budgets = MemoryBudgets() if budgets is None else budgets
         self._accounts = Accounts(journal, archive, policy, mart)
         self._meters: dict[str, tuple[RunMeter, int]] = {}
-        self._only_book = only_book
-        self._pricer_now: Pricer | None = None
+        self.prices = AdoptedPrices(archive, only_book)
 
     @classmethod
     def open(
@@ -99,7 +100,7 @@ class Ledger:
             journal, SqlArchive(engine, now_ns), policy, now_ns, None, mart, SqlBudgets(engine, now_ns)
         )
         if read is not None:
-            ledger.offer(read)
+            ledger.prices.offer(read)
         return ledger
 
     @classmethod
@@ -111,7 +112,7 @@ class Ledger:
     ) -> Ledger:
         """A ledger that is not stored, for simulations and tests."""
         ledger = cls(MemoryJournal(now_ns), MemoryArchive(now_ns), policy, now_ns)
-        ledger.offer(_price_book(price_book))
+        ledger.prices.offer(_price_book(price_book))
         return ledger
 
     def priced_with(self, price_book: PriceBook) -> Ledger:
@@ -121,36 +122,6 @@ class Ledger:
         return Ledger(
             self._journal, self._archive, self._policy, self._now_ns, price_book, self._mart, self._budgets
         )
-
-    def price_books(self, as_of_ns: int | None = None) -> list[PriceBook]:
-        """The price books adopted by `as_of_ns`, newest first."""
-        return [adopted.book for adopted in self._archive.price_books(as_of_ns)]
-
-    def price_rows(self) -> list[dict[str, str | None]]:
-        """Every price that reports use, as plain JSON: by book (newest first), SKU and time."""
-        return [row for book in self._table(None).books for row in book.rows()]
-
-    def offer(self, price_book: PriceBook) -> bool:
-        """Adopt the price book of a run, as far as it prices something that no adopted book does and uses the
-        ledger's currency. Returns whether anything was new.
-
-        Existing prices never change this way: only `adopt`, an explicit decision, changes them.
-        """
-        adopted = self.price_books()
-        if not adopted:
-            return self.adopt(price_book)
-        new = price_book.without(frozenset(series for book in adopted for series in book.series()))
-        if new is None or adopted[0].currency != new.currency:
-            return False
-        return self.adopt(new)
-
-    def adopt(self, price_book: PriceBook) -> bool:
-        """Make a price book the newest, unless the newest book of that name is identical.
-
-        Returns whether anything changed.
-        """
-        self._pricer_now = None
-        return self._archive.adopt(price_book)
 
     def book(self, events: Sequence[Event | Mapping[str, Any]]) -> int:
         """Store events (or their JSON objects). Returns the number of new ones.
@@ -175,7 +146,7 @@ class Ledger:
         booked, stated, _ = self._booked(runs, known, self._now_ns() if known is None else known)
         entries = [*lease_entries(booked), *stated_entries(stated)]
         extent = sum(lease.ns for lease in booked) + sum(int(line.accelerator_ns or 0) for line in stated)
-        return run_report(name, runs, entries, extent, self._pricer(as_of_ns), places)
+        return run_report(name, runs, entries, extent, self.prices.pricer(as_of_ns), places)
 
     def report_by(
         self,
@@ -206,7 +177,7 @@ class Ledger:
         if name is not None:
             runs = set(self._runs(name, as_of_ns))
             counted = [line for line in counted if line.key.run_id in runs]
-        return report_by(counted, by, self._pricer(as_of_ns), first_day, end_day, places)
+        return report_by(counted, by, self.prices.pricer(as_of_ns), first_day, end_day, places)
 
     def mart_parts(self) -> list[Path]:
         """The Parquet files of the mart, after updating it; none for a ledger in memory."""
@@ -241,7 +212,7 @@ class Ledger:
     def spent_so_far(self, run_id: str, as_of_ns: int | None = None) -> Spent:
         """The money and time of the run's leases until now; reads as `cost_so_far` does."""
         as_of = self._now_ns() if as_of_ns is None else as_of_ns
-        pricer = self._pricer(None)
+        pricer = self.prices.pricer()
         meter, seq = self._meters.get(run_id) or (RunMeter(run_id, self._policy), 0)
         events: list[Event] = []
         for recorded in self._journal.events([run_id], after_seq=seq):
@@ -253,7 +224,7 @@ class Ledger:
 
     def cost_at(self, run_id: str, as_of_ns: int) -> Decimal:
         """What the leases of the run had cost at a time in the past. Reads all events of the run."""
-        return rounded(self._spent(run_id, as_of_ns, self._pricer(None)).amount, AMOUNT_PLACES)
+        return rounded(self._spent(run_id, as_of_ns, self.prices.pricer()).amount, AMOUNT_PLACES)
 
     def knows(self, name: str) -> bool:
         """Whether a run or pipeline with that id exists."""
@@ -307,17 +278,13 @@ class Ledger:
             raise LedgerError("as-of", str(as_of_ns), f"{now} or earlier", "the future is unknown")
         return min(as_of_ns, now)
 
-    def pricer(self, as_of_ns: int | None = None) -> Pricer:
-        """The prices that reports use, as known at `as_of_ns`."""
-        return self._pricer(as_of_ns)
-
     def waste(self, name: str, places: int = AMOUNT_PLACES) -> WasteReport:
         """What a run, or the runs of a pipeline, paid for without a result.
 
         Raises UnknownRunError, UnknownPriceError.
         """
         booked, labels = self._booked_with_labels(name)
-        return waste_report(booked, labels, self._pricer(None), places)
+        return waste_report(booked, labels, self.prices.pricer(), places)
 
     def unit_costs(
         self, name: str, counts: Mapping[str, Fraction], places: int = AMOUNT_PLACES
@@ -337,7 +304,7 @@ class Ledger:
         Raises UnknownRunError, and LedgerError before its second step.
         """
         booked, _ = self._booked_with_labels(run_id)
-        return completion(run_id, booked, self._amount(booked), steps, self._pricer(None))
+        return completion(run_id, booked, self._amount(booked), steps, self.prices.pricer())
 
     def variances(self, places: int = 2) -> list[Variance]:
         """Compare each budget with what counts in its scope. Raises LedgerError for a budget in
@@ -345,7 +312,7 @@ class Ledger:
         """
         budgets = self._budgets.budgets()
         lines = list(self._accounts.counted_now(self._now_ns(), SCOPE_FIELDS)) if budgets else []
-        return [variance(budget, lines, self._pricer(None), self._now_ns(), places) for budget in budgets]
+        return [variance(budget, lines, self.prices.pricer(), self._now_ns(), places) for budget in budgets]
 
     def _booked_with_labels(self, name: str) -> tuple[list[BookedLease], dict[str, Labels]]:
         """The leases used by the runs of `name`, reduced to that use, and the labels of those runs."""
@@ -359,7 +326,7 @@ class Ledger:
         return [lease for lease in kept if lease.slices], labels_of(events)
 
     def _amount(self, booked: Sequence[BookedLease]) -> Fraction:
-        pricer = self._pricer(None)
+        pricer = self.prices.pricer()
         return sum((pricer.amount(entry) for entry in lease_entries(booked)), Fraction(0))
 
     @property
@@ -389,18 +356,6 @@ class Ledger:
         booked, rejected = book(events, as_of_ns, self._policy)
         stated = [event for event in apply_corrections(events)[0] if isinstance(event, UsageStated)]
         return booked, stated, rejected
-
-    def _pricer(self, as_of_ns: int | None) -> Pricer:
-        if as_of_ns is not None:
-            return Pricer(self._table(as_of_ns))
-        if self._pricer_now is None:
-            self._pricer_now = Pricer(self._table(None))
-        return self._pricer_now
-
-    def _table(self, as_of_ns: int | None) -> PriceTable:
-        if self._only_book is not None:
-            return PriceTable([self._only_book])
-        return PriceTable([adopted.book for adopted in self._archive.price_books(as_of_ns)])
 
 
 def _price_book(source: AnyPriceBook) -> PriceBook:

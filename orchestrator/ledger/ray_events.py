@@ -89,6 +89,10 @@ class Life:
         seat, slash, number = self.name.rpartition("/")
         return (watched, seat) if slash and number.isdigit() else (watched,)
 
+    def overlaps(self, start_ns: int, end_ns: int) -> bool:
+        """Whether it was requested before `end_ns` and had not ended by `start_ns`."""
+        return self.pending_ns < end_ns and (self.end_ns is None or self.end_ns > start_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:

@@ -1,17 +1,12 @@
 """Compares Ray's actor events with the ledger: for each life of an actor, what Ray reported and
 what was booked.
 
-Two kinds of leases identify their holder. The leases of `cost watch` contain the id of the actor. The leases
-of a placement group (of a run of this project, or watched) contain the id of the group, which Ray's actor
-events also name. Work is attributed to an actor by the name it is booked under.
-
 Ray reports nothing about placement groups. So the lease of a group may begin before its first actor. If it
 continues after its last actor, that is a finding, because nothing in Ray's events explains the time.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +14,6 @@ from orchestrator.ledger.booking import (
     BookedLease,
     BookingPolicy,
     Ending,
-    LeaseEvents,
     book_lease,
     group_by_lease,
     lease_facts,
@@ -28,30 +22,10 @@ from orchestrator.ledger.corrections import apply_corrections
 from orchestrator.ledger.events import Event, LeaseOpened, SpanRecorded
 from orchestrator.ledger.ray_events import Death, Life, Recording
 from orchestrator.ledger.ray_findings import RayDiscrepancy, RayFinding, RayReconciliation
+from orchestrator.ledger.ray_holders import SHARED, LeaseHolders
 
 NODE_ID_LENGTH = 56
 """Length of a node id in hexadecimal. Anything else in a lease is a node's name, which Ray may not report."""
-WATCHED = re.compile(r"[^/]+/[0-9a-f]{32}/\d+\.(\d+|shared)")
-"""The id of a lease that `cost watch` created for an actor outside any placement group."""
-SHARED = ".shared"
-"""The end of the id of a lease shared by actors with fractions of a GPU."""
-
-
-def leases_to_compare(recording: Recording, leases: Iterable[str]) -> list[str]:
-    """The leases that belong to the cluster of the recording: those that name one of its actors or placement
-    groups, and those that `cost watch` created for the same cluster.
-    """
-    groups = {life.group for life in recording.lives if life.group}
-    known = {life.actor_id for life in recording.lives} | groups | {group[:12] for group in groups}
-    named: list[str] = []
-    others: list[str] = []
-    for lease_id in leases:
-        parts = lease_id.split("/")
-        found = any(part in known or part.rpartition("-")[2] in known for part in parts)
-        (named if found else others).append(lease_id)
-    clusters = {lease_id.partition("/")[0] for lease_id in named if WATCHED.fullmatch(lease_id)}
-    same = (name for name in others if WATCHED.fullmatch(name) and name.partition("/")[0] in clusters)
-    return [*named, *same]
 
 
 def reconcile_ray(
@@ -73,7 +47,7 @@ def reconcile_ray(
         booked = book_lease(lease, as_of_ns, policy, [])
         facts = lease_facts(lease, policy, [])
         if booked is not None and facts is not None:
-            comparison.take(booked, facts.spans, lease)
+            comparison.take(booked, facts.spans)
     findings = comparison.findings()
     return RayReconciliation(
         recording.files,
@@ -111,33 +85,20 @@ class _Comparison:
     _found: list[RayFinding] = field(default_factory=list[RayFinding])
     _leased: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     _groups: dict[str, _Extent] = field(default_factory=dict[str, _Extent])
-    _by_actor: dict[str, list[Life]] = field(default_factory=dict[str, list[Life]])
-    _by_group: dict[str, list[Life]] = field(default_factory=dict[str, list[Life]])
-    _by_label: dict[str, list[Life]] = field(default_factory=dict[str, list[Life]])
+    _holders: LeaseHolders = field(init=False)
 
     def __post_init__(self) -> None:
-        for life in self.recording.lives:
-            self._by_actor.setdefault(life.actor_id, []).append(life)
-            if life.group:
-                self._by_group.setdefault(life.group, []).append(life)
-            for label in life.labels:
-                self._by_label.setdefault(label, []).append(life)
+        self._holders = LeaseHolders(self.recording.lives)
 
-    def take(self, booked: BookedLease, spans: Sequence[SpanRecorded], lease: LeaseEvents) -> None:
+    def take(self, booked: BookedLease, spans: Sequence[SpanRecorded]) -> None:
         """Compare one lease with the lives of its holders."""
         opened = booked.opened
-        lives = self._holders(opened)
+        lives = self._holders.of_lease(opened)
         if not lives:
             if not opened.placement_group and booked.end_ns > self.recording.first_ns:
                 detail = "not in Ray's events"
                 self._add(
-                    RayDiscrepancy.ACTOR_NOT_IN_RAY,
-                    opened,
-                    None,
-                    None,
-                    booked.start_ns,
-                    booked.ns,
-                    detail,
+                    RayDiscrepancy.ACTOR_NOT_IN_RAY, opened, None, None, booked.start_ns, booked.ns, detail
                 )
             return
         self.leases += 1
@@ -145,10 +106,10 @@ class _Comparison:
         for span in spans:
             by_actor.setdefault(span.actor, []).append(span)
         for actor, work in by_actor.items():
-            users = self._users(opened.lease_id, actor)
+            users = self._holders.of_work(opened.lease_id, actor)
             self._compare_work(opened, actor, work, users)
             if opened.lease_id.endswith(SHARED):
-                there = (life for life in users if _lived(life, booked.start_ns, booked.end_ns))
+                there = (life for life in users if life.overlaps(booked.start_ns, booked.end_ns))
                 lives = [*lives, *(life for life in there if life not in lives)]
         self._leased.update((life.actor_id, life.number) for life in lives)
         if opened.placement_group:
@@ -174,20 +135,6 @@ class _Comparison:
                 one.lease_id,
             ),
         )
-
-    def _holders(self, opened: LeaseOpened) -> list[Life]:
-        """The lives of the actors that a lease is held for."""
-        if opened.placement_group:
-            return self._by_group.get(opened.placement_group, [])
-        *_, actor_id, place = ("", *opened.lease_id.split("/"))
-        number = place.partition(".")[0]
-        lives = self._by_actor.get(actor_id, [])
-        return [life for life in lives if str(life.number) == number]
-
-    def _users(self, lease_id: str, actor: str) -> list[Life]:
-        """The lives of an actor whose work is booked as `actor` in a lease."""
-        seat = f"{lease_id.rpartition('/')[0]}/{actor}"
-        return self._by_label.get(seat) or self._by_label.get(actor, [])
 
     def _take_group(self, booked: BookedLease) -> None:
         group = booked.opened.placement_group
@@ -244,13 +191,7 @@ class _Comparison:
             detail = "leased before the actor was requested"
             ledger_ns = booked.start_ns
             self._add(
-                RayDiscrepancy.LEASED_TOO_LONG,
-                booked.opened,
-                life,
-                life.pending_ns,
-                ledger_ns,
-                early,
-                detail,
+                RayDiscrepancy.LEASED_TOO_LONG, booked.opened, life, life.pending_ns, ledger_ns, early, detail
             )
         if life.start_ns is not None:
             late = booked.start_ns - (life.start_ns + life.grain_ns - 1)
@@ -294,13 +235,7 @@ class _Comparison:
                 f"{_ENDINGS[booked.ending]} after {'its last actor' if len(lives) > 1 else 'the actor'} died"
             )
             self._add(
-                RayDiscrepancy.LEASED_TOO_LONG,
-                booked.opened,
-                last,
-                last.end_ns,
-                booked.end_ns,
-                late,
-                detail,
+                RayDiscrepancy.LEASED_TOO_LONG, booked.opened, last, last.end_ns, booked.end_ns, late, detail
             )
         early = last.end_ns - booked.end_ns
         if early > self.tolerance_ns and not booked.opened.placement_group:
@@ -437,11 +372,6 @@ def _finding(
         ns,
         detail,
     )
-
-
-def _lived(life: Life, start_ns: int, end_ns: int) -> bool:
-    """Whether a life overlaps [start, end)."""
-    return life.pending_ns < end_ns and (life.end_ns is None or life.end_ns > start_ns)
 
 
 def _uncovered(span: SpanRecorded, extents: Iterable[tuple[int, int]]) -> int:

@@ -147,7 +147,7 @@ def reconcile(
     if not bill.days:
         raise LedgerError("--cur", "no instance-hours", "a bill with usage in hours of an instance type")
     first, last = min(line.day for line in bill.days), max(line.day for line in bill.days)
-    pricer = ledger.pricer(as_of_ns)
+    pricer = ledger.prices.pricer(as_of_ns)
     leased, without_node = _leases(ledger, pricer, first, last, nodes or {}, as_of_ns)
     billed: dict[Place, list[BilledDay]] = {}
     for line in bill.days:

@@ -284,7 +284,7 @@ def test_forty_million_accelerator_hours_in_one_account_are_exact_to_the_nanosec
         for number in range(lines)
     ]
     ledger = Ledger(stores.journal, stores.archive, POLICY, clock.now_ns)
-    ledger.adopt(price_book("2.01"))
+    ledger.prices.adopt(price_book("2.01"))
     ledger.book([declared(), *stated])
     total = lines * quantity
     assert total > 15 * 2**63

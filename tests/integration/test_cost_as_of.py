@@ -72,7 +72,7 @@ class Books:
             "retrieved": "2026-01-01",
         }
         defaults = {"name": "t", "currency": "USD", "region": "x", "commitment": "on_demand"}
-        self.ledger.adopt(PriceBook.parse({**defaults, "prices": [price]}))
+        self.ledger.prices.adopt(PriceBook.parse({**defaults, "prices": [price]}))
 
     def ask(self, words: Sequence[str], capfdbinary: pytest.CaptureFixture[bytes]) -> bytes:
         """What a command prints."""

@@ -143,7 +143,7 @@ def _currency(stated: str | None, ledger: Ledger) -> str:
     """The currency of the ledger's newest price book. Raises ConfigError if another one is requested, because
     runs are priced in the ledger's currency and a budget in another one would stop all of them.
     """
-    counted = ledger.pricer().table.currency
+    counted = ledger.prices.pricer().table.currency
     if stated is None or stated == counted:
         return counted
     if not re.fullmatch("[A-Z]{3}", stated):

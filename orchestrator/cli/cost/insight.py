@@ -35,7 +35,7 @@ def units(books: Books, run: RunName) -> None:
     """Report the cost, including idle time, of a million tokens, an accepted sample, a point of accuracy."""
     name = books.run_id(run)
     found = books.ledger.unit_costs(name, measured_units(books.output_dir, books.ledger.runs_of(name)))
-    currency = books.ledger.pricer().table.currency
+    currency = books.ledger.prices.pricer().table.currency
     if books.as_json:
         print_json({"run_id": name, "currency": currency, "units": [one.to_dict() for one in found]})
         return

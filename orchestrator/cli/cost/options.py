@@ -193,7 +193,7 @@ def open_ledger(
     except LedgerReadOnlyError as error:
         ledger = _open_read_only(where, error)
     known_at = None if as_of_ns is None else ledger.moment(as_of_ns)
-    if price_book is not None or not ledger.price_books(known_at):
+    if price_book is not None or not ledger.prices.books(known_at):
         ledger = ledger.priced_with(load_price_book(price_book or "laptop"))
     try:
         for spool in sorted(output_dir.glob("*/ledger")):

@@ -26,7 +26,7 @@ app = typer.Typer(help="Prices of accelerator-hours.", no_args_is_help=True, ric
 @with_books(prices=True)
 def list_prices(books: Books) -> None:
     """List the prices that reports use, newest book first."""
-    rows = books.ledger.price_rows()
+    rows = books.ledger.prices.rows()
     if books.as_json:
         print_json(rows)
         return
@@ -45,7 +45,7 @@ def adopt_prices(
 ) -> None:
     """Make a price book the newest one. Closed months keep their prices."""
     read = load_price_book(book)
-    adopted = books.ledger.adopt(read)
+    adopted = books.ledger.prices.adopt(read)
     if books.as_json:
         print_json({"name": read.name, "adopted": adopted})
     else:

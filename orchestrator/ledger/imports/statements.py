@@ -248,7 +248,7 @@ def _require_price(ledger: Ledger, usage: UsageStated) -> None:
     """Refuse usage that no report could price on its first day."""
     if not usage.accelerator_ns:
         return
-    pricer = ledger.pricer()
+    pricer = ledger.prices.pricer()
     day = day_of(usage.start_ns)
     if usage.unit_price:
         pricer.table.convert(Fraction(usage.unit_price), usage.currency, day)

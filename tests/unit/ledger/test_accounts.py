@@ -45,7 +45,7 @@ class Desk:
         self.now = JANUARY
         self.journal, self.archive = MemoryJournal(lambda: self.now), MemoryArchive(lambda: self.now)
         self.ledger = Ledger(self.journal, self.archive, POLICY, lambda: self.now)
-        self.ledger.adopt(prices("2"))
+        self.ledger.prices.adopt(prices("2"))
         self.ledger.book(events)
 
     def amounts(self, *by: str, as_of: int | None = None) -> dict[tuple[object, ...], str]:
@@ -87,7 +87,7 @@ def test_a_month_with_something_unpriced_does_not_close_and_nothing_is_posted():
     with pytest.raises(UnknownPriceError, match="tpu"):
         desk.ledger.close("2026-01")
     assert desk.ledger.closes() == [] and desk.ledger.verify() == 0
-    desk.ledger.adopt(prices("5", "more", "tpu"))
+    desk.ledger.prices.adopt(prices("5", "more", "tpu"))
     assert desk.ledger.close("2026-01").postings == 2
 
 
@@ -95,7 +95,7 @@ def test_a_price_change_never_rewrites_a_closed_month():
     desk = Desk(*lease("a", JANUARY, 10), *lease("b", FEBRUARY, 10))
     desk.now = FEBRUARY + DAY_NS
     desk.ledger.close("2026-01")
-    desk.ledger.adopt(prices("3"))
+    desk.ledger.prices.adopt(prices("3"))
     assert desk.amounts("month") == {("2026-01",): "20.00", ("2026-02",): "30.00"}
     desk.ledger.book(lease("late", JANUARY, 1))
     assert desk.amounts("posted", "kind") == {
@@ -125,7 +125,7 @@ def test_what_was_known_on_a_day_is_the_same_for_ever():
     first = desk.ledger.report_by(["team", "role"], as_of_ns=then).to_dict()
     desk.now += 1
     desk.ledger.book([*lease("b", JANUARY, 5), declared("green", JANUARY + 1, "d2")])
-    desk.ledger.adopt(prices("9"))
+    desk.ledger.prices.adopt(prices("9"))
     desk.now = FEBRUARY + DAY_NS
     desk.ledger.close("2026-01")
     assert desk.ledger.report_by(["team", "role"], as_of_ns=then).to_dict() == first

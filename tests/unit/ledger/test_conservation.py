@@ -128,7 +128,7 @@ def test_printed_lines_add_up_to_the_printed_total(events: list[Event], by: list
     ledger.book(events)
     report = ledger.report_by(by, places=places)
     exact = Fraction(0)
-    pricer = ledger.pricer()
+    pricer = ledger.prices.pricer()
     for key, ns in lines_from_events(events, LATER, POLICY).items():
         exact += Fraction(ns, HOUR_NS) * pricer.unit_price(key)
     assert report.unpriced == ()
@@ -148,7 +148,7 @@ def test_a_run_costs_so_far_what_its_leases_cost(events: list[Event], as_of: int
     ledger.cost_so_far("r0", as_of)
     ledger.book(events[half:])
     booked, _ = book(events, as_of, POLICY)
-    pricer = ledger.pricer()
+    pricer = ledger.prices.pricer()
     exact = Fraction(0)
     for lease in booked:
         if lease.opened.run_id == "r0":
@@ -172,4 +172,4 @@ def test_largest_remainder_never_moves_a_line_by_a_unit_or_more(values: list[Fra
 
 
 def test_a_report_by_nothing_is_one_line():
-    assert report_by([], [], Ledger.in_memory(price_book()).pricer()).rows == ()
+    assert report_by([], [], Ledger.in_memory(price_book()).prices.pricer()).rows == ()

@@ -298,6 +298,6 @@ def test_the_printed_figures_of_a_variance_add_up(limit: str):
     ledger.book([UsageStated("u", "r", "gpu", "s", str(HOUR_NS), 0, HOUR_NS, "0.3357", "USD", "typed in")])
     budget = Budget("b", {}, 0, 7, Decimal(limit), "USD", ())
     for hour in range(1, 7 * 24):
-        found = variance(budget, ledger.counted(), ledger.pricer(), hour * HOUR_NS)
+        found = variance(budget, ledger.counted(), ledger.prices.pricer(), hour * HOUR_NS)
         assert found.actual == Decimal("0.34")
         assert found.actual - found.planned == found.variance

@@ -193,16 +193,16 @@ def test_aws_prices_by_the_hour_of_one_accelerator():
 def test_a_run_brings_prices_for_what_had_none_and_changes_no_other():
     ledger = Ledger.in_memory(book(price()))
     cheap = book(price(amount="1"), price(sku="a100", amount="8"), name="somebody's own")
-    assert ledger.offer(cheap)
-    assert not ledger.offer(cheap)
-    table = PriceTable(ledger.price_books())
+    assert ledger.prices.offer(cheap)
+    assert not ledger.prices.offer(cheap)
+    table = PriceTable(ledger.prices.books())
     assert [table.price(sku, on("2026-02-01")).per_hour for sku in ("h100", "a100")] == [2, 1]
-    assert ledger.adopt(book(price(amount="8"), name="finance's"))
-    assert PriceTable(ledger.price_books()).price("h100", on("2026-02-01")).per_hour == 1
+    assert ledger.prices.adopt(book(price(amount="8"), name="finance's"))
+    assert PriceTable(ledger.prices.books()).price("h100", on("2026-02-01")).per_hour == 1
 
 
 def test_a_run_does_not_change_the_currency_of_a_ledger():
     ledger = Ledger.in_memory(book(price()))
     euros = book(price(sku="a100", currency="EUR"), currency="EUR")
-    assert not ledger.offer(euros)
-    assert PriceTable(ledger.price_books()).currency == "USD"
+    assert not ledger.prices.offer(euros)
+    assert PriceTable(ledger.prices.books()).currency == "USD"

@@ -20,7 +20,8 @@ from orchestrator.ledger.events import Event, LeaseClosed, LeaseOpened, SpanReco
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.ray_events import Death, Recording, read_ray_events
 from orchestrator.ledger.ray_findings import RayDiscrepancy, RayReconciliation
-from orchestrator.ledger.ray_reconcile import leases_to_compare, reconcile_ray
+from orchestrator.ledger.ray_holders import leases_to_compare
+from orchestrator.ledger.ray_reconcile import reconcile_ray
 
 RECORDINGS = {
     "exported": Path(__file__).parent / "ray_recordings",
