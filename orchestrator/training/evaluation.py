@@ -111,7 +111,7 @@ class Evaluator:
         self, share: tuple[int, int], step: int, answers: int, sampling: SamplingParams
     ) -> Answered:
         groups = tuple((index, self._prompts[index]) for index in range(*share))
-        request = RolloutRequest(groups, step, step, answers, sampling, Activity.EVALUATE)
+        request = RolloutRequest(groups, step, answers, sampling, Activity.EVALUATE)
         generated = await self._rollouts.generate(request)
         scored = await self._rewards.score(generated)
         return scored, (*generated.spans, *scored.spans)

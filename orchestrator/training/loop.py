@@ -40,15 +40,9 @@ from orchestrator.clock import Clock
 from orchestrator.errors import DataLostError, FailureBudgetExceededError, OrchestratorError, WorkerLostError
 from orchestrator.training.buffer import Buffer, PendingGroup
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
+from orchestrator.training.data_losses import DataLosses
 from orchestrator.training.evaluation import Evaluator
-from orchestrator.training.events import (
-    AnswersLost,
-    LearnerLost,
-    Restored,
-    RolloutsLost,
-    ScoringFailed,
-    WeightsLost,
-)
+from orchestrator.training.events import LearnerLost, Restored, ScoringFailed
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import Batch, GroupTicket, SamplingParams, StepReport, WeightVersion
 from orchestrator.training.stages import (
@@ -115,8 +109,7 @@ class TrainingLoop:
         resampled = int(settings.max_resampled * buffer.groups_per_batch)
         self._tally = StepTally(StepBudgets(resampled, settings.grading_failure_budget), clock)
         self._learner_losses = FailureBudget("learner ranks lost", settings.max_learner_rebuilds)
-        self._data_losses = FailureBudget("rollouts or weights lost", settings.max_data_losses)
-        self._weights_lost = False
+        self._losses = DataLosses(settings.max_data_losses, buffer, stages.observer)
         self._stop_reason: OrchestratorError | None = None
         self._initial_state = LoopState(
             step=0, next_group=0, outstanding=(), prompts=dict(stages.prompts.state_dict())
@@ -195,8 +188,9 @@ class TrainingLoop:
         while True:
             with self._tally.times.waiting("room"):
                 room = await self._buffer.wait_for_room()
-            # Without weights nothing can be sampled: wait until the trainer has published them again.
-            groups = [] if self._weights_lost else self._next_groups(min(room, self._buffer.groups_per_batch))
+            groups: list[PendingGroup] = []
+            if not self._losses.weights_missing:  # otherwise wait until the trainer has published them again
+                groups = self._next_groups(min(room, self._buffer.groups_per_batch))
             if not groups:
                 await self._buffer.wait_for_change()
                 continue
@@ -226,7 +220,7 @@ class TrainingLoop:
             seed=settings.seed,
         )
         pairs = tuple((group.group_id, group.prompt) for group in groups)
-        return RolloutRequest(pairs, self._step, self._step, settings.group_size, sampling)
+        return RolloutRequest(pairs, self._step, settings.group_size, sampling)
 
     async def _follow(self, request: RolloutRequest) -> None:
         """Take one request from prompts to admitted groups."""
@@ -234,12 +228,12 @@ class TrainingLoop:
         try:
             generated = await self._stages.rollouts.generate(request)
         except DataLostError as lost:
-            self._lose_weights(lost, groups)
+            self._losses.lose_weights(lost, self._step, groups)
             return
         try:
             scored = await self._stages.rewards.score(generated)
         except DataLostError as lost:
-            self._lose_rollouts(lost, groups)
+            self._losses.lose_rollouts(lost, groups)
             return
         self._tally.times.add((*generated.spans, *scored.spans))
         if failure := self._tally.arrived(scored):
@@ -269,7 +263,7 @@ class TrainingLoop:
             try:
                 updated = await self._stages.learner.update(batch)
             except DataLostError as lost:
-                self._lose_rollouts(lost, [ticket.group_id for ticket in batch.tickets])
+                self._losses.lose_rollouts(lost, [ticket.group_id for ticket in batch.tickets])
             else:
                 self._tally.times.add(updated.spans)
                 return batch, updated
@@ -280,7 +274,7 @@ class TrainingLoop:
         """
         while True:
             await self._stop_if_asked()
-            if self._weights_lost:
+            if self._losses.weights_missing:
                 await self._publish(self._step)
             if self._buffer.ready(self._step):
                 return self._buffer.claim(self._step)
@@ -291,7 +285,7 @@ class TrainingLoop:
         weights = await self._stages.learner.publish(version)
         self._tally.times.add(weights.spans)
         self._stages.rollouts.use(weights)
-        self._weights_lost = False
+        self._losses.weights_missing = False
         self._buffer.notify()
 
     async def _evaluate(self, step: int) -> dict[str, float]:
@@ -306,8 +300,7 @@ class TrainingLoop:
             try:
                 evaluated = await self._stages.evaluator.evaluate(step)
             except DataLostError as lost:
-                self._stages.observer.on_event(AnswersLost(step, lost.reason))
-                self._data_losses.spend(lost)
+                self._losses.lose_answers(lost, step)
                 await self._publish(step)
             else:
                 self._tally.times.add(evaluated.spans)
@@ -365,7 +358,7 @@ class TrainingLoop:
     async def _restore(self) -> None:
         """Continue from the newest good checkpoint, or from the start if there is none yet."""
         self._tally.forget()
-        self._weights_lost = False
+        self._losses.weights_missing = False
         prompts = self._stages.prompts
         state = await self._stages.checkpoints.restore(self._stages.learner) or self._initial_state
         prompts.load_state_dict(state.prompts)
@@ -375,19 +368,6 @@ class TrainingLoop:
             for group_id, prompt_id in state.outstanding
         )
         self._stages.observer.on_event(Restored(self._step))
-
-    def _lose_rollouts(self, lost: DataLostError, groups: Sequence[int]) -> None:
-        self._stages.observer.on_event(RolloutsLost(lost.reason, tuple(groups)))
-        self._data_losses.spend(lost)
-        self._buffer.lose(groups)
-
-    def _lose_weights(self, lost: DataLostError, groups: Sequence[int]) -> None:
-        """Several requests may find the same weights gone: that is one loss."""
-        if not self._weights_lost:
-            self._stages.observer.on_event(WeightsLost(lost.reason, self._step))
-            self._data_losses.spend(lost)
-            self._weights_lost = True
-        self._buffer.lose(groups)
 
 
 def _split(groups: Sequence[PendingGroup], shares: int) -> list[Sequence[PendingGroup]]:

@@ -78,8 +78,6 @@ class Finish(IntEnum):
     """The model ended it (end of sequence)."""
     LENGTH = 1
     """It reached `max_new_tokens`: truncated."""
-    ABORTED = 2
-    """It was interrupted and must not be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +164,14 @@ class ScoreBlock:
 class GroupTicket:
     """What the controller knows of one scored group: a few numbers, never a token.
 
-    `requested_version` is the learner's version when the group was asked for; `oldest_version` that of its
-    oldest token (>= requested_version). `block` and `scores` are the blocks that hold the group at row `row`.
+    `oldest_version` is the version of its oldest token: at least the learner's when the group was requested.
+    `block` and `scores` are the blocks that hold the group at row `row`.
     `informative` is False if the rollouts of the group do not differ (see `GroupFacts`), so that there is
     nothing to learn from comparing them; `solved` is True if all of them are right.
     """
 
     group_id: int
     prompt_id: str
-    requested_version: WeightVersion
     oldest_version: WeightVersion
     tokens: int
     reward_mean: float

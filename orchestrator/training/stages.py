@@ -47,12 +47,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Groups to sample: `groups` are (group id, prompt), at the learner's version `version`, for
-    learner step `step`.
-    """
+    """Groups to sample: `groups` are (group id, prompt), requested while the learner was at `step`."""
 
     groups: tuple[tuple[int, Prompt], ...]
-    version: WeightVersion
     step: int
     group_size: int
     sampling: SamplingParams

@@ -13,13 +13,13 @@ from orchestrator.training.usage import Activity, Role
 Wait = Literal["batch", "room"]
 """What the loop waits for: the trainer for its batch, the producer for room in the buffer."""
 
-STAGE_ACTIVITIES: dict[str, tuple[Activity, ...]] = {
-    "generate": (Activity.GENERATE,),
-    "score": (Activity.SCORE,),
-    "learn": (Activity.UPDATE, Activity.LOGPROB),
-    "sync": (Activity.SYNC,),
-    "evaluate": (Activity.EVALUATE,),
-    "checkpoint": (Activity.CHECKPOINT,),
+STAGE_ACTIVITY: dict[str, Activity] = {
+    "generate": Activity.GENERATE,
+    "score": Activity.SCORE,
+    "learn": Activity.UPDATE,
+    "sync": Activity.SYNC,
+    "evaluate": Activity.EVALUATE,
+    "checkpoint": Activity.CHECKPOINT,
 }
 
 
@@ -45,8 +45,8 @@ def step_timing(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, 
     """
     wall = end_ns - start_ns
     metrics = {"time/step": wall / 1e9}
-    for stage, activities in STAGE_ACTIVITIES.items():
-        covered = covered_ns((span for span in spans if span.activity in activities), start_ns, end_ns)
+    for stage, activity in STAGE_ACTIVITY.items():
+        covered = covered_ns((span for span in spans if span.activity is activity), start_ns, end_ns)
         metrics[f"time/{stage}"] = covered / 1e9
     uncovered = wall - covered_ns(spans, start_ns, end_ns)
     metrics["time/orchestration"] = uncovered / 1e9

@@ -32,8 +32,6 @@ class Role(StrEnum):
     ROLLOUT = "rollout"
     REWARD = "reward"
     LEARNER = "learner"
-    CONTROLLER = "controller"
-    SERVE = "serve"
 
 
 class Activity(StrEnum):
@@ -42,12 +40,10 @@ class Activity(StrEnum):
     LOAD = "load"
     GENERATE = "generate"
     SCORE = "score"
-    LOGPROB = "logprob"
     UPDATE = "update"
     SYNC = "sync"
     CHECKPOINT = "checkpoint"
     EVALUATE = "evaluate"
-    WAIT = "wait"
 
 
 class CloseReason(StrEnum):

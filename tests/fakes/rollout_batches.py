@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from orchestrator.training.records import BatchPart, Finish, Prompt, RolloutBlock, ScoreBlock
@@ -17,7 +15,6 @@ def random_part(
     vocabulary: int = 64,
     lengths: tuple[int, int] = (1, 12),
     version: int = 0,
-    finish: Sequence[Finish] | None = None,
 ) -> BatchPart:
     """`groups` groups with prompts of 2 to 6 tokens and responses of `lengths` (first to last, inclusive),
     rewards 0 or 1, log-probs near those of a uniform distribution. Token 0 never occurs: as the padding token
@@ -40,7 +37,7 @@ def random_part(
         logprobs=(-np.log(vocabulary) + 0.1 * draw.standard_normal(tokens)).astype(np.float32),
         versions=np.full(tokens, version, dtype=np.int32),
         trainable=np.ones(tokens, dtype=np.bool_),
-        finish=np.asarray(finish if finish is not None else [Finish.STOP] * rollouts, dtype=np.uint8),
+        finish=np.full(rollouts, Finish.STOP, dtype=np.uint8),
         texts=("",) * rollouts,
     )
     rewards = draw.integers(0, 2, rollouts).astype(np.float64)

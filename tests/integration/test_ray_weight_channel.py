@@ -93,7 +93,7 @@ def _worker(parts: RunSpec, index: int) -> Any:
 
 def _request(version: int) -> RolloutRequest:
     prompt = Prompt("p", "1+2=", {})
-    return RolloutRequest(((0, prompt),), version, version, 2, SamplingParams(1.0, 1.0, 4, 0))
+    return RolloutRequest(((0, prompt),), version, 2, SamplingParams(1.0, 1.0, 4, 0))
 
 
 def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:

@@ -26,7 +26,7 @@ from orchestrator.training.learner.losses.objective import Objective as LearnerO
 from orchestrator.training.learner.rows import AlgorithmSpec
 from orchestrator.training.learner.sharding.zero import OptimizerFactory, adamw
 from orchestrator.training.models.routers import BIAS, find_routers
-from orchestrator.training.records import BatchPart, Finish
+from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
 from tests.support.moe_families import VOCABULARY, build
 
@@ -207,9 +207,10 @@ def _changed(part: BatchPart, objective: Objective, draw: np.random.Generator) -
         noise = objective.gap * draw.standard_normal(tokens)
         block = replace(block, logprobs=(-np.log(VOCABULARY) + noise).astype(np.float32))
     if objective.masks:
-        finish = block.finish.copy()
-        finish[draw.integers(len(finish))] = Finish.ABORTED
-        block = replace(block, trainable=draw.random(tokens) < 0.7, finish=finish)
+        masked = draw.integers(len(block))
+        trainable = draw.random(tokens) < 0.7
+        trainable[block.offsets[masked] : block.offsets[masked + 1]] = False
+        block = replace(block, trainable=trainable)
     if objective.replay:
         block = replace(
             block, routes=_routes(draw, tokens), prompt_routes=_routes(draw, len(block.prompt_tokens))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orchestrator.training.records import BatchPart, Finish
+from orchestrator.training.records import BatchPart
 from tests.support.exactness_setting import (
     BALANCE,
     CLOSEST,
@@ -179,7 +179,7 @@ def groups_of(parts: Sequence[BatchPart]) -> list[list[Rollout]]:
             rollouts: list[Rollout] = []
             for i, advantage in zip(members, grpo_advantages(rewards), strict=True):
                 own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
-                trained = block.trainable[own] & (block.finish[i] != Finish.ABORTED)
+                trained = block.trainable[own]
                 routes = None
                 if block.routes is not None and block.prompt_routes is not None:
                     routes = np.concatenate([block.prompt_routes[prompt], block.routes[own]])

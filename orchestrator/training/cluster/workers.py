@@ -113,7 +113,6 @@ class RayRewardWorker(ManagedActor):
             GroupTicket(
                 group_id=group_id,
                 prompt_id=prompt.prompt_id,
-                requested_version=request.version,
                 oldest_version=facts.oldest_version,
                 tokens=facts.tokens,
                 reward_mean=facts.reward_mean,

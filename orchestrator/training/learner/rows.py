@@ -20,7 +20,7 @@ from torch import Tensor
 
 from orchestrator.training.learner.losses.aggregation import Aggregation, rollout_token_weights
 from orchestrator.training.learner.losses.objective import Objective
-from orchestrator.training.records import BatchPart, Finish, TokenWork
+from orchestrator.training.records import BatchPart, TokenWork
 
 Advantages = Callable[[Tensor], Tensor]
 """Rewards [P, G] float64 to advantages [P, G] float64: an estimator of `orchestrator.training.advantages`."""
@@ -147,13 +147,11 @@ def _rollouts(part: BatchPart, group: int) -> Iterator[TrainingRow]:
         )
     for index in range(group * block.group_size, (group + 1) * block.group_size):
         span = slice(block.offsets[index], block.offsets[index + 1])
-        aborted = block.finish[index] == Finish.ABORTED
-        trainable = np.zeros_like(block.trainable[span]) if aborted else block.trainable[span]
         versions = block.versions[span]
         yield TrainingRow(
             tokens=np.concatenate([prompt, block.tokens[span]]),
             prompt_length=len(prompt),
-            trainable=trainable,
+            trainable=block.trainable[span],
             logprobs=block.logprobs[span],
             oldest_version=int(versions.min()) if len(versions) else -1,
             advantage=0.0,

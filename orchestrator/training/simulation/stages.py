@@ -200,7 +200,6 @@ class SimulatedRewardWorker:
             GroupTicket(
                 group_id=group_id,
                 prompt_id=prompt.prompt_id,
-                requested_version=request.version,
                 oldest_version=block.version,
                 tokens=self._timing.tokens_per_rollout * request.group_size,
                 reward_mean=0.5,

@@ -57,11 +57,6 @@ class MLflowTracker:
         self._artifact_root = artifact_root
         self._open: _OpenRun | None = None
 
-    @property
-    def mlflow_run_id(self) -> str:
-        """MLflow's own id of the run. Raises TrackerRefusedError before `start`."""
-        return self._run().mlflow_id
-
     def start(self, identity: RunIdentity) -> None:
         """Open the run: a new one, or the one tagged with this `run_id`."""
         with _classified("start the run"):

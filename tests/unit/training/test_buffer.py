@@ -21,7 +21,7 @@ def requested(group_id: int, version: int = 0) -> PendingGroup:
 
 def ticket(group_id: int, version: int = 0) -> GroupTicket:
     handles = BlockRef(None), ScoreRef(None)
-    return GroupTicket(group_id, f"p/{group_id}", version, version, 10, 0.5, True, 0, *handles)
+    return GroupTicket(group_id, f"p/{group_id}", version, 10, 0.5, True, 0, *handles)
 
 
 def ids(batch: Batch) -> list[int]:

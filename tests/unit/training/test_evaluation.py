@@ -49,7 +49,7 @@ class Rewards:
         if self._fail:
             raise ValueError("a bug")
         tickets = tuple(
-            GroupTicket(group_id, prompt.prompt_id, 3, 3, 5, 0.5, False, row, BLOCK, SCORES)
+            GroupTicket(group_id, prompt.prompt_id, 3, 5, 0.5, False, row, BLOCK, SCORES)
             for row, (group_id, prompt) in enumerate(generated.request.groups)
         )
         count = len(tickets)
@@ -83,7 +83,7 @@ def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: P
     assert len(sizes) == min(count, width)
     assert max(sizes) - min(sizes) <= 1
     for request in rollouts.requests:
-        assert (request.version, request.group_size, request.activity) == (3, 1, Activity.EVALUATE)
+        assert (request.step, request.group_size, request.activity) == (3, 1, Activity.EVALUATE)
         assert (request.sampling.temperature, request.sampling.max_new_tokens) == (0.0, 32)
     assert rewards.recorded == [(3, list(range(count)), tmp_path, "heldout", 0)]
     assert evaluated.metrics["heldout/length_mean"] == 5.0

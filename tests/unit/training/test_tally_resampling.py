@@ -15,7 +15,6 @@ def ticket(solved: bool) -> GroupTicket:
     return GroupTicket(
         group_id=0,
         prompt_id="task/train/0",
-        requested_version=0,
         oldest_version=0,
         tokens=8,
         reward_mean=float(solved),

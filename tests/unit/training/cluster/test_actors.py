@@ -20,7 +20,7 @@ from orchestrator.training.usage import Role
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 from tests.contracts.weight_channel_contract import source
 
-REQUEST = RolloutRequest(((0, Prompt("p", "1+2=", {})),), 11, 11, 2, SamplingParams(1.0, 1.0, 4, 0))
+REQUEST = RolloutRequest(((0, Prompt("p", "1+2=", {})),), 11, 2, SamplingParams(1.0, 1.0, 4, 0))
 
 
 class ShowsItsWeights(ScriptedEngine):

@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.losses.policy import LOSSES, ClipRange
 from orchestrator.training.learner.rows import AlgorithmSpec, computed_rows, minibatch_rows
-from orchestrator.training.records import BatchPart, Finish
+from orchestrator.training.records import BatchPart
 from tests.fakes.rollout_batches import random_part
 
 
@@ -71,8 +71,9 @@ def test_under_a_kl_penalty_every_row_is_computed() -> None:
     assert computed_rows(rows, _rule()) == []
 
 
-def test_aborted_rollouts_are_not_trained_on() -> None:
-    part = random_part(0, 1, 2, finish=[Finish.ABORTED, Finish.LENGTH])
+def test_rollouts_without_a_trainable_token_are_not_trained_on() -> None:
+    part = random_part(0, 1, 2)
+    part.rollouts.trainable[: part.rollouts.offsets[1]] = False
     (rows,) = minibatch_rows([_with_rewards(part, [0.0, 1.0])], _rule(), 1)
     assert rows[0].trained_tokens == 0
     assert computed_rows(rows, _rule()) == rows[1:]

@@ -12,7 +12,7 @@ from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, WeightRef
 from orchestrator.training.supervision.pool import WorkerPool
 
-REQUEST = RolloutRequest((), 0, 0, 1, SamplingParams(1.0, 1.0, 4, 0))
+REQUEST = RolloutRequest((), 0, 1, SamplingParams(1.0, 1.0, 4, 0))
 
 
 class Forgetful:
