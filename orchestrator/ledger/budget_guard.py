@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from orchestrator.ledger.budgets import Budgets, Refusal
-from orchestrator.ledger.errors import LedgerStateError
+from orchestrator.ledger.errors import ReservationEndedError
 
 
 class BudgetGuard:
@@ -92,8 +92,10 @@ class BudgetGuard:
             try:
                 self._budgets.settle(self._open, covered)
                 due -= covered
-            except LedgerStateError:
-                pass  # it expired while the ledger was unavailable: reserve `due` again
+            except ReservationEndedError as ended:
+                # It expired while the ledger was unavailable, or an earlier attempt to settle it was stored
+                # although the connection was lost before the answer. The rest is reserved again.
+                due -= ended.spent
         if due > 0 and self.names:
             name = self._new_name()
             if self._budgets.reserve(self.names, name, self._run_id, due, self._lifetime_ns) is None:

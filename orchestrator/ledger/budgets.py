@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestrator.ledger.calendar import date_of, day_of
-from orchestrator.ledger.errors import LedgerError, LedgerStateError
+from orchestrator.ledger.errors import LedgerError, LedgerStateError, ReservationEndedError
 
 MICRO = Decimal("0.000001")
 
@@ -191,16 +191,17 @@ class Budgets:
         cannot cover it.
 
         The reservation expires after `lifetime_ns` unless it is settled. Repeating a reservation
-        changes nothing. Raises LedgerError for an unknown budget, LedgerStateError for a reservation
-        that has already ended.
+        changes nothing. Raises LedgerError for an unknown budget, ReservationEndedError for a
+        reservation that has already ended.
         """
         micros = to_micros(amount, ROUND_CEILING)
         with self._store.transaction() as book:
             now = self._now_ns()
             known = book.of_reservation(reservation)
             if known:
-                if any(transfer.kind in ENDINGS for transfer in known):
-                    raise LedgerStateError(f"Reservation {reservation} has already ended.")
+                for one in known:
+                    if one.kind in ENDINGS:
+                        raise ReservationEndedError(reservation, one.kind, from_micros(one.micros))
                 return None
             for name in names:
                 self._expire(book, name, now)
@@ -218,7 +219,7 @@ class Budgets:
         """Spend `amount` of a reservation; the rest becomes available again.
 
         Repeating a settlement changes nothing. Raises LedgerError if `amount` is more than was reserved,
-        LedgerStateError if the reservation is unknown or has ended.
+        ReservationEndedError if the reservation has ended, LedgerStateError if it is unknown.
         """
         self._end(reservation, TransferKind.SETTLE, to_micros(amount, ROUND_HALF_EVEN))
 
@@ -284,7 +285,7 @@ class Budgets:
             if ended:
                 if all((one.kind, one.micros) == (kind, spent) for one in ended):
                     return
-                raise LedgerStateError(f"Reservation {reservation} has already ended ({ended[0].kind}).")
+                raise ReservationEndedError(reservation, ended[0].kind, from_micros(ended[0].micros))
             if not 0 <= spent <= reserved[0].micros:
                 allowed = f"0 to {from_micros(reserved[0].micros)}, the amount reserved"
                 raise LedgerError(f"settlement of {reservation}", str(from_micros(spent)), allowed)

@@ -6,6 +6,8 @@ An error about an input names its key, the value and what is allowed. An error a
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 
 class LedgerError(Exception):
     """Base of all errors that the ledger raises deliberately.
@@ -63,6 +65,15 @@ class LedgerStateError(_SentenceError):
     """The store is not in the state that the operation needs: a closed month, a newer schema, a
     broken hash chain.
     """
+
+
+class ReservationEndedError(LedgerStateError):
+    """The reservation was settled, voided or has expired (`how`); `spent` is what was settled of it."""
+
+    def __init__(self, reservation: str, how: str, spent: Decimal) -> None:
+        super().__init__(f"Reservation {reservation} has already ended ({how}).")
+        self.args = (reservation, how, spent)
+        self.spent = spent
 
 
 class UnknownRunError(_SentenceError):

@@ -11,7 +11,7 @@ from orchestrator.clock import FakeClock
 from orchestrator.ledger.budget_guard import BudgetGuard
 from orchestrator.ledger.budgets import Budget, Budgets, BudgetStore
 from orchestrator.ledger.calendar import DAY_NS, month_bounds
-from orchestrator.ledger.errors import LedgerError, LedgerStateError
+from orchestrator.ledger.errors import LedgerError, LedgerStateError, LedgerUnavailableError
 from orchestrator.ledger.memory_budgets import MemoryBudgets
 from orchestrator.ledger.sql.budgets import SqlBudgets
 from orchestrator.ledger.sql.engine import open_engine
@@ -201,6 +201,48 @@ def test_a_guarded_run_that_asked_for_too_little_says_what_was_not_covered(budge
     assert (balance(budgets, "run"), guard.uncovered) == ((4, 5), 0)
     guard.close(Decimal(20))
     assert (balance(budgets, "run"), guard.uncovered) == ((0, 9), 11)
+
+
+def test_a_settlement_whose_answer_was_lost_is_counted_once(
+    budgets: Budgets, monkeypatch: pytest.MonkeyPatch
+):
+    budgets.define(budget("run", "10"))
+    guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
+    guard.advance(Decimal(0), Decimal(4))
+    settle = budgets.settle
+
+    def unanswered(reservation: str, amount: Decimal) -> None:
+        settle(reservation, amount)
+        raise LedgerUnavailableError("The connection was lost.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budgets, "settle", unanswered)
+        with pytest.raises(LedgerUnavailableError):
+            guard.close(Decimal(3))
+    assert balance(budgets, "run") == (0, 3)
+    guard.close(Decimal("3.5"))
+    assert (balance(budgets, "run"), guard.uncovered) == ((0, Decimal("3.5")), 0)
+
+
+def test_a_guarded_run_settles_again_what_expired(budgets: Budgets, clock: FakeClock):
+    budgets.define(budget("run", "10"))
+    guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
+    guard.advance(Decimal(0), Decimal(4))
+    clock.advance(2 * HOUR)
+    budgets.expire()
+    guard.close(Decimal(3))
+    assert balance(budgets, "run") == (0, 3)
+
+
+def test_a_reservation_that_the_ledger_does_not_know_is_an_error(budgets: Budgets):
+    budgets.define(budget("run", "10"))
+    guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
+    guard.advance(Decimal(0), Decimal(4))
+    elsewhere = Budgets(MemoryBudgets(), lambda: FIRST * DAY_NS)
+    elsewhere.define(budget("run", "10"))
+    guard._budgets = elsewhere  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(LedgerStateError, match="Unknown reservation r/1/1"):
+        guard.close(Decimal(3))
 
 
 @pytest.mark.slow
