@@ -62,11 +62,16 @@ class StopSignals:
         now = time.monotonic()
         if self._first is None:
             self._first = (number, now)
-            with self._lock, contextlib.suppress(Exception):  # a second signal must be heard in any case
-                self._on_stop(number.name)
+            try:
+                with self._lock:
+                    self._on_stop(number.name)
+            except Exception as error:  # noqa: BLE001 - a second signal must be heard in any case
+                _say(f"{number.name}: asking the run to stop failed ({error!r}); a second signal ends it")
         elif now - self._first[1] >= SAME_REQUEST_SECONDS:
-            with contextlib.suppress(Exception):  # whatever fails here, the process ends
+            try:
                 self._on_abort(number.name)
+            except Exception as error:  # noqa: BLE001 - whatever fails here, the process ends
+                _say(f"{number.name}: recording the abort failed ({error!r})")
             os._exit(128 + number)
 
 
@@ -96,10 +101,14 @@ def finish() -> None:
 
 
 def _exit_before_the_run(name: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"\norchestrator: {name}: stopped before the run began; nothing was started\n")
-        sys.stderr.flush()
+    _say(f"{name}: stopped before the run began; nothing was started")
     os._exit(NOTHING_STARTED_EXIT_CODE)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may have gone away
+        sys.stderr.write(f"\norchestrator: {text}\n")
+        sys.stderr.flush()
 
 
 def _heard_by_the_thread(number: int, frame: object) -> None:

@@ -21,4 +21,5 @@ def dashboard_url(address: str) -> str:
         return get_address_for_submission_client(address)
     except Exception as error:  # Ray's layers raise many different classes here
         allowed = "auto, HOST:PORT, ray://HOST:PORT, or http://HOST:PORT of its dashboard"
-        raise ConfigError("--address", address, allowed, str(error).splitlines()[0]) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError("--address", address, allowed, reason) from error

@@ -70,6 +70,18 @@ def test_the_first_signal_asks_and_the_second_one_ends_the_process_at_once(numbe
     assert running.returncode == 128 + number
 
 
+def test_callbacks_that_fail_are_reported_and_the_second_signal_still_ends_the_process() -> None:
+    failing = BEFORE_THE_RUN + "stop_signals.connect(lambda name: 1 / 0, lambda name: [][0])\n"
+    with process(failing) as running:
+        running.send_signal(signal.SIGTERM)
+        time.sleep(1.1)
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: asking the run to stop failed (ZeroDivisionError('division by zero'))" in err
+    assert "SIGTERM: recording the abort failed (IndexError" in err
+
+
 def test_under_nohup_a_hangup_is_ignored() -> None:
     ignoring = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     with process(ignoring + IN_THE_RUN) as running:
