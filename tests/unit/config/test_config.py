@@ -260,10 +260,15 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_with_special_characters_needs_no_quotes(text: str) -> None:
     assert compose("grpo", [f"team={text}"]).team == text
+
+
+def test_a_text_with_special_characters_reaches_stages_and_resumed_runs_as_it_is() -> None:
+    text = "it's {question} #1; 50 % = (李明)"
     config = compose("r1_demo", [f"team={text}", f"stages.grpo.project={text}"])
     stages = {stage.name: compose_stage(stage) for stage in config.stages}
     assert (stages["cold_start"].team, stages["grpo"].project) == (text, text)
-    assert with_resume_overrides(compose("grpo"), [f"tracking.experiment={text}"]).tracking.experiment == text
+    resumed = with_resume_overrides(composed("grpo"), [f"tracking.experiment={text}"])
+    assert resumed.tracking.experiment == text
 
 
 @pytest.mark.parametrize("override", ["team='a", 'team="a', "learner.adam_betas=[0.8", "budget={limit: 1"])
