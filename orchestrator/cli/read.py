@@ -148,7 +148,8 @@ def show_rollouts(
     if as_json:
         print_json(rows)
         return 0
-    _print_rollouts(rows if worst is not None else rows[:SHOWN_ROLLOUTS], len(rows))
+    shown = rows if worst is not None else rows[:SHOWN_ROLLOUTS]
+    _print_rollouts(shown, len(rows), "--worst K shows those of lowest reward")
     return 0
 
 
@@ -162,7 +163,7 @@ def show_failed_rollouts(reference: str, output_dir: Path, step: int | None, as_
     if as_json:
         print_json(rows)
     elif rows:
-        _print_rollouts(rows[:SHOWN_ROLLOUTS], len(rows))
+        _print_rollouts(rows[:SHOWN_ROLLOUTS], len(rows), "--step N shows those of a step")
     else:
         terminal.say("every rollout could be scored")
     return 0
@@ -186,7 +187,7 @@ def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[s
     return read_recorded(directory, step, kind)
 
 
-def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int) -> None:
+def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int, hint: str) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
@@ -197,17 +198,15 @@ def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int) -> None:
         right = {None: "not graded", 0: "wrong", 1: "right"}.get(row["accuracy"], _cell(row["accuracy"]))
         facts = f"reward {_reward(row):.4g}, {right}, {row['length']} tokens, {shown['finish']}"
         facts += f", version {row['version']}"
-        if row["reason"]:
-            facts += f", {shown['grade']}: {shown['reason']}"
-        where = f"\n\n{shown['traceback'].rstrip()}" if row.get("traceback") else ""
-        body = Text.assemble((shown["prompt"], "bold"), "\n", shown["response"], (where, "red"))
+        failure = f"\n\n{shown['grade']}: {shown['reason']}" if row["reason"] else ""
+        if row.get("traceback"):
+            failure += f"\n{shown['traceback'].rstrip()}"
+        body = Text.assemble((shown["prompt"], "bold"), "\n", shown["response"], (failure, "red"))
         title = f"step {row['step']}  {shown['prompt_id']}" + ("  checks itself" if row["reflected"] else "")
         terminal.show(
             Panel(body, title=Text(title), subtitle=Text(facts), title_align="left", subtitle_align="left")
         )
-    terminal.say(
-        f"{len(rows)} of {total} rollouts; --worst K shows those of lowest reward, --json all of them"
-    )
+    terminal.say(f"{len(rows)} of {total} rollouts; {hint}, --json all of them")
 
 
 def _reward(row: Mapping[str, Any]) -> float:

@@ -316,6 +316,19 @@ def test_rollouts_that_could_not_be_scored(call: Call, recorded_run: RunDirector
         assert text in shown
 
 
+def test_why_a_rollout_failed_is_not_cut_off(
+    call: Call, recorded_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "judge: not a finite number: " + "nan " * 20 + "end"
+    failure = {**rollout(1, 0.0), "accuracy": None, "grade": "invalid", "reason": reason, "traceback": ""}
+    (recorded_run.rollouts / "failed-reward-0.jsonl").write_text(json.dumps(failure) + "\n")
+    shown = call("rollouts", "latest", "--failed").out
+    assert "invalid: judge: not a finite number" in shown
+    assert "end" in shown.split("nan nan")[-1]
+    assert "--worst" not in shown
+
+
 def test_logs_are_the_log_and_the_events(call: Call, recorded_run: RunDirectory) -> None:
     answer = call("logs", "latest", "--json").json
     assert answer["lines"] == ["one", "two"]
