@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 from dataclasses import dataclass
@@ -61,15 +62,19 @@ def start_meter(spec: RunSpec, identity: ActorIdentity) -> UsageMeter:
 
 
 def log_to_run_directory(spec: RunSpec, identity: ActorIdentity) -> None:
-    """Append this process's log to `logs/<actor>.log`; Ray's own log files are lost with the machine."""
+    """Append this process's log to `logs/<actor>.log`; Ray's own log files are lost with the machine. A crash
+    of native code (SIGSEGV, SIGABRT, ...) writes the Python stack of all threads there.
+    """
     path = spec.directory / "logs" / f"{identity.name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
     logging.basicConfig(
-        filename=path,
+        handlers=[handler],
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
+    faulthandler.enable(handler.stream)
     logging.getLogger(__name__).info(
         "%s, incarnation %d, is process %d", identity.name, identity.incarnation, os.getpid()
     )

@@ -18,8 +18,12 @@ TODAY = day_number(date(2026, 11, 25))
 
 
 @pytest.mark.parametrize("cluster", ["laptop", "gpu", "gpu_split"])
-def test_every_cluster_has_a_price(cluster: str) -> None:
-    check_prices(compose("grpo", [f"cluster={cluster}"]), TODAY, resumes=False)
+def test_every_cluster_has_a_price_and_one_without_is_refused(cluster: str) -> None:
+    config = compose("grpo", [f"cluster={cluster}"])
+    check_prices(config, TODAY, resumes=False)
+    unpriced = config.model_copy(update={"cluster": config.cluster.model_copy(update={"sku": "none"})})
+    with pytest.raises(ConfigError, match=r"cluster\.sku: got none"):
+        check_prices(unpriced, TODAY, resumes=False)
 
 
 def test_a_run_that_nobody_could_price_is_refused() -> None:

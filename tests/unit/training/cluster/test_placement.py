@@ -82,7 +82,8 @@ def test_a_slot_that_is_too_small_is_named_with_who_shares_it() -> None:
 
 
 def test_a_slot_may_be_full_to_the_brim() -> None:
-    plan_placement(cluster(rollout={"cpus": 0.5, "gpus": 0.0}), 1, 1, 1)
+    placement = plan_placement(cluster(rollout={"cpus": 0.5, "gpus": 0.0}), 1, 1, 1)
+    assert len(placement.slots) == 1
 
 
 def test_cpu_slots_have_no_gpus() -> None:

@@ -90,6 +90,14 @@ def test_the_first_format_that_finds_an_answer_decides() -> None:
 
 
 @pytest.mark.parametrize("name", ["tags", "boxed", "hashes", "phrase"])
-def test_long_and_hostile_texts_take_linear_time(name: AnswerFormat) -> None:
+def test_long_and_hostile_texts_are_searched_to_the_end(name: AnswerFormat) -> None:
+    """A pattern that backtracks would not come to the answer at the end of any of them."""
+    marked = {
+        "tags": "<answer>7</answer>",
+        "boxed": r"\boxed{7}",
+        "hashes": "\n#### 7",
+        "phrase": "\nThe answer is 7.",
+    }
     for piece in ("<answer>", r"\boxed{", "####", "answer is ", "<think>", "{", "answer " * 3):
-        find_answer(piece * 20_000, [name])
+        expected = None if piece == "<think>" else "7"  # a thought that never ends has no answer
+        assert find_answer(piece * 20_000 + marked[name], [name]) == expected, piece
