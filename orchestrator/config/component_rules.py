@@ -68,6 +68,15 @@ def loss_fits_the_advantage(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError("algorithm.off_policy.correction", algorithm.off_policy.correction, "none", hint)
 
 
+def sequence_losses_count_rollouts(config: RunConfig) -> Iterator[ConfigError]:
+    """A loss with one ratio for a whole rollout counts each rollout once, whatever its length."""
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or not facts.loss.per_sequence or algorithm.aggregation == "sequence":
+        return
+    hint = f"algorithm.loss {algorithm.loss} has one ratio for each rollout, which must not count by length"
+    yield ConfigError("algorithm.aggregation", algorithm.aggregation, "sequence", hint)
+
+
 def equal_rewards_give_no_gradient(config: RunConfig) -> Iterator[ConfigError]:
     """Groups of equal rewards may be skipped or replaced only if their advantages are zero."""
     facts, algorithm = facts_of(config), config.algorithm

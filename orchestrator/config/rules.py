@@ -232,6 +232,7 @@ RULES: tuple[Rule, ...] = (
     component_rules.components_are_registered,
     _scorers_are_registered,
     component_rules.loss_fits_the_advantage,
+    component_rules.sequence_losses_count_rollouts,
     component_rules.equal_rewards_give_no_gradient,
     component_rules.right_rollouts_are_known,
     component_rules.groups_can_be_compared,

@@ -23,7 +23,14 @@ from orchestrator.training.records import BatchPart
 from orchestrator.training.tensors.buckets import Bucket, joined, unflatten
 from orchestrator.training.tensors.write_plan import WritePlan
 from tests.contracts.learner_contract import spoilt
-from tests.support.exactness_ranks import Difference, build_rank, compare, rank_main, read_results
+from tests.support.exactness_ranks import (
+    Difference,
+    build_rank,
+    compare,
+    rank_main,
+    read_results,
+    steps_of,
+)
 from tests.support.exactness_setting import OPTIMIZERS, Case, OptimizerName, Training, batch, learner_config
 from tests.support.plain_training import train_plainly
 from tests.support.ranks import start_ranks
@@ -37,6 +44,7 @@ _CASES = [
         Case(model, 2, 2, 2)
         for model in ("deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "granite_moe")
     ),
+    *(Case("tiny_moe", 2, 1 + stage % 2, stage, "all_gspo") for stage in _STAGES),
 ]
 _SAVED = [Case("tiny_moe", 2, 1, 2), *(Case("tiny_moe", 2, 2, stage) for stage in _STAGES)]
 """Shapes that save a checkpoint, and that go on from one of a single rank."""
@@ -172,17 +180,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def differences(directory: Path) -> list[Difference]:
-    models = {case.model for case in _CASES}
-    plain: dict[str, dict[OptimizerName, Training]] = {
-        model: {name: train_plainly(model, name) for name in OPTIMIZERS} for model in models
-    }
+    plain: dict[tuple[str, str], dict[OptimizerName, Training]] = {}
+    for case in _CASES:
+        if (case.model, case.objective) not in plain:
+            plain[case.model, case.objective] = {
+                name: train_plainly(case.model, name, case.objective, steps_of(case)) for name in OPTIMIZERS
+            }
     learned = read_results(len(_CASES), str(directory))
-    return [compare(case, plain[case.model], got) for case, got in zip(_CASES, learned, strict=True)]
+    return [
+        compare(case, plain[case.model, case.objective], got)
+        for case, got in zip(_CASES, learned, strict=True)
+    ]
 
 
 def test_two_ranks_are_exact_at_every_zero_stage_and_expert_parallel_size(
     differences: list[Difference],
 ) -> None:
+    """Under a loss per token, and under one per sequence."""
     assert len(differences) == len(_CASES)
     assert [row for row in differences if not row.exact] == []
 

@@ -50,6 +50,7 @@ then no two programs agree. The reference refuses to train on such a pair.
 class Objective:
     """What is minimised, and how the batch is made. The defaults are the objective `token`."""
 
+    loss: Literal["clipped", "gspo", "gmpo"] = "clipped"
     aggregation: Literal["token", "sequence", "constant"] = "token"
     clip: tuple[float, float] = (0.2, 0.28)
     dual_clip: float | None = None
@@ -74,6 +75,9 @@ _ALL = Objective(
     dual_clip=2.0, kl="k3", kl_coefficient=0.05, truncation=1.3, minibatches=3, weight_decay=0.1, masks=True,
     gap=0.5,
 )  # fmt: skip
+_GSPO = Objective(loss="gspo", aggregation="sequence", clip=(0.1, 0.05), minibatches=3, gap=0.5)
+"""A clip range that binds for some rollouts and not for others."""
+_GMPO = Objective(loss="gmpo", aggregation="sequence", clip=(0.4, 0.3), minibatches=3, gap=0.5)
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
         "token": Objective(),
@@ -88,9 +92,13 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "masks": Objective(masks=True),
         "dual_clip": Objective(dual_clip=1.5, gap=1.0),
         "replay": Objective(replay=True),
+        "gspo": _GSPO,
+        "gmpo": _GMPO,
         "all_token": _ALL,
         "all_sequence": replace(_ALL, aggregation="sequence"),
         "all_constant": replace(_ALL, aggregation="constant"),
+        "all_gspo": replace(_ALL, loss="gspo", aggregation="sequence", clip=_GSPO.clip, truncation=None),
+        "all_gmpo": replace(_ALL, loss="gmpo", aggregation="sequence", truncation=None),
     }
 )
 """Each ingredient alone, then all together under every aggregation. `token` is the objective of the
@@ -177,7 +185,7 @@ def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
     return AlgorithmSpec(
         advantages=ADVANTAGES.get("grpo"),
         objective=LearnerObjective(
-            policy=LOSSES.get("clipped"),
+            policy=LOSSES.get(objective.loss),
             clip=ClipRange(*objective.clip, objective.dual_clip),
             truncation=objective.truncation,
             kl_coefficient=objective.kl_coefficient,

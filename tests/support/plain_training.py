@@ -8,6 +8,7 @@ element. Clarity counts, not speed.
 - GRPO's advantage: arXiv 2402.03300, section 4.1.2. Token weights: eq. 3 there (`sequence`), arXiv 2503.14476
   (`token`, over the batch), arXiv 2503.20783 (`constant`).
 - PPO's clip: arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5.
+- GSPO: arXiv 2507.18071, eq. 5 and 7. GMPO: arXiv 2507.20673, algorithm 1.
 - KL estimators: http://joschu.net/blog/kl-approx.html. k1 is differentiated as "KL in the reward".
 - Truncated importance sampling: https://fengyao.notion.site/off-policy-rl.
 - Sequence-wise balance loss and selection bias: arXiv 2412.19437, eq. 16 to 20.
@@ -126,19 +127,11 @@ class _PlainProcess:
 
     def _token_losses(self, rollout: Rollout, before: Tensor) -> Tensor:
         """The loss of each response token, [R]."""
-        objective, advantage = self._objective, rollout.advantage
+        objective = self._objective
         logprobs = self._logprobs(self._model, rollout)
         sampled = torch.tensor(rollout.sampled_logprobs)
         old = sampled if objective.truncation is None else before
-        losses: list[Tensor] = []
-        for t in range(len(rollout.response)):
-            ratio = torch.exp(logprobs[t] - old[t])
-            bounded = ratio.clamp(1 - objective.clip[0], 1 + objective.clip[1])
-            surrogate = torch.minimum(ratio * advantage, bounded * advantage)
-            if objective.dual_clip is not None and advantage < 0:
-                surrogate = torch.maximum(surrogate, torch.tensor(objective.dual_clip * advantage))
-            losses.append(-surrogate)
-        total = torch.stack(losses)
+        total = policy_losses(objective, rollout, logprobs, old)
         if self._reference is not None:
             with torch.no_grad():
                 reference = self._logprobs(self._reference, rollout)
@@ -214,6 +207,44 @@ def token_weights(objective: Objective, lengths: Sequence[int]) -> list[float]:
             return [1 / (len(lengths) * length) if length else 0.0 for length in lengths]
         case "constant":
             return [1 / (len(lengths) * MAX_NEW_TOKENS)] * len(lengths)
+
+
+def policy_losses(objective: Objective, rollout: Rollout, logprobs: Tensor, old: Tensor) -> Tensor:
+    """The policy loss at each response token, [R]."""
+    tokens = range(len(rollout.response))
+    trained = [t for t in tokens if rollout.trained[t]]
+    match objective.loss:
+        case "clipped":
+            return torch.stack(
+                [
+                    surrogate_loss(objective, torch.exp(logprobs[t] - old[t]), rollout.advantage)
+                    for t in tokens
+                ]
+            )
+        case "gspo":
+            # (p(y) / p_old(y)) ** (1 / |y|), the probabilities of a response being products.
+            log_quotient = sum((logprobs[t] - old[t] for t in trained), torch.zeros(()))
+            loss = surrogate_loss(objective, torch.exp(log_quotient / len(trained)), rollout.advantage)
+        case "gmpo":
+            # A times the geometric mean of the clipped ratios, whose product is exp of a sum.
+            log_product = torch.zeros(())
+            for t in trained:
+                log_ratio = logprobs[t] - old[t]
+                if rollout.advantage > 0:
+                    log_product = log_product + log_ratio.clamp(max=objective.clip[1])
+                else:
+                    log_product = log_product + log_ratio.clamp(min=-objective.clip[0])
+            loss = -rollout.advantage * torch.exp(log_product / len(trained))
+    return loss.expand(len(tokens))
+
+
+def surrogate_loss(objective: Objective, ratio: Tensor, advantage: float) -> Tensor:
+    """PPO's clipped surrogate of one ratio, negated."""
+    bounded = ratio.clamp(1 - objective.clip[0], 1 + objective.clip[1])
+    surrogate = torch.minimum(ratio * advantage, bounded * advantage)
+    if objective.dual_clip is not None and advantage < 0:
+        surrogate = torch.maximum(surrogate, torch.tensor(objective.dual_clip * advantage))
+    return -surrogate
 
 
 def kl_penalty(objective: Objective, logprobs: Tensor, reference: Tensor) -> Tensor:

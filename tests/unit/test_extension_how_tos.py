@@ -72,7 +72,7 @@ def test_what_the_engine_does_not_declare_is_refused(installed: dict[str, str]) 
 @pytest.mark.parametrize(
     ("package", "override", "allowed"),
     [
-        (ALGORITHMS, "algorithm=cispo", "clipped, nll, reinforce"),
+        (ALGORITHMS, "algorithm=cispo", "clipped, gmpo, gspo, nll, reinforce"),
         (ENGINES, "rollout=uncached", "hf, worked_solutions"),
     ],
 )

@@ -41,7 +41,7 @@ class AlgorithmConfig(Settings):
     reinforce_plus_plus_baseline, constant.
     """
     loss: str
-    """Loss by registered name: clipped (PPO's surrogate), reinforce, nll."""
+    """Loss by registered name: clipped (PPO's surrogate), gspo, gmpo, reinforce, nll."""
     aggregation: Literal["token", "sequence", "constant"]
     """What a token weighs: `token` 1 / tokens of the batch (DAPO), `sequence` 1 / (rollouts x its own
     length) (GRPO as published), `constant` 1 / (rollouts x max_new_tokens) (Dr. GRPO)."""

@@ -272,6 +272,7 @@ class DeepSpeedLearner:
             advantages=batch.advantages,
             proximal_logprobs=proximal,
             reference_logprobs=reference,
+            rows=batch.token_rows,
         )
         return columns, self._rule.objective(columns), entropies
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.training.learner.batching import BatchFormat
+from orchestrator.training.learner.losses.token_rows import TokenRows
 from orchestrator.training.learner.rows import TrainingRow
 
 
@@ -31,6 +32,7 @@ class MicroBatch:
     sampled_logprobs: Tensor  # [T] float32
     advantages: Tensor  # [T] float32
     weights: Tensor  # [T] float32
+    token_rows: TokenRows  # which row each trained token belongs to
     tokens: int
     """Prompt and response tokens in it, padding not counted."""
     routes: Tensor | None = None  # [B * S, R, k] int16
@@ -50,6 +52,7 @@ class MicroBatch:
             self.sampled_logprobs.to(device),
             self.advantages.to(device),
             self.weights.to(device),
+            TokenRows(self.token_rows.index.to(device), self.token_rows.count),
             self.tokens,
             None if self.routes is None else self.routes.to(device),
         )
@@ -88,6 +91,7 @@ def collate(rows: Sequence[TrainingRow], layout: BatchFormat) -> MicroBatch:
         sampled_logprobs=_column([row.logprobs[row.trainable] for row in rows], np.float32),
         advantages=_repeated([row.advantage for row in rows], counts),
         weights=_repeated([row.weight for row in rows], counts),
+        token_rows=TokenRows(torch.from_numpy(np.repeat(np.arange(len(rows)), counts)), len(rows)),
         tokens=sum(lengths),
         routes=_routes(rows, starts, input_ids.size),
     )

@@ -47,7 +47,8 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("grpo", "rollout.group_size=1", "rollout.group_size", "2 or more"),
         ("grpo", "rollout.temperature=0", "rollout.temperature", "more than 0"),
         ("grpo", "algorithm=rloo max_staleness=1", "max_staleness",
-         "0, or algorithm.off_policy.correction truncated_importance_sampling, or algorithm.loss clipped"),
+         "0, or algorithm.off_policy.correction truncated_importance_sampling, "
+         "or algorithm.loss clipped, gmpo, gspo"),
         ("sft", "task.solutions=null", "rollout.engine",
          "hf, or a task with task.solutions or task.solution_field"),
         ("grpo", "rollout.engine=worked_solutions", "rollout.engine", "hf"),
@@ -55,7 +56,8 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("grpo", "algorithm=rloo rollout.top_p=0.95", "rollout.top_p", "1"),
         ("grpo", "algorithm.advantage=gae", "algorithm.advantage",
          "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
-        ("grpo", "algorithm.loss=gspo", "algorithm.loss", "clipped, nll, reinforce"),
+        ("grpo", "algorithm.loss=ppo", "algorithm.loss", "clipped, gmpo, gspo, nll, reinforce"),
+        ("grpo", "algorithm=gspo algorithm.aggregation=token", "algorithm.aggregation", "sequence"),
         ("grpo", "evaluation.engine=vllm", "evaluation.engine", "hf, worked_solutions"),
     ],
 )  # fmt: skip
@@ -71,6 +73,7 @@ def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: s
         ("grpo", "algorithm=reinforce_plus_plus rollout.group_size=1"),
         ("grpo", f"algorithm=rloo max_staleness=1 {TIS}"),
         ("grpo", "algorithm=dapo max_staleness=1"),
+        ("grpo", "algorithm=gspo max_staleness=4 learner.minibatches=4"),
         ("grpo", "algorithm=dapo algorithm.dynamic_sampling_by=reward ~reward.components.accuracy"),
         ("sft", "rollout.group_size=1 max_staleness=1 rollout.temperature=0.6 rollout.top_p=0.9"),
         ("sft", "rollout.record_routes=true"),

@@ -1,6 +1,6 @@
 """From columns of token log-probs to a scalar whose gradient is the update, in four independent steps:
 
-    policy/       what one token costs: clipped, reinforce, nll           PolicyColumns -> PolicyTerms [T]
+    policy/       the loss of each token: clipped, gspo, gmpo, ...         PolicyColumns -> PolicyTerms [T]
     importance    which log-probs the ratio is taken against, and the truncated weights of off-policy tokens
     kl            a penalty against the reference model                    k1, k2, k3
     aggregation   what one token weighs in the batch                       lengths [N] -> weights [N]
@@ -8,7 +8,8 @@
 `objective.Objective` puts the first three together, and `metrics` counts what it did. Nothing here is
 aggregated over a micro-batch: the loss of a step is the sum over all tokens of weight x loss, with
 weights computed from the whole batch, so that packing, micro-batches and the number of ranks never
-change the gradient.
+change the gradient. A loss may depend on all tokens of a rollout, because a micro-batch holds whole rollouts
+(`token_rows`).
 
 This package is named by configs, so importing it does not import torch.
 """

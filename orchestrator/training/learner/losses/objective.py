@@ -9,6 +9,7 @@ from torch import Tensor
 from orchestrator.training.learner.losses.importance import truncated_weights
 from orchestrator.training.learner.losses.kl import KL_ESTIMATORS
 from orchestrator.training.learner.losses.policy import ClipRange, PolicyColumns, PolicyLoss
+from orchestrator.training.learner.losses.token_rows import TokenRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class TokenColumns:
     All log-probs are natural logs under the temperature that was sampled with. Only `logprobs` carries a
     gradient. `proximal_logprobs` are the learner's own before the first minibatch of the step; None where
     the step has one minibatch, so that they would equal `logprobs`. `reference_logprobs` are the reference
-    model's; None where there is none.
+    model's; None where there is none. `rows` says which rollout each token belongs to; None where no
+    loss and no correction sums over rollouts.
     """
 
     logprobs: Tensor  # [T] float, with gradient
@@ -26,6 +28,7 @@ class TokenColumns:
     advantages: Tensor  # [T] float, its rollout's advantage at each token
     proximal_logprobs: Tensor | None = None  # [T] float
     reference_logprobs: Tensor | None = None  # [T] float
+    rows: TokenRows | None = None
 
     @property
     def learner_logprobs(self) -> Tensor:
@@ -65,7 +68,9 @@ class Objective:
         """The terms of each token. Raises ValueError if a KL penalty has no reference log-probs."""
         corrected = self.truncation is not None
         old_logprobs = columns.learner_logprobs if corrected else columns.sampled_logprobs
-        terms = self.policy(PolicyColumns(columns.logprobs, old_logprobs, columns.advantages), self.clip)
+        terms = self.policy(
+            PolicyColumns(columns.logprobs, old_logprobs, columns.advantages, columns.rows), self.clip
+        )
 
         loss, kl = terms.loss, self._kl(columns)
         if kl is not None and self.kl_coefficient > 0:

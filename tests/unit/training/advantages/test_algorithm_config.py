@@ -21,7 +21,7 @@ def load(name: str) -> dict[str, Any]:
 
 def test_the_algorithms_that_there_are() -> None:
     assert {path.stem for path in FILES} == {
-        "dapo", "deepseek_r1", "dr_grpo", "grpo", "grpo_tis", "grpo_token",
+        "dapo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_tis", "grpo_token", "gspo",
         "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "sft",
     }  # fmt: skip
 

@@ -50,6 +50,7 @@ def test_columns_hold_the_trained_tokens_only(layout: BatchFormat) -> None:
     assert batch.sampled_logprobs.tolist() == [-1, -3, -1, -2]
     assert batch.advantages.tolist() == [1, 1, -2, -2]
     assert batch.weights.tolist() == [0.5] * 4
+    assert (batch.token_rows.index.tolist(), batch.token_rows.count) == ([0, 0, 1, 1], 2)
     assert batch.tokens == 8
     following = batch.input_ids.flatten()[batch.predictors + 1]
     assert torch.equal(following, batch.targets)

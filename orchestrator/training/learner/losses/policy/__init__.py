@@ -1,4 +1,4 @@
-"""Policy losses: what one token costs, one small file each.
+"""Policy losses: the loss of each token, one small file each.
 
 Neither this package nor a loss's module imports torch when it is imported: configs are validated without it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from orchestrator.training.learner.losses.token_rows import TokenRows
 from orchestrator.training.registry import Registry
 
 if TYPE_CHECKING:
@@ -19,12 +20,31 @@ class PolicyColumns:
     """T packed response tokens, as a policy loss sees them.
 
     `logprobs` are the learner's and carry the gradient. `old_logprobs` are what the ratio is taken against
-    (`importance` explains which ones those are); they and `advantages` carry no gradient.
+    (`importance` explains which ones those are); they and `advantages` carry no gradient. The learner always
+    fills in `rows`; a test of a loss that reads no rows may leave it out.
     """
 
     logprobs: Tensor  # [T] float
     old_logprobs: Tensor  # [T] float
     advantages: Tensor  # [T] float, the advantage of the token's rollout
+    rows: TokenRows | None = None
+
+    def row_sums(self, values: Tensor) -> Tensor:
+        """At each token the sum of `values` over all trained tokens of its rollout: [T] gives [T], with
+        gradient. Raises ValueError if the columns have no `rows`.
+        """
+        return self._known_rows().sums(values)
+
+    def row_means(self, values: Tensor) -> Tensor:
+        """At each token the mean of `values` over all trained tokens of its rollout: [T] gives [T], with
+        gradient. Raises ValueError if the columns have no `rows`.
+        """
+        return self._known_rows().means(values)
+
+    def _known_rows(self) -> TokenRows:
+        if self.rows is None:
+            raise ValueError("rows: got None, allowed: the row of each token (this loss sums over rollouts)")
+        return self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +70,10 @@ class PolicyTerms:
 
 
 class PolicyLoss(Protocol):
-    """Turns columns of T tokens into T losses; pure, and no token's loss depends on another token."""
+    """Turns columns of T tokens into T losses. It is pure, and the loss of a token depends on no token of
+    another rollout. A loss whose tokens depend on each other inside a rollout declares
+    `LossFacts(per_sequence=True)`.
+    """
 
     def __call__(self, columns: PolicyColumns, clip: ClipRange, /) -> PolicyTerms:
         """The loss of each token. A loss without a clip ignores `clip`."""
@@ -72,6 +95,11 @@ class LossFacts:
     """
     clips: bool = False
     """Uses the clip range (`algorithm.clip_low`, `clip_high`, `dual_clip`)."""
+    per_sequence: bool = False
+    """All tokens of a rollout share one ratio, so the loss of a token depends on the others (`row_means` and
+    `row_sums` of `PolicyColumns`). It needs the aggregation `sequence`, under which the loss of a rollout
+    counts once, whatever its length.
+    """
 
 
 LOSSES: Registry[PolicyLoss, LossFacts] = Registry(

@@ -9,11 +9,7 @@ from orchestrator.training.learner.losses.policy import (
     PolicyColumns,
     PolicyTerms,
 )
-
-MAX_LOG_RATIO = 20.0
-"""Log ratios are bounded to +-20 before they are exponentiated (as verl does): exp(20) is 5e8, far outside
-any clip range, and exp(89) would be infinite in float32.
-"""
+from orchestrator.training.learner.losses.policy._surrogate import clipped_surrogate
 
 
 @LOSSES.register("clipped", LossFacts(handles_stale_rollouts=True, clips=True))
@@ -36,19 +32,4 @@ def clipped(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     https://arxiv.org/abs/2503.14476, eq. 8; dual clip: Ye et al. 2020, https://arxiv.org/abs/1912.09729, eq.
     5.
     """
-    advantages = columns.advantages
-    log_ratio = columns.logprobs - columns.old_logprobs
-    # An infinite log ratio stays infinite: a sampled token of probability 0 is an error that must be seen.
-    bound = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).where(log_ratio.isfinite(), log_ratio)
-    ratio = bound.exp()
-    bounded = ratio.clamp(1 - clip.low, 1 + clip.high)
-    loss = -(ratio * advantages).minimum(bounded * advantages)
-
-    ratio = ratio.detach()
-    beyond = ((advantages > 0) & (ratio > 1 + clip.high)) | ((advantages < 0) & (ratio < 1 - clip.low))
-    beyond |= (advantages != 0) & (log_ratio.detach().abs() > MAX_LOG_RATIO)
-    if clip.dual is not None:
-        worst = -clip.dual * advantages
-        dual = (advantages < 0) & (loss.detach() > worst)
-        loss, beyond = loss.where(~dual, worst), beyond | dual
-    return PolicyTerms(loss=loss, ratio=ratio, clipped=beyond)
+    return clipped_surrogate(columns.logprobs - columns.old_logprobs, columns.advantages, clip)

@@ -142,7 +142,7 @@ def test_no_tokens_give_no_terms(name: str) -> None:
 
 
 def test_the_losses_that_there_are() -> None:
-    assert LOSSES.names() == ["clipped", "nll", "reinforce"]
+    assert LOSSES.names() == ["clipped", "gmpo", "gspo", "nll", "reinforce"]
 
 
 def test_float32_stays_float32() -> None:
