@@ -3,7 +3,7 @@
     python benchmarks/checkpoint_blocking.py [--json] [--layers 16] [--saves 4] [--keep]
 
 One rank trains without a pause and saves through `Checkpointer`, as a run does. The model is a random Llama
-of 7.1 million parameters a layer; a checkpoint is 12 bytes a parameter: float32 weights and AdamW's two
+of 7.1 million parameters per layer; a checkpoint is 12 bytes per parameter: float32 weights and AdamW's two
 averages. In one run, alternating:
 
 - waited_for: seconds of a save that the step waits for to its end (`checkpoint.asynchronous=false`);

@@ -3,10 +3,11 @@
     python benchmarks/controller_time.py [--json]
 
 The real loop, buffer and pools run between fake stages that take no time (`training/simulation`), on an
-asyncio loop whose clock jumps. So all CPU time of the process is the controller's and that of the fakes: an
-upper bound, but without what calls to Ray cost. One factor at a time is raised 1x, 4x and 16x: tokens a
-rollout, rollouts a prompt (group size), prompts a step. It is CPU time (`time.process_time`), not wall time:
-other processes on the machine matter little. The settings alternate, the smallest of the repetitions counts.
+asyncio loop whose clock jumps. So all CPU time of the process is the controller's and that of the
+fakes: an upper bound, but without what calls to Ray cost. One factor at a time is raised 1x, 4x and
+16x: tokens a rollout, rollouts per prompt (group size), prompts per step. It is CPU time
+(`time.process_time`), not wall time: other processes on the machine matter little. The settings
+alternate, the smallest of the repetitions counts.
 
 The controller handles groups, not rollouts and not tokens. So the first two must be flat, and the third grows
 with the number of groups.
@@ -59,10 +60,10 @@ def cases() -> list[Case]:
     found: list[Case] = []
     for factor in FACTORS:
         longer = replace(timing, tokens_per_rollout=factor * tokens)
-        found.append(Case("tokens a rollout", factor, replace(BASE, timing=longer)))
+        found.append(Case("tokens per rollout", factor, replace(BASE, timing=longer)))
         found.append(Case("group size", factor, replace(BASE, group_size=factor * BASE.group_size)))
         found.append(
-            Case("prompts a step", factor, replace(BASE, prompts_per_step=factor * BASE.prompts_per_step))
+            Case("prompts per step", factor, replace(BASE, prompts_per_step=factor * BASE.prompts_per_step))
         )
     return found
 
@@ -122,7 +123,9 @@ def measure() -> list[dict[str, str | int | float]]:
 
 def print_table(rows: list[dict[str, str | int | float]]) -> None:
     print("The controller's CPU time a step, fake engines included (max_staleness 1, 8 + 8 workers)\n")
-    print("| varied | prompts | group size | tokens a rollout | CPU ms a step | to 1x | CPU us a group |")
+    print(
+        "| varied | prompts | group size | tokens per rollout | CPU ms per step | to 1x | CPU us per group |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
         print(

@@ -1,5 +1,5 @@
 """The learner's update against a plain torch loop, against itself on two ranks, and what batching by a token
-budget buys. Ratios of tokens a second, measured in turn in one run.
+budget buys. Ratios of tokens per second, measured in turn in one run.
 
     python benchmarks/learner.py [--json] [--rounds 5]
 
@@ -220,7 +220,7 @@ def two_ranks(rounds: int, tokens: int) -> dict[str, Any]:
 
 
 def row(name: str, tokens: int, ours: float, other: float, ratio: float) -> dict[str, Any]:
-    """A line of the table. `ratio`: how many times the other's tokens a second."""
+    """A line of the table. `ratio`: how many times the other's tokens per second."""
     return {
         "comparison": name,
         "tokens": tokens,

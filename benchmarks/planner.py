@@ -1,14 +1,14 @@
-"""Is the planner right? What it says beside what is counted and measured on real models, on this machine.
+"""Compares the planner's estimates with what is counted and measured on real models on this machine.
 
     python benchmarks/planner.py [--json] [--write] [--parts parameters flops activations state time]
 
 - parameters, flops: exact (see tests/support/capacity_measured.py for how they are counted);
 - activations: what autograd saves at the end of the layers, and the peak of a forward and backward pass;
 - state: bytes that DeepSpeed holds before the step of a second update, on 1 and 2 ranks, stages 0 to 3;
-- time: CPU seconds of a learner's update on one thread. A machine is calibrated by two updates of the same
-  model on rows of another length (seconds an operation, and seconds an update beside them); the planner then
-  predicts longer rows, more rows and, where it says so, a deeper model. So it extrapolates to other amounts
-  of work, not to another width or another machine.
+- time: CPU seconds of a learner's update on one thread. Two updates of the same model on rows of another
+  length calibrate the machine (seconds per operation and a constant per update); the planner then predicts
+  longer rows, more rows and, where the table says so, a deeper model. It extrapolates to other amounts of
+  work, not to another width or another machine.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Runs in TRL's environment, so of this repository it only imports the rewards. With RANK and WORLD_SIZE in the
 environment several processes train data-parallel over gloo, as `accelerate launch` would have them do. Each
-writes `<request.output>.<rank>.jsonl`: one line a step.
+writes `<request.output>.<rank>.jsonl`: one line per step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from orchestrator.training.rewards.scoring import ScorerSet
 
 
 class StepLog(TrainerCallback):
-    """One line a step, from the end of the step before to the end of this one: data, sampling,
+    """One line per step, from the end of the step before to the end of this one: data, sampling,
     rewards, update.
     """
 

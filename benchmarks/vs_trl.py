@@ -18,7 +18,7 @@ warms up and is left out. Figures are medians over the steps of all rounds:
     reward         mean over the steps; reward_error is its standard error
 
 Then `engine_vs_generate.py` compares the samplers alone. Exit code 1 if ours trains on fewer than 4 times
-TRL's tokens a second, or its reward is lower by more than two standard errors of the difference.
+TRL's tokens per second, or its reward is lower by more than two standard errors of the difference.
 """
 
 from __future__ import annotations
@@ -367,7 +367,8 @@ def main() -> int:
         columns = ["system", "tokens_per_s", "step_s", "generate_s", "update_s", "reward", "reward_error"]
         print_table(rows, [*columns, "cpu_s", "tokens_per_cpu_s", "length_mean"])
         print(
-            f"ours / trl: {ours['speedup']} x tokens a second, {ours['cpu_speedup']} x tokens a CPU second,"
+            f"ours / trl: {ours['speedup']} x tokens per second,"
+            f" {ours['cpu_speedup']} x tokens per CPU second,"
         )
         print(f"reward {ours['reward_difference']:+}; target {'reached' if ours['reached'] else 'MISSED'}")
         if samplers:

@@ -1,5 +1,5 @@
-"""One short file a job: which stages, in which order. `orchestrator run NAME` finds `jobs/NAME.py` and
-`conf/NAME.yaml`.
+"""Jobs, one short file each. A job defines which stages run in which order; `orchestrator run NAME` finds
+`jobs/NAME.py` and `conf/NAME.yaml`.
 
-A job is a coroutine `run(job)`. Another package adds one by an entry point of the group `orchestrator.job`.
+A job is a coroutine `run(job)`. Other packages add jobs with an entry point in the group `orchestrator.job`.
 """

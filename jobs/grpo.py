@@ -1,10 +1,10 @@
-"""Reinforcement learning with verifiable rewards: the training loop, with an engine that samples
-from the model.
+"""Reinforcement learning with verifiable rewards: the training loop with an engine that
+samples from the model.
 """
 
 from orchestrator.training.pipeline import Job
 
 
 async def run(job: Job) -> None:
-    """One stage: itself."""
+    """Run the training loop once, as a single stage."""
     await job.train()

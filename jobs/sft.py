@@ -1,8 +1,8 @@
-"""Cold start: imitate worked solutions. The training loop, with an engine that plays them back."""
+"""Cold start on worked solutions: the training loop with an engine that plays the solutions back."""
 
 from orchestrator.training.pipeline import Job
 
 
 async def run(job: Job) -> None:
-    """One stage: itself."""
+    """Run the training loop once, as a single stage."""
     await job.train()

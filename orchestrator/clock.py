@@ -1,4 +1,4 @@
-"""Time as a port: integer nanoseconds since the epoch (UTC), so that a simulation can own it."""
+"""Clocks that return integer nanoseconds since the epoch (UTC), with a fake for tests and simulations."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ NANOSECONDS = 1_000_000_000
 
 
 class Clock(Protocol):
-    """Where `now` comes from."""
+    """A source of the current time."""
 
     def now_ns(self) -> int:
-        """Nanoseconds since the epoch, UTC; never goes back within one process."""
+        """Nanoseconds since the epoch (UTC). Never decreases within a process."""
         ...
 
 
 class SystemClock:
-    """The wall clock at its start, then the monotonic clock: a step of NTP can't make a span negative."""
+    """Reads the wall clock once and then follows the monotonic clock, so that an NTP adjustment cannot make a
+    duration negative.
+    """
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
-        """Nanoseconds since the epoch, UTC."""
+        """Nanoseconds since the epoch (UTC)."""
         return self._offset_ns + time.monotonic_ns()
 
 
 class FakeClock:
-    """A clock that stands still until it is told to move."""
+    """A clock that moves only when `advance` is called."""
 
     def __init__(self, start_ns: int = 0) -> None:
         self._now_ns = start_ns
 
     def now_ns(self) -> int:
-        """The time it was last moved to."""
+        """The current fake time."""
         return self._now_ns
 
     def advance(self, ns: int) -> None:
-        """Move on by `ns` nanoseconds. Raises ValueError if `ns` is negative."""
+        """Advance by `ns` nanoseconds. Raises ValueError if `ns` is negative."""
         if ns < 0:
-            raise ValueError(f"a clock does not go back: got {ns} ns")
+            raise ValueError(f"a clock cannot go backwards: got {ns} ns")
         self._now_ns += ns

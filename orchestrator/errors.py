@@ -1,8 +1,8 @@
-"""Every error this project raises on purpose, under one picklable base.
+"""All errors that this project raises deliberately, with one picklable base class.
 
-An error is classified once, where it crosses a boundary (a file that was read, an actor that was called, a
-grader that ran). `exit_code` is what the command line ends with: 1 the run failed, 2 bad usage or config
-(nothing was started), 3 stopped by budget, 4 drained or preempted (resumable).
+An error is classified once, at the boundary that it crosses (reading a file, calling an actor, running a
+scorer). `exit_code` is the exit code of the command: 1 the run failed, 2 invalid usage or config (nothing was
+started), 3 stopped by a budget, 4 stopped on request or preempted (can be resumed).
 
 Exceptions cross process boundaries inside Ray, so each keeps all of its state in `args`:
 `pickle.loads(pickle.dumps(e))` gives an equal error.
@@ -18,12 +18,12 @@ _ANSI_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
 def without_colours(text: str) -> str:
-    """`text` without the terminal sequences that Ray and others put into the messages of their errors."""
+    """Remove the terminal sequences that Ray and other libraries put into their error messages."""
     return _ANSI_SEQUENCE.sub("", text)
 
 
 class OrchestratorError(Exception):
-    """Base of all errors raised on purpose; `str(error)` is a sentence for a person."""
+    """Base of all errors raised deliberately. `str(error)` is a sentence for users."""
 
     exit_code: int = 1
 
@@ -53,7 +53,7 @@ class ConfigError(InputError):
 
 
 class DatasetError(ConfigError):
-    """A task's data can't be read; `key` is `path` or `path:line`."""
+    """A task's data cannot be read. `key` is `path` or `path:line`."""
 
 
 class PromptTooLongError(ConfigError):
@@ -61,7 +61,7 @@ class PromptTooLongError(ConfigError):
 
 
 class NotFoundError(ConfigError):
-    """Something named by the user does not exist; `allowed` lists what does.
+    """Something that the user named does not exist. `allowed` lists what does.
 
     >>> print(NotFoundError("run", "r3", "r1, r2", "runs are looked for in /data"))
     No run matches r3. There are: r1, r2 (runs are looked for in /data)
@@ -88,7 +88,7 @@ class StateError(OrchestratorError):
 
 
 class WorkerLostError(OrchestratorError):
-    """An actor died or stopped answering. `worker` names it; the work it held goes to others."""
+    """An actor died or stopped responding. `worker` is its name. Its work is given to other actors."""
 
     def __init__(self, worker: str, reason: str) -> None:
         super().__init__(worker, reason)
@@ -99,8 +99,8 @@ class WorkerLostError(OrchestratorError):
 
 
 class DataLostError(OrchestratorError):
-    """The data that an actor was to work on (rollouts, weights) is gone with the process or node that held
-    it. `worker` looked for it and is well: nobody is restarted, the data is made again.
+    """The data that an actor needs (rollouts, weights) was lost with the process or node that held it.
+    `worker`, which needed it, is healthy: no actor is restarted, and the data is produced again.
     """
 
     def __init__(self, worker: str, reason: str) -> None:
@@ -108,22 +108,23 @@ class DataLostError(OrchestratorError):
         self.worker, self.reason = worker, reason
 
     def __str__(self) -> str:
-        return f"{self.worker} found its data lost: {self.reason}"
+        return f"The data for {self.worker} was lost: {self.reason}"
 
 
 class FailureBudgetExceededError(OrchestratorError):
-    """A tolerated failure happened more often than its budget allows."""
+    """A tolerated kind of failure happened more often than its budget allows."""
 
     def __init__(self, what: str, count: int, budget: int, last: str) -> None:
         super().__init__(what, count, budget, last)
         self.what, self.count, self.budget, self.last = what, count, budget, last
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.count} failures, the budget is {self.budget}; the last one: {self.last}"
+        exceeded = f"{self.count} failures exceed the budget of {self.budget}"
+        return f"{self.what}: {exceeded}; the last one: {self.last}"
 
 
 class NonFiniteError(OrchestratorError):
-    """A loss or a gradient norm is NaN or infinite. Never a normal finish."""
+    """A loss or a gradient norm is NaN or infinite. The run fails instead of finishing normally."""
 
     def __init__(self, what: str, value: float, step: int) -> None:
         super().__init__(what, value, step)
@@ -134,7 +135,7 @@ class NonFiniteError(OrchestratorError):
 
 
 class StorageError(OrchestratorError):
-    """A disk refused what an actor wanted to write: it is full, read-only or failing."""
+    """An actor could not write to a disk because it is full, read-only or failing."""
 
     def __init__(self, actor: str, reason: str) -> None:
         super().__init__(actor, reason)
@@ -145,20 +146,20 @@ class StorageError(OrchestratorError):
 
 
 class CheckpointError(OrchestratorError):
-    """A checkpoint can't be written or its digests don't match; the last good one is untouched."""
+    """A checkpoint cannot be written, or its digests do not match. The last good checkpoint is unchanged."""
 
 
 class CheckpointConflictError(CheckpointError):
-    """Another process writes checkpoints of the same run to the same store: this one must not go on."""
+    """Another process writes checkpoints of the same run to the same store, so this process must stop."""
 
 
 class BudgetStopError(OrchestratorError):
-    """The run reached its hard budget, made a checkpoint and stopped."""
+    """The run reached its hard budget limit, wrote a checkpoint and stopped."""
 
     exit_code = 3
 
 
 class DrainedError(OrchestratorError):
-    """The run was asked to stop (Ctrl-C, SIGTERM, preemption), made a checkpoint and can be resumed."""
+    """The run was asked to stop (Ctrl-C, SIGTERM, preemption), wrote a checkpoint and can be resumed."""
 
     exit_code = 4

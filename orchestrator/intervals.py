@@ -1,7 +1,7 @@
-"""Confidence intervals of proportions: how far a measured share may be from the true one.
+"""Confidence intervals of proportions.
 
 The interval is Wilson's (1927, https://doi.org/10.1080/01621459.1927.10502953): unlike the textbook
-p +- 1.96 * sqrt(p (1 - p) / n), it stays inside [0, 1] and does not shrink to nothing at 0 of n or n of n.
+p +- 1.96 * sqrt(p (1 - p) / n), it stays inside [0, 1] and does not collapse to a point at 0 of n or n of n.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Secrets in URLs, kept out of everything that is written or shown: passwords, and the path of a webhook, for
-whoever knows it can post there.
+"""Masks secrets in URLs before they are written or shown: passwords, and the paths of webhooks, because
+anyone who knows the path can post there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any
 
 MASK = "***"
 _USER_INFO = re.compile(r"(://[^:/@\s]*:)(?:[^\s/?#]+|[^@\s]+)(?=@)")
-"""A password reaches to the last `@` before the path: one that holds an unquoted `@` is hidden as a whole."""
+"""A password extends to the last `@` before the path, so that one with an unquoted
+`@` is masked completely.
+"""
 _PARAMETER = re.compile(r"([?&](?:password|passwd|token|secret)=)[^&\s]+", re.IGNORECASE)
 _SERVER = re.compile(r"(?>(?:[a-z][a-z0-9+.-]*://)?[^/?#\s]*)", re.IGNORECASE)
 _WEBHOOK = re.compile(
@@ -18,14 +20,14 @@ _WEBHOOK = re.compile(
     r"[/?#]\S+?(?=['\"]?,?(?:\s|$))",
     re.IGNORECASE,
 )
-"""A webhook's URL behind its key, as in an override or a line of YAML, or one that looks like a webhook's."""
+"""The URL after a webhook's key in an override or a line of YAML, or any URL that looks like a webhook."""
 _MASKED = re.compile(
     rf"(://[^:/@\s]*:{re.escape(MASK)}@|[?&]\w+={re.escape(MASK)}(&|$)|://[^/\s]+/{re.escape(MASK)}$)"
 )
 
 
 def mask(text: str) -> str:
-    """The text with the password of each URL in it replaced, and what follows the server of a webhook.
+    """Mask the password of each URL in a text, and everything after the host of a webhook.
 
     >>> mask("ledger.url=postgresql://ann:s3cret@db/ledger?sslmode=require")
     'ledger.url=postgresql://ann:***@db/ledger?sslmode=require'
@@ -39,7 +41,7 @@ def mask(text: str) -> str:
 
 
 def mask_value(key: str, text: str) -> str:
-    """The value of a key. Of a webhook only the server is shown.
+    """Mask the value of a key. Only the host of a webhook is shown.
 
     >>> mask_value("budget.webhook", "https://hooks.slack.com/services/T0/B0/s3cret")
     'https://hooks.slack.com/***'
@@ -52,7 +54,7 @@ def mask_value(key: str, text: str) -> str:
 
 
 def masked(document: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
-    """A JSON document, the value of `key`, with every text masked."""
+    """Mask every string in a JSON document, which is the value of `key`."""
     if isinstance(document, str):
         return mask_value(key, document)
     if isinstance(document, Mapping):
@@ -63,7 +65,7 @@ def masked(document: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
 
 
 def masked_keys(document: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - any JSON
-    """The dotted keys whose text has lost its secret, with the text."""
+    """The dotted keys whose values contain a masked secret, with those values."""
     if isinstance(document, str):
         if _MASKED.search(document):
             yield key, document

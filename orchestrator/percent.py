@@ -1,4 +1,4 @@
-"""Shares between 0 and 1 as percentages."""
+"""Formats shares between 0 and 1 as percentages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 
 
 def percent(share: float | Decimal) -> str:
-    """A share in per cent, to one decimal. Only exactly 1 is shown as 100%, only exactly 0 as 0%.
+    """Format a share as a percentage with one decimal. Only exactly 1 is shown as 100%, only exactly 0 as 0%.
 
     >>> [percent(share) for share in (0.0, 0.0004, 0.25, 0.9961, 0.9996, 1.0, 1.0004, 1.2)]
     ['0%', '<0.1%', '25.0%', '99.6%', '>99.9%', '100%', '>100%', '120.0%']
@@ -21,7 +21,7 @@ def percent(share: float | Decimal) -> str:
 
 
 def percent_with_interval(share: float, interval: Sequence[float] | None) -> str:
-    """A share with the bounds of its confidence interval, where they are known.
+    """Format a share with the bounds of its confidence interval, if they are known.
 
     >>> percent_with_interval(0.9961, (0.978, 0.9993)), percent_with_interval(0.5, None)
     ('99.6% (97.8 to 99.9%)', '50.0%')

@@ -1,4 +1,4 @@
-"""A run's config as the planner reads it: the model's shape, and how many tokens a step has."""
+"""A run's config as the planner reads it: the model's shape, and the number of tokens per step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESPONSE_SHARES = (0.25, 0.5, 1.0)
 """How long responses are on average, as shares of `rollout.max_new_tokens`, where nobody says: nobody knows
 before the model has answered.
 """
-CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 4, 32
+CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS = 4, 32
 """Of English text and common tokenizers; an estimate, `--prompt-tokens` replaces it."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -92,12 +92,12 @@ def read_job(config: RunConfig, prompts: tuple[float, float], response_tokens: f
 
 
 def tokens_of(characters: float, model: ModelConfig) -> float:
-    """About how many tokens a prompt has: one a character for models from scratch, else one for four and the
-    frame of a chat template.
+    """Approximate number of tokens of a prompt: one per character for models from scratch, else one for four
+    and the frame of a chat template.
     """
     if model.family == "deepseek_v3_from_scratch":
         return characters
-    return characters / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+    return characters / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
 
 
 def model_shape(model: ModelConfig) -> ModelShape:

@@ -1,7 +1,7 @@
 """Seconds of one step: operations over what an accelerator reaches, bytes over what its memory reaches.
 
 The roofline of Williams et al. 2009 (https://doi.org/10.1145/1498765.1498785): a stage takes what its slower
-resource takes. Decoding reads every weight that a batch touches, and the cache, once a token; prefill,
+resource takes. Decoding reads every weight that a batch touches, and the cache, once per token; prefill,
 forward and backward are bound by operations.
 """
 
@@ -78,8 +78,8 @@ def learn_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> flo
 def generation_seconds(
     job: Job, accelerator: Accelerator, scenario: Scenario, rollouts: int, prompts: int
 ) -> float:
-    """Sampling `rollouts` for `prompts`: each prompt is read once a group, then the rows go on token by token
-    until the longest ends, which is taken to be as long as it may.
+    """Sampling `rollouts` for `prompts`: each prompt is read once per group, then the rows go on token by
+    token until the longest ends, which is taken to be as long as it may.
     """
     config, shape = job.config.rollout, job.shape
     reached = accelerator.flops[job.config.model.dtype] * scenario.generate_utilisation

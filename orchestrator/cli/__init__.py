@@ -6,8 +6,8 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run this process's command line and exit: 0 done, 1 the run failed, 2 bad input, 3 stopped by a
-    budget, 4 drained.
+    """Run the command line of this process and exit: 0 success, 1 the run failed, 2 invalid input, 3 stopped
+    by a budget, 4 stopped on request.
     """
     import sys
 

@@ -32,7 +32,7 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 OutputDir = Annotated[
-    Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="where runs live")
+    Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="directory of the runs")
 ]
 ConfigDir = Annotated[
     Path | None,
@@ -56,7 +56,7 @@ def run(
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> int:
-    """Run a job from this machine, on a local Ray or on the cluster at --address."""
+    """Run a job on a local Ray instance, or on the cluster at --address."""
     from orchestrator.cli import start
 
     return start.run(job, start.all_overrides(overrides, config_dir, address), run_id, as_json)
@@ -64,7 +64,9 @@ def run(
 
 @app.command()
 def resume(run: Run, overrides: Overrides = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """Continue a run from its last checkpoint. Overrides may change its length and shape, not its maths."""
+    """Continue a run from its last checkpoint. Overrides may change its length, resources and monitoring, but
+    nothing that changes the training itself.
+    """
     from orchestrator.cli import start
 
     return start.resume(run, overrides or [], output_dir, as_json)
@@ -94,11 +96,15 @@ def plan(
     overrides: Overrides = None,
     prompt_tokens: Annotated[
         float | None,
-        typer.Option("--prompt-tokens", min=1, help="mean length (default: the task's)"),
+        typer.Option("--prompt-tokens", min=1, help="mean prompt length (default: the task's)"),
     ] = None,
     response_tokens: Annotated[
         float | None,
-        typer.Option("--response-tokens", min=1, help="mean length (default: 1/4 to all of the maximum)"),
+        typer.Option(
+            "--response-tokens",
+            min=1,
+            help="mean response length (default: a range from 1/4 of the maximum to the maximum)",
+        ),
     ] = None,
     accelerators: Annotated[
         Path | None, typer.Option("--accelerators", dir_okay=False, help="your own table of accelerators")
@@ -110,7 +116,7 @@ def plan(
     from orchestrator.cli import plan as planning
     from orchestrator.cli import start
 
-    assumed = planning.Assumed(prompt_tokens, response_tokens, accelerators)
+    assumed = planning.Assumptions(prompt_tokens, response_tokens, accelerators)
     return planning.plan(job, start.all_overrides(overrides, config_dir, None), assumed, as_json)
 
 
@@ -188,7 +194,7 @@ def rollouts(
 
 @app.command()
 def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
-    """Check this machine: what is missing, and how to get it."""
+    """Check whether this machine has everything that runs need, and how to fix what is missing."""
     from orchestrator.cli import doctor as checks
 
     return checks.report(output_dir, as_json)
@@ -198,17 +204,17 @@ app.add_typer(models_app, name="models")
 app.add_typer(reward_app, name="reward")
 
 
-class _OwnParser(TyperCommand):
-    """A command that leaves every word after its name, `--` and `--help` too, to a program of its own."""
+class _PassThroughCommand(TyperCommand):
+    """A command that passes all arguments after its name, including `--` and `--help`, to another parser."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         ctx.args = args
         return args
 
 
-@app.command(cls=_OwnParser, add_help_option=False)
+@app.command(cls=_PassThroughCommand, add_help_option=False)
 def cost(ctx: typer.Context) -> int:
-    """Accelerator-hours and money: report, headline, ..."""
+    """Report accelerator-hours and costs: report, headline, ..."""
     from orchestrator.cli.cost.app import app as ledger_app
 
     outcome = ledger_app(args=ctx.args, prog_name="orchestrator cost", standalone_mode=False)
@@ -223,7 +229,7 @@ class _UsageError(ConfigError):
 
 
 def run_command_line(arguments: list[str]) -> int:
-    """Carry out `orchestrator <arguments>`; the exit code. Errors are printed, as JSON with `--json`."""
+    """Run `orchestrator <arguments>` and return the exit code. Errors are printed, as JSON with `--json`."""
     as_json = "--json" in takewhile(lambda word: word != "--", arguments)
     try:
         outcome = app(args=arguments or ["--help"], prog_name="orchestrator", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""`orchestrator doctor`: show what a run needs of this machine, and how to get what is missing."""
+"""`orchestrator doctor`: checks whether this machine has what runs need, and how to fix what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about a run that is going on: watch, stop."""
+"""Commands for a run in progress: watch, stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.runs.record import RunState
 
 
 def watch(reference: str, output_dir: Path, every_seconds: float, as_json: bool) -> int:
-    """Show a run until it ends; then its exit code. With `as_json` only its last status is printed."""
+    """Show a run until it ends and return its exit code. With `as_json`, print only its final status."""
     run = runs.find_run(output_dir, reference)
     try:
         if as_json:
@@ -30,7 +30,7 @@ def watch(reference: str, output_dir: Path, every_seconds: float, as_json: bool)
 
 
 def stop(reference: str, output_dir: Path, as_json: bool) -> int:
-    """Ask a run to stop: it makes a checkpoint and exits with 4.
+    """Ask a run to stop. It writes a checkpoint and exits with code 4.
 
     Raises StateError if the run is not running, or if its process cannot be reached from here.
     """

@@ -1,4 +1,4 @@
-"""What a person sees of a job that this process runs: its live views, and a few lines when it has ended."""
+"""Terminal output for a job that this process runs: live views, and a short summary at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HEADLINES = (
     ("accuracy/heldout", "held-out accuracy"),
-    ("rollout/reflection_fraction", "rollouts that check themselves"),
+    ("rollout/reflection_fraction", "rollouts with self-checks"),
 )
 
 
@@ -36,7 +36,7 @@ class TerminalViews:
     def open(self, title: str, steps: int, currency: str) -> Generator[LiveView]:
         """The live view of one training run."""
         with contextlib.ExitStack() as stack:
-            progress = _Unbreakable(Progress(title, steps, self._console, currency), stack)
+            progress = _DisconnectTolerantView(Progress(title, steps, self._console, currency), stack)
             self._shown = progress
             try:
                 yield progress
@@ -44,7 +44,7 @@ class TerminalViews:
                 self._shown = None
 
     def message(self, text: str) -> None:
-        """Show a line in the live view if there is one, else by itself. Any thread may call this."""
+        """Show a line in the live view, or print it if there is no live view. Thread-safe."""
         if self._shown is not None:
             self._shown.message(text)
         else:
@@ -52,8 +52,10 @@ class TerminalViews:
                 terminal.say(text, err=True)
 
 
-class _Unbreakable:
-    """A progress view on a terminal that may go away: a run outlives the window it was started in."""
+class _DisconnectTolerantView:
+    """A progress view that ignores the loss of its terminal, because a run must outlive the window
+    in which it was started.
+    """
 
     def __init__(self, progress: Progress, stack: contextlib.ExitStack) -> None:
         self._progress = progress
@@ -75,7 +77,7 @@ class _Unbreakable:
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """How the run ended, what it reached, what it cost, and where to look."""
+    """Print how the run ended, what it achieved, what it cost, and where its files are."""
     from rich.text import Text
 
     from orchestrator.launch.outcome import cost

@@ -1,6 +1,7 @@
-"""From a checkpoint to a folder that can be published: weights, tokenizer, model card, licence, provenance.
+"""Exports a checkpoint as a folder that can be published: weights, tokenizer, model
+card, licence, provenance.
 
-It works offline and in one process, without Ray, DeepSpeed or the plug-ins that the run was trained with.
+Export works offline and in one process, without Ray, DeepSpeed or the plug-ins that the run was trained with.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SETTINGS = (
     "model.dtype",
     "model.context",
 )
-"""The config keys in the model card; the whole config is in provenance.json."""
+"""The config keys shown in the model card. The complete config is in provenance.json."""
 
 
 def export(reference: str, target: Path, step: int | None, output_dir: Path, as_json: bool) -> int:
@@ -60,7 +61,7 @@ def export(reference: str, target: Path, step: int | None, output_dir: Path, as_
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError("DIR", str(target), "a folder that does not exist, or an empty one")
     source = _Source(run, configs.load_to_read(run.config))
-    with _checkpoint(source, step) as checkpoint, _appearing(target) as folder:
+    with _checkpoint(source, step) as checkpoint, _written_atomically(target) as folder:
         _verify(checkpoint)
         # transformers imports accelerate and DeepSpeed where they are installed, and they log to stdout.
         with contextlib.redirect_stdout(sys.stderr):
@@ -83,7 +84,7 @@ class _Source:
 
 
 def _write(source: _Source, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Write everything that belongs into the folder. Returns the document of `--json`."""
+    """Write all files of the folder. Returns the document for `--json`."""
     from orchestrator.training.learner.adapters import merged_from
     from orchestrator.training.learner.offline import read_weights
     from orchestrator.training.models.build import build_model, build_tokenizer
@@ -131,7 +132,7 @@ def _write(source: _Source, checkpoint: Path, folder: Path) -> dict[str, Any]:
 def _provenance(
     source: _Source, checkpoint: Path, manifest: dict[str, Any], facts: CardFacts, folder: Path
 ) -> dict[str, Any]:
-    """Everything that the model was made from, with digests."""
+    """Everything that the model was made from, with digests of the files."""
     run, origin = source.run, facts.origin
     return {
         "format": FORMAT,
@@ -163,7 +164,7 @@ def _provenance(
 
 @contextlib.contextmanager
 def _checkpoint(source: _Source, step: int | None) -> Generator[Path]:
-    """The checkpoint of that step, or the newest: in the run directory, or fetched from the run's store."""
+    """Find the checkpoint of `step`, or the newest one, in the run directory or else in the run's store."""
     kept = {step_of(path.name): path for path in complete(source.run.checkpoints)}
     if kept and step is None:
         yield list(kept.values())[-1]
@@ -175,7 +176,7 @@ def _checkpoint(source: _Source, step: int | None) -> Generator[Path]:
 
 
 def _fetched(source: _Source, step: int | None, kept: list[int | None], directory: Path) -> Path:
-    """Raises ConfigError if neither place has it."""
+    """Fetch the checkpoint from the store. Raises ConfigError if it is not there either."""
     settings = source.config.checkpoint
     newest = None
     if settings.store is not None:
@@ -185,8 +186,8 @@ def _fetched(source: _Source, step: int | None, kept: list[int | None], director
             return store.fetch(newest, directory)
     if step is not None and kept:
         allowed = ", ".join(map(str, kept))
-        raise ConfigError("--step", str(step), allowed, "these checkpoints were kept (checkpoint.keep)")
-    hint = f"none in {source.run.checkpoints}; checkpoint.every says how often one is made"
+        raise ConfigError("--step", str(step), allowed, "only these checkpoints were kept (checkpoint.keep)")
+    hint = f"there is none in {source.run.checkpoints}; checkpoint.every sets how often one is written"
     raise ConfigError("run", source.run.run_id, "a run with a checkpoint", hint)
 
 
@@ -198,8 +199,8 @@ def _verify(checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _appearing(target: Path) -> Generator[Path]:
-    """A folder that replaces `target` after the body has succeeded, and that is deleted if it fails.
+def _written_atomically(target: Path) -> Generator[Path]:
+    """A temporary folder that becomes `target` if the body succeeds, and is deleted if it fails.
 
     Raises OrchestratorError if it can't be written.
     """
@@ -212,13 +213,13 @@ def _appearing(target: Path) -> Generator[Path]:
             target.rmdir()
         partial.rename(target)
     except OSError as error:
-        raise OrchestratorError(f"{target} could not be written: {error}") from error
+        raise OrchestratorError(f"Cannot write {target}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _lineage(source: _Source) -> tuple[list[str], Origin]:
-    """The runs that trained this model, last one first, and the model that the first one started from."""
+    """The runs that trained this model, newest first, and the model from which the oldest one started."""
     runs, config = [source.run.run_id], source.config
     while config.model.path is not None:
         parent = RunDirectory(Path(config.model.path).parent)
@@ -246,7 +247,7 @@ def _cost(source: _Source) -> str | None:
 
 
 def _manifest(run: RunDirectory) -> dict[str, Any]:
-    """The run's own manifest; empty if it is missing."""
+    """The run's manifest; empty if it is missing or unreadable."""
     try:
         return json.loads(run.manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):

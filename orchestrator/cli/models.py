@@ -22,13 +22,13 @@ def export(
     ],
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="the folder to write: a new or an empty one", file_okay=False),
+        typer.Argument(metavar="DIR", help="the folder to write (new or empty)", file_okay=False),
     ],
     step: Annotated[
         int | None, typer.Option("--step", min=0, help="the checkpoint (default: the newest)")
     ] = None,
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="where runs live")
+        Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="directory of the runs")
     ] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> int:

@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, one JSON document for scripts, errors for both."""
+"""Output of the commands: tables for people, JSON documents for scripts, and errors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from orchestrator.cli import terminal
 from orchestrator.errors import ConfigError, OrchestratorError, without_colours
 
 NUMBER = re.compile(r"[-+\d.,:%() ]*( to [-+\d.,:%() ]*)?|no price", re.ASCII)
-"""What a cell of a column of numbers reads: a number, a share, a range, a date, or nothing."""
+"""Matches the cells of a numeric column: a number, a share, a range, a date, or nothing."""
 NARROW_TEXT = 8
-"""Text is folded to this many columns at the least."""
+"""Text columns are never made narrower than this many characters."""
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout; a number that JSON can't hold becomes null."""
+    """Print one JSON document on stdout. NaN and infinities become null."""
     terminal.say_json(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_error(error: OrchestratorError, as_json: bool) -> None:
-    """An error as a sentence on stderr, or as `{error, key, value, allowed, hint}` on stdout."""
+    """Print an error as a sentence on stderr, or as `{error, key, value, allowed, hint}` on stdout."""
     text = without_colours(str(error))
     if not as_json:
         terminal.say(f"orchestrator: {text}", err=True)
@@ -40,10 +40,10 @@ def print_table(
     empty: str,
     totals: Sequence[Sequence[str]] = (),
 ) -> None:
-    """A plain table, `totals` under a line of their own; the sentence `empty` if there is nothing to show.
+    """Print a plain table, with `totals` below a separator, or the sentence `empty` if there are no rows.
 
-    A column of numbers stands right and is never wrapped or cut: half a number is a wrong number. Text is
-    folded, and where even that is too wide for the terminal the lines are longer than it.
+    Numeric columns are right-aligned and never wrapped or cut, because half a number is a wrong number. Text
+    is wrapped. If the table is still too wide for the terminal, its lines exceed the width of the terminal.
     """
     from rich import box
     from rich.table import Table

@@ -1,4 +1,6 @@
-"""`orchestrator plan`: what a job needs, takes and costs before it runs. Nothing is started or loaded."""
+"""`orchestrator plan`: estimates the memory, time and cost of a job before it runs.
+Starts and loads nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +27,25 @@ from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.money import AMOUNT_PLACES, HOUR_PLACES, rounded
 from orchestrator.ledger.prices import PriceBook, UnitPrice
 
-Spread = dict[str, str]
-"""Low, expected and high, as decimal strings."""
+Estimate = dict[str, str]
+"""The keys `low`, `expected` and `high` with decimal strings."""
 
 
 @dataclass(frozen=True, slots=True)
-class Assumed:
-    """What nobody knows before a run, where the command line says it."""
+class Assumptions:
+    """Options of the command line that replace estimates; None: use the estimate."""
 
     prompt_tokens: float | None
     response_tokens: float | None
     accelerators: Path | None
 
 
-def plan(job: str, overrides: Sequence[str], assumed: Assumed, as_json: bool) -> int:
-    """Print the plan of a job; 0 whether it fits or not: that is what was asked."""
+def plan(job: str, overrides: Sequence[str], assumed: Assumptions, as_json: bool) -> int:
+    """Print the plan of a job. Returns 0 even if the job does not fit, because the plan itself succeeded."""
     config = configs.compose(job, overrides)
     stages = {stage.name: configs.compose_stage(stage) for stage in config.stages} or {"": config}
     plans = {name: _document(stage, assumed) for name, stage in stages.items()}
-    document = plans[""] if "" in plans else _together(plans)
+    document = plans[""] if "" in plans else _combine(plans)
     if as_json:
         print_json(document)
     else:
@@ -54,7 +56,7 @@ def plan(job: str, overrides: Sequence[str], assumed: Assumed, as_json: bool) ->
     return 0
 
 
-def _document(config: RunConfig, assumed: Assumed) -> dict[str, Any]:
+def _document(config: RunConfig, assumed: Assumptions) -> dict[str, Any]:
     """The plan of one run as JSON."""
     accelerator = accelerator_of(config.cluster.sku, assumed.accelerators or TABLE)
     job = read_job(config, _prompts(config, assumed), assumed.response_tokens)
@@ -79,9 +81,9 @@ def _document(config: RunConfig, assumed: Assumed) -> dict[str, Any]:
         },
         "step_seconds": found.step_seconds.expected,
         "step": {**asdict(found.step_seconds), "stages": _stages(found)},
-        "accelerator_hours": _spread(found.accelerator_hours, Fraction(1), HOUR_PLACES),
+        "accelerator_hours": _estimate(found.accelerator_hours, Fraction(1), HOUR_PLACES),
         "amount": {
-            **_spread(found.accelerator_hours, price.per_hour, AMOUNT_PLACES),
+            **_estimate(found.accelerator_hours, price.per_hour, AMOUNT_PLACES),
             "currency": price.currency,
         },
         "price": {"per_hour": f"{rounded(price.per_hour, AMOUNT_PLACES):f}", "source": price.source},
@@ -94,8 +96,8 @@ def _document(config: RunConfig, assumed: Assumed) -> dict[str, Any]:
     }
 
 
-def _prompts(config: RunConfig, assumed: Assumed) -> tuple[float, float]:
-    """Tokens of the task's prompts, mean and most, estimated from their characters."""
+def _prompts(config: RunConfig, assumed: Assumptions) -> tuple[float, float]:
+    """Mean and maximum number of tokens of the task's prompts, estimated from their characters."""
     if assumed.prompt_tokens is not None:
         return assumed.prompt_tokens, assumed.prompt_tokens
     from orchestrator.training.prompts.load import load_prompts
@@ -110,9 +112,9 @@ def _stages(found: Plan) -> dict[str, float]:
     return {"generate": expected.generate, "learn": expected.learn, "sync": expected.sync}
 
 
-def _together(plans: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """A pipeline: its stages run one after another, so accelerators and memory are the most of any, hours and
-    money the sum; the step is the last stage's.
+def _combine(plans: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Combine the plans of a pipeline's stages, which run one after another: the maximum of accelerators and
+    memory, the sum of hours and costs, and the step of the last stage.
     """
     documents = list(plans.values())
     fullest = max(documents, key=lambda found: found["memory_bytes_per_gpu"]["total"])
@@ -134,17 +136,17 @@ def _together(plans: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _sum(spreads: Sequence[Mapping[str, str]]) -> Spread:
+def _sum(spreads: Sequence[Mapping[str, str]]) -> Estimate:
     keys = ("low", "expected", "high")
     return {key: str(sum((Decimal(spread[key]) for spread in spreads), Decimal(0))) for key in keys}
 
 
-def _spread(estimate: Range, factor: Fraction, places: int) -> Spread:
+def _estimate(estimate: Range, factor: Fraction, places: int) -> Estimate:
     return {key: f"{rounded(Fraction(value) * factor, places):f}" for key, value in asdict(estimate).items()}
 
 
 def _price(config: RunConfig) -> UnitPrice:
-    """Of an accelerator-hour today. Raises ConfigError for a price book without one."""
+    """Today's price of an accelerator-hour. Raises ConfigError if the price book has none."""
     try:
         book = PriceBook.parse(config.price_book)
         return book.price(config.cluster.sku, day_of(SystemClock().now_ns()))
@@ -153,7 +155,7 @@ def _price(config: RunConfig) -> UnitPrice:
 
 
 def _machine_memory() -> float:
-    """What one CPU of this machine may use."""
+    """Bytes of this machine's memory per CPU."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(os.sched_getaffinity(0))
 
 
@@ -169,11 +171,11 @@ def _print_plan(name: str, found: Mapping[str, Any]) -> None:
         [
             "parameters",
             f"{found['parameters']['total']:,}",
-            f"{found['parameters']['active']:,} active a token, "
+            f"{found['parameters']['active']:,} active per token, "
             f"{found['parameters']['active_without_embedding']:,} without the embedding",
         ],
         [
-            "memory of each",
+            "memory per accelerator",
             gigabytes(memory["total"]),
             f"of {gigabytes(memory['limit'])}: "
             + ", ".join(f"{key} {gigabytes(memory[key])}" for key in parts if memory[key]),

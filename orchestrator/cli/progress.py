@@ -1,7 +1,7 @@
-"""What a person sees while a run trains: a live view on a terminal, one plain line now and then elsewhere.
+"""Progress output while a run trains: a live view on a terminal, occasional plain lines elsewhere.
 
-`orchestrator run` feeds a `Progress` with step reports; `orchestrator watch` reads another process' run
-directory. Nothing is written to stdout if the console is one on stderr (`--json`).
+`orchestrator run` passes step reports to a `Progress`; `orchestrator watch` reads the run directory of
+another process. With `--json` the console is on stderr, so that stdout contains only JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.cli.run_view import COST, HELDOUT, Course, plain_line, render
+from orchestrator.cli.run_view import COST, HELDOUT, RunSnapshot, plain_line, render
 from orchestrator.clock import NANOSECONDS, Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from orchestrator.runs.record import RunState
     from orchestrator.training.records import StepReport
 
-REFRESHES_A_SECOND = 2
+REFRESHES_PER_SECOND = 2
 
 
 class Progress:
-    """Shows a run that this process drives. A context manager; `update` after every step.
+    """Shows the progress of a run in this process. Use it as a context manager and call
+    `update` after each step.
 
-    On a terminal it draws in place; elsewhere it prints a line for the first and the last step, for every
-    evaluation, and otherwise not more often than every `line_every_seconds`.
+    On a terminal it redraws in place. Elsewhere it prints one line for the first step, the last step and
+    every evaluation, and otherwise at most one line every `line_every_seconds`.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Progress:
         clock: Clock | None = None,
     ) -> None:
         self._console, self._clock = console, clock or SystemClock()
-        self.course = Course(job, steps, currency, self._clock.now_ns())
+        self.snapshot = RunSnapshot(job, steps, currency, self._clock.now_ns())
         self._line_every_ns = int(line_every_seconds * NANOSECONDS)
         self._last_line_ns: int | None = None
         self._live = _live(console, self._render) if console.is_terminal else None
@@ -58,30 +59,30 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.course.state == "running":
-            self.course.state = "stopped" if error else "done"
+        if self.snapshot.state == "running":
+            self.snapshot.state = "stopped" if error else "done"
         if self._live:
             self._live.stop()
 
     def update(self, report: StepReport, cost: Decimal | None = None) -> None:
-        """A step ended; `cost` is what the run has cost so far."""
+        """Show the report of a finished step. `cost` is the cost of the run so far."""
         now_ns = self._clock.now_ns()
-        self.course.add(report.step, now_ns, report.metrics)
+        self.snapshot.add(report.step, now_ns, report.metrics)
         if cost is not None:
-            self.course.cost = cost
+            self.snapshot.cost = cost
         if self._live is None and self._line_is_due(report, now_ns):
             self._last_line_ns = now_ns
-            self._print(plain_line(self.course))
+            self._print(plain_line(self.snapshot))
 
     def message(self, text: str) -> None:
-        """Something that a person should see: a checkpoint, a lost worker, a budget warning."""
+        """Show a message, for example about a checkpoint, a lost worker or a budget."""
         if self._live:
-            self.course.message = text
+            self.snapshot.message = text
         else:
-            self._print(f"{self.course.title}  {text}")
+            self._print(f"{self.snapshot.title}  {text}")
 
     def _line_is_due(self, report: StepReport, now_ns: int) -> bool:
-        first_or_last = self._last_line_ns is None or report.step >= self.course.steps
+        first_or_last = self._last_line_ns is None or report.step >= self.snapshot.steps
         return (
             first_or_last
             or HELDOUT in report.metrics
@@ -92,7 +93,7 @@ class Progress:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        return render(self.course, self._clock.now_ns(), self._console.width)
+        return render(self.snapshot, self._clock.now_ns(), self._console.width)
 
 
 def watch(
@@ -103,11 +104,13 @@ def watch(
     poll_seconds: float = 1.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """Show a run of another process until it ends, and each stage of a pipeline as it comes; the state it
-    ended in. Raises RunNotFoundError if the directory holds no run.
+    """Show a run of another process, including the stages of a pipeline, until it ends.
+    Returns its final state.
+
+    Raises RunNotFoundError if the directory holds no run.
     """
     clock = SystemClock()
-    view = Watched(run, currency)
+    view = WatchedRun(run, currency)
     live = _live(console, lambda: view.render(clock.now_ns(), console.width)) if console.is_terminal else None
     if live:
         live.start()
@@ -125,17 +128,17 @@ def watch(
             live.stop()
 
 
-class Watched:
-    """What can be seen of a run, and of the stages of a pipeline, from their directories."""
+class WatchedRun:
+    """The state of a run, or of a pipeline's stages, as read from their directories."""
 
     def __init__(self, run: RunDirectory, currency: str) -> None:
         self._run, self._currency = run, currency
-        self._courses: dict[str, Course] = {}
+        self._snapshots: dict[str, RunSnapshot] = {}
         self._read: dict[str, tuple[RunState, int]] = {}
         self._printed: dict[str, str] = {}
 
     def refresh(self) -> RunState:
-        """Read what is new; the state of the run."""
+        """Read what has changed and return the state of the run."""
         from orchestrator.runs import status as runs
 
         record = runs.observe(self._run)
@@ -154,34 +157,34 @@ class Watched:
         if self._read.get(run.run_id) == (record.state, size):
             return
         title = f"{record.job} · {run.run_id}" if not record.stage else f"{record.pipeline} · {record.stage}"
-        course = Course(title, record.steps, self._currency, record.started_ns, record.state.value)
+        snapshot = RunSnapshot(title, record.steps, self._currency, record.started_ns, record.state.value)
         for line in run.read_metrics():
-            course.add(line.step, line.time_ns, line.metrics)
-        if COST in course.metrics:
-            course.cost = Decimal(str(course.metrics[COST]))
-        course.message = record.why
-        self._courses[run.run_id] = course
+            snapshot.add(line.step, line.time_ns, line.metrics)
+        if COST in snapshot.metrics:
+            snapshot.cost = Decimal(str(snapshot.metrics[COST]))
+        snapshot.message = record.why
+        self._snapshots[run.run_id] = snapshot
         self._read[run.run_id] = (record.state, size)
 
     def new_lines(self) -> Iterator[str]:
-        """A plain line for every run that moved since the last call."""
-        for run_id, course in self._courses.items():
-            line = plain_line(course)
+        """One plain line for every run that has changed since the last call."""
+        for run_id, snapshot in self._snapshots.items():
+            line = plain_line(snapshot)
             if self._printed.get(run_id) != line:
                 self._printed[run_id] = line
                 yield line
 
     def render(self, now_ns: int, width: int) -> RenderableType:
-        """The newest stage in full, those before it in a line each."""
-        courses = list(self._courses.values())
-        if not courses:
+        """Render the newest stage in full and the earlier ones as one line each."""
+        snapshots = list(self._snapshots.values())
+        if not snapshots:
             return Text("waiting for the run to start", style="dim")
         earlier = [
-            Text(plain_line(course), style="dim", no_wrap=True, overflow="ellipsis")
-            for course in courses[:-1]
+            Text(plain_line(snapshot), style="dim", no_wrap=True, overflow="ellipsis")
+            for snapshot in snapshots[:-1]
         ]
-        return Group(*earlier, render(courses[-1], now_ns, width))
+        return Group(*earlier, render(snapshots[-1], now_ns, width))
 
 
 def _live(console: Console, draw: Callable[[], RenderableType]) -> Live:
-    return Live(console=console, get_renderable=draw, refresh_per_second=REFRESHES_A_SECOND)
+    return Live(console=console, get_renderable=draw, refresh_per_second=REFRESHES_PER_SECOND)

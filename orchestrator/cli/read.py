@@ -22,21 +22,21 @@ from orchestrator.runs.record import RunRecord
 if TYPE_CHECKING:
     from rich.console import Group
 
-COURSE_WIDTH = 24
+SPARKLINE_WIDTH = 24
 RUN_COLUMNS = ("run", "state", "step", "accuracy", "cost")
 SHOWN_ROLLOUTS = 4
 """How many rollouts are printed for a person who did not ask for a number."""
 
 
 def list_runs(output_dir: Path, as_json: bool) -> int:
-    """All runs, newest first, one line each; `status` shows why a run ended."""
+    """List all runs, newest first, one line each. `status` shows why a run ended."""
     records = runs.records(output_dir)
     if as_json:
         print_json([runs.summary(record) for record in records])
         return 0
     rows = [_run_line(output_dir, record) for record in records]
     if not rows:
-        terminal.say(f"no runs in {output_dir}. To start one: orchestrator run r1_demo")
+        terminal.say(f"There are no runs in {output_dir}. To start one: orchestrator run r1_demo")
         return 0
     widths = [max(len(row[column]) for row in (RUN_COLUMNS, *rows)) for column in range(len(RUN_COLUMNS))]
     for row in (RUN_COLUMNS, *rows):
@@ -47,7 +47,7 @@ def list_runs(output_dir: Path, as_json: bool) -> int:
 
 
 def _run_line(output_dir: Path, record: RunRecord) -> tuple[str, ...]:
-    """A stage of a pipeline is indented: it belongs to the line above or below it."""
+    """The cells of a run. A stage of a pipeline is indented, because it belongs to the pipeline's line."""
     run = RunDirectory(output_dir / record.run_id)
     at = runs.progress(runs.leading_stage(run, record), ())
     accuracy = at.metrics.get("accuracy/heldout", at.metrics.get("accuracy/train"))
@@ -61,7 +61,7 @@ def _run_line(output_dir: Path, record: RunRecord) -> tuple[str, ...]:
 
 
 def _cost(run: RunDirectory, record: RunRecord) -> str:
-    """The cost of the run, or of all stages of a pipeline, as of their last reports; empty if unknown."""
+    """The cost of the run, or of all stages of a pipeline, at their last reports; empty if unknown."""
     stages = [run.stage_run(stage.run_id) for stage in record.stages if stage.run_id is not None] or [run]
     known = [runs.progress(stage, ()).metrics.get("cost/usd") for stage in stages]
     amounts = [Decimal(str(amount)) for amount in known if amount is not None]
@@ -69,7 +69,7 @@ def _cost(run: RunDirectory, record: RunRecord) -> str:
 
 
 def show_status(reference: str, output_dir: Path, as_json: bool) -> int:
-    """One run: state, step, stages, metrics with their course."""
+    """Show one run: its state, step, stages, and metrics with their history."""
     status = runs.status_document(runs.find_run(output_dir, reference))
     if as_json:
         print_json(status)
@@ -79,7 +79,7 @@ def show_status(reference: str, output_dir: Path, as_json: bool) -> int:
 
 
 def status_view(status: Mapping[str, Any]) -> Group:
-    """What a person sees of `runs.status_document`."""
+    """Render `runs.status_document` for a terminal."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -101,20 +101,20 @@ def status_view(status: Mapping[str, Any]) -> Group:
         )
         for warning in status["warnings"]
     ]
-    table = Table("metric", "last", "course", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("metric", "last", "history", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in sorted(status["metrics"].items()):
         points = [(step, value) for step, value in status["history"].get(name, ())]
         interval = status["intervals"].get(name)
         bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
-        course = sparkline(points, status["step"], COURSE_WIDTH)
-        table.add_row(terminal.printable(name), f"{value:.5g}{bounds}", course)
-    parts.append(table if status["metrics"] else "nothing measured yet")
+        line = sparkline(points, status["step"], SPARKLINE_WIDTH)
+        table.add_row(terminal.printable(name), f"{value:.5g}{bounds}", line)
+    parts.append(table if status["metrics"] else "No metrics yet.")
     return Group(*parts)
 
 
 def show_logs(reference: str, output_dir: Path, tail: int, as_json: bool) -> int:
-    """The logs of the controller and of every worker, then the events. Of a pipeline: the workers' logs and
-    the events of its newest stage.
+    """Print the logs of the controller and of every worker, then the events. For a pipeline, these are the
+    workers' logs and the events of its newest stage.
     """
     run = runs.find_run(output_dir, reference)
     stage = runs.leading_stage(run, run.record())
@@ -133,14 +133,14 @@ def show_logs(reference: str, output_dir: Path, tail: int, as_json: bool) -> int
             f"{key} {value}" for key, value in event.items() if key not in ("event", "time_ns")
         )
         lines.append(f"{runs.iso(event['time_ns'])} {event['event']}: {particulars}")
-    terminal.say("\n".join(lines) or f"nothing logged in {run.path}")
+    terminal.say("\n".join(lines) or f"There are no log lines in {run.path}.")
     return 0
 
 
 def show_rollouts(
     reference: str, output_dir: Path, step: int | None, worst: int | None, heldout: bool, as_json: bool
 ) -> int:
-    """The recorded rollouts of a step; the `worst` ones are those of lowest reward."""
+    """Show the recorded rollouts of a step, or the `worst` of them: those with the lowest reward."""
     run = runs.find_run(output_dir, reference)
     rows = _recorded(runs.leading_stage(run, run.record()), step, heldout)
     if worst is not None:
@@ -154,7 +154,7 @@ def show_rollouts(
 
 
 def show_failed_rollouts(reference: str, output_dir: Path, step: int | None, as_json: bool) -> int:
-    """The rollouts that could not be scored, of all steps or of one, with reasons and tracebacks."""
+    """Show the rollouts of one step or of all steps that could not be scored, with reasons and tracebacks."""
     from orchestrator.training.telemetry.failures import read_failures
 
     run = runs.find_run(output_dir, reference)
@@ -165,7 +165,7 @@ def show_failed_rollouts(reference: str, output_dir: Path, step: int | None, as_
     elif rows:
         _print_rollouts(rows[:SHOWN_ROLLOUTS], len(rows), "--step N shows those of a step")
     else:
-        terminal.say("every rollout could be scored")
+        terminal.say("No rollout failed to be scored.")
     return 0
 
 
@@ -183,7 +183,7 @@ def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[s
     if step is None:
         step = steps[-1]
     if step not in steps:
-        raise ConfigError("--step", str(step), _ranges(steps), "these steps were recorded")
+        raise ConfigError("--step", str(step), _ranges(steps), "only these steps were recorded")
     return read_recorded(directory, step, kind)
 
 
@@ -210,13 +210,13 @@ def _print_rollouts(rows: Sequence[Mapping[str, Any]], total: int, hint: str) ->
 
 
 def _reward(row: Mapping[str, Any]) -> float:
-    """The reward, the lowest there is where it is unknown."""
+    """The reward; minus infinity if it is unknown."""
     value = row["reward"]
     return -math.inf if value is None or math.isnan(value) else float(value)
 
 
 def _ranges(steps: Sequence[int]) -> str:
-    """`1-3, 5` for 1, 2, 3, 5."""
+    """Format steps as ranges: `1-3, 5` for 1, 2, 3, 5."""
     ranges: list[list[int]] = []
     for step in steps:
         if ranges and step == ranges[-1][1] + 1:
@@ -231,5 +231,5 @@ def _cell(value: object) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a log; none if there is no such file."""
+    """The lines of a log; empty if the file does not exist."""
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []

@@ -1,4 +1,4 @@
-"""`orchestrator reward ...`: a reward without a run."""
+"""`orchestrator reward ...`: tries out a reward without starting a run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 JOB = "grpo"
 """The job whose defaults the overrides change."""
 
-app = typer.Typer(help="Rewards without a run.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Try out rewards without a run.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def reward() -> None:
-    """Rewards without a run."""
+    """Try out rewards without a run."""
 
 
 @app.command("try")
@@ -38,7 +38,7 @@ def try_(
         typer.Option("--answer", help="a response as a model would write it; may be given several times"),
     ] = None,
     reference: Annotated[
-        str, typer.Option("--reference", help='JSON: the right answer, or {"answer": ..., ...}')
+        str, typer.Option("--reference", help='JSON: the correct answer, or {"answer": ..., ...}')
     ] = "{}",
     row: Annotated[
         str, typer.Option("--row", help="JSON object: the other columns of the prompt's row")
@@ -50,12 +50,12 @@ def try_(
     config_dir: Annotated[
         Path | None,
         typer.Option(
-            "--config-dir", exists=True, file_okay=False, help="a folder with config groups of your own"
+            "--config-dir", exists=True, file_okay=False, help="a folder with your own config groups"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> int:
-    """Show what a reward gives to some answers. Runs the scorers as a run does, but without Ray."""
+    """Show the reward of some answers. Scorers run exactly as in a run, but without Ray."""
     from orchestrator.cli import start
     from orchestrator.config import compose
     from orchestrator.training.records import Prompt
@@ -114,7 +114,7 @@ def _parsed(option: str, text: str) -> Any:  # noqa: ANN401 - any JSON
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        hint = f"{error}; a text needs quotes inside of the shell's: '\"Paris\"'"
+        hint = f"{error}; a string needs JSON quotes inside the shell's quotes: '\"Paris\"'"
         raise ConfigError(option, text, "JSON", hint) from error
 
 

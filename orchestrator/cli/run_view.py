@@ -1,6 +1,4 @@
-"""A run as a terminal shows it: its reports so far (`Course`), drawn as lines of text. Pure:
-it has no clock.
-"""
+"""Renders a run for a terminal from its reports so far (`RunSnapshot`). Pure functions without a clock."""
 
 from __future__ import annotations
 
@@ -25,10 +23,8 @@ from orchestrator.runs.intervals import interval_of
 SPARKLINE_WIDTH = 36
 NARROW_SPARKLINE_WIDTH = 14
 ESTIMATE_OVER_STEPS = 30
-HICCUP = 10
-"""A step this many times as long as the median one (a suspended laptop, a restart) says nothing
-about the next ones.
-"""
+OUTLIER_FACTOR = 10
+"""A step that takes this many times the median (a suspended laptop, a restart) is ignored in estimates."""
 
 HELDOUT, REWARD, REFLECTION = "accuracy/heldout", "reward/mean", "rollout/reflection_fraction"
 LOSS, STALENESS, SPEED, COST = "policy/loss", "offpolicy/staleness_mean", "rollout/tokens_per_s", "cost/usd"
@@ -36,7 +32,7 @@ LOSS, STALENESS, SPEED, COST = "policy/loss", "offpolicy/staleness_mean", "rollo
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One sparkline: its metric, its name for people, the range it is drawn on (None: its own), its style."""
+    """One sparkline: its metric, label, range of values (None: that of the data) and style."""
 
     metric: str
     label: str
@@ -53,8 +49,8 @@ CHARTS = (
 
 
 @dataclass(slots=True)
-class Course:
-    """What a run has reported so far. Times are nanoseconds of one clock."""
+class RunSnapshot:
+    """What a run has reported so far. All times are nanoseconds of the same clock."""
 
     title: str
     steps: int
@@ -69,8 +65,8 @@ class Course:
     ends_ns: deque[int] = field(default_factory=lambda: deque[int](maxlen=ESTIMATE_OVER_STEPS + 1))
 
     def add(self, step: int, at_ns: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of a step that ended at `at_ns`. A step that is reported again (after a restore) takes
-        the place of the older report and of what came after it.
+        """Add the metrics of a step that ended at `at_ns`. If the step was already reported (before a
+        restore), the new report replaces the old one and all later ones.
         """
         again = step <= self.step and self.step > 0
         if again:
@@ -85,94 +81,96 @@ class Course:
         self.ends_ns.append(at_ns)
 
     def seconds_left(self) -> float | None:
-        """Steps left x the mean length of the last ones, without hiccups; None before two steps ended."""
+        """Remaining steps x mean duration of recent steps without outliers; None before the second step."""
         ends = list(self.ends_ns)
         lengths = [(after - before) / NANOSECONDS for before, after in itertools.pairwise(ends)]
         if not lengths:
             return None
-        typical = [length for length in lengths if length <= HICCUP * median(lengths)]
+        typical = [length for length in lengths if length <= OUTLIER_FACTOR * median(lengths)]
         return max(self.steps - self.step, 0) * fmean(typical)
 
 
-def render(course: Course, now_ns: int, width: int) -> RenderableType:
-    """The live view of a run, for a terminal `width` columns wide."""
-    lines: list[RenderableType] = [_heading(course, now_ns), _bar(course, width)]
-    charts = _charts(course, SPARKLINE_WIDTH if width >= 72 else NARROW_SPARKLINE_WIDTH)
+def render(snapshot: RunSnapshot, now_ns: int, width: int) -> RenderableType:
+    """Render the live view of a run for a terminal that is `width` columns wide."""
+    lines: list[RenderableType] = [_heading(snapshot, now_ns), _bar(snapshot, width)]
+    charts = _charts(snapshot, SPARKLINE_WIDTH if width >= 72 else NARROW_SPARKLINE_WIDTH)
     if charts is not None:
         lines += [Text(), charts, Text()]
-    facts = _facts(course)
+    facts = _facts(snapshot)
     if facts:
         lines.append(Text(" · ".join(facts), style="dim"))
-    if course.message:
-        lines.append(Text(printable(course.message)))
+    if snapshot.message:
+        lines.append(Text(printable(snapshot.message)))
     return Group(*lines)
 
 
-def plain_line(course: Course) -> str:
-    """The same in one line without colours, for a log."""
+def plain_line(snapshot: RunSnapshot) -> str:
+    """Render the same facts as one line without colours, for logs."""
     values = [
-        f"{chart.label} {short(course.metrics[chart.metric])}{_bounds(course, chart.metric)}"
-        for chart in _shown_charts(course)
-        if chart.metric in course.metrics
+        f"{chart.label} {short(snapshot.metrics[chart.metric])}{_bounds(snapshot, chart.metric)}"
+        for chart in _shown_charts(snapshot)
+        if chart.metric in snapshot.metrics
     ]
-    left = course.seconds_left()
-    ending = [f"{duration(left)} left"] if left is not None and course.step < course.steps else []
-    return "  ".join([course.title, f"step {course.step}/{course.steps}", *values, *_facts(course), *ending])
+    left = snapshot.seconds_left()
+    ending = [f"{duration(left)} left"] if left is not None and snapshot.step < snapshot.steps else []
+    return "  ".join(
+        [snapshot.title, f"step {snapshot.step}/{snapshot.steps}", *values, *_facts(snapshot), *ending]
+    )
 
 
-def _bounds(course: Course, metric: str) -> str:
+def _bounds(snapshot: RunSnapshot, metric: str) -> str:
     """The 95 % interval of a share's last value; empty for other metrics."""
-    interval = interval_of(metric, course.metrics)
+    interval = interval_of(metric, snapshot.metrics)
     return f" ({short(interval.low)} to {short(interval.high)})" if interval else ""
 
 
-def _heading(course: Course, now_ns: int) -> RenderableType:
+def _heading(snapshot: RunSnapshot, now_ns: int) -> RenderableType:
     grid = Table.grid(expand=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_column(justify="right", no_wrap=True)
-    end_ns = now_ns if course.state == "running" or not course.ends_ns else course.ends_ns[-1]
-    elapsed = duration(max(end_ns - course.started_ns, 0) / NANOSECONDS)
+    end_ns = now_ns if snapshot.state == "running" or not snapshot.ends_ns else snapshot.ends_ns[-1]
+    elapsed = duration(max(end_ns - snapshot.started_ns, 0) / NANOSECONDS)
     grid.add_row(
-        Text(printable(course.title), style="bold"), Text(f"{course.state} · {elapsed}", style="dim")
+        Text(printable(snapshot.title), style="bold"), Text(f"{snapshot.state} · {elapsed}", style="dim")
     )
     return grid
 
 
-def _bar(course: Course, width: int) -> RenderableType:
+def _bar(snapshot: RunSnapshot, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
-    left = course.seconds_left()
+    left = snapshot.seconds_left()
     row: list[RenderableType] = [
-        Text(f"step {course.step}/{course.steps}"),
+        Text(f"step {snapshot.step}/{snapshot.steps}"),
         ProgressBar(
-            total=max(course.steps, 1),
-            completed=course.step,
+            total=max(snapshot.steps, 1),
+            completed=snapshot.step,
             width=max(min(width - 40, 48), 10),
             complete_style="cyan",
             finished_style="green",
         ),
-        Text(f"{100 * course.step // max(course.steps, 1)} %"),
+        Text(f"{100 * snapshot.step // max(snapshot.steps, 1)} %"),
     ]
-    if left is not None and course.step < course.steps and course.state == "running":
+    if left is not None and snapshot.step < snapshot.steps and snapshot.state == "running":
         row.append(Text(f"{duration(left)} left", style="dim"))
     grid.add_row(*row)
     return grid
 
 
-def _shown_charts(course: Course) -> list[Chart]:
-    """Those with values. Where the reward never moves (a cold start plays back right answers), the
-    loss tells more.
+def _shown_charts(snapshot: RunSnapshot) -> list[Chart]:
+    """The charts that have values. If the reward never changes (a cold start plays back correct answers), the
+    loss is shown instead of it.
     """
-    rewards = {value for _, value in course.history.get(REWARD, [])}
+    rewards = {value for _, value in snapshot.history.get(REWARD, [])}
     hidden = LOSS if len(rewards) > 1 else REWARD
     sampled = [
-        Chart(metric, label, (0.0, 1.0), "green") for metric, label in sampled_accuracies(course.history)
+        Chart(metric, label, (0.0, 1.0), "green") for metric, label in sampled_accuracies(snapshot.history)
     ]
     charts = (CHARTS[0], *sampled, *CHARTS[1:])
-    return [chart for chart in charts if course.history.get(chart.metric) and chart.metric != hidden]
+    return [chart for chart in charts if snapshot.history.get(chart.metric) and chart.metric != hidden]
 
 
-def _charts(course: Course, width: int) -> RenderableType | None:
-    charts = _shown_charts(course)
+def _charts(snapshot: RunSnapshot, width: int) -> RenderableType | None:
+    charts = _shown_charts(snapshot)
     if not charts:
         return None
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -180,22 +178,22 @@ def _charts(course: Course, width: int) -> RenderableType | None:
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     for chart in charts:
-        points = course.history[chart.metric]
+        points = snapshot.history[chart.metric]
         first, last = points[0][1], points[-1][1]
-        change = Text(short(last) + _bounds(course, chart.metric), style="bold")
+        change = Text(short(last) + _bounds(snapshot, chart.metric), style="bold")
         if len(points) > 1:
             change = Text.assemble((f"{short(first)} → ", "dim"), change)
-        line = sparkline(points, course.step, width, chart.bounds)
+        line = sparkline(points, snapshot.step, width, chart.bounds)
         grid.add_row(Text(chart.label), Text(line, style=chart.style), change)
     return grid
 
 
-def _facts(course: Course) -> list[str]:
+def _facts(snapshot: RunSnapshot) -> list[str]:
     facts: list[str] = []
-    if course.metrics.get(SPEED):
-        facts.append(f"{course.metrics[SPEED]:,.0f} tokens/s")
-    if STALENESS in course.metrics:
-        facts.append(f"staleness {course.metrics[STALENESS]:.1f}")
-    if course.cost is not None:
-        facts.append(f"{money(course.cost)} {course.currency}")
+    if snapshot.metrics.get(SPEED):
+        facts.append(f"{snapshot.metrics[SPEED]:,.0f} tokens/s")
+    if STALENESS in snapshot.metrics:
+        facts.append(f"staleness {snapshot.metrics[STALENESS]:.1f}")
+    if snapshot.cost is not None:
+        facts.append(f"{money(snapshot.cost)} {snapshot.currency}")
     return facts

@@ -1,4 +1,4 @@
-"""A metric's course as one line of block characters."""
+"""A metric's history as one line of block characters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ BARS = " ▁▂▃▄▅▆▇█"
 def sparkline(
     points: Sequence[tuple[int, float]], last: int, width: int, bounds: tuple[float, float] | None = None
 ) -> str:
-    """`points` (step, value) over the steps 0 to `last`, in at most `width` characters; empty for no point.
+    """Draw `points` (step, value) over the steps 0 to `last` in at most `width`
+    characters; empty without points.
 
-    A character is the mean of the values of its steps, or the last value before them: charts of metrics that
-    are measured at different steps line up. Before the first point it is blank.
+    Each character is the mean of the values at its steps or, if there are none, the last value
+    before them, so that charts of metrics that are measured at different steps line up. It is blank
+    before the first point.
 
     >>> sparkline([(0, 0.0), (2, 1.0), (3, 2.0)], last=3, width=4)
     '▁▁▅█'

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, address: str | None) -> list[str]:
-    """The overrides as given, and the options that are short for one."""
+    """The given overrides and those that --config-dir and --address stand for."""
     found = list(overrides or ())
     if config_dir is not None:
         found.append(f"hydra.searchpath=[{compose.quoted(f'file://{config_dir.resolve()}')}]")
@@ -30,7 +30,7 @@ def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, addr
 
 
 def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -> int:
-    """Compose the config, then run the job; the exit code."""
+    """Compose the config and run the job. Returns the exit code."""
     if run_id is not None and (run_id == LATEST or not is_run_id(run_id)):
         allowed = f"up to {LONGEST_RUN_ID} letters, digits, '.', '_' and '-', starting with a letter or digit"
         raise ConfigError("--run-id", run_id, allowed)
@@ -41,7 +41,7 @@ def run(job: str, overrides: Sequence[str], run_id: str | None, as_json: bool) -
 
 
 def resume(reference: str, overrides: Sequence[str], output_dir: Path, as_json: bool) -> int:
-    """Find the run and continue it; the exit code."""
+    """Find the run and continue it. Returns the exit code."""
     found = find_run(output_dir, reference)
     from orchestrator import launch
 
@@ -58,12 +58,12 @@ def _run(prepared: PreparedJob, as_json: bool) -> int:
 
     def on_stop(name: str) -> None:
         stop.ask(DrainedError(f"Stopped by {name}. Continue with: orchestrator resume {run_id}"))
-        views.message(f"{name}: stopping after a checkpoint. A second signal stops at once, without one.")
+        views.message(f"{name}: stopping after a checkpoint. A second signal stops immediately, without one.")
 
     def on_abort(name: str) -> None:
         launch.end_at_once(
             prepared,
-            f"Stopped at once by a second {name}, without a new checkpoint."
+            f"Stopped immediately by a second {name}, without a new checkpoint."
             f" Continue from the last one with: orchestrator resume {run_id}",
         )
 
@@ -78,7 +78,7 @@ def _run(prepared: PreparedJob, as_json: bool) -> int:
 
 
 def print_config(job: str, overrides: Sequence[str], stage: str | None, as_json: bool) -> int:
-    """The config of a job, or of one stage of a pipeline, as YAML or JSON."""
+    """Print the config of a job, or of one stage of a pipeline, as YAML or JSON."""
     composed = compose.compose(job, overrides)
     if stage is not None:
         composed = _stage(composed, stage)
@@ -90,7 +90,7 @@ def print_config(job: str, overrides: Sequence[str], stage: str | None, as_json:
 
 
 def print_schema(overrides: Sequence[str]) -> int:
-    """The JSON Schema of a config."""
+    """Print the JSON Schema of a config."""
     if overrides:
         raise ConfigError("command line", " ".join(overrides), "nothing after `config schema`")
     terminal.say(json_schema(), nl=False)
@@ -102,4 +102,6 @@ def _stage(composed: RunConfig, name: str) -> RunConfig:
         if stage.name == name:
             return compose.compose_stage(stage)
     names = ", ".join(stage.name for stage in composed.stages)
-    raise ConfigError("--stage", name, names or "none", "" if names else f"job {composed.job} is no pipeline")
+    raise ConfigError(
+        "--stage", name, names or "none", "" if names else f"job {composed.job} is not a pipeline"
+    )

@@ -2,13 +2,13 @@
 
     moment                                  first signal                   second signal
     before the run exists (config, data)    exit 4, nothing was started    -
-    while the run goes on                   checkpoint, then exit 4        exit 128 + its number, at once
+    during the run                          checkpoint, then exit 4        exit 128 + its number, immediately
 
-A thread of its own hears the signals: Python's handlers run only when the main thread executes bytecode,
-which it does not while it is inside a long call of a library. Signals within `SAME_REQUEST_SECONDS` of the
-first one repeat it: `timeout` sends its signal twice, and a terminal or a scheduler may as well.
+A separate thread receives the signals, because Python's handlers run only when the main thread executes
+bytecode, not while it is inside a long library call. Signals within `SAME_REQUEST_SECONDS` of the first one
+count as the same request: `timeout` sends its signal twice, and terminals and schedulers may do so too.
 
-This module is imported before anything else by the two commands, so it needs to stay light.
+The two commands import this module before anything else, so it must import quickly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ NOTHING_STARTED_EXIT_CODE = 4
 
 
 class StopSignals:
-    """Hears the signals and calls back on its own thread. Create it in the main thread, once a process."""
+    """Receives the signals and calls back on its own thread. Create it once per
+    process, in the main thread.
+    """
 
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair()
@@ -43,12 +45,13 @@ class StopSignals:
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _heard_by_the_thread)
+                signal.signal(number, _ignore)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
 
     def connect(self, on_stop: Callable[[str], None], on_abort: Callable[[str], None]) -> None:
-        """From now on the run exists: `on_stop` is called with the name of the first signal and asks it to
-        stop, `on_abort` with the name of the second one, just before the process ends.
+        """Connect the signals to a run. `on_stop` is called with the name of the first signal and
+        must ask the run to stop; `on_abort` is called with the name of the second signal just
+        before the process exits.
         """
         with self._lock:
             self._on_stop, self._on_abort = on_stop, on_abort
@@ -76,25 +79,25 @@ class StopSignals:
 
 
 _listening: list[StopSignals] = []
-"""At most one: signals belong to the process."""
+"""At most one element, because signals belong to the process."""
 
 
 def listen() -> None:
-    """Listen to the signals of this process. Call it once, in the main thread, as early as possible."""
+    """Listen for the signals of this process. Call it once, in the main thread, as early as possible."""
     signals = StopSignals()
     signals.start()
     _listening.append(signals)
 
 
 def connect(on_stop: Callable[[str], None], on_abort: Callable[[str], None]) -> None:
-    """`StopSignals.connect`, if this process listens."""
+    """Call `StopSignals.connect` if this process listens for signals."""
     for signals in _listening:
         signals.connect(on_stop, on_abort)
 
 
 def finish() -> None:
-    """The exit code is decided: a further signal must not replace it. Without this, Python restores the
-    default handlers while it shuts down, and a late signal would kill the process.
+    """Ignore further signals, because the exit code is final. Otherwise Python would restore the default
+    handlers during its shutdown, and a late signal would kill the process with another exit code.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

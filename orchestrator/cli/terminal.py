@@ -1,8 +1,8 @@
-"""The only place that writes to a terminal. Everything else in the program prints through it.
+"""The only module that writes to a terminal. All other code prints through it.
 
 Text from a model, a label, a file or an exception may contain rich markup (`[red]`) and terminal escape
-sequences (change the title, write the clipboard, hide or reorder text). Nothing of that is interpreted:
-markup is printed as it stands, and control characters are printed as escapes such as `\\x1b`.
+sequences (which change the title, write to the clipboard, or hide or reorder text). None of that is
+interpreted: markup is printed literally, and control characters are printed as escapes such as `\\x1b`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
 
 def json_text(text: str) -> str:
-    r"""JSON `text` with the characters that `printable` replaces as JSON escapes: an equal document."""
+    r"""Write the characters that `printable` replaces as JSON escapes. The document stays equal."""
     return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
@@ -52,14 +52,14 @@ def say_json(text: str) -> None:
 
 
 def say_data(text: str) -> None:
-    """Write data such as CSV to stdout unchanged, because a pipe must receive the same bytes as a file. Its
-    cells were made safe when they were written.
+    """Write data such as CSV to stdout unchanged, because a pipe must receive the same bytes as a file.
+    Unsafe cells must already have been escaped.
     """
     sys.stdout.write(text)
 
 
 def show(renderable: RenderableType, *, err: bool = False) -> None:
-    """Print a table, a panel or styled text; strings in it are printed as they stand, without markup."""
+    """Print a table, a panel or styled text. Strings in it are printed literally, without markup."""
     console(err=err).print(renderable)
 
 
@@ -69,7 +69,7 @@ def console(*, err: bool = False, width: int | None = None) -> Console:
     from rich.segment import Segment
 
     class SafeConsole(Console):
-        """Escapes strings before they are laid out, and every other text just before it is written."""
+        """Escapes strings before layout, and all other text just before it is written."""
 
         def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]  # noqa: ANN401
             return super().render_str(printable(text), **options)

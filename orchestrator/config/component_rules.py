@@ -1,8 +1,8 @@
-"""Rules on the components that a config chooses by name: combinations that would run and quietly compute
-something else than they say.
+"""Rules about the components that a config selects by name. They refuse combinations that would run, but
+would silently compute something other than what the config says.
 
-The rules ask the facts that components declare where they are registered, and never compare names. A
-component of a third party is therefore checked exactly like one of ours.
+The rules use the facts that components declare when they are registered and never compare names, so
+third-party components are checked exactly like built-in ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Facts:
 
 
 def facts_of(config: RunConfig) -> Facts | None:
-    """The facts, or None if a component is unknown (`components_are_registered` reports that)."""
+    """Look up the facts; None if a component is unknown (`components_are_registered` reports that)."""
     try:
         return Facts(
             estimator=ADVANTAGES.facts(config.algorithm.advantage),
@@ -45,7 +45,7 @@ def facts_of(config: RunConfig) -> Facts | None:
 
 
 def components_are_registered(config: RunConfig) -> Iterator[ConfigError]:
-    """Every name leads to a component that can be imported."""
+    """Every name must refer to a component that can be imported."""
     yield from _problems_of("algorithm.advantage", ADVANTAGES, config.algorithm.advantage)
     yield from _problems_of("algorithm.loss", LOSSES, config.algorithm.loss)
     yield from _problems_of("rollout.engine", ENGINES, config.rollout.engine)
@@ -64,7 +64,7 @@ def loss_fits_the_advantage(config: RunConfig) -> Iterator[ConfigError]:
         hint = f"the loss {algorithm.loss} ignores rewards"
         yield ConfigError("algorithm.advantage", algorithm.advantage, allowed, hint)
     if algorithm.off_policy.correction != "none":
-        hint = f"the tokens that the loss {algorithm.loss} imitates were sampled from no policy"
+        hint = f"the loss {algorithm.loss} imitates given tokens, which no policy sampled"
         yield ConfigError("algorithm.off_policy.correction", algorithm.off_policy.correction, "none", hint)
 
 
@@ -88,14 +88,14 @@ def equal_rewards_give_no_gradient(config: RunConfig) -> Iterator[ConfigError]:
             yield ConfigError(f"algorithm.{key}", "true", "false", hint)
 
 
-def right_rollouts_are_known(config: RunConfig) -> Iterator[ConfigError]:
-    """Dynamic sampling by accuracy needs the reward component that says which rollouts are right."""
+def correct_rollouts_are_known(config: RunConfig) -> Iterator[ConfigError]:
+    """Dynamic sampling by accuracy needs the reward component that decides which rollouts are correct."""
     algorithm = config.algorithm
     criterion = algorithm.dynamic_sampling_by
     if not algorithm.dynamic_sampling or criterion == "reward":
         return
     if criterion not in {name.rpartition(":")[2] for name in config.reward.components}:
-        hint = f"reward.components has no {criterion}, so nothing says which rollouts are right"
+        hint = f"reward.components has no {criterion}, so it is unknown which rollouts are correct"
         yield ConfigError("algorithm.dynamic_sampling_by", criterion, "reward", hint)
 
 
@@ -108,7 +108,7 @@ def groups_can_be_compared(config: RunConfig) -> Iterator[ConfigError]:
         hint = f"algorithm.advantage {config.algorithm.advantage} compares the rollouts of a group"
         yield ConfigError("rollout.group_size", str(rollout.group_size), "2 or more", hint)
     if rollout.temperature == 0 and not facts.loss.supervised:
-        hint = "greedy rollouts of one prompt are all equal, so there is nothing to compare"
+        hint = "greedy rollouts of one prompt are identical, so there is nothing to compare"
         yield ConfigError("rollout.temperature", "0.0", "more than 0", hint)
 
 
@@ -166,7 +166,9 @@ def solutions_exist(config: RunConfig) -> Iterator[ConfigError]:
 
 
 def routes_can_be_recorded(config: RunConfig) -> Iterator[ConfigError]:
-    """Routing replay needs an engine that notes routes. Replayed solutions have none, and need none."""
+    """Routing replay needs an engine that records the selected experts. Worked solutions that are played back
+    have no recorded routes and need none.
+    """
     facts, rollout = facts_of(config), config.rollout
     if facts is None or facts.engine.records_routes or facts.engine.replays_solutions:
         return
@@ -183,7 +185,9 @@ def _problems_of(key: str, registry: Registry[T, F], name: str) -> Iterator[Conf
 
 
 def _names_where(registry: Registry[T, F], holds: Callable[[F], bool]) -> str:
-    """Names of the components whose facts satisfy `holds`, without those that cannot be imported."""
+    """Names of the components whose facts satisfy `holds`. Components that cannot
+    be imported are left out.
+    """
 
     def found(name: str) -> bool:
         try:

@@ -1,10 +1,11 @@
-"""From a job's name and overrides to a frozen, validated `RunConfig`. Hydra composes; its objects end here.
+"""Composes a job's config with Hydra and validates it as a frozen `RunConfig`. No Hydra
+object leaves this module.
 
     compose("grpo", ["task=chain_sum", "learner.world_size=2"])
 
-The values are in `conf/`: one file a job at its top (`conf/grpo.yaml`), one folder a group
-(`conf/task/`). Everything that can be wrong with a config is a `ConfigError` that says which key, what it
-got and what is allowed.
+The values are in `conf/`: one file per job at the top level (`conf/grpo.yaml`) and one folder per config
+group (`conf/task/`). Every problem with a config raises a `ConfigError` that names the key, its value and
+what is allowed.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ from orchestrator.errors import ConfigError
 from orchestrator.masking import masked_keys
 
 NOT_JOBS = frozenset({"run"})
-"""Files at the top of `conf/` that jobs are composed of."""
+"""Files at the top level of `conf/` that are not jobs themselves, but parts shared by all jobs."""
 
 SEARCH_PATH = "hydra.searchpath"
 
 STAGE_OVERRIDE = re.compile(r"^(\+\+|\+|~)?stages\.([a-z][a-z0-9_]*)\.(.+)$", re.DOTALL)
 REFUSED_OVERRIDE = re.compile(r"Could not (?:override|delete from config\.|delete) '~?\+*([\w./@]+)")
 PLAIN_VALUE = re.compile(r"((?:\+\+?)?[A-Za-z_][\w./@:-]*=)(?!\s*['\"\[])((?!\{)[^\n]+|\{[^:\n]*\}[^\n]*)")
-"""An override whose value can be text: it does not begin like a list, a mapping or a quoted string."""
+"""An override whose value may be plain text: it does not begin like a list, a mapping or a quoted string."""
 OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")
-"""Overrides of a pipeline that are not handed to its stages."""
+"""Overrides that apply to a pipeline itself and are not passed on to its stages."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """The folders that configs are composed of: the project's own, then those of `hydra.searchpath`."""
+    """The folders with config files: the project's own, followed by those in `hydra.searchpath`."""
 
     folders: tuple[Path, ...]
 
     @classmethod
-    def named_by(cls, overrides: Sequence[Override] = ()) -> ConfigFiles:
-        """The project's folder and those of `hydra.searchpath`. Raises ConfigError if one is missing."""
+    def from_overrides(cls, overrides: Sequence[Override] = ()) -> ConfigFiles:
+        """The project's folder and those in `hydra.searchpath`. Raises ConfigError if one does not exist."""
         added: list[Path] = []
         for override in overrides:
             if override.get_key_element().lstrip("+") == SEARCH_PATH:
@@ -76,12 +77,12 @@ class ConfigFiles:
         return cls((conf_dir(), *added))
 
     def jobs(self) -> list[str]:
-        """The jobs there are."""
+        """Names of the available jobs."""
         found = {path.stem for folder in self.folders for path in folder.glob("*.yaml")}
         return sorted(found - NOT_JOBS)
 
     def groups(self) -> dict[str, list[str]]:
-        """What each config group offers."""
+        """The options of each config group."""
         options: dict[str, set[str]] = {}
         for folder in self.folders:
             for group in (path for path in folder.iterdir() if path.is_dir()):
@@ -89,7 +90,7 @@ class ConfigFiles:
         return {group: sorted(names) for group, names in sorted(options.items())}
 
     def compose(self, job: str, overrides: Sequence[str]) -> DictConfig:
-        """Hydra's composition of `job`. Raises what Hydra raises."""
+        """Compose `job` with Hydra. Hydra's exceptions are not translated."""
         primary = next(folder for folder in self.folders if (folder / f"{job}.yaml").is_file())
         others = [quoted(f"file://{folder}") for folder in self.folders if folder != primary]
         searched = [f"{SEARCH_PATH}=[{','.join(others)}]"] if others else []
@@ -98,17 +99,17 @@ class ConfigFiles:
 
 
 def quoted(text: str) -> str:
-    """`text` as a string in Hydra's override grammar, whatever is in it."""
+    """Quote any text as a string of Hydra's override grammar."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of `job`, with Hydra `overrides` applied, resolved and validated.
+    """Compose, resolve and validate the config of `job` with Hydra `overrides`.
 
-    A pipeline's overrides are handed to its stages, which are composed too, so that nothing starts if a
-    later stage is impossible. `hydra.searchpath=[file:///DIR]` adds a folder of one's own jobs and groups.
-    Raises ConfigError.
+    A pipeline's overrides are passed on to its stages. The stages are composed here too, so that an invalid
+    later stage is found before anything starts. `hydra.searchpath=[file:///DIR]` adds a folder with your own
+    jobs and config groups. Raises ConfigError.
     """
     own, for_stages = _split_stage_overrides(overrides)
     config = validate(_with_home(_with_secrets_of_environment(_compose_values(job, own))))
@@ -122,7 +123,7 @@ def compose(job: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def compose_stage(stage: StageConfig) -> RunConfig:
-    """The config of one stage of a pipeline. Raises ConfigError; its keys are those of the stage's job."""
+    """Compose the config of one stage of a pipeline. Raises ConfigError with keys of the stage's job."""
     return compose(stage.job, stage.overrides)
 
 
@@ -138,7 +139,7 @@ def _compose_stages(config: RunConfig) -> None:
 
 
 def _with_home(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand a leading `~` in paths: a shell leaves it alone behind `key=`."""
+    """Expand a leading `~` in paths, because shells do not expand it after `key=`."""
     found = dict(values)
     for part, key in (("model", "path"), ("task", "path"), ("checkpoint", "store")):
         section = found.get(part)
@@ -150,8 +151,8 @@ def _with_home(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:
-    """`values`, plain data, as a config that can be run. Raises ConfigError for the first problem; its
-    message lists all of them.
+    """Validate plain data as a config that can be run. Raises ConfigError for the first problem, with a
+    message that lists all of them.
     """
     config = _typed(values)
     raise_if_any(problems(config))
@@ -159,16 +160,16 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
 
 
 def load(path: Path) -> RunConfig:
-    """The config in a run directory's `config.yaml`. Raises ConfigError if it is missing or can't be run."""
+    """Read a run directory's `config.yaml`. Raises ConfigError if it is missing or can't be run."""
     config = load_to_read(path)
     raise_if_any(problems(config))
     return config
 
 
 def load_to_read(path: Path) -> RunConfig:
-    """The config in a run directory's `config.yaml`, for commands that run nothing: the components that it
-    names need not be installed. Raises ConfigError if it is missing or malformed, OtherVersionError if it has
-    the keys of another version.
+    """Read a run directory's `config.yaml` for commands that run nothing. The components that it names need not
+    be installed. Raises ConfigError if the file is missing or malformed, OtherVersionError if it has the keys
+    of another version.
     """
     values = _written(path)
     try:
@@ -200,7 +201,7 @@ def _written(path: Path) -> dict[Any, Any]:
 
 
 def _with_secrets_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:
-    """URLs that were written without their secrets, replaced by the environment's."""
+    """Replace URLs that were stored without their secrets by those in the environment."""
     found = dict(values)
     for (part, key), variable in SECRETS.items():
         known, settings = os.environ.get(variable), found.get(part)
@@ -210,9 +211,9 @@ def _with_secrets_of_environment(values: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` as a run may go on with it: `key=value` for the keys that `resume_rules` lets change.
+    """Apply the overrides of a resumed run to its `config`.
 
-    Raises ConfigError for any other key, with the reason.
+    Raises ConfigError for a key that `resume_rules` does not allow to change, with the reason.
     """
     own, for_stages = _split_stage_overrides(overrides)
     for text in [*own, *(text for texts in for_stages.values() for text in texts)]:
@@ -234,8 +235,8 @@ def with_resume_overrides(config: RunConfig, overrides: Sequence[str]) -> RunCon
 
 
 def _keep_schedule(before: RunConfig, values: dict[str, Any]) -> None:
-    """Let the learning rate follow the schedule that the run began with, whatever its new length: stretching
-    the schedule would make the rate jump.
+    """Keep the original length of the learning rate schedule if the number of steps changes. Stretching the
+    schedule would make the learning rate jump.
     """
     learner = values["learner"]
     if values["steps"] != before.steps and learner["schedule_steps"] is None:
@@ -254,11 +255,15 @@ def _refuse_if_fixed(override: Override) -> None:
     key = override.get_key_element()
     if override.is_add() or override.is_delete() or override.is_force_add():
         raise ConfigError(
-            "override", override.input_line or "", "key=value", "a resumed run keeps the keys it has"
+            "override", override.input_line or "", "key=value", "a resumed run cannot add or delete keys"
         )
     if not may_change(key):
-        reason = why_fixed(key) or "there is no such key, or it is no key by itself"
-        hint = f"a resumed run keeps its {key}: {reason}; start a new run to change it"
+        reason = why_fixed(key)
+        hint = (
+            f"a resumed run keeps its {key}: {reason}; start a new run to change it"
+            if reason
+            else "unknown key (or a group: name one of its keys)"
+        )
         raise ConfigError(key, str(override.value()), ", ".join((*CHANGEABLE, *MAY_GROW)), hint)
 
 
@@ -273,13 +278,13 @@ def _parse(text: str) -> Override:
         if plain is not None:
             return OverridesParser.create().parse_overrides([plain.group(1) + quoted(plain.group(2))])[0]
         reason = str(error).partition("\n")[0].strip()
-        hint = f"{reason}. A value with special characters is quoted twice: 'KEY=\"VALUE\"'"
+        hint = f"{reason}. Quote a value with special characters twice: 'KEY=\"VALUE\"'"
         raise ConfigError("override", text, "key=value, +key=value or ~key", hint) from error
 
 
 def _for_hydra(override: Override) -> list[str]:
-    """The override as Hydra gets it. `key={a: 1}` replaces a mapping with free keys; Hydra would merge the
-    two, and keys that the override does not name would silently stay.
+    """The overrides to pass to Hydra. For mappings with free keys, `key={a: 1}` replaces the whole mapping;
+    Hydra alone would merge the two and silently keep the keys that the override does not name.
     """
     text, key = override.input_line or "", override.get_key_element()
     if isinstance(override.value(), dict) and not key.startswith(("+", "~")) and is_free_mapping(key):
@@ -289,7 +294,7 @@ def _for_hydra(override: Override) -> list[str]:
 
 def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
     parsed = [_parse(text) for text in overrides]
-    files = ConfigFiles.named_by(parsed)
+    files = ConfigFiles.from_overrides(parsed)
     if job not in files.jobs():
         raise not_one_of("job", job, files.jobs())
     groups = files.groups()
@@ -300,7 +305,9 @@ def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(files.compose(job, own), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(str(error.full_key), "nothing", "a value", "the job leaves it to you") from error
+        raise ConfigError(
+            str(error.full_key), "nothing", "a value", "the job sets no default for it"
+        ) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _from_hydra(error, parsed, groups) from error
     if not isinstance(values, dict):
@@ -309,12 +316,16 @@ def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_what_hydra_misreads(override: Override, groups: Mapping[str, Sequence[str]]) -> None:
-    """Raise ConfigError for a group option that is no name, and for keys of Hydra's own: they do nothing."""
+    """Raise ConfigError for a group option that is not a name, and for Hydra's own
+    keys, which have no effect.
+    """
     key, text = override.get_key_element().lstrip("+~"), override.input_line or ""
     if key in groups and not override.is_delete() and not isinstance(override.value(), str):
         raise not_one_of(key, text.partition("=")[2], groups[key])
     if key.split(".")[0] == "hydra" and key != SEARCH_PATH:
-        raise ConfigError("override", text, SEARCH_PATH, "nothing else of Hydra's own is used")
+        raise ConfigError(
+            "override", text, SEARCH_PATH, "it is the only one of Hydra's own keys that is supported"
+        )
 
 
 def _from_hydra(
@@ -338,12 +349,12 @@ def _from_hydra(
 
 def _no_sweep(override: Override) -> str:
     key, _, value = (override.input_line or "").partition("=")
-    return f"a run takes no sweep; a text with commas is quoted twice: '{key}=\"{value}\"'"
+    return f"sweeps are not supported; quote a text with commas twice: '{key}=\"{value}\"'"
 
 
 def _split_stage_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides of the job itself, and by stage those written `stages.<name>.<key>=<value>`, as the
-    stage reads them.
+    """Separate the overrides of the job itself from those of its stages, `stages.<name>.<key>=<value>`, which
+    are returned by stage and without that prefix.
     """
     own: list[str] = []
     for_stages: dict[str, list[str]] = {}

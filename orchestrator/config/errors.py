@@ -1,4 +1,4 @@
-"""What is wrong with a config, in the words of `ConfigError`: which key, what it got, what is allowed."""
+"""Builds the `ConfigError`s of invalid configs, with the key, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def raise_if_any(problems: Sequence[ConfigError]) -> None:
-    """Raise the only problem, or all of them as one InvalidConfigError."""
+    """Raise a single problem as it is, and several as one InvalidConfigError."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -67,23 +67,25 @@ def raise_if_any(problems: Sequence[ConfigError]) -> None:
 
 
 def not_one_of(key: str, value: str, allowed: Sequence[str]) -> ConfigError:
-    """The error for a `value` of `key` that is none of the names `allowed`."""
+    """The error for a `value` of `key` that is not one of the `allowed` names."""
     return ConfigError(key, value, ", ".join(allowed), _did_you_mean(value, allowed))
 
 
 def unknown_key(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> ConfigError:
-    """The error for `key=value` where the config has no `key`; `groups` are keys besides the config's own."""
+    """The error for `key=value` if the config has no such key. `groups` are valid keys too."""
     *parents, last = key.split(".")
     known = _keys_of(parents)
     if known is None:
         return ConfigError(key, value, "a key of the composed config", f"+{key}={value} adds it")
     if not parents:
         known = sorted({*known, *groups})
-    return ConfigError(key, value, ", ".join(known), _did_you_mean(last, known) or f"{last} is no key here")
+    return ConfigError(
+        key, value, ", ".join(known), _did_you_mean(last, known) or f"{last} is not a key here"
+    )
 
 
 def from_pydantic(error: ValidationError) -> list[ConfigError]:
-    """One problem for each value that pydantic refuses."""
+    """One error for each value that pydantic rejects."""
     return [_from_detail(detail) for detail in error.errors(include_url=False)]
 
 
@@ -120,9 +122,7 @@ def _did_you_mean(value: str, allowed: Sequence[str]) -> str:
 
 
 def _models_along(path: Sequence[str]) -> Iterator[type[BaseModel] | None]:
-    """RunConfig, then the model that each key of `path` leads to; None where values are free or there
-    is no such key.
-    """
+    """RunConfig, followed by the model of each key in `path`; None for free mappings and unknown keys."""
     model: type[BaseModel] | None = RunConfig
     yield model
     for key in path:
@@ -149,7 +149,7 @@ def _keys_of(path: Sequence[str]) -> list[str] | None:
 
 
 def _description(path: Sequence[str]) -> str:
-    """The first sentence of what the schema says about the key."""
+    """The first sentence of the key's description in the schema."""
     *parents, last = path
     *_, model = _models_along(parents)
     field = None if model is None else model.model_fields.get(last)

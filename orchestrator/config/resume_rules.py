@@ -1,9 +1,9 @@
-"""What may change when a run is resumed: its length, its shape and its monitoring, never the mathematics that
-the checkpoint depends on.
+"""Which config keys may change when a run is resumed: its length, its resources and its monitoring, but
+nothing that changes the mathematics of the training that the checkpoint belongs to.
 
-Every key of the config is in one of the tables `CHANGEABLE` and `FIXED`, by itself or by its group (`cluster`
-stands for all of `cluster.*`). A test fails for a key that is in neither. Keys in `MAY_GROW` are exceptions
-from a group in `FIXED`.
+Every config key is listed in `CHANGEABLE` or `FIXED`, either by itself or by its group (`cluster`
+covers all of `cluster.*`). A test fails for a key that is in neither. Keys in `MAY_GROW` are exceptions
+to a group in `FIXED`.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ CHANGEABLE = (
 )
 
 _UPDATES = "it would change the updates that the checkpoint's optimizer state belongs to"
-_SAMPLES = "it would change what is sampled, or how it is scored"
-_BOOKED = "the ledger has booked the run under it"
+_SAMPLES = "it would change what is sampled or how it is scored"
+_BOOKED = "the ledger has already booked costs of the run under it"
 
 FIXED = {
-    "job": "a resumed run carries out the job it was started as",
+    "job": "a resumed run continues the same job",
     "stages": "a resumed pipeline keeps its stages; stages.<name>.<key> changes a key of one",
-    "output_dir": "the run stays where it is: --output-dir says where that is",
-    "seed": "it would change everything that is drawn at random",
+    "output_dir": "a run directory cannot be moved by resuming; --output-dir says where it is",
+    "seed": "it would change all random draws",
     "max_staleness": "it would change which rollouts an update may see",
     "model": "the checkpoint's weights belong to this model",
-    "task": "the position in the prompts belongs to this task",
+    "task": "the checkpoint's position in the data belongs to this task",
     "rollout.engine": _SAMPLES,
     "rollout.group_size": _SAMPLES,
     "rollout.prompts_per_step": _SAMPLES,
@@ -68,7 +68,7 @@ FIXED = {
     "reward.failure_reward": _SAMPLES,
     "reward.overlong_buffer": _SAMPLES,
     "reward.reflection_pattern": _SAMPLES,
-    "algorithm": "it would change the objective that the run descends",
+    "algorithm": "it would change the training objective",
     "learner.minibatches": _UPDATES,
     "learner.learning_rate": _UPDATES,
     "learner.warmup_steps": _UPDATES,
@@ -86,22 +86,22 @@ FIXED = {
     "cost_centre": _BOOKED,
     "team": _BOOKED,
     "project": _BOOKED,
-    "price_book": "prices are dated, not changed: orchestrator cost prices",
+    "price_book": "new prices are added to the ledger with their date: orchestrator cost prices adopt",
 }
-"""And why."""
+"""Keys and groups that must not change, with the reason that is shown to the user."""
 
 
-MAY_GROW = {"model.context": "what the run has sampled so far must still fit"}
-"""Keys whose value may become larger, and why it may not become smaller."""
+MAY_GROW = {"model.context": "the sequences that the run has already sampled must still fit"}
+"""Keys whose value may increase, with the reason why it must not decrease."""
 
 
 def may_change(key: str) -> bool:
-    """Whether a resumed run may have another value of `key`, at least a larger one."""
+    """Whether `key` may change when a run is resumed, even if only to a larger value."""
     return key in MAY_GROW or _entry(key, CHANGEABLE) is not None
 
 
 def why_fixed(key: str) -> str | None:
-    """Why a resumed run keeps its value of `key`; None if it may change, or if there is no such key."""
+    """The reason why `key` must not change; None if it may change or does not exist."""
     if key in MAY_GROW:
         return None
     entry = _entry(key, tuple(FIXED))

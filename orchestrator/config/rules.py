@@ -1,7 +1,8 @@
-"""What the parts of a config must agree on: combinations that can't work are named before anything starts.
+"""Consistency rules between parts of a config, so that impossible combinations are reported
+before anything starts.
 
-Each rule yields a `ConfigError` for each combination that it refuses. What one value may be by itself is said
-where the value is declared.
+Each rule yields a `ConfigError` for each combination that it refuses. Constraints on a single value are
+declared with its field.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MODEL_FAMILY_FIELDS = {
 
 
 def problems(config: RunConfig) -> list[ConfigError]:
-    """All that is impossible in `config`, in the order of the flow; empty if it can be run."""
+    """All problems of `config`, in the order of the training flow; empty if it can be run."""
     return [problem for rule in RULES for problem in rule(config)]
 
 
@@ -61,7 +62,7 @@ def _template_asks_something(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError(
             "task.template",
             config.task.template,
-            "text with {question}, or another field of the task's rows, in it",
+            "text that contains {question} or another field of the task's rows",
             "all prompts would be the same",
         )
 
@@ -96,7 +97,7 @@ def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
             "reward.overlong_buffer",
             str(config.reward.overlong_buffer),
             f"{response} or fewer",
-            "it is the last part of rollout.max_new_tokens",
+            "it is a part of rollout.max_new_tokens, at its end",
         )
 
 
@@ -111,7 +112,7 @@ def _solutions_come_from_one_place(config: RunConfig) -> Iterator[ConfigError]:
     task = config.task
     if task.solutions is not None and task.solution_field is not None:
         yield ConfigError(
-            "task.solutions", task.solutions, "null beside task.solution_field", "one of the two"
+            "task.solutions", task.solutions, "null if task.solution_field is set", "only one may be set"
         )
 
 
@@ -123,14 +124,14 @@ def _batch_is_divisible(config: RunConfig) -> Iterator[ConfigError]:
             "learner.world_size",
             str(learner.world_size),
             f"a divisor of {rollouts}",
-            "rollout.prompts_per_step x rollout.group_size rollouts are shared by the ranks",
+            "the ranks share the rollouts of a step (rollout.prompts_per_step x rollout.group_size)",
         )
     if rollout.prompts_per_step % learner.minibatches:
         yield ConfigError(
             "learner.minibatches",
             str(learner.minibatches),
             f"a divisor of {rollout.prompts_per_step}",
-            "the groups of rollout.prompts_per_step prompts are shared by the optimizer updates of a step",
+            "the optimizer updates of a step share its rollout.prompts_per_step groups",
         )
 
 
@@ -144,7 +145,7 @@ def _experts_are_divisible(config: RunConfig) -> Iterator[ConfigError]:
             "learner.expert_parallel_size",
             str(size),
             f"a divisor of {learner.world_size}",
-            "it divides learner.world_size",
+            "it must divide learner.world_size",
         )
     kind, experts = _experts(config.model)
     if kind is not None and kind not in EXPERT_PARALLEL_FAMILIES:
@@ -152,19 +153,19 @@ def _experts_are_divisible(config: RunConfig) -> Iterator[ConfigError]:
             "learner.expert_parallel_size",
             str(size),
             f"1, or a model of {', '.join(EXPERT_PARALLEL_FAMILIES)}",
-            f"{kind} has no experts, or was not shown to be exact",
+            f"{kind} has no experts, or its expert parallelism has not been verified to be exact",
         )
     if experts is not None and experts % size:
         yield ConfigError(
             "learner.expert_parallel_size",
             str(size),
             f"a divisor of {experts}",
-            "it divides the model's routed experts",
+            "it must divide the number of the model's routed experts",
         )
 
 
 def _experts(model: ModelConfig) -> tuple[str | None, int | None]:
-    """The model's family and its routed experts, as far as they are known before it is built."""
+    """The model's type and its number of routed experts; None for what is unknown before it is built."""
     values: dict[str, Any] = model.architecture
     if model.family == "gguf_package":
         return model.family, None
@@ -179,7 +180,7 @@ def _experts(model: ModelConfig) -> tuple[str | None, int | None]:
 
 
 def _every_step_learns(config: RunConfig) -> Iterator[ConfigError]:
-    """After the end of its schedule the learning rate stays at the final one, which must not be zero."""
+    """After the end of its schedule the learning rate stays at its final value, which must not be zero."""
     learner, end = config.learner, config.learner.schedule_steps
     if (
         learner.schedule == "constant"
@@ -199,7 +200,7 @@ def _every_step_learns(config: RunConfig) -> Iterator[ConfigError]:
 
 def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
     if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
-        hint = "cluster.resource cpu: the slots have no GPU"
+        hint = "with cluster.resource cpu the slots have no GPU"
         yield ConfigError("learner.backend", "nccl", "auto, gloo", hint)
     workers, ranks = config.rollout.workers, config.learner.world_size
     try:
@@ -211,7 +212,7 @@ def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
 def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
     names = [stage.name for stage in config.stages]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield ConfigError("stages", name, "a name for each stage", "two stages have this name")
+        yield ConfigError("stages", name, "a different name for each stage", "two stages have this name")
 
 
 def _output_dir_fits_into_urls(config: RunConfig) -> Iterator[ConfigError]:
@@ -234,7 +235,7 @@ RULES: tuple[Rule, ...] = (
     component_rules.loss_fits_the_advantage,
     component_rules.sequence_losses_count_rollouts,
     component_rules.equal_rewards_give_no_gradient,
-    component_rules.right_rollouts_are_known,
+    component_rules.correct_rollouts_are_known,
     component_rules.groups_can_be_compared,
     component_rules.learner_can_score_the_samples,
     component_rules.solutions_exist,

@@ -1,7 +1,7 @@
-"""The config of one run: what `conf/` composes to, what `config.yaml` in a run directory holds.
+"""The config of one run, as composed from `conf/` and stored in `config.yaml` of its run directory.
 
-Each part of the flow owns its own config; this module only puts them together. It knows neither
-Hydra nor files.
+Each component owns the config of its own group; this module only combines them. It depends neither
+on Hydra nor on files.
 """
 
 from __future__ import annotations
@@ -31,64 +31,67 @@ SECRETS = {
     ("ledger", "url"): "ORCHESTRATOR_LEDGER_URL",
     ("budget", "webhook"): "ORCHESTRATOR_BUDGET_WEBHOOK",
 }
-"""URLs that config.yaml does not keep whole (part, key), and the environment variables that have them."""
+"""URLs whose secrets config.yaml omits: (group, key) and the environment variable
+that holds the whole URL.
+"""
 
 Purpose = Literal["final", "ablation", "sweep", "debug", "failed", "data", "evaluation", "distillation"]
 
 
 class CheckpointConfig(Settings):
-    """When the run is written down so that it can go on after a stop."""
+    """When and where checkpoints are written, from which a stopped run can be resumed."""
 
     every: int = Field(ge=0)
-    """Steps between two checkpoints; 0: only at the end and when the run is drained."""
+    """Steps between two checkpoints; 0: only at the end of the run and when it is asked to stop."""
     keep: int = Field(ge=1)
     """How many of the newest checkpoints are kept."""
     asynchronous: bool
-    """Training goes on while a checkpoint is written: the step only waits for a copy in memory, as large as
-    the rank's share of the float32 weights and the optimizer's state.
+    """Training continues while a checkpoint is written. The step only waits for a copy in memory, which is as
+    large as the rank's share of the float32 weights and the optimizer state.
     """
     store: str | None
-    """Where checkpoints are copied to, so that another machine can go on: a directory or
-    `s3://bucket/prefix`; null: they stay in the run directory.
+    """A directory or `s3://bucket/prefix` to which checkpoints are copied, so that the run can be resumed on
+    another machine; null: they stay in the run directory.
     """
     store_failures: int = Field(ge=0)
-    """How many copies in a row may fail before the run does."""
+    """How many consecutive copies may fail before the run fails."""
     store_retry_seconds: float = Field(ge=0)
-    """The pause between two attempts to copy the last checkpoint, when the run only waits for that."""
+    """Seconds between two attempts to copy the last checkpoint when nothing else is left to do."""
     drain_seconds: float = Field(gt=0)
-    """How long a run that is asked to stop (Ctrl-C, SIGTERM, SIGHUP) may take for the step under way and the
-    checkpoint. After that it stops in the middle of the step, and the last checkpoint stands.
+    """How long a run that is asked to stop (Ctrl-C, SIGTERM, SIGHUP) may take to finish the current step and
+    write a checkpoint. After that it is cancelled in the middle of the step, and the previous checkpoint
+    remains the newest.
     """
 
 
 class EvaluationConfig(Settings):
-    """When the held-out prompts are answered and scored."""
+    """When and how the model is evaluated on held-out prompts."""
 
     every: int = Field(ge=0)
     """Steps between two evaluations; the first is before step 1, the last after the last step.
     0: no evaluation.
     """
     engine: str
-    """The rollout engine that answers them, by registered name: the model itself, also where training plays
-    back worked solutions.
+    """Registered name of the rollout engine that generates the answers. Evaluations sample from the model
+    even if training plays back worked solutions.
     """
     prompts: int = Field(ge=1)
     """How many of the task's held-out prompts are used."""
     samples: int = Field(ge=0)
-    """How many further answers to each prompt are sampled for pass@k and maj@k; 0: only the greedy one."""
+    """How many additional answers per prompt are sampled for pass@k and maj@k; 0: only the greedy answer."""
     temperature: float = Field(gt=0)
     """The sampling temperature of those answers. DeepSeek-R1 was evaluated at 0.6."""
     top_p: float = Field(gt=0, le=1)
-    """Nucleus sampling of those answers; nothing is trained on them. DeepSeek-R1 was evaluated at 0.95."""
+    """Nucleus sampling of those answers, which are not trained on. DeepSeek-R1 was evaluated at 0.95."""
 
 
 class LedgerConfig(Settings):
     """Where the usage events of the run are booked."""
 
     url: str | None
-    """An SQLAlchemy URL (`sqlite:///...`, `postgresql+psycopg://...`); null: SQLite under the output
-    directory. A password in it is written nowhere: a run that is resumed takes the URL of the environment's
-    ORCHESTRATOR_LEDGER_URL, or of `ledger.url=...`.
+    """An SQLAlchemy URL (`sqlite:///...`, `postgresql+psycopg://...`); null: SQLite in the output directory.
+    A password in it is never stored. To resume such a run, set the environment variable
+    ORCHESTRATOR_LEDGER_URL or pass `ledger.url=...` again.
     """
 
 
@@ -102,62 +105,66 @@ class BudgetConfig(Settings):
     currency: str = Field(pattern=r"^[A-Z]{3}$")
     """ISO 4217 code of `limit` and of all reported costs."""
     webhook: str | None = Field(pattern=r"^https?://[!-~]+$")
-    """Where each warning is posted to, as JSON; null: nowhere. What follows its server is a secret and
-    written nowhere: a run that is resumed takes the URL of the environment's ORCHESTRATOR_BUDGET_WEBHOOK, or
-    of `budget.webhook=...`.
+    """URL to which each warning is posted as JSON; null: none. Everything after its host is secret and never
+    stored. To resume such a run, set the environment variable ORCHESTRATOR_BUDGET_WEBHOOK or pass
+    `budget.webhook=...` again.
     """
     stop_seconds: float = Field(ge=0)
-    """What an orderly stop may take beyond the step under way: a checkpoint, giving back the slots. Money for
-    it is set aside from the start.
+    """How long an orderly stop may take after the current step: writing a checkpoint and releasing the slots.
+    Money for it is reserved from the start.
     """
-    break_off_seconds: float = Field(ge=0)
-    """Time needed to cancel a run in the middle of a step: killing the actors, giving back the slots. A run
+    cancel_seconds: float = Field(ge=0)
+    """Time needed to cancel a run in the middle of a step: killing the actors and releasing the slots. A run
     that was asked to stop is cancelled if it is still in the same step when no more than this (or
-    `stop_seconds`, if that is less) is left; a resumed run repeats what it did since its last checkpoint.
+    `stop_seconds`, if that is less) is left; a resumed run repeats everything since its last checkpoint.
     """
     reserve_seconds: float = Field(gt=0)
-    """For how long a run reserves money of the budgets that it shares, beside what a stop will cost."""
+    """How many seconds of its cost a run reserves at a time in shared budgets, in addition
+    to the cost of stopping.
+    """
     expire_seconds: float = Field(gt=0)
-    """After how long the reservation of a run that died is given back."""
+    """Seconds after which the reservation of a run that died is released."""
 
 
 class StageConfig(Settings):
     """One stage of a pipeline: a job of its own."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    """What the pipeline calls it."""
+    """The stage's name within the pipeline."""
     job: str
-    """The job that carries it out."""
+    """The job that this stage runs."""
     overrides: tuple[str, ...]
     """Hydra overrides of that job, applied in this order."""
 
 
 class RunConfig(Settings):
-    """Everything that a run needs to know; written to `config.yaml` before it starts.
+    """The complete config of a run, which is written to `config.yaml` before the run starts.
 
-    A pipeline is a run with `stages`; its stages run one after another, each with a `RunConfig` of its own.
+    A pipeline is a run with `stages`, which run one after another, each with its own `RunConfig`.
     """
 
     job: str
-    """The name of the job, which is the name of its file in `conf/`."""
+    """The name of the job, which is also the name of its file in `conf/`."""
     seed: int = Field(ge=0)
-    """Of everything that is drawn at random, except the data (`task.seed`)."""
+    """Seed of all random draws except those of the data (`task.seed`)."""
     steps: int = Field(ge=0)
-    """Learner steps (weight versions) that the run makes."""
+    """Number of learner steps. Each produces a new version of the weights."""
     max_staleness: int = Field(ge=0)
     """How many weight versions a rollout may be behind the learner when it is trained on; 0 is
     synchronous training.
     """
     purpose: Purpose
-    """What the run is for. The headline cost of a model counts `final` runs, the full cost all of them."""
+    """What the run is for. A model's headline cost counts only `final` runs, its
+    full cost counts all runs.
+    """
     organisation: Label
-    """Who pays: the ledger's first level."""
+    """The organisation that pays for the run: the top level of the ledger's labels."""
     cost_centre: Label
-    """The account of the organisation that is charged."""
+    """The cost centre of the organisation that is charged."""
     team: Label
-    """Who runs it."""
+    """The team that runs it."""
     project: Label
-    """What it is done for; also the default name of the tracking experiment."""
+    """The project that it belongs to."""
     model: ModelConfig
     task: TaskConfig
     rollout: RolloutConfig
@@ -168,15 +175,15 @@ class RunConfig(Settings):
     cluster: ClusterConfig
     tracking: TrackingConfig
     price_book: dict[str, Any]
-    """The prices of the resources; read by the ledger."""
+    """Prices of the resources, which the ledger uses."""
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
     ledger: LedgerConfig
     budget: BudgetConfig
     output_dir: Path
-    """Where run directories are made."""
+    """The directory in which run directories are created."""
     stages: tuple[StageConfig, ...]
-    """The stages of a pipeline; empty for every other job."""
+    """The stages of a pipeline; empty for all other jobs."""
 
     def to_json(self) -> dict[str, Any]:
         """The config as plain JSON values, for files and people: amounts of money are decimal strings, paths
@@ -185,8 +192,8 @@ class RunConfig(Settings):
         return masked(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
-        """The config as YAML that `orchestrator.config.load` reads back to an equal config, but for
-        what is masked.
+        """The config as YAML. `orchestrator.config.load` reads it back as an equal config,
+        except for masked values.
         """
         return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True, width=110)
 

@@ -1,4 +1,4 @@
-"""Expert load over training as small pictures, one a layer: experts x steps, darker is busier.
+"""Expert load over training as small pictures, one per layer: experts x steps, darker is busier.
 
 One hue whose strength grows with the load, so it reads the same on paper, in grey, and on a dark screen.
 """

@@ -60,7 +60,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         "model": config.model.name,
         "task": config.task.name,
         "algorithm": config.algorithm.name,
-        "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} rollouts a step",
+        "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} rollouts per step",
         "sampling": (
             f"temperature {rollout.temperature}, top-p {rollout.top_p}, "
             f"at most {rollout.max_new_tokens} tokens"

@@ -12,7 +12,7 @@ The current step counts with its length so far, so a first step of unknown lengt
 takes more than twice as long as was observed. A longer step uses up what was reserved for the shutdown. When
 the rest is only enough to cancel the run, it is cancelled:
 
-    last       = rate x (a round + `budget.break_off_seconds`, or `budget.stop_seconds` if that is less)
+    last       = rate x (a round + `budget.cancel_seconds`, or `budget.stop_seconds` if that is less)
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class RunBudgets:
         was unavailable), the run still writes its checkpoint.
         """
         config = self._config
-        seconds = self._round_seconds + min(config.break_off_seconds, config.stop_seconds)
+        seconds = self._round_seconds + min(config.cancel_seconds, config.stop_seconds)
         left = guard.left(spent)
         if left >= rate * Fraction(seconds):
             self._stop_is_covered.add(guard)

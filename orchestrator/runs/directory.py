@@ -2,9 +2,9 @@
 
     <output_dir>/<run id>/
         config.yaml      the resolved config                  manifest.json   commit, versions, digests, seeds
-        state.json       what the run is doing (`RunRecord`)   metrics.jsonl   one line a step
+        state.json       what the run is doing (`RunRecord`)   metrics.jsonl   one line per step
         events.jsonl     what happened to its workers          run.log         what the controller logged
-        routing.jsonl    expert loads, one line a step (mixtures of experts only)
+        routing.jsonl    expert loads, one line per step (mixtures of experts only)
         lease/           which process may write (`lease`)
         rollouts/step-*.parquet    checkpoints/step-*/    ledger/*.jsonl    model/    report.html
 

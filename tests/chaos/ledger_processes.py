@@ -101,7 +101,7 @@ def control(spool: Path, url: str) -> None:
     labels = ("job", "final", "organisation", "centre", "team", "project", "", "")
     emit_and_say(usage.RunDeclared, time.time_ns(), RUN, me, *labels)
     config = BudgetConfig(
-        limit=None, warn_at=(0.5,), currency="USD", webhook=None, stop_seconds=0.1, break_off_seconds=0.1,
+        limit=None, warn_at=(0.5,), currency="USD", webhook=None, stop_seconds=0.1, cancel_seconds=0.1,
         reserve_seconds=0.1, expire_seconds=3600.0,
     )  # fmt: skip
     spender = BudgetSubject(RUN, me, {"team": "team"}, 1, "s")

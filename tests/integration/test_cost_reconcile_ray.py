@@ -30,7 +30,7 @@ def test_a_recording_is_compared_and_the_result_signed(
     assert run_command_line([*words, "--tolerance", "3"]) == 0
     out = capsys.readouterr().out
     assert "Ray and the ledger agree" in out
-    assert "7 lives of actors with resources, 6 leases, 18 pieces of work" in out
+    assert "7 incarnations of actors with resources, 6 leases, 18 spans of work" in out
     assert run_command_line([*words, "--tolerance", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert {kind: number for kind, number in document["counts"].items() if number} == {"leased_too_long": 1}

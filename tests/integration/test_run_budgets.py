@@ -147,7 +147,7 @@ def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
     gets a larger one.
     """
     endless = r"+reward.components={tests.fakes.scorers\:never_ends: 1.0}"
-    rules = ("budget.stop_seconds=20", "budget.break_off_seconds=15", "reward.timeout_seconds=3000")
+    rules = ("budget.stop_seconds=20", "budget.cancel_seconds=15", "reward.timeout_seconds=3000")
     for seconds in (110, 330, 800):
         run, limit = f"endless-{seconds}", SECOND * seconds
         program(*small_run(run, endless, *rules, "steps=2", f"budget.limit={limit:.6f}"), code=3)

@@ -1,4 +1,4 @@
-"""A tiny seeded model of each mixture-of-experts family: two layers, 8 experts, 2 a token; float32."""
+"""A tiny seeded model of each mixture-of-experts family: two layers, 8 experts, 2 per token; float32."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from orchestrator.config.compose import ConfigFiles, conf_dir
 
 ROOT = conf_dir().parent
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
-JOBS = set(ConfigFiles.named_by().jobs())
+JOBS = set(ConfigFiles.from_overrides().jobs())
 
 JOB_OF = {
     "algorithm/sft": "sft",
@@ -80,7 +80,7 @@ def test_active_parameters_are_shown_with_and_without_the_embedding(
     assert parameters["active_without_embedding"] == parameters["active"] - 102_400 * 2048
     assert run_command_line(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{parameters['active']:,} active a token" in shown
+    assert f"{parameters['active']:,} active per token" in shown
     assert "without the embedding" in shown
 
 

@@ -66,7 +66,7 @@ def test_all_errors_have_one_base() -> None:
         (WorkerLostError("rollout-1", "died"), "rollout-1 was lost: died"),
         (
             FailureBudgetExceededError("workers lost", 4, 3, "rollout-1 died"),
-            "workers lost: 4 failures, the budget is 3; the last one: rollout-1 died",
+            "workers lost: 4 failures exceed the budget of 3; the last one: rollout-1 died",
         ),
         (
             NonFiniteError("policy/loss", float("nan"), 7),

@@ -129,7 +129,7 @@ def purpose(
     run: Annotated[str, typer.Argument(help="a run")],
     what: Annotated[str, typer.Argument(metavar="PURPOSE", help="final, ablation, failed, ...")],
 ) -> None:
-    """Set what a run turned out to be for. The latest purpose counts; closed months get an adjustment."""
+    """Change the purpose of a run. The latest purpose counts; closed months get an adjustment."""
     from orchestrator.ledger.events import PurposeSet
     from orchestrator.ledger.imports.statements import PURPOSES
 
@@ -151,7 +151,9 @@ def quarantine(
     books: Books,
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="also list events of this run")] = None,
 ) -> None:
-    """List what does not count, and why: malformed lines, and events of a run that contradict others."""
+    """List what is not counted, and why: malformed lines, and events that contradict
+    other events of their run.
+    """
     rows = [{"row": line.source, "reason": line.reason} for line in books.ledger.bad_lines()]
     if run is not None:
         rejected = books.ledger.rejections(books.run_id(run))

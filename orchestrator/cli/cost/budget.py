@@ -47,7 +47,7 @@ def define(
         str | None, typer.Option("--currency", metavar="CODE", help="must be the ledger's (the default)")
     ] = None,
 ) -> None:
-    """Define a budget, or change it from now on."""
+    """Define a budget, or change an existing one from now on."""
     from orchestrator.ledger.budgets import Budget
     from orchestrator.ledger.variance import parse_scope
 
@@ -70,7 +70,7 @@ def list_budgets(books: Books) -> None:
 @app.command()
 @with_books()
 def variance(books: Books) -> None:
-    """Compare each budget with what counts in its scope until now."""
+    """Compare each budget with the actual costs in its scope so far."""
     found = books.ledger.variances()
     if books.as_json:
         print_json([one.to_dict() for one in found])
@@ -85,7 +85,7 @@ def variance(books: Books) -> None:
         )
         for one in found
     ]
-    print_table(("budget", "limit", "planned until now", "actual", "variance"), rows, "There are no budgets.")
+    print_table(("budget", "limit", "planned so far", "actual", "variance"), rows, "There are no budgets.")
     print_unpriced(found)
 
 
@@ -140,8 +140,8 @@ def _decimal(option: str, text: str) -> Decimal:
 
 
 def _currency(stated: str | None, ledger: Ledger) -> str:
-    """The currency of the ledger's newest price book. Raises ConfigError if another one is requested, because
-    runs are priced in the ledger's currency and a budget in another one would stop all of them.
+    """The currency of the ledger's newest price book. Raises ConfigError if another currency is requested,
+    because runs are priced in the ledger's currency and a budget in another one would stop all of them.
     """
     counted = ledger.prices.pricer().table.currency
     if stated is None or stated == counted:

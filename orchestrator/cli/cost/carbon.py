@@ -30,7 +30,7 @@ def carbon(
     grams_per_kwh: Annotated[
         str | None, typer.Option("--grams-per-kwh", help="carbon intensity of the grid")
     ] = None,
-    pue: Annotated[str, typer.Option("--pue", help="power usage effectiveness of the building")] = "1",
+    pue: Annotated[str, typer.Option("--pue", help="power usage effectiveness of the data centre")] = "1",
     utilisation: Annotated[
         str, typer.Option("--utilisation", help="share of the power rating while working")
     ] = "1",

@@ -48,7 +48,9 @@ def export_focus(
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise ConfigError("--out", str(out), "a file named .csv or .parquet")
     if books.as_json and out is None:
-        raise ConfigError("--json", "no --out", "--out FILE --json", "stdout has either the CSV or the JSON")
+        raise ConfigError(
+            "--json", "no --out", "--out FILE --json", "stdout can hold either the CSV or the JSON"
+        )
     if out is not None:
         require_writable("--out", out)
     start, end = days(first, last)

@@ -1,4 +1,4 @@
-"""What the `cost` commands share: common options, and access to the ledger, runs and price books."""
+"""Shared by the `cost` commands: common options, and access to the ledger, runs and price books."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Books:
 def with_books(
     prices: bool = False, as_of: bool = False, json: bool = True
 ) -> Callable[[Callable[Concatenate[Books, P], R]], Callable[P, R]]:
-    """Give a command the common options, and pass them to it as `Books` in its first argument.
+    """Add the common options to a command and pass them to it as `Books` in its first argument.
 
     Every command gets --ledger and --output-dir; the arguments add --price-book, --as-of and --json. Errors
     of the ledger become errors of this project.
@@ -134,7 +134,7 @@ def with_books(
 
 
 def _set_parameters(run: Callable[..., Any], command: Callable[..., Any], names: list[str]) -> None:
-    """Let typer see the parameters of `command` without its first one, and then the common options."""
+    """Show typer the parameters of `command` except the first one, followed by the common options."""
     hints = get_type_hints(command, include_extras=True)
     (first, *own) = inspect.signature(command).parameters.values()
     del hints[first.name]
@@ -164,7 +164,7 @@ def translated_errors() -> Generator[None]:
 
 
 class _LedgerError(ConfigError):
-    """An error of the ledger with its own message, which may be a sentence."""
+    """An error of the ledger that keeps its own message."""
 
     def __init__(self, key: str, value: str, allowed: str, hint: str, message: str) -> None:
         super().__init__(key, value, allowed, hint)
@@ -215,8 +215,8 @@ def _open_read_only(url: str, error: Exception) -> Ledger:
 
 
 def default_ledger(output_dir: Path) -> str:
-    """The URL of the ledger if there is no --ledger: that in the config of the newest run under `output_dir`,
-    else that in the environment, else a file in `output_dir`.
+    """The URL of the ledger without --ledger: the one in the config of the newest run under `output_dir`,
+    else the one in the environment, else a file in `output_dir`.
 
     Configs do not store passwords, so the URL of the environment provides them. Raises ConfigError if it
     is needed but not set.
@@ -260,7 +260,7 @@ def load_price_book(name: str) -> PriceBook:
 
 
 def resolve_run(ledger: Ledger, output_dir: Path, name: str) -> str:
-    """A run or pipeline of the ledger; or the run that `name` means in the output directory, where it may be
+    """Resolve `name` to a run or pipeline of the ledger, or to a run in the output directory, where it may be
     `latest` or the beginning of an id.
     """
     from orchestrator.runs.status import find_run

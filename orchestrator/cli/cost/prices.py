@@ -1,4 +1,4 @@
-"""`orchestrator cost prices ...`: what an accelerator-hour costs."""
+"""`orchestrator cost prices ...`: lists, adopts and imports prices of accelerator-hours."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def adopt_prices(
         str, typer.Argument(metavar="NAME|FILE", help="a YAML file, or a name in conf/price_book")
     ],
 ) -> None:
-    """Make a price book the newest one. Closed months keep their prices."""
+    """Add a price book to the ledger as the newest one. Closed months keep their prices."""
     read = load_price_book(book)
     adopted = books.ledger.prices.adopt(read)
     if books.as_json:

@@ -71,7 +71,7 @@ def reconcile(
 
 
 def require_file(sign_off: str | None, out: Path | None) -> None:
-    """Raise ConfigError for a signature without a file, or a file that cannot be written."""
+    """Raise ConfigError if a signature has no file or the file cannot be written."""
     if sign_off is not None and out is None:
         raise ConfigError("--sign-off", "no --out", "--out FILE", "a signature needs a file")
     if out is not None:

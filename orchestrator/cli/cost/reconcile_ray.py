@@ -67,15 +67,15 @@ def print_ray_reconciliation(result: RayReconciliation) -> None:
         )
         for found in result.findings
     ]
-    columns = ("actor, life", "node", "finding", "seconds", "detail")
+    columns = ("actor, incarnation", "node", "finding", "seconds", "detail")
     print_table(columns, rows, "Ray and the ledger agree.")
     say(
-        f"{result.lives} lives of actors with resources, {result.leases} leases,"
-        f" {result.spans} pieces of work"
+        f"{result.lives} incarnations of actors with resources, {result.leases} leases,"
+        f" {result.spans} spans of work"
     )
     precision = "nanosecond" if result.precision_ns == 1 else "second"
     say(
-        f"Ray's events, to the {precision}: {_time(result.first_ns)} to {_time(result.until_ns)};"
+        f"Ray's events (precision: one {precision}): {_time(result.first_ns)} to {_time(result.until_ns)};"
         f" tolerance {result.tolerance_ns / SECOND_NS:g} s"
     )
 

@@ -44,7 +44,7 @@ def wrap(
     ] = "",
     every: Annotated[float, typer.Option("--every", min=0.05, help="seconds between heartbeats")] = 30.0,
 ) -> int:
-    """Run a command, lease what it holds while it runs, and exit with its exit code."""
+    """Run a command, book the devices that it holds, and exit with its exit code."""
     from orchestrator.ledger import wrap as wrapping
     from orchestrator.ledger.imports.statements import PURPOSES, UNSTATED
     from orchestrator.ledger.labels import Labels

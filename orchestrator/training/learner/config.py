@@ -42,7 +42,7 @@ class LearnerConfig(Settings):
     micro_batch_tokens: int = Field(ge=1)
     """Tokens (prompt and response) of one forward and backward on one rank."""
     minibatches: int = Field(ge=1)
-    """Optimizer updates a step: the batch is split into this many."""
+    """Optimizer updates per step: the batch is split into this many."""
     learning_rate: float = Field(gt=0)
     """AdamW's, after the warm-up."""
     warmup_steps: int = Field(ge=0)

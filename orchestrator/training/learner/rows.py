@@ -1,4 +1,4 @@
-"""From the scored blocks of a batch to training rows: one a rollout, with its advantage and the
+"""From the scored blocks of a batch to training rows: one per rollout, with its advantage and the
 weight of its tokens.
 
     parts -> rewards [P, G] -> advantages [P, G] -> rows -> minibatches -> weights

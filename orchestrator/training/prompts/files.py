@@ -181,7 +181,7 @@ def _json_lines(file: Path) -> Iterator[Row]:
 
 
 def _json_row(where: str, line: bytes) -> Mapping[str, Any]:
-    allowed = "one JSON object a line"
+    allowed = "one JSON object per line"
     try:
         row = json.loads(line)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both

@@ -17,7 +17,7 @@ class RolloutConfig(Settings):
     workers: int = Field(ge=1)
     """How many actors sample; each holds a copy of the model."""
     group_size: int = Field(ge=1)
-    """G, rollouts a prompt. Group-relative algorithms need 2 or more."""
+    """G, rollouts per prompt. Group-relative algorithms need 2 or more."""
     prompts_per_step: int = Field(ge=1)
     """P, prompts a learner step."""
     temperature: float = Field(ge=0)

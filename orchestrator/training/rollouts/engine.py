@@ -16,7 +16,7 @@ NamedTensor = tuple[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Sample `group_size` rollouts for each prompt. `group_ids` name the groups, one a prompt."""
+    """Sample `group_size` rollouts for each prompt. `group_ids` name the groups, one per prompt."""
 
     group_ids: Sequence[int]
     prompts: Sequence[Prompt]

@@ -1,7 +1,8 @@
 """Rollouts that could not be scored, written down at once: they can be read even if the run stops because of
 them, and before their step is recorded.
 
-Each reward worker appends to a file of its own, `rollouts/failed-<worker>.jsonl`, one JSON object a rollout.
+Each reward worker appends to a file of its own, `rollouts/failed-<worker>.jsonl`, one
+JSON object per rollout.
 """
 
 from __future__ import annotations

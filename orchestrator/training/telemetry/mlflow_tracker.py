@@ -122,7 +122,7 @@ class MLflowTracker:
         """`rollouts/step-<step>.json`, in the format that MLflow shows as a table (and
         `mlflow.load_table` reads).
 
-        Written as one small file a step, without pandas and without reading back older ones, which
+        Written as one small file per step, without pandas and without reading back older ones, which
         `MlflowClient.log_table` would do.
         """
         run = self._run()

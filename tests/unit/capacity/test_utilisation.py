@@ -46,7 +46,7 @@ def test_operations_of_counted_tokens() -> None:
 
 
 def test_a_step_of_the_simulation(tmp_path: Path) -> None:
-    """10 tokens a rollout, 4 x 4 rollouts a step; the fakes count a pair a token."""
+    """10 tokens per rollout, 4 x 4 rollouts per step; the fakes count a pair per token."""
     settings = SimulationSettings(seed=3, steps=3, max_staleness=0, prompts_per_step=4)
     measured = Utilisation(SHAPE, {Role.LEARNER: 1e6, Role.ROLLOUT: 2e6})
     for report in simulate(settings, tmp_path).trace.reports:

@@ -151,7 +151,7 @@ def test_config_of_a_stage_is_what_the_stage_will_run_with(call: Call) -> None:
     assert (answer.json["job"], answer.json["seed"]) == ("sft", 7)
     refused = call("config", "r1_demo", "--stage", "no_such", "--json")
     assert (refused.code, refused.json["allowed"]) == (2, "cold_start, grpo")
-    assert call("config", "grpo", "--stage", "x", "--json").json["hint"] == "job grpo is no pipeline"
+    assert call("config", "grpo", "--stage", "x", "--json").json["hint"] == "job grpo is not a pipeline"
 
 
 def test_config_schema_is_a_json_schema(call: Call) -> None:

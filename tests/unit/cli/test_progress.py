@@ -71,7 +71,7 @@ def test_a_run_that_raises_is_not_shown_as_done() -> None:
     progress = Progress("grpo", 2, console, "USD", clock=FakeClock())
     with pytest.raises(ZeroDivisionError), progress:
         raise ZeroDivisionError
-    assert progress.course.state == "stopped"
+    assert progress.snapshot.state == "stopped"
 
 
 @pytest.fixture

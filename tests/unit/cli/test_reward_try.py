@@ -1,4 +1,4 @@
-"""`orchestrator reward try`: what a reward gives to some answers, without Ray."""
+"""`orchestrator reward try`: the reward of some answers, without Ray."""
 
 from __future__ import annotations
 

@@ -4,16 +4,16 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.run_view import Course, plain_line, render, sparkline
+from orchestrator.cli.run_view import RunSnapshot, plain_line, render, sparkline
 
 SECOND = 1_000_000_000
 
 
-def course(steps: int = 10) -> Course:
-    return Course("r1_demo · grpo", steps, "USD", started_ns=0)
+def snapshot(steps: int = 10) -> RunSnapshot:
+    return RunSnapshot("r1_demo · grpo", steps, "USD", started_ns=0)
 
 
-def drawn(shown: Course, width: int = 100, now_ns: int = 0) -> str:
+def drawn(shown: RunSnapshot, width: int = 100, now_ns: int = 0) -> str:
     console = Console(file=StringIO(), width=width, color_system=None)
     console.print(render(shown, now_ns, width))
     assert isinstance(console.file, StringIO)
@@ -21,7 +21,7 @@ def drawn(shown: Course, width: int = 100, now_ns: int = 0) -> str:
 
 
 def test_the_view_shows_sampled_held_out_answers() -> None:
-    shown = course()
+    shown = snapshot()
     shown.add(0, 1 * SECOND, {"accuracy/heldout": 0.25, "eval/pass_at_1": 0.2, "eval/pass_at_8": 0.4})
     shown.add(1, 2 * SECOND, {"eval/pass_at_8": 0.5, "eval/maj_at_8": 0.3})
     text = drawn(shown, now_ns=3 * SECOND)
@@ -32,7 +32,7 @@ def test_the_view_shows_sampled_held_out_answers() -> None:
 
 
 def test_the_view_shows_what_a_person_asks() -> None:
-    shown = course()
+    shown = snapshot()
     shown.add(0, 1 * SECOND, {"accuracy/heldout": 0.31})
     for step in range(1, 6):
         shown.add(
@@ -65,7 +65,7 @@ def test_the_view_shows_what_a_person_asks() -> None:
 
 
 def test_a_cold_start_shows_its_loss_instead_of_a_constant_reward() -> None:
-    shown = course()
+    shown = snapshot()
     for step in (1, 2, 3):
         shown.add(step, step * SECOND, {"reward/mean": 1.0, "policy/loss": 2.0 / step})
     text = drawn(shown)
@@ -75,7 +75,7 @@ def test_a_cold_start_shows_its_loss_instead_of_a_constant_reward() -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    shown = course(steps=200)
+    shown = snapshot(steps=200)
     shown.title = "a_very_long_job_name · with_a_long_stage_name_too"
     for step in range(1, 150):
         shown.add(step, step * SECOND, {"reward/mean": step / 150, "accuracy/heldout": step / 150})
@@ -83,15 +83,15 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 
 def test_nothing_is_claimed_before_anything_was_measured() -> None:
-    assert course().seconds_left() is None
-    text = drawn(course())
+    assert snapshot().seconds_left() is None
+    text = drawn(snapshot())
     assert "left" not in text
     assert "0 %" in text
     assert "tokens/s" not in text
 
 
 def test_the_estimate_is_the_mean_step_without_hiccups() -> None:
-    shown = course(steps=100)
+    shown = snapshot(steps=100)
     times = [0, 2, 4, 6, 500, 502, 504]  # the laptop was closed for a while
     for step, at in enumerate(times):
         shown.add(step, at * SECOND, {})
@@ -99,7 +99,7 @@ def test_the_estimate_is_the_mean_step_without_hiccups() -> None:
 
 
 def test_the_estimate_counts_evaluations_as_often_as_they_come() -> None:
-    shown, now = course(steps=60), 0
+    shown, now = snapshot(steps=60), 0
     for step in range(31):
         now += (4 if step % 5 == 0 else 1) * SECOND
         shown.add(step, now, {})
@@ -107,7 +107,7 @@ def test_the_estimate_counts_evaluations_as_often_as_they_come() -> None:
 
 
 def test_steps_that_are_made_again_replace_the_older_ones() -> None:
-    shown = course()
+    shown = snapshot()
     for step in (1, 2, 3, 4):
         shown.add(step, step * SECOND, {"reward/mean": float(step)})
     shown.add(3, 60 * SECOND, {"reward/mean": 30.0})
@@ -126,7 +126,7 @@ def test_charts_of_different_frequency_line_up() -> None:
 
 
 def test_a_line_for_a_log() -> None:
-    shown = course(steps=3)
+    shown = snapshot(steps=3)
     shown.add(1, 1 * SECOND, {"reward/mean": 0.5, "accuracy/heldout": 0.25, "policy/loss": 0.0})
     shown.add(2, 3 * SECOND, {"reward/mean": 0.75})
     assert plain_line(shown) == "r1_demo · grpo  step 2/3  held-out accuracy 0.25  reward 0.75  0:02 left"

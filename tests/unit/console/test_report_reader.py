@@ -14,7 +14,7 @@ from orchestrator.training.records import BatchPart, Finish, Prompt, RolloutBloc
 from orchestrator.training.telemetry.recorder import RolloutRecorder
 
 SECOND = 1_000_000_000
-SETTINGS = (("model", "tiny_moe"), ("batch", "64 prompts x 8 rollouts a step"), ("seed", "3"))
+SETTINGS = (("model", "tiny_moe"), ("batch", "64 prompts x 8 rollouts per step"), ("seed", "3"))
 
 
 def answers(texts: list[str], right: list[float], first_prompt: int = 0) -> BatchPart:

@@ -49,7 +49,7 @@ def config(limit: str | None = None) -> BudgetConfig:
         currency="USD",
         webhook=None,
         stop_seconds=10.0,
-        break_off_seconds=3.0,
+        cancel_seconds=3.0,
         reserve_seconds=20.0,
         expire_seconds=600.0,
     )

@@ -111,7 +111,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS[:2])
     broken = line.encode() if isinstance(line, str) else line
     path.write_bytes(path.read_bytes() + b"\n" + broken + b"\n")
-    with pytest.raises(DatasetError, match=rf"^{path}:4: got .*allowed: one JSON object a line"):
+    with pytest.raises(DatasetError, match=rf"^{path}:4: got .*allowed: one JSON object per line"):
         load_prompts(task("jsonl", path), seed=0)
 
 

@@ -301,7 +301,7 @@ def test_a_worker_lost_at_the_start_is_replaced_within_the_budget() -> None:
 def test_more_losses_at_the_start_than_the_budget_end_it() -> None:
     async def main() -> None:
         pool = Shop(count=3, max_restarts=1).open()
-        with pytest.raises(FailureBudgetExceededError, match="workers lost: 2 failures, the budget is 1"):
+        with pytest.raises(FailureBudgetExceededError, match="2 failures exceed the budget of 1"):
             await pool.start(ready_unless("w-0", "w-2"))
         assert now() == 1.0
 
