@@ -167,9 +167,9 @@ def load(path: Path) -> RunConfig:
 
 
 def load_to_read(path: Path) -> RunConfig:
-    """Read a run directory's `config.yaml` for commands that run nothing. The components that it names need not
-    be installed. Raises ConfigError if the file is missing or malformed, OtherVersionError if it has the keys
-    of another version.
+    """Read a run directory's `config.yaml` for commands that run nothing. The components that it names need
+    not be installed. Raises ConfigError if the file is missing or malformed, OtherVersionError if it has the
+    keys of another version.
     """
     values = _written(path)
     try:
