@@ -1,10 +1,10 @@
-"""Where a training step goes: its wall time from one span to the next, and CPU seconds by process.
+"""Profiles a training step: its wall time from one span to the next, and CPU seconds by process.
 
     python benchmarks/step_profile.py [--steps 16] [--model FOLDER] [OVERRIDE ...]
 
-One ordinary run, the one that `vs_trl.py` times (64 prompts x 8, two rollout workers, two learner ranks); the
-figures come from what every run leaves behind, its metrics and the spans of its ledger. Medians over the
-steps but the first two.
+Uses the same run as `vs_trl.py` (64 prompts x 8, two rollout workers, two learner ranks). The figures
+come from its metrics and the usage spans in its ledger, which every run writes. They are medians over all
+steps except the first two.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def phases(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, float
     moments = [
         ("report, next request, weights pulled", start_ns),
         ("generate", min(span.start_ns for span in generate)),
-        ("score what came last", max(span.end_ns for span in generate)),
-        ("batch to the ranks", max(span.end_ns for span in score)),
+        ("score the last rollouts", max(span.end_ns for span in generate)),
+        ("send the batch to the ranks", max(span.end_ns for span in score)),
         ("update", min(span.start_ns for span in update)),
         ("publish weights", max(span.end_ns for span in update)),
         ("report", max(span.end_ns for span in publish)),

@@ -176,8 +176,8 @@ def orchestrator_run(job: str, overrides: Sequence[str]) -> tuple[RunDirectory, 
 
 
 def watched(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> CpuMeter:
-    """Run `command` to its end, once for each of the environments, side by side. Raises RuntimeError, with
-    the end of what it said, if one fails.
+    """Run `command` once for each environment, all at the same time, and wait for them. Raises RuntimeError
+    with the end of the output if one fails.
     """
     log = CACHE / "last.log"
     with log.open("w") as file, CpuMeter(os.getpid()) as meter:

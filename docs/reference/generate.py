@@ -61,10 +61,10 @@ def config_reference() -> str:
         GENERATED,
         CONFIG_INTRODUCTION,
         "## Jobs",
-        _options(conf_dir(), ConfigFiles.from_overrides().jobs()),
+        _options(conf_dir(), ConfigFiles.named_by().jobs()),
     ]
     parts += ["## Top level", _table(own, schema)]
-    groups = ConfigFiles.from_overrides().groups()
+    groups = ConfigFiles.named_by().groups()
     for name, field in schema["properties"].items():
         if "$ref" in field:
             parts += _section(name, field["$ref"], schema, groups)

@@ -75,6 +75,6 @@ def accelerators_of(placement: Placement, role: Role) -> int:
     use all of it while the other waits.
     """
     shares: dict[int, float] = {}
-    for seat in placement.of(role):
-        shares[seat.slot] = shares.get(seat.slot, 0.0) + seat.share.gpus
+    for actor_slot in placement.of(role):
+        shares[actor_slot.slot] = shares.get(actor_slot.slot, 0.0) + actor_slot.share.gpus
     return sum(max(1, math.ceil(share - 1e-9)) for share in shares.values())

@@ -63,7 +63,7 @@ class ConfigFiles:
     folders: tuple[Path, ...]
 
     @classmethod
-    def from_overrides(cls, overrides: Sequence[Override] = ()) -> ConfigFiles:
+    def named_by(cls, overrides: Sequence[Override] = ()) -> ConfigFiles:
         """The project's folder and those in `hydra.searchpath`. Raises ConfigError if one does not exist."""
         added: list[Path] = []
         for override in overrides:
@@ -278,7 +278,7 @@ def _parse(text: str) -> Override:
         if plain is not None:
             return OverridesParser.create().parse_overrides([plain.group(1) + quoted(plain.group(2))])[0]
         reason = str(error).partition("\n")[0].strip()
-        hint = f"{reason}. Quote a value with special characters twice: 'KEY=\"VALUE\"'"
+        hint = f"{reason}. A value with special characters must be quoted twice: 'KEY=\"VALUE\"'"
         raise ConfigError("override", text, "key=value, +key=value or ~key", hint) from error
 
 
@@ -294,7 +294,7 @@ def _for_hydra(override: Override) -> list[str]:
 
 def _compose_values(job: str, overrides: Sequence[str]) -> dict[str, Any]:
     parsed = [_parse(text) for text in overrides]
-    files = ConfigFiles.from_overrides(parsed)
+    files = ConfigFiles.named_by(parsed)
     if job not in files.jobs():
         raise not_one_of("job", job, files.jobs())
     groups = files.groups()
@@ -349,7 +349,7 @@ def _from_hydra(
 
 def _no_sweep(override: Override) -> str:
     key, _, value = (override.input_line or "").partition("=")
-    return f"sweeps are not supported; quote a text with commas twice: '{key}=\"{value}\"'"
+    return f"sweeps are not supported; a text with commas must be quoted twice: '{key}=\"{value}\"'"
 
 
 def _split_stage_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

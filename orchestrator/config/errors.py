@@ -80,7 +80,7 @@ def unknown_key(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> Co
     if not parents:
         known = sorted({*known, *groups})
     return ConfigError(
-        key, value, ", ".join(known), _did_you_mean(last, known) or f"{last} is not a key here"
+        key, value, ", ".join(known), _did_you_mean(last, known) or f"there is no key {last} here"
     )
 
 

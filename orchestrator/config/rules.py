@@ -124,7 +124,7 @@ def _batch_is_divisible(config: RunConfig) -> Iterator[ConfigError]:
             "learner.world_size",
             str(learner.world_size),
             f"a divisor of {rollouts}",
-            "the ranks share the rollouts of a step (rollout.prompts_per_step x rollout.group_size)",
+            "rollout.prompts_per_step x rollout.group_size rollouts are shared by the ranks",
         )
     if rollout.prompts_per_step % learner.minibatches:
         yield ConfigError(

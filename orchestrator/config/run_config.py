@@ -148,7 +148,7 @@ class RunConfig(Settings):
     seed: int = Field(ge=0)
     """Seed of all random draws except those of the data (`task.seed`)."""
     steps: int = Field(ge=0)
-    """Number of learner steps. Each produces a new version of the weights."""
+    """Learner steps of the run. Each produces a new version of the weights."""
     max_staleness: int = Field(ge=0)
     """How many weight versions a rollout may be behind the learner when it is trained on; 0 is
     synchronous training.

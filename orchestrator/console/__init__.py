@@ -1,1 +1,1 @@
-"""Read-only views of runs for people: the self-contained report, charts and number formats."""
+"""Read-only views of runs: the self-contained report, charts and number formats."""

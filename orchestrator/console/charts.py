@@ -1,5 +1,5 @@
-"""Charts as inline SVG. Colours are classes that the page's style sheet resolves, so they follow
-light and dark.
+"""Draws charts as inline SVG. Colours are CSS classes of the page's style sheet, so that they follow the
+light and dark themes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Sizes of a learning curve in SVG units; text is as many units high as its class says."""
+    """Sizes of a learning curve in SVG units. The text size is set by its CSS class."""
 
     width: int
     height: int
@@ -36,14 +36,14 @@ class Frame:
     ticks: int
     label_gap: float
     dot: float
-    """Radius of an evaluation's dot; 0: none."""
+    """Radius of the dots of evaluations; 0: no dots."""
     names: bool
-    """Curves are named at their ends; where there is no room, only their last values are and the
-    page has a legend.
+    """Whether curves are labelled with their names at the end. Without room for names, only the last values
+    are shown and the page has a legend.
     """
 
     def x(self, place: float) -> float:
-        """Horizontal position of a place on the layout's axis, which runs from 0 to 1."""
+        """Horizontal position of a point on the layout's axis, which runs from 0 to 1."""
         return round(self.left + place * (self.width - self.left - self.right), 1)
 
     def y(self, value: float) -> float:
@@ -69,7 +69,9 @@ NARROW = Frame(
 
 
 def learning_curve(stages: Sequence[StageCurve], frame: Frame) -> str:
-    """Held-out accuracy, training accuracy and self-checks over the steps, the stages side by side."""
+    """Draw held-out accuracy, training accuracy and self-checks over the steps,
+    with the stages side by side.
+    """
     svg = _svg(frame.width, frame.height, "curve", _spoken(stages))
     panels = layout(stages)
     bounds = {(stage.name, step): (low, high) for stage in stages for step, low, high in stage.heldout_band}
@@ -105,7 +107,9 @@ def learning_curve(stages: Sequence[StageCurve], frame: Frame) -> str:
 
 
 def small_chart(series: Series) -> str:
-    """One metric over the steps, on its own range, without axes: its ends are written beside it."""
+    """Draw one metric over the steps on its own range. It has no axes; its first and last values
+    are written beside it.
+    """
     svg = _svg(200, 48, "small", f"from {series[0][1]:.3g} to {series[-1][1]:.3g}")
     values = [value for _, value in series]
     low, high = min(values), max(values)
@@ -129,7 +133,7 @@ def _svg(width: int, height: int, name: str, spoken: str) -> ElementTree.Element
 
 
 def _spoken(stages: Sequence[StageCurve]) -> str:
-    """The text that a screen reader reads in place of the picture."""
+    """The text for screen readers."""
     ends = [(stage.name, stage.heldout[0][1], stage.heldout[-1][1]) for stage in stages if stage.heldout]
     parts = [
         f"{name}: held-out accuracy from {percent(start)} to {percent(end)}" for name, start, end in ends
@@ -157,8 +161,8 @@ def _noisy(svg: ElementTree.Element, frame: Frame, panel: Panel, series: Series,
 
 
 def _band(svg: ElementTree.Element, frame: Frame, panel: Panel) -> None:
-    """The confidence interval of held-out accuracy, as a closed shape: along the highs and
-    back by the lows.
+    """Draw the confidence interval of held-out accuracy as a closed shape: along the upper bounds and
+    back along the lower ones.
     """
     lows = thin([(step, low) for step, low, _ in panel.stage.heldout_band], MOST_POINTS)
     highs = thin([(step, high) for step, _, high in panel.stage.heldout_band], MOST_POINTS)

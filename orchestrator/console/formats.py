@@ -1,4 +1,4 @@
-"""Numbers as people read them, the same on the terminal and in reports."""
+"""Formats numbers for people, in the same way on the terminal and in reports."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def duration(seconds: float) -> str:
 
 
 def sampled_accuracies(names: Iterable[str]) -> list[tuple[str, str]]:
-    """The metrics among `names` that tell most about sampled held-out answers, with their names for people:
-    those of the most answers.
+    """The metrics of sampled held-out answers to show, with their labels: pass@k and maj@k for the
+    largest k among `names`.
 
     >>> sampled_accuracies(["eval/pass_at_1", "eval/pass_at_8", "eval/maj_at_8", "reward/mean"])
     [('eval/pass_at_8', 'pass@8'), ('eval/maj_at_8', 'maj@8')]

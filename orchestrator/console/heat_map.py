@@ -1,6 +1,6 @@
-"""Expert load over training as small pictures, one per layer: experts x steps, darker is busier.
+"""Draws expert load over training as small heat maps, one per layer: experts x steps, darker means more load.
 
-One hue whose strength grows with the load, so it reads the same on paper, in grey, and on a dark screen.
+A single hue becomes stronger with the load, so the picture is readable in print, in grey and on dark screens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_LAYERS = 12
 MOST_ROWS = 32
 MOST_COLUMNS = 48
 STRONGEST = 3.0
-"""Times the mean load at which the colour is full."""
+"""The load, in multiples of the mean, at which the colour is strongest."""
 SCALE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 _LEFT, _TOP, _WIDTH, _ROW, _BOTTOM = 30, 4, 260, 9, 18
@@ -24,7 +24,7 @@ _LEFT, _TOP, _WIDTH, _ROW, _BOTTOM = 30, 4, 260, 9, 18
 
 @dataclass(frozen=True, slots=True)
 class HeatPanel:
-    """One layer: its picture, and how uneven it was in the end."""
+    """The heat map of one layer, and how uneven its load was at the end."""
 
     layer: int
     svg: str
@@ -33,7 +33,7 @@ class HeatPanel:
 
 
 def heat_panels(loads: Mapping[int, LoadSeries]) -> list[HeatPanel]:
-    """A panel for each layer; of more than MOST_LAYERS, that many evenly spaced."""
+    """One panel for each layer. If there are more than MOST_LAYERS, that many evenly spaced layers."""
     layers = sorted(layer for layer, series in loads.items() if series)
     if len(layers) > MOST_LAYERS:
         layers = [layers[index * (len(layers) - 1) // (MOST_LAYERS - 1)] for index in range(MOST_LAYERS)]
@@ -41,7 +41,7 @@ def heat_panels(loads: Mapping[int, LoadSeries]) -> list[HeatPanel]:
 
 
 def strength(load: float) -> float:
-    """How strong the colour of a load (1 is the mean) is, from 0 to 1.
+    """The strength of the colour, from 0 to 1, for a load as a multiple of the mean.
 
     >>> strength(0), strength(1.5), strength(9)
     (0.0, 0.5, 1.0)
@@ -50,8 +50,8 @@ def strength(load: float) -> float:
 
 
 def columns(series: LoadSeries) -> list[tuple[int, int, list[float]]]:
-    """(first step, last step, load of each expert over the mean): neighbouring steps are averaged where there
-    are more than MOST_COLUMNS.
+    """The columns: (first step, last step, load of each expert over the mean). Neighbouring steps are
+    averaged if there are more than MOST_COLUMNS.
 
     >>> columns([(1, [0.75, 0.25])])
     [(1, 1, [1.5, 0.5])]
@@ -67,8 +67,8 @@ def columns(series: LoadSeries) -> list[tuple[int, int, list[float]]]:
 
 
 def rows(loads: Sequence[float]) -> list[float]:
-    """A column's rows: experts as they are, or the busiest of neighbours where there are more
-    than MOST_ROWS.
+    """The rows of a column: one per expert or, if there are more than MOST_ROWS, the busiest
+    of neighbouring experts.
     """
     size = -(-len(loads) // MOST_ROWS)
     return [max(loads[start : start + size]) for start in range(0, len(loads), size)]
@@ -109,7 +109,7 @@ def _panel(layer: int, series: LoadSeries) -> HeatPanel:
 
 
 def scale() -> str:
-    """The legend: which colour stands for which multiple of the mean load."""
+    """Draw the legend that maps colours to multiples of the mean load."""
     width = 44
     svg = ElementTree.Element(
         "svg",

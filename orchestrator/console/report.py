@@ -1,7 +1,8 @@
-"""report.html: one self-contained page about a run, to be read on a desk or a phone, mailed, or kept.
+"""Renders report.html: one self-contained page about a run, which can be read on any
+screen, mailed or archived.
 
-Everything is inside the file: style, charts, text. It loads nothing and runs no script. Every value from a
-run is escaped.
+Style, charts and text are all inside the file. It loads nothing and runs no script. Every value
+from a run is escaped.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ TIME_PARTS = (
     ("evaluate", ("time/evaluate",)),
     ("other", ("time/checkpoint", "time/orchestration")),
 )
-"""The parts of a stage's time and the metrics that add up to each. `other` is checkpoints and what no
-actor's work covers.
+"""The parts of a stage's time and the metrics that add up to each. `other` is checkpoints and time in
+which no actor worked.
 """
 
 METRICS = (
@@ -80,7 +81,7 @@ class TimePart:
 
 
 def render_report(data: ReportData) -> str:
-    """The page. Pure: the same data give the same bytes."""
+    """Render the page. Pure: the same data gives the same bytes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("orchestrator.console"),
         autoescape=True,
@@ -116,7 +117,9 @@ def render_report(data: ReportData) -> str:
 
 
 def _heat(stage: StageData) -> list[tuple[HeatPanel, Markup]]:
-    """The panels and their pictures, which an XML writer built from numbers."""
+    """The heat map panels with their pictures, which are safe because an XML
+    writer built them from numbers.
+    """
     return [(panel, Markup(panel.svg)) for panel in heat_panels(stage.routing)]
 
 
@@ -152,7 +155,7 @@ def tiles(data: ReportData) -> list[Tile]:
 
 
 def _bounds(stage: StageData | None, metric: str) -> str:
-    """The 95 % interval of a share's last value, as a note; empty where it is not known."""
+    """The 95 % interval of a share's last value as a note; empty if unknown."""
     interval = stage.last_interval(metric) if stage else None
     return f"95% interval {percent(interval.low)} to {percent(interval.high)}" if interval else ""
 
@@ -170,7 +173,7 @@ def _sampled(stage: StageData) -> Iterator[tuple[str, str, tuple[float, float]]]
 
 
 def summary(data: ReportData) -> str:
-    """The run in a sentence, for a page preview and for those who read only one."""
+    """The run in one sentence, for page previews and the top of the page."""
     main = data.stages[-1] if data.stages else None
     heldout = main.ends(HELDOUT) if main else None
     if main is None or heldout is None:
@@ -182,8 +185,8 @@ def summary(data: ReportData) -> str:
 
 
 def time_parts(stage: StageData) -> list[TimePart]:
-    """Where a stage's time went. Parts that ran at the same time are counted in each, so they can add up to
-    more than the wall time.
+    """The parts of a stage's time. Parts that ran at the same time are all counted, so the sum
+    can exceed the wall time.
     """
     seconds = {name: sum(stage.total(metric) for metric in metrics) for name, metrics in TIME_PARTS}
     total = sum(seconds.values()) or 1.0
@@ -191,8 +194,8 @@ def time_parts(stage: StageData) -> list[TimePart]:
 
 
 def segments(text: str, pattern: str) -> Iterator[tuple[str, str]]:
-    """`text` cut into (kind, part): `check` where it matches the task's self-check pattern, `tag`
-    for tags, `plain`.
+    """Split `text` into (kind, part). The kind is `check` if the part matches the task's self-check pattern,
+    `tag` for tags, otherwise `plain`.
 
     >>> list(segments("<think>7, wait, 8", r"\\bwait\\b"))
     [('tag', '<think>'), ('plain', '7, '), ('check', 'wait'), ('plain', ', 8')]
@@ -214,7 +217,7 @@ def segments(text: str, pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def compact(number: float) -> str:
-    """A count in at most five characters.
+    """Format a count in at most five characters.
 
     >>> compact(950), compact(14_210), compact(2_530_000)
     ('950', '14.2k', '2.53M')
@@ -245,7 +248,7 @@ def _overhead(stages: Sequence[StageData]) -> float | None:
 
 
 def _metric_charts(stages: Sequence[StageData]) -> list[tuple[str, str, str, Markup]]:
-    """(name, first, last, chart) of what a researcher looks at next, for the last stage."""
+    """(name, first, last, chart) of further metrics of the last stage."""
     if not stages:
         return []
     history = stages[-1].history
@@ -257,7 +260,7 @@ def _metric_charts(stages: Sequence[StageData]) -> list[tuple[str, str, str, Mar
 
 
 def _cost(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The cost report's rows as text, dearest first, idle last."""
+    """The rows of the cost report as text, the most expensive first and idle time last."""
     if cost is None:
         return None
     total = Decimal(cost["accelerator_hours"]) or Decimal(1)
@@ -291,7 +294,7 @@ def _by_idle_then_hours(row: Mapping[str, Any]) -> tuple[bool, Decimal]:
 
 
 def _figure(value: str) -> str:
-    """A decimal string of the ledger with thousands separators: its digits are kept, so that the lines still
+    """Add thousands separators to a decimal string of the ledger. All digits are kept, so that the lines
     add up to their total.
     """
     return f"{Decimal(value):,f}"

@@ -1,4 +1,4 @@
-"""What a report shows, as frozen records: read by `report_reader`, drawn by `report`."""
+"""The data of a report, as frozen records that `report_reader` reads and `report` renders."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StageData:
     ended_ns: int | None
     history: Mapping[str, Series]
     playback: bool
-    """Its rollouts are worked solutions, not the model's own."""
+    """Whether the rollouts are worked solutions instead of the model's own samples."""
     routing: Mapping[int, LoadSeries] = field(default_factory=dict[int, LoadSeries])
     """Expert loads by layer; empty for a dense model."""
     warnings: tuple[Mapping[str, Any], ...] = ()
-    """The particulars of its `TrainingWarning` events."""
+    """The fields of its `TrainingWarning` events."""
 
     @property
     def step(self) -> int:
@@ -43,7 +43,7 @@ class StageData:
         return sum(value for _, value in self.history.get(metric, ()))
 
     def last_interval(self, metric: str) -> Interval | None:
-        """The confidence interval of the last value of a share; None where its sample size is not known."""
+        """The confidence interval of a share's last value; None if its sample size is unknown."""
         last = {name: series[-1][1] for name, series in self.history.items() if series}
         return interval_of(metric, last)
 
@@ -55,7 +55,7 @@ class StageData:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One rollout, to read. `right` is None where it could not be graded."""
+    """One rollout to show. `right` is None if it could not be scored."""
 
     prompt_id: str
     prompt: str
@@ -68,7 +68,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SamplePair:
-    """A rollout from the beginning beside one from the end."""
+    """A rollout from the beginning and one from the end of training."""
 
     before: Sample
     after: Sample
@@ -76,7 +76,7 @@ class SamplePair:
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """How the same prompts were answered before and after; counts of prompts."""
+    """Numbers of prompts by whether they were answered correctly before and after."""
 
     right_right: int
     wrong_right: int
@@ -86,8 +86,8 @@ class Transitions:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Rollouts from the beginning and the end of the last stage. `transitions` is None where the
-    prompts differ.
+    """Rollouts from the beginning and the end of the last stage. `transitions` is None
+    if their prompts differ.
     """
 
     before_title: str

@@ -1,4 +1,4 @@
-"""From the directories of a run, or of a pipeline's stages, to what a report shows."""
+"""Reads the data of a report from the directory of a run or the directories of a pipeline's stages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from orchestrator.training.records import RecordKind
 from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
 
 SHOWN = ((False, True, 3), (True, True, 1), (False, False, 1), (True, False, 1))
-"""How many pairs are shown of those that were (right before, right after): what was learned,
-and what was not.
-"""
+"""(correct before, correct after, number of pairs to show): examples of what was learned and what was not."""
 UNPAIRED = 4
 MOST_CHARACTERS = 4000
 
@@ -27,13 +25,13 @@ MOST_CHARACTERS = 4000
 def write_report(run: RunDirectory, cost: Mapping[str, Any] | None) -> None:
     """Write report.html into the run's directory. `cost` is the JSON of `orchestrator cost report`.
 
-    Raises RunNotFoundError if the directory holds no run, OSError if the disk refuses the file.
+    Raises RunNotFoundError if the directory holds no run, OSError if the file cannot be written.
     """
     write_atomically(run.report, render_report(read_report(run, cost)))
 
 
 def read_report(run: RunDirectory, cost: Mapping[str, Any] | None) -> ReportData:
-    """All that the report of `run` shows. Raises RunNotFoundError if the directory holds no run."""
+    """Read the data for the report of `run`. Raises RunNotFoundError if the directory holds no run."""
     record = runs.observe(run)
     stages = _stage_directories(run, record)
     main = stages[-1] if stages else run
@@ -59,7 +57,7 @@ def read_report(run: RunDirectory, cost: Mapping[str, Any] | None) -> ReportData
 
 
 def _stage_directories(run: RunDirectory, record: RunRecord) -> list[RunDirectory]:
-    """The stages that were started; the run itself if it is no pipeline."""
+    """The stages that were started, or the run itself if it is not a pipeline."""
     if not record.stages:
         return [run]
     started = [run.stage_run(stage.run_id) for stage in record.stages if stage.run_id]
@@ -101,12 +99,14 @@ def _samples(run: RunDirectory, facts: RunFacts, earlier: Sequence[str]) -> Samp
 
 
 def _beside(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[SamplePair, ...]:
-    """A few rollouts of each step side by side, although their prompts differ."""
+    """Pairs of rollouts from two steps whose prompts differ."""
     return tuple(SamplePair(*pair) for pair in zip(before[:UNPAIRED], after[:UNPAIRED], strict=False))
 
 
 def _compare(before: Sequence[Sample], after: Sequence[Sample]) -> tuple[tuple[SamplePair, ...], Transitions]:
-    """The same prompts before and after: a few to read, and how many of each kind there are."""
+    """Compare the answers to the same prompts before and after: some pairs to show, and
+    the number of each kind.
+    """
     answered = {sample.prompt_id: sample for sample in before}
     pairs = [
         SamplePair(answered[sample.prompt_id], sample) for sample in after if sample.prompt_id in answered
@@ -157,7 +157,7 @@ def _when(step: int, earlier: Sequence[str]) -> str:
 
 
 def _facts(facts: RunFacts, manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What decides a result, in one place; what is not known is left out."""
+    """The facts that determine the result of a run. Unknown facts are left out."""
     git, machine = manifest.get("git") or {}, manifest.get("machine") or {}
     known = list(facts.settings)
     if machine:

@@ -1,4 +1,4 @@
-"""The learning curve of a run, or of the stages of a pipeline, from their directories."""
+"""Draws the learning curve of a run, or of a pipeline's stages, from their directories."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from orchestrator.training.telemetry.curve_layout import Series, StageCurve
 
 
 def write_learning_curve(runs: Sequence[RunDirectory], path: Path) -> bool:
-    """Draw the runs, one after another, into the PNG `path`; False, and no file, if none of them has
-    measured anything yet.
+    """Draw the runs one after another into the PNG `path`. Returns False, without writing a file, if none
+    of them has metrics yet.
 
-    Raises OSError if the disk refuses the file.
+    Raises OSError if the file cannot be written.
     """
     from orchestrator.training.telemetry.curve import learning_curve_png
 
@@ -36,8 +36,8 @@ def write_learning_curve(runs: Sequence[RunDirectory], path: Path) -> bool:
 
 
 def stage_curve(name: str, history: Mapping[str, Series], playback: bool) -> StageCurve:
-    """The curve of one stage. Where worked solutions are played back (a cold start) the sampled rollouts are
-    not the model's own: only the evaluations speak of it.
+    """The curve of one stage. In a stage that plays back worked solutions (a cold start), the rollouts are
+    not the model's own, so only the evaluations are shown.
     """
     train = () if playback else history.get("accuracy/train", ())
     reflection = "heldout/reflection_fraction" if playback else "rollout/reflection_fraction"
@@ -58,11 +58,11 @@ def read_manifest(run: RunDirectory) -> dict[str, Any]:
 
 
 def read_facts(run: RunDirectory) -> RunFacts:
-    """What the run's manifest says of its config; nothing is known of a run without one."""
+    """The facts in the run's manifest; empty if it has no manifest."""
     return RunFacts.from_manifest(read_manifest(run))
 
 
 def run_name(run: RunDirectory) -> str:
-    """What a stage is called among the others: its name, or the job's."""
+    """The label of a run: the name of its stage, or of its job."""
     record = run.record()
     return (record.stage or record.job).replace("_", " ")

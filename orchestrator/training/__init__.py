@@ -1,4 +1,4 @@
-"""One training run: the flow from prompts to new weights, and who carries each step of it out.
+"""One training run: the flow from prompts to new weights, and the component that performs each step.
 
     task --prompts--> rollout workers --rollouts--> reward workers
                             ^                             |
@@ -9,10 +9,11 @@
                             |                             | batches
                             +-------- learner ranks <-----+
 
-- `records` are what travels, `stages` the interfaces between the parts, `loop` the only place
-  where they meet.
-- `prompts`, `rollouts`, `rewards`, `advantages`, `learner` and `weights` are the parts; none imports another.
-- `cluster` puts them into Ray actors and is the only package that imports Ray; `simulation` runs the same
-  loop in virtual time with fake workers.
-- `usage` is what a run tells the ledger. A run never imports the ledger.
+- `records` defines the data that is passed between components, `stages` their interfaces, and `loop` is the
+  only module that connects them.
+- `prompts`, `rollouts`, `rewards`, `advantages`, `learner` and `weights` are the components; none imports
+  another.
+- `cluster` runs them in Ray actors and is the only package that imports Ray; `simulation` runs the same loop
+  in virtual time with fake workers.
+- `usage` defines the events that a run sends to the ledger. A run never imports the ledger.
 """

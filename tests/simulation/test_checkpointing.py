@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     resumed = simulate(settings, tmp_path, resume=True)
     assert_complete(resumed, settings, tmp_path)
     assert resumed.trace.reports[0].step == 16
-    assert f"going on from {before.name}: {newest}/{name} differs from its manifest" in caplog.text
+    assert f"continuing from {before.name}: {newest}/{name} differs from its manifest" in caplog.text
     aside = newest.with_name("step-000020.damaged")
     assert f"what is left of it is in {aside}" in caplog.text
     assert {path.name for path in aside.iterdir()} == left
@@ -259,7 +259,7 @@ def test_a_changed_manifest_is_named(content: str, tmp_path: Path, caplog: pytes
     manifest = complete(tmp_path / "checkpoints")[-1] / MANIFEST
     manifest.write_text(content)
     assert simulate(BASE, tmp_path, resume=True).trace.reports[0].step == 16
-    assert f"going on from step-000015: {manifest}" in caplog.text
+    assert f"continuing from step-000015: {manifest}" in caplog.text
 
 
 def test_a_checkpoint_that_was_half_removed_does_not_count(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from orchestrator.config.compose import ConfigFiles, conf_dir
 
 ROOT = conf_dir().parent
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
-JOBS = set(ConfigFiles.from_overrides().jobs())
+JOBS = set(ConfigFiles.named_by().jobs())
 
 JOB_OF = {
     "algorithm/sft": "sft",

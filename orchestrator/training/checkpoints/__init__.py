@@ -1,7 +1,7 @@
-"""Checkpoints: written by every part of a run, complete only once their manifest exists.
+"""Checkpoints. Every component of a run writes its state; a checkpoint is complete once its manifest exists.
 
 checkpointer   saves and restores the loop and the learner, in the background if asked to
 format         files, digests and the manifest of one checkpoint
-store          where copies are kept: a directory or an S3 prefix
+store          stores for copies: a directory or an S3 prefix
 mirror         copies finished checkpoints to a store
 """

@@ -1,12 +1,12 @@
-"""Checkpoints: the parts' states composed, the manifest last, the directory renamed into place.
+"""Saves and restores checkpoints: the states of all components, then the manifest, then a rename into place.
 
     save(step 10)   snapshot to memory            | the step waits for this
-                    write, sync, digest, manifest | behind the next steps, if asynchronous
-    save(step 20)   waits for the write of step 10, then the same
+                    write, sync, digest, manifest | during the next steps, if asynchronous
+    save(step 20)   waits for the write of step 10, then does the same
 
-A failed save leaves the earlier checkpoints as they were, and is raised by the next call here: no later than
-the end of the run. With a mirror each checkpoint is also copied to a store outside the machine, behind the
-run's back; a new machine restores from there.
+A failed save leaves earlier checkpoints unchanged and is raised by the next call, at the latest at the end of
+the run. With a mirror, each checkpoint is also copied in the background to a store outside the machine, from
+which a new machine can restore the run.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LoopState:
-    """What the loop itself must know to go on: everything else follows from the config and the seed."""
+    """The loop's own state. Everything else follows from the config and the seed."""
 
     step: int
     next_group: int
     outstanding: tuple[tuple[int, str], ...]
-    """(group id, prompt id) of groups asked for and not trained on; they are asked for again, first."""
+    """(group id, prompt id) of groups that were requested but not trained on. They
+    are requested again first.
+    """
     prompts: Mapping[str, Any]
 
 
 class Checkpointer:
-    """Writes and restores checkpoints under `directory` (on a cluster: storage that every node
-    mounts), keeping the newest `keep`, and copies them to the mirror's store if there is one. Belongs
-    to one event loop.
+    """Writes and restores checkpoints under `directory` (on a cluster: storage that every node mounts), keeps
+    the newest `keep`, and copies them to the mirror's store if there is one. Use it from one event loop only.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class Checkpointer:
         self._writing: asyncio.Task[None] | None = None
 
     async def save(self, learner: Savable, state: LoopState) -> tuple[Span, ...]:
-        """Write the checkpoint of `state.step`, unless it is there already: here and now or, if asynchronous,
-        from a snapshot, behind the caller's back.
+        """Write the checkpoint of `state.step` unless it exists: immediately or, if asynchronous, from a
+        snapshot in the background.
 
-        Raises CheckpointError if the disk refuses, now or for the checkpoint before, or if the store was out
-        of reach too often; earlier checkpoints stay.
+        Raises CheckpointError if this checkpoint or the previous one cannot be written, or if copies to the
+        store have failed too often. Earlier checkpoints are kept.
         """
         await self.wait_for_pending()
         if (self._directory / name_of(state.step) / MANIFEST).exists():
@@ -96,25 +97,25 @@ class Checkpointer:
         return await self._write(lambda directory: learner.save(directory, state.step), state)
 
     def raise_if_failed(self) -> None:
-        """Raise what kept the checkpoint under way from being written, if that is known by now."""
+        """Raise the error of the checkpoint in progress, if it has already failed."""
         if self._writing is not None and self._writing.done():
             writing, self._writing = self._writing, None
             writing.result()
 
     async def wait_for_pending(self) -> None:
-        """Wait until the checkpoint under way is there. Raises what kept it from being written."""
+        """Wait until the checkpoint in progress is complete. Raises its error if it fails."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
             self.raise_if_failed()
 
     def abandon(self) -> None:
-        """Give up the checkpoint under way."""
+        """Cancel the checkpoint in progress."""
         if self._writing is not None:
             self._writing.cancel()
 
     async def close(self) -> None:
-        """Wait until nothing is written any more. What fails here is only logged: the run has ended, for a
-        reason of its own.
+        """Wait until all writes have ended. Errors are only logged, because the run has already
+        ended for another reason.
         """
         writing, self._writing = self._writing, None
         if writing is None:
@@ -148,20 +149,20 @@ class Checkpointer:
         return written
 
     async def restore(self, learner: Savable) -> LoopState | None:
-        """Load the newest good checkpoint, here or in the store, into the learner; None if there
-        is none at all.
+        """Load the newest valid checkpoint, local or from the store, into the learner. Returns None if there
+        is no checkpoint at all.
 
-        One here whose files don't match its manifest is done without, and set aside, with a warning that
-        names the file. A checkpoint under way is waited for; one that went with a lost rank is done without.
+        A local checkpoint whose files do not match its manifest is skipped and set aside, with a warning that
+        names the file. A checkpoint in progress is waited for, and skipped if it was lost with a rank.
 
-        Raises CheckpointError if there are some and none is good (they stay as they are), if the store
-        has a newer one that is damaged, and if the store can't be asked while the newest here is
-        missing or damaged.
+        Raises CheckpointError if there are checkpoints but none is valid (they are kept unchanged), if
+        the store has a newer one that is damaged, or if the store is unreachable while the newest local
+        one is missing or damaged.
         """
         try:
             await self.wait_for_pending()
         except WorkerLostError as lost:
-            logger.warning("going on without the checkpoint under way: %s", lost)
+            logger.warning("continuing without the checkpoint in progress: %s", lost)
         await _in_thread(self._remove_partials)
         newest = await self._newest_good()
         if newest is None:
@@ -175,8 +176,8 @@ class Checkpointer:
             raise CheckpointError(f"{newest / LOOP_STATE} is not the state of a loop: {error!r}") from error
 
     async def flush(self) -> None:
-        """Wait until the newest checkpoint is there, and in the store. Raises CheckpointError if it
-        can't be had there.
+        """Wait until the newest checkpoint is complete and in the store. Raises
+        CheckpointError if that fails.
         """
         await self.wait_for_pending()
         if self._mirror is not None:
@@ -188,23 +189,23 @@ class Checkpointer:
             try:
                 await _in_thread(partial(verify, newest))
             except (CheckpointError, OSError) as error:
-                if newest in damaged:  # again, just after the store's good copy was put there
+                if newest in damaged:  # damaged again, although the store's valid copy has just replaced it
                     raise
                 damaged[newest] = error
                 continue
             for path, error in damaged.items():
-                where = "the store has a good copy"
+                where = "the store has a valid copy"
                 if path != newest:
                     where = f"what is left of it is in {await _in_thread(partial(set_aside, path))}"
-                logger.warning("going on from %s: %s; %s", newest.name, error, where)
+                logger.warning("continuing from %s: %s; %s", newest.name, error, where)
             return newest
         if damaged:
             raise next(iter(damaged.values()))
         return None
 
     async def _newest_anywhere(self, damaged: Collection[Path]) -> Path | None:
-        """The checkpoint with the highest step that is not known to be damaged, fetched if it is in
-        the store only.
+        """The checkpoint with the highest step that is not known to be damaged. If only the store
+        has it, it is fetched.
         """
         good = [path for path in complete(self._directory) if path not in damaged]
         here, mirror = good[-1] if good else None, self._mirror
@@ -215,14 +216,14 @@ class Checkpointer:
         except CheckpointError as error:
             if here is None or damaged:
                 raise
-            logger.warning("going on from %s: %s", here, error)
+            logger.warning("continuing from %s: %s", here, error)
             return here
         if there is None or (here is not None and (step_of(here.name) or 0) >= (step_of(there) or 0)):
             return here
         return await _in_thread(lambda: mirror.store.fetch(there, self._directory))
 
     def _remove_partials(self) -> None:
-        """What processes that were killed while they wrote have left over."""
+        """Delete incomplete checkpoints of processes that were killed while writing."""
         for path in self._directory.glob(partial_of(Path("step-*")).name):
             remove_partial(path)
 
@@ -234,8 +235,8 @@ class Checkpointer:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Run what blocks without blocking the loop. It is waited for even if the caller is cancelled: nothing
-    may go on writing files that a restore is about to read.
+    """Run a blocking function in a thread. It is awaited even if the caller is cancelled, because nothing may
+    continue to write files that a restore is about to read.
     """
     running = asyncio.ensure_future(asyncio.to_thread(function))
     try:

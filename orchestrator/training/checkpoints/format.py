@@ -1,8 +1,8 @@
-"""What a checkpoint is on disk: a directory `step-000040` whose manifest was written last.
+"""The format of a checkpoint on disk: a directory `step-000040` whose manifest is written last.
 
     step-000040/
-        rank-0-of-2...          what the learner ranks wrote
-        loop.json               what the loop itself must know
+        rank-0-of-2...          the learner ranks' shards
+        loop.json               the loop's own state
         manifest.json           size and SHA-256 of every other file
 
 A directory without a manifest is not a checkpoint. Everything here blocks: call it in a thread.
@@ -35,57 +35,59 @@ def name_of(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """Inverse of `name_of`; None if it is no checkpoint's name."""
+    """Inverse of `name_of`; None if `name` is not the name of a checkpoint."""
     match = NAME.fullmatch(name)
     return int(match.group(1)) if match else None
 
 
 def partial_of(checkpoint: Path) -> Path:
-    """Where a checkpoint is written before it is renamed into place."""
+    """The directory in which a checkpoint is written before it is renamed into place."""
     return checkpoint.with_name(f".{checkpoint.name}.partial")
 
 
 def remove_partial(partial: Path) -> None:
-    """Delete what a write that was cut short has left over."""
+    """Delete the files of an interrupted write."""
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def complete(directory: Path) -> list[Path]:
-    """The checkpoints in `directory`, by step."""
+    """The complete checkpoints in `directory`, by step."""
     found = {step_of(path.name): path for path in directory.glob("step-*") if (path / MANIFEST).is_file()}
     return [path for _, path in sorted((step, path) for step, path in found.items() if step is not None)]
 
 
 def commit(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
-    """Turn `partial`, where the learner's files are, into the checkpoint `final`. Raises OSError, or
-    CheckpointError for a file whose name no reader would accept.
+    """Turn `partial`, which contains the learner's files, into the checkpoint `final`. Raises OSError, or
+    CheckpointError for a file whose name readers would reject.
     """
     write_json(partial / LOOP_STATE, state)
     manifest = {"format": FORMAT, "step": step_of(final.name), "files": digests(partial)}
     read_manifest(json.dumps(manifest).encode(), partial)
     write_json(partial / MANIFEST, manifest)
-    shutil.rmtree(final, ignore_errors=True)  # what a removal that was cut short left over
+    shutil.rmtree(final, ignore_errors=True)  # left over from an interrupted removal
     partial.rename(final)
     sync_directory(final.parent)
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, its manifest first: what a crash leaves over is not a checkpoint."""
+    """Delete a checkpoint, its manifest first, so that a crash does not leave a damaged checkpoint."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that its name is free and its files can be looked at; the new path."""
+    """Rename a damaged checkpoint, so that its name is free and its files can be
+    inspected. Returns the new path.
+    """
     aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time that this step was trained
+    shutil.rmtree(aside, ignore_errors=True)  # from an earlier time that this step was trained
     checkpoint.rename(aside)
     return aside
 
 
 def verify(checkpoint: Path) -> None:
-    """Raises CheckpointError, naming the file, if a file of the checkpoint is missing, has another size or
-    another digest, or if the manifest itself can't be read.
+    """Raise CheckpointError, naming the file, if a file of the checkpoint is missing or has another size or
+    digest, or if the manifest itself cannot be read.
     """
     manifest = read_manifest((checkpoint / MANIFEST).read_bytes(), checkpoint / MANIFEST)
     found = digests(checkpoint)
@@ -97,7 +99,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def read_manifest(content: bytes, where: object) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file by name. Raises CheckpointError, naming `where` the manifest came from.
+    """Size and digest of each file by name. Raises CheckpointError that names `where` the manifest is.
 
     The names become paths below a checkpoint's directory, so each must be one plain path component.
     """
@@ -118,12 +120,12 @@ def read_manifest(content: bytes, where: object) -> dict[str, dict[str, Any]]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is one visible path component: it cannot lead out of the directory it is joined to."""
+    """Whether `name` is a single visible path component, which cannot lead out of its directory."""
     return len(name) <= LONGEST_NAME and PLAIN_NAME.fullmatch(name) is not None
 
 
 def digests(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but the manifest, by its path inside `directory`; links do not count."""
+    """Size and SHA-256 of every file but the manifest, by path inside `directory`. Links are ignored."""
     files = sorted(
         path
         for path in directory.rglob("*")
@@ -136,7 +138,7 @@ def digests(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write and wait until the disk has it."""
+    """Write a file and sync it to disk."""
     with path.open("w") as file:
         json.dump(content, file, indent=1)
         file.flush()
@@ -144,7 +146,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Wait until the disk has the directory's own entries."""
+    """Sync the directory's own entries to disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Copies checkpoints to a store while training goes on."""
+"""Copies checkpoints to a store while training continues."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointMirror:
-    """One copy at a time, in a thread; if checkpoints come faster than they can be copied,
-    only the newest is.
+    """Copies one checkpoint at a time in a thread. If checkpoints are written faster than they can be copied,
+    only the newest one is copied.
 
-    A copy that fails is logged and the next checkpoint tried; more than `failure_budget` failures in a row
-    are an error. Belongs to one event loop.
+    A failed copy is logged, and the next checkpoint is tried. More than `failure_budget` consecutive failures
+    are an error. Use it from one event loop only.
     """
 
     def __init__(self, store: CheckpointStore, failure_budget: int, retry_seconds: float) -> None:
@@ -31,13 +31,13 @@ class CheckpointMirror:
         self._task: asyncio.Task[None] | None = None
 
     def offer(self, checkpoint: Path) -> None:
-        """Copy it soon. Raises CheckpointError if too many copies have failed, CheckpointConflictError if
-        another process writes to the store.
+        """Schedule a copy of `checkpoint`. Raises CheckpointError if too many copies have failed,
+        CheckpointConflictError if another process writes to the store.
         """
         self._raise_if_spent()
         self._pending = checkpoint
         if self._task is not None and self._task.done():
-            self._task.result()  # raises what is no failure to copy but a bug
+            self._task.result()  # failures to copy were handled, so an exception here is a bug
             self._task = None
         if self._task is None:
             self._task = asyncio.ensure_future(self._copy())
@@ -47,7 +47,7 @@ class CheckpointMirror:
         return [path for path in (self._pending, self._copying) if path is not None]
 
     async def flush(self) -> None:
-        """Wait until the newest checkpoint that was offered is in the store. Raises like `offer`."""
+        """Wait until the newest offered checkpoint is in the store. Raises the same errors as `offer`."""
         while True:
             if self._task is not None:
                 await self._task
@@ -65,7 +65,7 @@ class CheckpointMirror:
             except CheckpointError as error:
                 self._failures, self._last = self._failures + 1, error
                 logger.warning(
-                    "%s was not copied (failure %d in a row of %d tolerated): %s",
+                    "%s was not copied (consecutive failure %d, %d are tolerated): %s",
                     checkpoint.name,
                     self._failures,
                     self._budget,

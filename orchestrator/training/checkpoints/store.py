@@ -1,18 +1,18 @@
-"""Where checkpoints are kept outside the machine that made them: a directory, or a prefix in S3.
+"""Stores for copies of checkpoints outside the machine that wrote them: a directory or an S3 prefix.
 
-A store belongs to one run, and one process at a time writes it. A put is all or nothing: the manifest goes
-last, and only if there is none of that name. `latest` is the fence between two processes that both believe
-to be the run (a job that was started again while its first life still went on): whoever writes after the
-other has written is refused with CheckpointConflictError and must end.
+A store belongs to one run, and only one process at a time may write to it. A put is atomic: the manifest is
+written last, and only if no manifest of that name exists. `latest` fences off a second process that executes
+the same run (for example a job that was restarted while its old process was still running): once one process
+has written, the next put of the other one raises CheckpointConflictError, and that process must stop.
 
     <location>/<run id>/
         latest                              name and manifest digest of the newest put
         step-000040/manifest.json           as on disk
-        step-000040/<its digest>/loop.json  S3: files lie under their manifest's digest, so that a writer that
-                                            is about to lose can't touch the winner's; a directory needs no
-                                            such detour, it is renamed into place
+        step-000040/<digest>/loop.json      S3: files are stored under the digest of their manifest, so that
+                                            two writers cannot overwrite each other's files; a directory does
+                                            not need this, because it is renamed into place
 
-All calls block: call them in a thread. All raise CheckpointError.
+All calls block, so call them in a thread. All raise CheckpointError.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 LATEST = "latest"
 CONFLICT_ATTEMPTS = 5
-"""How often a conditional write is repeated while S3 says 409: another write of the same key is under way."""
+"""How often a conditional write is attempted while S3 answers 409 (a concurrent write of the same key)."""
 DELETE_AT_ONCE = 1000
 
 
@@ -53,25 +53,29 @@ class CheckpointStore(Protocol):
     """Keeps the newest checkpoints of one run."""
 
     def put(self, checkpoint: Path) -> None:
-        """Keep a copy of the checkpoint, under its name. The same one again is a success without effect.
+        """Store a copy of the checkpoint under its name. Putting the same checkpoint again has no effect.
 
-        Raises CheckpointConflictError if another process has put something since this one last looked.
+        Raises CheckpointConflictError if another process has put a checkpoint since this process last looked.
         """
         ...
 
     def newest(self) -> str | None:
-        """The name of the checkpoint with the highest step; what is put from here on builds upon it."""
+        """The name of the checkpoint with the highest step; None if there is none. Later puts are checked for
+        conflicts against what the store contained at this moment.
+        """
         ...
 
     def fetch(self, name: str, into: Path) -> Path:
-        """Copy the checkpoint to `into / name`, verified. The copy appears there as a whole or not at all."""
+        """Copy the checkpoint to `into / name` and verify it. The copy appears there
+        completely or not at all.
+        """
         ...
 
 
 def open_store(location: str, run_id: str, keep: int) -> CheckpointStore:
-    """The store of a run: `location` is a directory, or `s3://bucket/prefix` with credentials, region and
-    endpoint (`AWS_ENDPOINT_URL`) from wherever boto3 looks for them. Raises ConfigError for any other URL,
-    and if boto3 finds settings that it can't use. Asks nothing of the network yet.
+    """Open the store of a run. `location` is a directory, or `s3://bucket/prefix`; boto3 finds credentials,
+    region and endpoint (`AWS_ENDPOINT_URL`) as usual. Makes no network request. Raises ConfigError for any
+    other URL, and if boto3 rejects its settings.
     """
     if "://" not in location:
         return DirectoryStore(Path(location) / run_id, keep)
@@ -83,14 +87,14 @@ def open_store(location: str, run_id: str, keep: int) -> CheckpointStore:
 
     try:
         client = boto3.client("s3")
-    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+    except (BotoCoreError, ValueError) as error:  # ValueError: the endpoint is not a URL
         raise ConfigError("checkpoint.store", location, "settings that boto3 accepts", str(error)) from error
     return S3Store(client, parts.netloc, f"{parts.path.strip('/')}/{run_id}".strip("/"), keep)
 
 
 class DirectoryStore:
-    """A `CheckpointStore` in a directory, on a mounted file system. Its fence is looked at, then written: two
-    writers within the same instant are only told apart if they put the same step.
+    """A `CheckpointStore` in a directory on a mounted file system. Reading and writing `latest` is not
+    atomic, so two processes that write at the same instant are only detected if they put the same step.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -99,7 +103,7 @@ class DirectoryStore:
         self._looked = False
 
     def put(self, checkpoint: Path) -> None:
-        """Copy it, verify the copy, rename it into place."""
+        """Copy the checkpoint, verify the copy and rename it into place."""
         verify(checkpoint)
         final = self._directory / checkpoint.name
         latest = _latest_json(checkpoint)
@@ -121,14 +125,14 @@ class DirectoryStore:
                 remove(old)
 
     def newest(self) -> str | None:
-        """By the names in the directory."""
+        """Find the newest checkpoint by the names in the directory."""
         with _disk_errors(f"{self._directory} could not be read"):
             self._seen, self._looked = self._read_latest(), True
             found = complete(self._directory)
         return found[-1].name if found else None
 
     def fetch(self, name: str, into: Path) -> Path:
-        """Copy it back."""
+        """Copy the checkpoint from the store and verify it."""
         with _disk_errors(f"{name} could not be copied from {self._directory}"):
             into.mkdir(parents=True, exist_ok=True)
             _copy_verified(self._directory / name, into / name)
@@ -141,7 +145,9 @@ class DirectoryStore:
 
 
 class S3Store:
-    """A `CheckpointStore` under `prefix` in a bucket of S3, or of a server with its conditional writes."""
+    """A `CheckpointStore` under `prefix` in a bucket of S3, or of a compatible server
+    with conditional writes.
+    """
 
     def __init__(
         self,
@@ -154,11 +160,11 @@ class S3Store:
         self._client, self._bucket, self._prefix, self._keep = client, bucket, prefix, keep
         self._sleep = sleep
         self._seen: str | None = None
-        """The ETag of `latest` when this process last read or wrote it; None: there was none."""
+        """The ETag of `latest` when this process last read or wrote it; None if it did not exist."""
         self._looked = False
 
     def put(self, checkpoint: Path) -> None:
-        """Files with checksums, then the manifest, then `latest`."""
+        """Upload the files with checksums, then the manifest, then `latest`."""
         verify(checkpoint)
         content = (checkpoint / MANIFEST).read_bytes()
         latest = _latest_json(checkpoint).encode()
@@ -167,7 +173,7 @@ class S3Store:
                 self._look()
             for name in read_manifest(content, checkpoint / MANIFEST):
                 self._upload(checkpoint / name, f"{checkpoint.name}/{_digest(content)}/{name}")
-            # A manifest that is there already: the winner's, or our own if its answer was lost on the way.
+            # A manifest that exists is either that of another process, or ours if S3's answer was lost.
             if not self._write_if(f"{checkpoint.name}/{MANIFEST}", content, None) and (
                 self._read(f"{checkpoint.name}/{MANIFEST}")[0] != content
             ):
@@ -180,14 +186,14 @@ class S3Store:
             self._prune()
 
     def newest(self) -> str | None:
-        """By the manifests under the prefix."""
+        """Find the newest checkpoint by the manifests under the prefix."""
         with self._s3_errors(f"{self._url()} could not be read"):
             self._look()
             names = self._names(self._keys())
         return names[-1] if names else None
 
     def fetch(self, name: str, into: Path) -> Path:
-        """Download, verify, rename into place."""
+        """Download the checkpoint, verify it and rename it into place."""
         partial = into / f".{name}.partial"
         with self._s3_errors(f"{name} could not be copied from {self._url()}"):
             content, _ = self._read(f"{name}/{MANIFEST}")
@@ -208,7 +214,9 @@ class S3Store:
         )
 
     def _write_if(self, name: str, content: bytes, etag: str | None) -> bool:
-        """Write if the object has this ETag (None: if there is none); False if it has another by now."""
+        """Write if the object has this ETag (None: if it does not exist). Returns False
+        if it has another one.
+        """
         from botocore.exceptions import ClientError
 
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
@@ -236,7 +244,7 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
     def _read(self, name: str) -> tuple[bytes, str]:
-        """Content and ETag."""
+        """Content and ETag of an object."""
         answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
         with contextlib.closing(answer["Body"]) as body:
             return body.read(), answer["ETag"]
@@ -263,7 +271,7 @@ class S3Store:
         return [key.removeprefix(self._key("")) for key in keys]
 
     def _names(self, keys: Sequence[str]) -> list[str]:
-        """The checkpoints that have a manifest, by step."""
+        """Names of the checkpoints that have a manifest, by step."""
         steps: dict[str, int] = {}
         for key in keys:
             name, _, rest = key.partition("/")
@@ -273,7 +281,9 @@ class S3Store:
         return sorted(steps, key=lambda name: steps[name])
 
     def _prune(self) -> None:
-        """Delete what is older than the newest `keep`, manifests first, and what never got a manifest."""
+        """Delete all but the newest `keep` checkpoints, manifests first, and older
+        files without a manifest.
+        """
         keys = self._keys()
         oldest_kept = min(step_of(name) or 0 for name in self._names(keys)[-self._keep :])
         old = [key for key in keys if _older(key, oldest_kept)]
@@ -327,12 +337,12 @@ def _digest(content: bytes) -> str:
 
 def _conflict(where: object, found: object) -> CheckpointConflictError:
     return CheckpointConflictError(
-        f"another process writes checkpoints of this run to {where} (found {found}): this one must end"
+        f"Another process writes checkpoints of this run to {where} (found {found}). This process must stop."
     )
 
 
 def _copy_verified(source: Path, target: Path) -> None:
-    """Copy the files that the manifest lists, and no others; never follow a link to somewhere else."""
+    """Copy only the files that the manifest lists. Links are never followed."""
     content = (source / MANIFEST).read_bytes()
     names = read_manifest(content, source / MANIFEST)
     partial = target.with_name(f".{target.name}.partial")
@@ -350,9 +360,7 @@ def _move_verified(partial: Path, target: Path) -> None:
     except CheckpointError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(
-        target, ignore_errors=True
-    )  # without a manifest: left over from a removal that was cut short
+    shutil.rmtree(target, ignore_errors=True)  # it has no manifest: left over from an interrupted removal
     partial.rename(target)
     sync_directory(target.parent)
 

@@ -1,4 +1,4 @@
-"""What the run holds of the cluster."""
+"""The configuration of the cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from orchestrator.training.settings import Settings
 
 
 class Share(Settings):
-    """What one actor of a role takes of its slot."""
+    """The share of its slot that one actor of a role uses."""
 
     cpus: float = Field(ge=0)
-    """0 lets an actor in without reserving a CPU."""
+    """With 0, the actor runs without reserving a CPU."""
     gpus: float = Field(ge=0)
-    """A fraction shares a GPU with other roles; whole GPUs are the actor's own."""
+    """With a fraction, the actor shares a GPU with other roles; whole GPUs are not shared."""
 
 
 class ClusterConfig(Settings):
@@ -24,28 +24,31 @@ class ClusterConfig(Settings):
     """
 
     address: str | None
-    """null: start Ray on this machine; `auto` or `ray://...`: connect."""
+    """null: start Ray on this machine; `auto`, `HOST:PORT` or `ray://...`: connect to a cluster."""
     resource: Literal["cpu", "gpu"]
-    """What a slot is made of, and what the ledger counts."""
+    """The kind of accelerator that slots consist of and that the ledger counts."""
     sku: str
-    """What the price book calls one accelerator of a slot."""
+    """The name of the accelerators in the price book."""
     layout: Literal["colocated", "split"]
-    """`colocated`: rollout worker i and learner rank i share slot i; `split`: each has a slot of its own.
-    Reward workers sit on the slots of the rollout workers.
+    """`colocated`: rollout worker i and learner rank i share slot i; `split`: each has its own slot. Reward
+    workers use the slots of the rollout workers.
     """
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
-    """How Ray spreads the slots over nodes: on few, or on many; STRICT_ refuses to start otherwise."""
+    """Ray's placement strategy: PACK slots on few nodes or SPREAD them over many. With STRICT_ the run
+    does not start otherwise.
+    """
     slot_cpus: float = Field(ge=0)
-    """CPUs of one slot, beside its GPUs."""
+    """CPUs of one slot, in addition to its GPUs."""
     rollout: Share
     reward: Share
     learner: Share
     object_store_bytes: int | None = Field(ge=1)
-    """Only for a Ray started here; null leaves it to Ray."""
+    """Size of the object store if Ray is started on this machine; null: Ray's default."""
     startup_timeout_seconds: float = Field(gt=0)
-    """How long to wait for the slots before the run fails with what was missing."""
+    """How long to wait for free slots before the run fails with a message that says what is missing."""
     call_timeout_seconds: float = Field(gt=0)
-    """How long one call to an actor may take before the actor counts as hung and is replaced."""
+    """How long one call to an actor may take before the actor is considered hung and is replaced."""
     heartbeat_seconds: float = Field(gt=0)
-    """How often the run tells the ledger that it is alive; a killed controller's leases end at the last one.
+    """Seconds between heartbeats to the ledger. The leases of a killed controller
+    end at its last heartbeat.
     """

@@ -39,7 +39,7 @@ class RayLearnerGroup:
     """
 
     def __init__(self, placement: Placement, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
-        self._placement, self._seats = placement, placement.of(Role.LEARNER)
+        self._placement, self._actor_slots = placement, placement.of(Role.LEARNER)
         self._slots, self._spec = slots, spec
         self._timeout_seconds = timeout_seconds
         self._incarnation = 0
@@ -110,17 +110,19 @@ class RayLearnerGroup:
         groups = {DISK: 1, STORE: 2}
         shell = ray.remote(concurrency_groups=groups)(LearnerActor)  # pyright: ignore[reportCallIssue]
         return [
-            shell.options(**self._slots.options(seat, self._incarnation)).remote(
+            shell.options(**self._slots.options(actor_slot, self._incarnation)).remote(
                 self._spec,
-                ActorIdentity(seat.name, seat.role, self._incarnation, self._slots.leases[seat.slot]),
+                ActorIdentity(
+                    actor_slot.name, actor_slot.role, self._incarnation, self._slots.leases[actor_slot.slot]
+                ),
             )
-            for seat in self._seats
+            for actor_slot in self._actor_slots
         ]
 
     async def _connect(self) -> None:
         ranks = len(self._ranks)
         nodes = self._slots.nodes()
-        one_node = len({nodes[seat.slot] for seat in self._seats}) == 1
+        one_node = len({nodes[actor_slot.slot] for actor_slot in self._actor_slots}) == 1
         setup = RankSetup(
             rank=0,
             world_size=ranks,
@@ -138,7 +140,9 @@ class RayLearnerGroup:
     def _weights(self, nodes: Sequence[str]) -> WeightsConfig:
         """The weights' config with the channel chosen for the nodes that the slots are on now."""
         readers = self._placement.of(Role.ROLLOUT)
-        return resolve_channel(self._spec.weights, [nodes[seat.slot] for seat in (self._seats[0], *readers)])
+        return resolve_channel(
+            self._spec.weights, [nodes[actor_slot.slot] for actor_slot in (self._actor_slots[0], *readers)]
+        )
 
     def _rendezvous(self) -> Rendezvous:
         """A fresh one each time: ranks of an earlier incarnation may still be ending."""
@@ -155,7 +159,8 @@ class RayLearnerGroup:
 
     async def _answers(self, refs: Sequence[Any]) -> list[Any]:
         calls = (
-            answer(seat.name, ref, self._timeout_seconds) for seat, ref in zip(self._seats, refs, strict=True)
+            answer(actor_slot.name, ref, self._timeout_seconds)
+            for actor_slot, ref in zip(self._actor_slots, refs, strict=True)
         )
         return await all_ranks(calls, DEATH_NOTICE_SECONDS)
 

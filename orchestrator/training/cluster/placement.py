@@ -1,4 +1,4 @@
-"""Which actor sits on which slot: pure arithmetic, before anything is asked of Ray."""
+"""Assigns actors to slots. Pure arithmetic that needs no Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.training.usage import Role
 
 @dataclass(frozen=True, slots=True)
 class ActorSlot:
-    """One actor's place: `name` is `<role>-<index>`, `slot` an index into `Placement.slots`."""
+    """The slot of one actor. `name` is `<role>-<index>`, `slot` an index into `Placement.slots`."""
 
     name: str
     role: Role
@@ -22,65 +22,73 @@ class ActorSlot:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One bundle of the placement group. A slot of `accelerators` GPUs (or CPU slots) is that many leases."""
+    """One bundle of the placement group. The ledger has one lease for each of its `accelerators`, which
+    are GPUs or CPU slots.
+    """
 
     cpus: float
     gpus: int
     accelerators: int
 
     def bundle(self) -> dict[str, float]:
-        """The bundle as Ray wants it: no zero entries."""
+        """The bundle in Ray's format, which has no zero entries."""
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", float(self.gpus))) if amount}
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All slots of a run and who sits where."""
+    """All slots of a run and the actors assigned to them."""
 
     slots: tuple[Slot, ...]
-    seats: tuple[ActorSlot, ...]
+    actor_slots: tuple[ActorSlot, ...]
 
     def of(self, role: Role) -> list[ActorSlot]:
-        """The seats of one role, by index."""
-        return [seat for seat in self.seats if seat.role is role]
+        """The actors of one role with their slots, by index."""
+        return [actor_slot for actor_slot in self.actor_slots if actor_slot.role is role]
 
 
 def plan_placement(
     cluster: ClusterConfig, rollout_workers: int, reward_workers: int, learner_ranks: int
 ) -> Placement:
-    """Two rollout workers and two ranks, colocated, are two slots; split, they are four.
+    """Assign the actors of a run to slots. For example, two rollout workers and two ranks use two slots if
+    colocated and four if split.
 
     Raises ConfigError, naming the share, if the actors of a slot need more than the slot has.
     """
     first_learner = 0 if cluster.layout == "colocated" else rollout_workers
-    seats = [ActorSlot(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout) for i in range(rollout_workers)]
-    seats += [
+    actor_slots = [
+        ActorSlot(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout) for i in range(rollout_workers)
+    ]
+    actor_slots += [
         ActorSlot(f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner)
         for i in range(learner_ranks)
     ]
-    seats += [
+    actor_slots += [
         ActorSlot(f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward)
         for i in range(reward_workers)
     ]
-    count = 1 + max(seat.slot for seat in seats)
-    slots = tuple(_slot(cluster, [seat for seat in seats if seat.slot == index]) for index in range(count))
-    return Placement(slots, tuple(seats))
+    count = 1 + max(actor_slot.slot for actor_slot in actor_slots)
+    slots = tuple(
+        _slot(cluster, [actor_slot for actor_slot in actor_slots if actor_slot.slot == index])
+        for index in range(count)
+    )
+    return Placement(slots, tuple(actor_slots))
 
 
-def _slot(cluster: ClusterConfig, seats: list[ActorSlot]) -> Slot:
-    cpus = sum(seat.share.cpus for seat in seats)
+def _slot(cluster: ClusterConfig, actor_slots: list[ActorSlot]) -> Slot:
+    cpus = sum(actor_slot.share.cpus for actor_slot in actor_slots)
     if cpus > cluster.slot_cpus + 1e-9:
-        names = ", ".join(seat.name for seat in seats)
+        names = ", ".join(actor_slot.name for actor_slot in actor_slots)
         raise ConfigError(
             "cluster.slot_cpus", f"{cluster.slot_cpus:g}", f"{cpus:g} or more", f"{names} share one slot"
         )
-    gpus = sum(seat.share.gpus for seat in seats)
+    gpus = sum(actor_slot.share.gpus for actor_slot in actor_slots)
     if cluster.resource == "cpu":
         if gpus:
-            raise ConfigError("cluster.resource", "cpu", "gpu", f"the shares ask for {gpus:g} GPUs a slot")
+            raise ConfigError("cluster.resource", "cpu", "gpu", f"the shares need {gpus:g} GPUs per slot")
         return Slot(cluster.slot_cpus, 0, 1)
     whole = max(1, math.ceil(gpus - 1e-9))
-    largest = max(seat.share.gpus for seat in seats)
+    largest = max(actor_slot.share.gpus for actor_slot in actor_slots)
     if 1 < gpus < whole - 1e-9 and largest < 1:
-        raise ConfigError("cluster.*.gpus", f"{gpus:g}", "1 or less in all", "fractions share one GPU")
+        raise ConfigError("cluster.*.gpus", f"{gpus:g}", "1 or less in total", "fractions share one GPU")
     return Slot(cluster.slot_cpus, whole, whole)

@@ -67,19 +67,19 @@ class Slots:
         nodes: dict[int, str] = placement_group_table(self._group)["bundles_to_node_id"]
         return tuple(nodes[index] for index in range(len(self.leases)))
 
-    def options(self, seat: ActorSlot, incarnation: int) -> dict[str, Any]:
+    def options(self, actor_slot: ActorSlot, incarnation: int) -> dict[str, Any]:
         """Ray options that place an actor on its slot.
 
         A crashed actor is replaced by its pool, never by Ray. Its name, `<run>/<attempt>-<group>/<actor>/
         <incarnation>`, is unique, so that Ray's own events can be compared with the ledger.
         """
-        held = self.leases[seat.slot][0].rpartition("/")[0]
+        held = self.leases[actor_slot.slot][0].rpartition("/")[0]
         return {
-            "name": f"{held}/{seat.name}/{incarnation}",
-            "num_cpus": seat.share.cpus,
-            "num_gpus": seat.share.gpus,
+            "name": f"{held}/{actor_slot.name}/{incarnation}",
+            "num_cpus": actor_slot.share.cpus,
+            "num_gpus": actor_slot.share.gpus,
             "max_restarts": 0,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, seat.slot),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, actor_slot.slot),
         }
 
     async def while_held(self, call: Coroutine[Any, Any, T]) -> T:

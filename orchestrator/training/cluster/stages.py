@@ -52,8 +52,12 @@ async def cluster_stages(
     timeout = cluster.call_timeout_seconds
     async with hold_slots(cluster, placement, spec.run_id, spec.attempt, sink, clock, on_waiting) as slots:
         learner = RayLearnerGroup(placement, slots, spec, timeout)
-        rollouts = [RayRolloutWorker(seat, slots, spec, timeout) for seat in placement.of(Role.ROLLOUT)]
-        rewards = [RayRewardWorker(seat, slots, spec, timeout) for seat in placement.of(Role.REWARD)]
+        rollouts = [
+            RayRolloutWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.ROLLOUT)
+        ]
+        rewards = [
+            RayRewardWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.REWARD)
+        ]
         rollout_pool = WorkerPool(rollouts, _replace, spec.rollout.max_restarts, on_lost)
         reward_pool = WorkerPool(rewards, _replace, spec.reward.max_restarts, on_lost)
         try:

@@ -38,9 +38,9 @@ class ManagedActor:
     """An actor on its slot, which can be replaced by a new process."""
 
     def __init__(
-        self, shell: type, seat: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float
+        self, shell: type, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float
     ) -> None:
-        self._shell, self._seat, self._slots, self._spec = shell, seat, slots, spec
+        self._shell, self._seat, self._slots, self._spec = shell, actor_slot, slots, spec
         self._timeout_seconds = timeout_seconds
         self._incarnation = 0
         self._actor = self._start()
@@ -79,8 +79,8 @@ class ManagedActor:
 class RayRolloutWorker(ManagedActor):
     """A `RolloutWorker`."""
 
-    def __init__(self, seat: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
-        super().__init__(RolloutActor, seat, slots, spec, timeout_seconds)
+    def __init__(self, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
+        super().__init__(RolloutActor, actor_slot, slots, spec, timeout_seconds)
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
         """Sample; the block stays on the node where it was made. Raises DataLostError if the
@@ -99,8 +99,8 @@ class RayRolloutWorker(ManagedActor):
 class RayRewardWorker(ManagedActor):
     """A `RewardWorker`."""
 
-    def __init__(self, seat: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
-        super().__init__(RewardActor, seat, slots, spec, timeout_seconds)
+    def __init__(self, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
+        super().__init__(RewardActor, actor_slot, slots, spec, timeout_seconds)
 
     async def score(self, generated: Generated) -> Scored:
         """Score a block; the tickets refer to the block and its scores."""

@@ -10,5 +10,5 @@ routing             expert loads, and the selection bias that balances them
 adapters            LoRA: adapters are trained and saved; published weights are merged
 activations         activation checkpointing
 schedule            the learning rate
-sharding/           where the bytes of a sharded model lie
+sharding/           parameters, gradients and optimizer state that are sharded over ranks
 """

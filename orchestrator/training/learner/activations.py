@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer keeps its input only, and is computed again in the backward pass.
+"""Activation checkpointing: each layer keeps only its input and is recomputed in the backward pass.
 
 Chen et al., "Training deep nets with sublinear memory cost", https://arxiv.org/abs/1604.06174.
 """
@@ -13,11 +13,11 @@ from orchestrator.errors import ConfigError
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Let every layer of `model` be computed again. Gradients stay the same, bit for bit. Raises ConfigError
-    for a family whose layers can't be.
+    """Recompute every layer of `model` in the backward pass. Gradients stay bit-identical. Raises ConfigError
+    for families that do not support it.
     """
     if not model.supports_gradient_checkpointing:
-        hint = f"{type(model).__name__} has no layers that transformers can compute again"
+        hint = f"transformers does not support activation checkpointing for {type(model).__name__}"
         raise ConfigError("learner.activation_checkpointing", "true", "false", hint)
     # transformers renamed it in 5.20. Not reentrant: the reentrant kind loses gradients of keyword arguments.
     enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)

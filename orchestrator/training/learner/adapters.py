@@ -1,9 +1,11 @@
-"""LoRA: small matrices beside frozen linear layers are all that is trained; what leaves is merged.
+"""LoRA: only small matrices beside frozen linear layers are trained; published and
+exported weights are merged.
 
     W x  becomes  W x + (alpha / rank) B (A x)      A [rank, in] random, B [out, rank] zero at the start
 
-Hu et al., "LoRA: low-rank adaptation of large language models", https://arxiv.org/abs/2106.09685. peft puts
-the matrices into the model, without its wrapper: the model keeps its class, and a merged weight its old name.
+Hu et al., "LoRA: low-rank adaptation of large language models", https://arxiv.org/abs/2106.09685. peft
+adds the matrices to the model, but without peft's wrapper: the model keeps its class, and merged
+weights their old names.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from orchestrator.training.learner.config import LoraSettings
 from orchestrator.training.tensors.buckets import NamedTensor
 
 ALL_LINEAR = "all-linear"
-"""As only target: every linear layer except the output head. Routers, and experts that a family keeps in one
-tensor a layer, are none.
+"""As the only target: every linear layer except the output head. Routers, and experts whose family stores
+them as one tensor per layer, are not linear layers.
 """
 
 _ADAPTER = "default"
@@ -30,17 +32,18 @@ _BASE, _A, _B = ".base_layer", f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER
 
 
 def add_adapters(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
-    """Put adapters into `model`, in its own precision, and freeze everything else. They change nothing yet.
+    """Add adapters to `model`, in its own precision, and freeze everything else. The
+    outputs do not change yet.
 
-    `seed` decides the random start; torch's global generator is not touched. Raises ConfigError if no layer
-    of the model is a target.
+    `seed` determines the random initialisation; torch's global generator is not used. Raises ConfigError if
+    no layer of the model is a target.
     """
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 
     layers = _targets(model, settings.target_modules)
     if not layers:
-        hint = f"{type(model).__name__} has no such linear layer"
+        hint = f"{type(model).__name__} has no linear layer of that name"
         allowed = f"names of linear layers, or {ALL_LINEAR}"
         raise ConfigError("learner.lora.target_modules", ", ".join(settings.target_modules), allowed, hint)
     model.requires_grad_(False)
@@ -60,9 +63,11 @@ def has_adapters(model: nn.Module) -> bool:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Generator[None]:
-    """Inside, `model` is the one that the adapters were put into."""
+    """Disable the adapters inside the context, so that `model` computes what it
+    did before they were added.
+    """
     layers: Iterable[Any] = _adapted(model).values()
-    # Not `enable_adapters`: that also takes the gradient from the parameters, which DeepSpeed holds on to.
+    # Not peft's `enable_adapters`: it also switches off `requires_grad`, which DeepSpeed relies on.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -73,10 +78,11 @@ def adapters_off(model: nn.Module) -> Generator[None]:
 
 
 def merge_adapters(tensors: Iterable[NamedTensor], model: nn.Module) -> Iterator[NamedTensor]:
-    """`tensors` of `model`, in its order, with W + (alpha / rank) B A in the place of W, A and B, under the
-    name that W had before; the sum is taken in float32. Without adapters they pass as they are.
+    """Replace W, A and B among the `tensors` of `model`, which are in its order, by W + (alpha /
+    rank) B A under the original name of W. The sum is computed in float32. Without adapters, tensors
+    pass through unchanged.
 
-    Holds a copy of one base weight at a time. A tensor is valid until the next one is asked for.
+    Holds a copy of one base weight at a time. Each tensor is valid until the next one is requested.
     """
     scaling: dict[str, float] = {name: layer.scaling[_ADAPTER] for name, layer in _adapted(model).items()}
     base: Tensor | None = None
@@ -100,8 +106,9 @@ def merge_adapters(tensors: Iterable[NamedTensor], model: nn.Module) -> Iterator
 def merged_from(
     model: PreTrainedModel, settings: LoraSettings, seed: int, saved: Iterable[NamedTensor]
 ) -> Iterator[NamedTensor]:
-    """The merged weights of a checkpoint, whose adapters and buffers are `saved`: `model` is the one that the
-    run started from, and gets the adapters put in. Raises CheckpointError if they are not this model's.
+    """The merged weights of a checkpoint with the adapters and buffers `saved`. `model` is the
+    model that the run started from; the adapters are added to it. Raises CheckpointError if they do
+    not belong to this model.
     """
     add_adapters(model, settings, seed)
     state = model.state_dict()
@@ -119,7 +126,9 @@ def merged_from(
 
 
 def _targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
-    """By name. Not peft's own search: it takes names of a mixture-of-experts model for its experts."""
+    """The target layers by name. peft's own search is not used, because it mistakes layers of
+    mixture-of-experts models for experts.
+    """
     head = model.get_output_embeddings()
     return {
         name: module

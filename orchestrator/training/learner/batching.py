@@ -1,17 +1,17 @@
-"""Which rank computes which rows, in which micro-batches: token-budget packing, balanced over ranks.
+"""Distributes rows over ranks and micro-batches: token-budget packing, balanced over ranks.
 
-Two layouts of a micro-batch, chosen by what the model's attention can do:
+Micro-batches have one of two formats, depending on the model's attention:
 
     padded   rows side by side, sorted by length, padded on the right      cost: rows x longest
     packed   rows one after the other in one long row, no padding          cost: sum of lengths
 
-Causal attention never looks to the right, so right padding needs no mask. `packed` needs attention that keeps
-rows apart by their position ids at no extra cost (FlashAttention's variable-length kernels); with other
-attention it would pay for the square of the sum. A packed micro-batch is filled up to the budget. A padded
-one is not: sorted rows are cut where the padding costs least, because one row of twice the length would
-double what its neighbours cost.
+Causal attention never looks to the right, so right padding needs no mask. `packed` needs attention that
+separates rows by their position ids at no extra cost (FlashAttention's variable-length kernels); other
+attention would compute the square of the total length. A packed micro-batch is filled up to the budget.
+Padded rows are sorted and split where the padding costs least, because one row of twice the length would
+double the cost of its neighbours.
 
-The loss is a sum of weighted tokens with weights of the whole minibatch, so no choice made here
+The loss is a sum over tokens, with weights computed from the whole minibatch, so nothing that is decided here
 changes the gradient.
 """
 
@@ -28,12 +28,14 @@ from numpy.typing import NDArray
 BatchFormat = Literal["padded", "packed"]
 
 MicroBatchPlan = list[list[list[int]]]
-"""[rank][micro-batch][row]: indices of rows. Every rank has as many micro-batches; a rank with less work has
-empty ones at its end.
+"""[rank][micro-batch][row]: indices of rows. All ranks have the same number of micro-batches; those of a rank
+with less work are empty at the end.
 """
 
 _ONE_MORE = 1 / 16
-"""What a padded micro-batch costs beside its positions, in budgets: one more must save that much padding."""
+"""Fixed cost of a padded micro-batch as a fraction of the budget: an additional one must
+save that much padding.
+"""
 
 
 def plan(
@@ -42,7 +44,7 @@ def plan(
     """Distribute rows of `lengths` tokens over ranks and micro-batches of at most `micro_batch_tokens`
     (padding counted).
 
-    A row that is longer than the budget gets a micro-batch of its own. There is at least one micro-batch.
+    A row that is longer than the budget gets its own micro-batch. There is at least one micro-batch.
     """
     ranks = [_pack(rows, lengths, micro_batch_tokens, layout) for rows in balance(lengths, world_size)]
     count = max(1, *(len(micro_batches) for micro_batches in ranks))
@@ -50,8 +52,8 @@ def plan(
 
 
 def balance(lengths: Sequence[int], world_size: int) -> list[list[int]]:
-    """Rows of each rank, longest first, with about equal sums: each row goes to the rank that has the least
-    (Graham's longest processing time first: at most 4/3 of the best possible maximum).
+    """Rows of each rank, longest first, with similar total lengths. Each row goes to the rank with the fewest
+    tokens so far (Graham's longest-processing-time rule: at most 4/3 of the optimal maximum).
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     ranks: list[list[int]] = [[] for _ in range(world_size)]
@@ -64,14 +66,14 @@ def balance(lengths: Sequence[int], world_size: int) -> list[list[int]]:
 
 
 def _pack(rows: Sequence[int], lengths: Sequence[int], budget: int, layout: BatchFormat) -> list[list[int]]:
-    """Cut rows, longest first, into micro-batches."""
+    """Split rows, longest first, into micro-batches."""
     sizes = np.array([lengths[row] for row in rows], dtype=np.int64)
     ends = _padded_ends(sizes, budget) if layout == "padded" else _packed_ends(sizes, budget)
     return [list(rows[start:end]) for start, end in pairwise([0, *ends])]
 
 
 def _packed_ends(sizes: NDArray[np.int64], budget: int) -> list[int]:
-    """Fill each up to the budget."""
+    """Fill each micro-batch up to the budget."""
     ends: list[int] = []
     held = 0
     for row, size in enumerate(sizes.tolist()):
@@ -83,10 +85,10 @@ def _packed_ends(sizes: NDArray[np.int64], budget: int) -> list[int]:
 
 
 def _padded_ends(sizes: NDArray[np.int64], budget: int) -> list[int]:
-    """The cut of least cost: rows x longest of each micro-batch, and `_ONE_MORE` for each.
+    """The split with the least cost, which is rows x longest plus `_ONE_MORE` for each micro-batch.
 
-    Dynamic programming over the first n rows: sizes fall, so the micro-batch that ends at n begins at one of
-    the rows first .. n - 1, and `first` only moves on.
+    Dynamic programming over the first n rows. Sizes decrease, so the micro-batch that ends at n begins at one
+    of the rows first .. n - 1, and `first` only increases.
     """
     count, first = len(sizes), 0
     best, begins = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)

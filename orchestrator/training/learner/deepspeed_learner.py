@@ -1,12 +1,12 @@
-"""The Learner over DeepSpeed: one update, told as
+"""The learner on DeepSpeed. One update consists of
 
     rows        rewards -> advantages, weights of the whole minibatch         the same on all ranks
     plan        rows -> ranks -> micro-batches of a token budget              the same on all ranks
     accumulate  forward, objective, weighted sum, backward                    each rank its own micro-batches
     step        norm, clip, optimizer, router bias                            all ranks together
 
-A rank's numbers are sums; one all-reduce a minibatch turns them into metrics. It comes before the last
-backward, so that a loss that is not finite on any rank is known while the step can still be refused.
+Each rank computes sums, and one all-reduce per minibatch turns them into metrics. It happens before the last
+backward pass, so that a loss that is not finite on any rank is known while the step can still be refused.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ _PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_
 
 @dataclass(frozen=True, slots=True)
 class PolicyModel:
-    """What is trained: `model` on the CPU, as built, its adapters put in if it has some; `tokenizer` for the
-    export; `reference`, frozen, where the rule has a KL penalty. A model with adapters needs none: without
-    them it is its own.
+    """The trained model: `model` on the CPU, with its adapters if it has some; `tokenizer` for the export;
+    and the frozen `reference` model if there is a KL penalty. A model with adapters needs none, because it is
+    its own reference with the adapters switched off.
     """
 
     model: PreTrainedModel
@@ -80,7 +80,7 @@ class PolicyModel:
 
 @dataclass(frozen=True, slots=True)
 class _Minibatch:
-    """What one optimizer update did, over all ranks."""
+    """The results of one optimizer update, over all ranks."""
 
     sums: StepSums
     routing: RoutingSums
@@ -215,12 +215,12 @@ class DeepSpeedLearner:
         logger.info("wrote %s (%d bytes)", path, path.stat().st_size)
 
     def _tensors(self) -> Iterator[NamedTensor | TensorPart]:
-        """Under their names in a model without adapters, which are merged."""
+        """The weights with adapters merged, under their names in a model without adapters."""
         tensors = self._full_tensors.stream()
         return merge_adapters(joined(tensors), self._zero.module) if self._adapters else tensors
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
-        """This rank's, as many as every other rank has."""
+        """This rank's micro-batches. All ranks have the same number."""
         world_size, budget = dist.get_world_size(), self._config.micro_batch_tokens
         planned = plan([len(row) for row in rows], world_size, budget, self.layout)
         return [
@@ -229,8 +229,8 @@ class DeepSpeedLearner:
         ]
 
     def _proximal_logprobs(self, work: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor | None]]:
-        """The learner's log-probs before the first minibatch, where an update may have moved it since and the
-        objective asks.
+        """The learner's log-probs before the first minibatch, if there are several minibatches and
+        the objective needs them.
         """
         if len(work) == 1 or self._rule.objective.truncation is None:
             return [[None for _ in micro_batches] for micro_batches in work]
@@ -251,8 +251,8 @@ class DeepSpeedLearner:
             if index == last:
                 sums = sums.all_reduce()
                 if not math.isfinite(sums.loss):
-                    # A gradient that is not finite makes every stage refuse its step and clear what it
-                    # has accumulated.
+                    # A gradient that is not finite makes DeepSpeed skip the step and clear the accumulated
+                    # gradients at every stage.
                     loss = loss * math.nan
             self._zero.backward(loss, last=index == last)
         routing = self._routing.sums.all_reduce() if self._routing.routers else self._routing.sums
@@ -277,7 +277,7 @@ class DeepSpeedLearner:
         return columns, self._rule.objective(columns), entropies
 
     def _score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        # They stay set for backward, which may compute the forward pass again.
+        # They stay set for the backward pass, which may recompute the forward pass.
         self._replay.use(batch.routes)
         self._balance.use(batch)
         return self._scorer(self._zero.forward, batch)
@@ -287,7 +287,7 @@ class DeepSpeedLearner:
         if self._reference is None or self._reference_scorer is None:
             if not self._adapters or self._rule.objective.kl_coefficient == 0:
                 return None
-            self._replay.use(None)  # as a reference model of its own, it chooses its experts itself
+            self._replay.use(None)  # a separate reference model chooses its own experts
             with adapters_off(self._zero.module):
                 return self._scorer(self._zero.forward, batch)[0]
         return self._reference_scorer(self._reference, batch)[0]
@@ -304,6 +304,6 @@ class DeepSpeedLearner:
 
 
 def layout_for(model: PreTrainedModel) -> BatchFormat:
-    """Padding-free where the attention keeps packed rows apart at no cost, padded elsewhere."""
+    """Packed if the model's attention separates packed rows at no cost, otherwise padded."""
     attention = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public name
     return "packed" if attention in _PACKED_ATTENTION else "padded"

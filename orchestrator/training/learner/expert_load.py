@@ -1,4 +1,4 @@
-"""What a router's counts say of each layer: shares for the heat map, metrics for the curves."""
+"""Computes, from the routers' counts, the expert shares for heat maps and metrics for each layer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def load_shares(routers: Iterable[str], loads: Tensor) -> tuple[ExpertLoad, ...]:
-    """Each expert's share of its layer's tokens. `routers` are R module names (`model.layers.1.mlp.gate`),
-    `loads` [R, E] how often each expert was chosen; a layer without a token is left out.
+    """Each expert's share of its layer's tokens. `routers` are R module names (`model.layers.1.mlp.gate`);
+    `loads` [R, E] counts how often each expert was chosen. Layers without tokens are left out.
 
     Loads [[6, 2]] of router `model.layers.1.mlp.gate` are layer 1 with shares (0.75, 0.25).
     """

@@ -1,5 +1,5 @@
-"""The fake of the Learner port: no model, no process group; a counter that travels through weights and
-checkpoints like the real thing.
+"""A fake `Learner` without a model or process group. Its state is a counter, which is published and
+saved like real weights.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _STATE = "fake-learner.json"
 
 
 class FakeLearner:
-    """One rank of one. Its only weight, `updates` [1] int64, counts the updates; its metrics follow from
-    the batch alone.
+    """A single rank. Its only weight, `updates` [1] int64, counts the updates; its metrics
+    depend only on the batch.
 
-    A log-prob that is not finite stands for a loss that is not.
+    A log-prob that is not finite simulates a loss that is not finite.
     """
 
     def __init__(self, bucket_bytes: int = 1024) -> None:
@@ -54,7 +54,7 @@ class FakeLearner:
         return flatten([("updates", torch.tensor([self._updates]))], self._bucket_bytes, allocate)
 
     def write_plan(self) -> None:
-        """See `Learner.write_plan`. There is none: each version is a tensor that is made for it."""
+        """See `Learner.write_plan`. There is no plan, because each version is a new tensor."""
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
@@ -62,7 +62,7 @@ class FakeLearner:
         self.write(directory)
 
     def prepare_snapshot(self) -> None:
-        """See `Learner.prepare_snapshot`. A number needs no memory of its own."""
+        """See `Learner.prepare_snapshot`. A single number needs no preparation."""
 
     def snapshot(self) -> None:
         """See `Learner.snapshot`."""

@@ -1,5 +1,5 @@
-"""Log-probs of chosen tokens and the entropy of their distributions, without the logits of the tokens that
-are not trained on.
+"""Computes log-probs of target tokens and the entropy of their distributions, without computing logits for
+tokens that are not trained on.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 from orchestrator.training.learner.micro_batch import MicroBatch
 
 _CHUNK_ELEMENTS = 1 << 22
-"""Float32 elements of the vocabulary-wide temporaries: 16 MiB, whatever the number of tokens."""
+"""Float32 elements of the vocabulary-wide temporaries: 16 MiB, independent of the number of tokens."""
 
 
 class SelectiveLogSoftmax(torch.autograd.Function):
-    """log softmax(logits / temperature) at one target a row, and the entropy, in chunks of rows.
+    """log softmax(logits / temperature) at one target per row, and the entropy, in chunks of rows.
 
-    Saves the logits as they are and one number a row; the softmax is computed again in backward. So the peak
-    is the logits, their gradient and one chunk, where `log_softmax` and `gather` hold two float32 copies of
-    the logits more.
+    Saves the logits and one number per row for the backward pass, which recomputes the softmax. The peak
+    memory is therefore the logits, their gradient and one chunk; `log_softmax` with `gather` holds two more
+    float32 copies of the logits.
     """
 
     @staticmethod
@@ -32,8 +32,8 @@ class SelectiveLogSoftmax(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """[T, V] and [T] int64 give log-probs [T] and entropies [T], float32, nats; the entropies
-        carry no gradient.
+        """Logits [T, V] and targets [T] int64 give log-probs [T] and entropies [T], float32, in nats.
+        Entropies carry no gradient.
         """
         tokens = logits.shape[0]
         logprobs, entropies, normalisers = (
@@ -75,7 +75,7 @@ class SelectiveLogSoftmax(torch.autograd.Function):
 
 
 def selective_log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs [T] with gradient and entropies [T] without, of logits [T, V] and targets [T]. See
+    """Log-probs [T] with gradient and entropies [T] without gradient, for logits [T, V] and targets [T]. See
     `SelectiveLogSoftmax`.
     """
     return SelectiveLogSoftmax.apply(logits, targets, temperature)  # pyright: ignore[reportReturnType]
@@ -84,8 +84,9 @@ def selective_log_softmax(logits: Tensor, targets: Tensor, temperature: float) -
 class TokenScorer:
     """Runs a causal language model on a micro-batch and scores its trained tokens.
 
-    The output head sees only the hidden states that predict a trained token: a hook on the model's own head
-    selects them, so whatever a family does to its logits afterwards (scaling, soft caps) still happens.
+    The output head receives only the hidden states that predict a trained token. A hook on the
+    model's own head selects them, so that later operations of a model family on its logits (scaling,
+    soft caps) still apply.
     """
 
     def __init__(self, model: PreTrainedModel, temperature: float) -> None:
@@ -97,8 +98,8 @@ class TokenScorer:
         head.register_forward_pre_hook(self._select)
 
     def __call__(self, forward: Callable[..., Any], batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs [T] and entropies [T], float32, of the batch's trained tokens. `forward` is the model, or
-        an engine around it.
+        """Log-probs [T] and entropies [T], float32, of the batch's trained tokens. `forward` is the model or
+        an engine that wraps it.
         """
         arguments = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         self._predictors = batch.predictors

@@ -1,4 +1,4 @@
-"""Rows as the tensors of one forward pass, in either layout."""
+"""Turns rows into the tensors of one forward pass, padded or packed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from orchestrator.training.learner.rows import TrainingRow
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """B rows of S positions (`padded`), or 1 row of S (`packed`), and T trained tokens among
-    them, row after row.
+    """B rows of S positions (`padded`), or 1 row of S positions (`packed`). T of these tokens are trained on;
+    their columns are ordered row by row.
 
-    A trained token at position p is predicted from the hidden state at p - 1: `predictors` points into the B
-    * S flattened positions.
+    A trained token at position p is predicted from the hidden state at p - 1. `predictors` are indices of
+    these positions among all B x S flattened positions.
     """
 
     input_ids: Tensor  # [B, S] int64
@@ -34,12 +34,12 @@ class MicroBatch:
     weights: Tensor  # [T] float32
     token_rows: TokenRows  # which row each trained token belongs to
     tokens: int
-    """Prompt and response tokens in it, padding not counted."""
+    """Number of prompt and response tokens, without padding."""
     routes: Tensor | None = None  # [B * S, R, k] int16
-    """Experts that the sampler's routers chose; -1 where that is not known; None: for no token."""
+    """Experts that the sampler's routers chose; -1 where unknown; None if no routes were recorded."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on `device`."""
+        """Copy all tensors to `device`."""
         if device.type == "cpu":
             return self
         return MicroBatch(
@@ -59,8 +59,8 @@ class MicroBatch:
 
 
 def collate(rows: Sequence[TrainingRow], layout: BatchFormat) -> MicroBatch:
-    """The micro-batch of some rows; of none: one position and no trained token, for a rank that has nothing
-    to do while others compute.
+    """Combine rows into a micro-batch. Without rows, the result has one position and no trained token, for a
+    rank that has no work left while others still compute.
     """
     lengths = [len(row) for row in rows]
     if not rows:
@@ -98,7 +98,7 @@ def collate(rows: Sequence[TrainingRow], layout: BatchFormat) -> MicroBatch:
 
 
 def _widths(lengths: Sequence[int], shape: tuple[int, ...]) -> Sequence[int]:
-    """Positions of each row, with its padding."""
+    """Number of positions of each row, including padding."""
     return lengths if shape[0] == 1 and len(lengths) > 1 else [shape[1]] * shape[0]
 
 

@@ -1,4 +1,4 @@
-"""Whole weights out of a checkpoint's shards: one process, no process group, no DeepSpeed."""
+"""Reads complete weights from a checkpoint's shards in one process, without a process group or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BUFFER = "buffer/"
 
 
 def read_weights(checkpoint: Path) -> Iterator[NamedTensor]:
-    """Parameters (master weights, float32) and persistent buffers by their name in the model, one at a time;
-    tied parameters come once.
+    """Yield parameters (master weights, float32) and persistent buffers by their name in the model, one at a
+    time. Tied parameters are yielded once.
 
-    Raises CheckpointError if shards are missing, damaged or of another format, or if a parameter
-    is not complete.
+    Raises CheckpointError if shards are missing, damaged or of another format, or if a
+    parameter is incomplete.
     """
     with ExitStack() as stack:
         try:

@@ -12,12 +12,12 @@ from orchestrator.training.tensors.write_plan import WritePlan
 
 
 class Learner(Protocol):
-    """One rank. All ranks of a group are called with the same arguments in the same order: every method may
-    wait for the others.
+    """One rank. All ranks of a group must be called with the same arguments in the same order, because every
+    method may wait for the other ranks.
     """
 
     def update(self, step: int, parts: Sequence[BatchPart]) -> StepReport:
-        """Train on a batch: step `step` (from 0) turns version `step` into version `step` + 1. All ranks
+        """Train on a batch. Step `step` (from 0) turns version `step` into version `step` + 1. All ranks
         report the same metrics.
 
         Raises NonFiniteError, on all ranks, if the loss or the gradient norm is not finite; the update is
@@ -26,43 +26,43 @@ class Learner(Protocol):
         ...
 
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
-        """All weights and persistent buffers, in buckets of memory that `allocate` gives: on rank 0. Other
-        ranks get none, but must exhaust the iterator too: rank 0's needs their parts.
+        """On rank 0, yield all weights and persistent buffers, in buckets whose memory comes from `allocate`.
+        Other ranks yield nothing, but must exhaust the iterator too, because rank 0 needs their shards.
         """
         ...
 
     def write_plan(self) -> WritePlan | None:
-        """How the ranks write the weights together, into memory that all of them share and without a message:
-        this rank's part, for as long as the learner lives. None where tensors have to be put together first;
-        the same answer on all ranks.
+        """This rank's share of writing the weights, if all ranks can write them into shared memory
+        without exchanging messages; valid for the lifetime of the learner. None, on all ranks, if tensors
+        must be gathered first.
         """
         ...
 
     def save(self, directory: Path) -> None:
-        """Write this rank's shard into `directory`, synced to disk. Raises CheckpointError if
-        the disk refuses.
+        """Write this rank's shard into `directory` and sync it to disk. Raises
+        CheckpointError if that fails.
         """
         ...
 
     def prepare_snapshot(self) -> None:
-        """Get the memory that snapshots need, without waiting for it; after the first update, which makes the
-        optimizer's state. Nothing depends on it but the time that the first snapshot takes.
+        """Pre-allocate snapshot memory in the background, after the first update, which creates the optimizer
+        state. Optional: it only makes the first snapshot faster.
         """
         ...
 
     def snapshot(self) -> None:
-        """Copy this rank's state to host memory: what `write` writes, whatever is trained in between."""
+        """Copy this rank's state to host memory, from which `write` writes it while training continues."""
         ...
 
     def write(self, directory: Path) -> None:
-        """Like `save`, with the state of the last `snapshot`. Waits for no other rank, and may be called in
-        another thread while any other method but `snapshot` runs. Raises CheckpointError if the disk refuses.
+        """Like `save`, but with the state of the last `snapshot`. Does not wait for other ranks, and may run
+        in another thread while any method except `snapshot` runs. Raises CheckpointError if writing fails.
         """
         ...
 
     def load(self, directory: Path) -> None:
-        """Go on as if the run had never stopped. Raises CheckpointError if shards are missing or
-        don't fit the model.
+        """Restore the state, so that training continues as if it had never stopped. Raises CheckpointError if
+        shards are missing or do not fit the model.
         """
         ...
 
@@ -71,5 +71,5 @@ class Learner(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the model. No method may be called after it."""
+        """Release the model. No method may be called afterwards."""
         ...

@@ -1,5 +1,5 @@
-"""How tokens spread over experts: counted at the routers, and balanced by DeepSeek-V3's selection bias. Only
-real tokens count; padding is computed and ignored.
+"""Counts how routers distribute tokens over experts, and balances them with DeepSeek-V3's selection bias.
+Padding is not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orchestrator.training.models.routers import (
 
 @dataclass(frozen=True, slots=True)
 class RoutingSums:
-    """What R routers with E experts did with some tokens; float64."""
+    """Counts of R routers with E experts over some tokens, in float64."""
 
     loads: Tensor  # [R, E]: how often each expert was chosen
     entropies: Tensor  # [R]: sum over tokens of the entropy of the router's distribution, in nats
@@ -50,10 +50,12 @@ class RoutingSums:
 
 
 class RoutingMeter:
-    """Counts for each layer how often each expert was chosen and how undecided the router was."""
+    """Counts for each layer how often each expert was chosen, and sums the router's entropy."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
-        """Build the meter after experts have been spread over ranks; `device` is where the model runs."""
+        """Create the meter after experts have been distributed over ranks. `device` is
+        the device of the model.
+        """
         self.routers = find_routers(model)
         self._experts = number_of_experts(model)
         self._real: Tensor | None = None
@@ -68,8 +70,8 @@ class RoutingMeter:
 
     @contextmanager
     def counting(self, real: Tensor) -> Generator[None]:
-        """Count the forward pass inside; `real` [T] bool is False on padding. Nothing is counted outside (a
-        forward pass that is repeated in the backward pass, a reference pass).
+        """Count the forward pass inside the context; `real` [T] bool is False on padding. Nothing is counted
+        outside: neither recomputation in the backward pass nor a pass of the reference model.
         """
         self._real = real
         if self.routers:
@@ -81,7 +83,7 @@ class RoutingMeter:
 
     @property
     def sums(self) -> RoutingSums:
-        """What was counted since the last `reset`."""
+        """The counts since the last `reset`."""
         return self._sums + self._zeros
 
     def reset(self) -> None:
@@ -110,8 +112,8 @@ class RoutingMeter:
 
     @torch.no_grad()
     def update_biases(self, sums: RoutingSums, speed: float) -> None:
-        """Move each expert's selection bias by `speed`: up if it had less than the mean load, down if it had
-        more. The same on all ranks.
+        """Increase an expert's selection bias by `speed` if its load was below the mean, and decrease it if
+        its load was above. Has the same effect on all ranks.
 
         DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2 (auxiliary-loss-free load balancing), after each
         optimizer step.

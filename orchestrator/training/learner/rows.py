@@ -1,10 +1,9 @@
-"""From the scored blocks of a batch to training rows: one per rollout, with its advantage and the
-weight of its tokens.
+"""Turns the scored blocks of a batch into training rows: one per rollout, with its advantage and
+the weight of its tokens.
 
     parts -> rewards [P, G] -> advantages [P, G] -> rows -> minibatches -> weights
 
-Everything here is a pure function of the batch, so every rank computes the same rows and nothing
-has to be sent.
+Everything here is a pure function of the batch, so all ranks compute the same rows without communication.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.records import BatchPart, TokenWork
 
 Advantages = Callable[[Tensor], Tensor]
-"""Rewards [P, G] float64 to advantages [P, G] float64: an estimator of `orchestrator.training.advantages`."""
+"""Turns rewards [P, G] float64 into advantages [P, G] float64; see `orchestrator.training.advantages`."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmSpec:
-    """The algorithm, as the learner applies it.
+    """The parameters of the algorithm that the learner needs.
 
-    `temperature` is that of the sampled distribution, so that the learner's log-probs are of the same
-    distribution; 1 for a supervised loss, whose tokens were sampled from none. `max_new_tokens` is the
-    divisor of the aggregation `constant`.
+    `temperature` is the sampling temperature, so that the learner's log-probs belong to the sampled
+    distribution; 1 for a supervised loss, whose tokens were not sampled. `max_new_tokens` is the divisor of
+    the aggregation `constant`.
     """
 
     advantages: Advantages
@@ -50,7 +49,7 @@ class AlgorithmSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One rollout. Shapes: L tokens of prompt and response together, R of the response."""
+    """One rollout with L tokens of prompt and response together, of which R belong to the response."""
 
     tokens: NDArray[np.int32]  # [L]
     prompt_length: int  # L - R
@@ -59,29 +58,29 @@ class TrainingRow:
     oldest_version: int
     advantage: float
     weight: float
-    """Of each of its trainable tokens in the loss of its minibatch."""
+    """Weight of each of its trainable tokens in the loss of its minibatch."""
     routes: NDArray[np.int16] | None = None  # [L, R, k]
-    """Where the sampler's routers sent each token; -1: not known."""
+    """Experts to which the sampler's routers sent each token; -1 where unknown."""
 
     def __len__(self) -> int:
-        """L."""
+        """Number of tokens of prompt and response."""
         return len(self.tokens)
 
     @property
     def trained_tokens(self) -> int:
-        """How many tokens the loss counts."""
+        """Number of tokens in the loss."""
         return int(self.trainable.sum())
 
 
 def minibatch_rows(
     parts: Sequence[BatchPart], rule: AlgorithmSpec, minibatches: int
 ) -> list[list[TrainingRow]]:
-    """The rows of each minibatch. Groups stay whole; advantages are of the whole batch, weights
-    of the minibatch.
+    """Build the rows of each minibatch. Groups are never split. Advantages are computed over the whole batch,
+    weights over the minibatch.
 
-    A row's weight counts all rollouts of its minibatch, those without a gradient too. Raises ValueError if
-    the batch is empty, its blocks have different group sizes, it has fewer groups than minibatches, or a
-    prompt is empty.
+    A row's weight takes into account all rollouts of its minibatch, including those without a gradient.
+    Raises ValueError if the batch is empty, its blocks have different group sizes, it has fewer groups than
+    minibatches, or a prompt is empty.
     """
     group_sizes = {part.rollouts.group_size for part in parts}
     groups = [(part, group) for part in parts for group in part.groups]
@@ -104,17 +103,16 @@ def minibatch_rows(
 
 
 def computed_rows(rows: Sequence[TrainingRow], rule: AlgorithmSpec) -> list[TrainingRow]:
-    """The rows worth a forward and backward: those with a token to train on and, with
-    `drop_uninformative`, an advantage.
-
-    Under a KL penalty every row has a gradient, so none is dropped for its advantage.
+    """The rows that need a forward and backward pass: those with a token to train on and, with
+    `drop_uninformative`, a non-zero advantage. With a KL penalty every row has a gradient, so none is
+    dropped for its advantage.
     """
     drop = rule.drop_uninformative and rule.objective.kl_coefficient == 0
     return [row for row in rows if row.trained_tokens > 0 and not (drop and row.advantage == 0.0)]
 
 
 def trained_on(rows: Sequence[TrainingRow]) -> TokenWork:
-    """What the model reads and predicts to train on the rows."""
+    """The amount of work to train on the rows: tokens read and predicted."""
     lengths = [len(row) for row in rows]
     return TokenWork(
         tokens=sum(lengths),

@@ -1,4 +1,4 @@
-"""The learning rate of a step: linear warm-up, then what the config says."""
+"""The learning rate of a step: linear warm-up, followed by the configured schedule."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 def learning_rate(
     step: int, *, steps: int, peak: float, final: float, warmup_steps: int, schedule: Schedule
 ) -> float:
-    """The rate of step `step` (from 0) of `steps`: a pure function, so a resumed run needs no
-    scheduler state.
+    """The learning rate of step `step` (from 0) of `steps`. A pure function, so a resumed run
+    needs no scheduler state.
 
     Warm-up: step k of W has peak (k + 1) / W, so that the first step moves and step W is at the peak. After
     it `constant` stays at the peak; `linear` and `cosine` fall from the peak at step W to `final` at the last

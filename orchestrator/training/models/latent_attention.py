@@ -1,15 +1,15 @@
-"""Decoding of multi-head latent attention without expanding the cache (the "absorbed" form of the DeepSeek-V2
-paper, arXiv:2405.04434, 2.1.2).
+"""Decodes with multi-head latent attention without expanding the cache (the "absorbed" form of the
+DeepSeek-V2 paper, arXiv:2405.04434, 2.1.2).
 
-transformers caches the compressed latents c (one vector of size r a token, shared by the heads) and, at every
-step, expands all of them to keys and values of every head. The expansion is linear, so for one query it can
-be moved to the other side of the product:
+transformers caches the compressed latents c (one vector of size r per token, shared by the heads) and at
+every step expands all of them to keys and values of every head. The expansion is linear, so for a single
+query it can be moved to the other side of the product:
 
     score  = q . (W_uk c)      = (W_uk^T q) . c
     output = sum_t a_t W_uv c_t = W_uv (sum_t a_t c_t)
 
-which costs 2 matrix products of size r for each head instead of 2 for each head and each cached token. The
-result is the same up to the rounding of float addition.
+which costs two matrix products of size r per head instead of two per head and cached token. The result is the
+same up to floating-point rounding.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 
 
 def decode_in_latent_space(model: PreTrainedModel) -> int:
-    """Let every DeepSeek-V3 attention of `model` answer single-token queries in latent space. Returns how
-    many it changed.
+    """Make every DeepSeek-V3 attention module of `model` process single-token queries in latent space.
+    Returns the number of changed modules.
 
-    The modules keep their parameters and names; forwards of more than one token, and
-    without a cache, are untouched.
+    The modules keep their parameters and names. Forward passes with several tokens or without
+    a cache are unchanged.
     """
     attentions = [module for module in model.modules() if type(module) is DeepseekV3Attention]
     for attention in attentions:
@@ -40,8 +40,8 @@ def decode_in_latent_space(model: PreTrainedModel) -> int:
 
 
 class LatentDecodingAttention(DeepseekV3Attention):
-    """DeepSeek-V3's attention that decodes in latent space. Made by
-    `decode_in_latent_space` from one that exists.
+    """DeepSeek-V3's attention that decodes in latent space. `decode_in_latent_space` creates
+    it from an existing one.
     """
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base announces three results and returns two)

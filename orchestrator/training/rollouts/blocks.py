@@ -1,4 +1,4 @@
-"""From the responses of an engine to the columns of a `RolloutBlock`."""
+"""Assembles the responses of an engine into the columns of a `RolloutBlock`."""
 
 from __future__ import annotations
 

@@ -32,20 +32,20 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        """Replace all weights; tokens sampled from here on carry `version`. Tensors are to be taken one by
-        one: each is valid until the next is asked for, so that no second copy of the model is held.
+        """Replace all weights; tokens sampled afterwards carry `version`. Consume the tensors one by one:
+        each is valid only until the next one is requested, so that no second copy of the model is needed.
         """
         ...
 
     def weight_storage(self, name: str) -> torch.Tensor | None:
-        """The memory that holds a weight, if pieces of a new version may be written straight into it while
-        `load_weights` runs, or before `weights_written`; None if the engine keeps weights in another form,
-        or has none of that name.
+        """The memory of a weight, if slices of a new version may be written directly into it while
+        `load_weights` runs or before `weights_written`. None if the engine stores weights in another form or
+        has no weight of that name.
         """
         ...
 
     def weights_written(self, version: WeightVersion) -> None:
-        """`weight_storage` of every weight has been written to: like `load_weights`, with
-        nothing left to copy.
+        """Called after the `weight_storage` of every weight has been written: like
+        `load_weights` without a copy.
         """
         ...

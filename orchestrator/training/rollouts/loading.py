@@ -1,5 +1,5 @@
-"""Published weights into an engine. Versions of one model differ in nothing but their bytes: where each piece
-belongs is found out once, and a version is then one memmove a piece.
+"""Loads published weights into an engine. All versions of a model have the same layout, so the destination of
+each slice is determined only once; loading a version then takes one memmove per slice.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from orchestrator.training.tensors.buckets import Bucket, Move, Piece, dtype_nam
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A bucket whose pieces all have a place in the engine's memory."""
+class _BucketMoves:
+    """The slices of a bucket with their destinations in the engine's memory."""
 
     pieces: tuple[Piece, ...]
     moves: tuple[Move, ...]
 
     @classmethod
     def of(cls, pieces: tuple[Piece, ...], engine: Engine) -> Self | None:
-        """None if a piece has no place, or one of another shape, dtype or kind of memory."""
+        """Find the destinations. None if a slice has none, or one of another
+        shape, dtype or kind of memory.
+        """
         moves: list[Move] = []
         for piece in pieces:
             place, dtype = engine.weight_storage(piece.name), dtype_named(piece.dtype)
@@ -35,23 +37,24 @@ class _Known:
         return cls(pieces, tuple(moves))
 
     def load(self, bucket: Bucket) -> None:
-        """Copy each piece to its place."""
+        """Copy each slice to its destination."""
         address, memmove = bucket.data.ctypes.data, ctypes.memmove
         for offset, place, first, size in self.moves:
             memmove(place() + first, address + offset, size)
 
 
 class WeightLoader:
-    """Loads one engine."""
+    """Loads published weights into one engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: tuple[_Known, ...] = ()
+        self._known: tuple[_BucketMoves, ...] = ()
 
     def load(self, version: WeightVersion, buckets: Iterable[Bucket]) -> None:
-        """Replace all weights by those of `buckets`, each of which is valid until the next one is asked for.
+        """Replace all weights by those in `buckets`, each of which is valid until the next one is requested.
 
-        Raises ValueError if they are not the engine's weights; it has a mixture then.
+        Raises ValueError if they do not match the engine's weights. The engine then holds a
+        mixture of two versions.
         """
         arriving = iter(buckets)
         first = next(arriving, None)
@@ -82,7 +85,7 @@ class WeightLoader:
 
         self._known = ()
         self._engine.load_weights(version, unflatten(noted(), self._engine.weight_storage))
-        known = [_Known.of(pieces, self._engine) for pieces in seen]
+        known = [_BucketMoves.of(pieces, self._engine) for pieces in seen]
         self._known = tuple(each for each in known if each is not None)
         if len(self._known) < len(known):
             self._known = ()

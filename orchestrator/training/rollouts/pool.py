@@ -1,5 +1,5 @@
-"""The rollout workers as one stage: a request goes to a free worker, with the newest weights that
-were published.
+"""Combines the rollout workers into one stage. Each request goes to a free worker together with the
+newest published weights.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from orchestrator.training.supervision.pool import WorkerPool
 
 
 class RolloutWorker(Protocol):
-    """One worker. It pulls `weights` first if it has older ones, so a restarted worker is never behind."""
+    """One worker. It first loads `weights` if it holds others, so a restarted
+    worker never uses old weights.
+    """
 
     @property
     def name(self) -> str:
-        """Stable over restarts."""
+        """The worker's name, which does not change when it is restarted."""
         ...
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
@@ -36,16 +38,16 @@ class RolloutPool(Generic[W]):
 
     @property
     def width(self) -> int:
-        """Requests it can work on at once."""
+        """How many requests can run at the same time."""
         return self._workers.width
 
     def use(self, weights: PublishedWeights) -> None:
-        """Requests that start from here on are sampled with these weights."""
+        """Use these weights for all requests that start from now on."""
         self._weights = weights
 
     async def generate(self, request: RolloutRequest) -> Generated:
-        """Run the request on a free worker, and on another if that one is lost. Weights that were superseded
-        and are gone before the worker has read them are replaced by the newest.
+        """Run the request on a free worker, and on another one if that worker is lost. If the weights were
+        superseded and freed before the worker has read them, the newest weights are used instead.
         """
 
         async def task(worker: W) -> Generated:

@@ -1,3 +1,3 @@
-"""The real loop, buffer and supervision in virtual time, with fake workers and seeded faults: hundreds of
-steps in seconds.
+"""Runs the real loop, buffer and supervision in virtual time with fake workers and seeded faults:
+hundreds of steps in seconds.
 """

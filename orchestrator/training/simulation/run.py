@@ -1,4 +1,4 @@
-"""One simulated run: the real `TrainingLoop` between fake stages, and the trace of what happened."""
+"""One simulated run: the real `TrainingLoop` with fake stages, and a trace of what happened."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ W = TypeVar("W", bound=Worker)
 
 @dataclass(frozen=True, slots=True)
 class SimulationSettings:
-    """What is simulated: the loop's shape, the budgets, the timing and the faults."""
+    """The settings of a simulation: sizes, failure budgets, timing and faults."""
 
     seed: int
     steps: int
@@ -65,7 +65,7 @@ class SimulationSettings:
 
 @dataclass
 class Trace:
-    """An `Observer` that keeps everything, with virtual times."""
+    """An `Observer` that stores everything with virtual times."""
 
     clock: Clock
     reports: list[StepReport] = field(default_factory=list[StepReport])
@@ -87,7 +87,9 @@ class Trace:
 
 @dataclass
 class Simulation:
-    """A run that is ready to go: `loop` is the real one; the rest is there to be looked at afterwards."""
+    """A run that is ready to start. `loop` is the real training loop; tests inspect the
+    other fields afterwards.
+    """
 
     loop: TrainingLoop
     trace: Trace
@@ -104,8 +106,8 @@ def assemble(
     mirror: CheckpointMirror | None = None,
     observer: Trace | None = None,
 ) -> Simulation:
-    """Wire the real loop to fake stages. Checkpoints are written under `directory`. Call it on a
-    running event loop.
+    """Connect the real loop to fake stages. Checkpoints are written under `directory`. Call it
+    on a running event loop.
     """
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
     trace = observer or Trace(clock)
@@ -154,7 +156,7 @@ def assemble(
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The run is asked to end for `reason` at virtual second `at_seconds`."""
+    """A request to stop for `reason` at virtual second `at_seconds`."""
 
     at_seconds: float
     reason: OrchestratorError
@@ -168,7 +170,9 @@ def simulate(
     stop: Stop | None = None,
     mirror: CheckpointMirror | None = None,
 ) -> Simulation:
-    """Run to the end in virtual time. Raises what ended the run, or DeadlockError if it would hang."""
+    """Run to the end in virtual time. Raises the error that ended the run, or
+    DeadlockError if it would hang.
+    """
 
     async def main() -> Simulation:
         simulation = assemble(settings, directory, VirtualClock(), mirror)

@@ -1,7 +1,7 @@
-"""Fake workers with the timing and the faults of real ones; no token, no model.
+"""Fake workers with the timing and the faults of real ones, but without tokens or a model.
 
-Every duration and every fault is drawn from a generator of its own, seeded by (seed, what, which, how often),
-so that one more fault somewhere does not shift all the others.
+Every duration and every fault is drawn from its own generator, seeded by (seed, kind, name, count), so that
+an additional fault does not change all the others.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from orchestrator.training.telemetry.summary import Mean, merged
 from orchestrator.training.usage import Activity, Role
 
 TRAINED = "trained.txt"
-"""The file that a simulated model is saved in."""
+"""The file in which a simulated model is saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How often things go wrong: probabilities for each call; a hang lasts `hang_seconds`."""
+    """Probabilities of faults, for each call. A hang lasts `hang_seconds`."""
 
     rollout_death: float = 0.0
     reward_hang: float = 0.0
@@ -55,24 +55,24 @@ class Faults:
     learner_death_elsewhere: float = 0.0
     """The learner dies while it publishes, saves, loads, exports or is rebuilt."""
     restart_failure: float = 0.0
-    """A lost worker's successor is lost before it is ready."""
+    """The replacement of a lost worker is lost before it is ready."""
     rollouts_lost: float = 0.0
-    """A block is gone, with its node, before it is graded."""
+    """A block is lost with its node before it is scored."""
     batch_lost: float = 0.0
-    """A block is gone, with its node, before the learner has it."""
+    """A block is lost with its node before the learner has read it."""
     weights_lost: float = 0.0
-    """A rollout worker can't read the published weights, though the learner is well."""
+    """A rollout worker cannot read the published weights although the learner is healthy."""
     disk_full: float = 0.0
-    """The disk refuses the record of a step's rollouts."""
+    """The rollouts of a step cannot be written to disk."""
     non_finite_step: int | None = None
-    """The learner finds a NaN in this step's update."""
+    """The update of this step is NaN."""
     hang_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Mean virtual seconds of one call; generation varies between half and thrice that (long tails are what
-    staleness is for).
+    """Mean virtual seconds of one call. Generation takes between half and three times its mean, because
+    staleness is meant for long tails.
     """
 
     generate: float = 1.0
@@ -80,14 +80,14 @@ class Timing:
     update: float = 0.8
     publish: float = 0.05
     write: float = 1.5
-    """From a snapshot to a checkpoint on disk."""
+    """Time to write a snapshot to disk."""
     restart: float = 5.0
     tokens_per_rollout: int = 10
 
 
 class Draws:
-    """Seeded randomness that does not depend on the order of calls: the n-th draw of a name is
-    always the same.
+    """Seeded random numbers that do not depend on the order of calls: the n-th draw of a
+    name is always the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -95,7 +95,7 @@ class Draws:
         self._counts: dict[str, int] = {}
 
     def uniform(self, name: str) -> float:
-        """The next number in [0, 1) of `name`."""
+        """The next number in [0, 1) for `name`."""
         count = self._counts.get(name, 0)
         self._counts[name] = count + 1
         digest = hashlib.blake2b(f"{self._seed}/{name}/{count}".encode(), digest_size=8).digest()
@@ -104,12 +104,12 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class CountingSummary:
-    """The fake of `Summary`: counts rollouts, with a fixed reward."""
+    """A fake `Summary` that counts rollouts and has a fixed reward."""
 
     rollouts: int
     tokens: int
     sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
-    """Of sampled held-out answers: pass@k and maj@k."""
+    """pass@k and maj@k of sampled held-out answers."""
     failure: str = ""
 
     def __add__(self, other: Self, /) -> CountingSummary:
@@ -119,11 +119,11 @@ class CountingSummary:
 
     @property
     def work(self) -> TokenWork:
-        """As if every token were read once, and attended to itself."""
+        """The work if every token were read once and attended only to itself."""
         return TokenWork(self.tokens, self.tokens, self.tokens)
 
     def metrics(self) -> dict[str, float]:
-        """The metrics that the loop and the evaluation look at."""
+        """The metrics that the loop and the evaluation use."""
         return {
             "rollout/count": float(self.rollouts),
             "rollout/tokens": float(self.tokens),
@@ -139,20 +139,20 @@ class CountingSummary:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedBlock:
-    """Stands for a `RolloutBlock`: all of its tokens were sampled with one version of the weights."""
+    """Represents a `RolloutBlock` whose tokens were all sampled with one version of the weights."""
 
     version: WeightVersion
 
 
 class SimulatedRolloutWorker:
-    """Sleeps as long as sampling takes; dies now and then, in the middle."""
+    """Sleeps for the time that sampling takes, and sometimes dies while sampling."""
 
     def __init__(self, name: str, draws: Draws, timing: Timing, faults: Faults, clock: Clock) -> None:
         self.name = name
         self._draws, self._timing, self._faults, self._clock = draws, timing, faults, clock
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sleep; every rollout gets as many tokens as `Timing` says, of version `weights.version`."""
+        """Sleep. Every rollout gets `Timing.tokens_per_rollout` tokens of version `weights.version`."""
         start_ns = self._clock.now_ns()
         seconds = self._timing.generate * (0.5 + 2.5 * self._draws.uniform("generate") ** 3)
         if self._draws.uniform("weights_lost") < self._faults.weights_lost:
@@ -168,7 +168,9 @@ class SimulatedRolloutWorker:
 
 
 class SimulatedRewardWorker:
-    """Grades at once or hangs; a hang is noticed after `call_timeout_seconds` and the worker replaced."""
+    """Scores after a short time or hangs. A hang is noticed after `call_timeout_seconds`, and
+    the worker is replaced.
+    """
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class SimulatedRewardWorker:
         self._call_timeout_seconds = call_timeout_seconds
 
     async def score(self, generated: Generated) -> Scored:
-        """A ticket a group; one group in eight is uninformative."""
+        """Return one ticket per group. One group in eight is uninformative."""
         start_ns = self._clock.now_ns()
         if self._draws.uniform("rollouts_lost") < self._faults.rollouts_lost:
             raise DataLostError(self.name, "the block died with its node")
@@ -218,14 +220,16 @@ class SimulatedRewardWorker:
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write nothing: there are no tokens."""
+        """Write nothing, because there are no tokens."""
         if self._draws.uniform("disk_full") < self._faults.disk_full:
             raise StorageError(self.name, "no space left on device")
         return [{"step": step, "group_id": ticket.group_id} for ticket in tickets[:sample]]
 
 
 def _sampled_answers(request: RolloutRequest) -> dict[str, Mean]:
-    """Prompt i of n sampled answers has i mod (n + 1) right ones, which come first; the others agree too."""
+    """Of the n sampled answers to prompt i, the first i mod (n + 1) are correct. The
+    wrong ones are all equal.
+    """
     sums: dict[str, Mean] = {}
     if request.samples_heldout:
         size = request.group_size
@@ -238,8 +242,8 @@ def _sampled_answers(request: RolloutRequest) -> dict[str, Mean]:
 
 @dataclass
 class SimulatedLearner:
-    """A `LearnerStage` whose model is the list of groups it was trained on: a restore must give
-    back exactly that.
+    """A `LearnerStage` whose model is the list of groups it was trained on, which a restore
+    must reproduce exactly.
     """
 
     draws: Draws
@@ -295,7 +299,7 @@ class SimulatedLearner:
         return ()
 
     async def write(self, directory: Path) -> None:
-        """Write the copy, in a while; a learner that was rebuilt meanwhile has no copy any more."""
+        """Write the copy after some time. A learner that was rebuilt in the meantime no longer has a copy."""
         copied, life = self._copied, self.rebuilt
         (directory / TRAINED).write_text("half of it")
         await asyncio.sleep(self.timing.write)
@@ -317,7 +321,7 @@ class SimulatedLearner:
         (directory / TRAINED).write_text("\n".join(map(str, self.trained)))
 
     async def rebuild(self) -> None:
-        """Fresh ranks: all that was learnt since the start is gone until a checkpoint is loaded."""
+        """Start new ranks. Everything learned is lost until a checkpoint is loaded."""
         await asyncio.sleep(self.timing.restart)
         self.trained = []
         self.rebuilt += 1
@@ -329,7 +333,7 @@ class SimulatedLearner:
 
 
 class CountingPrompts:
-    """A `PromptSource` without end: prompt i is named `sim/train/i`."""
+    """An endless `PromptSource`. Prompt i is named `sim/train/i`."""
 
     def __init__(self) -> None:
         self._position = 0

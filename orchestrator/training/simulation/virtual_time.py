@@ -1,7 +1,7 @@
 """An asyncio event loop whose time jumps to the next timer instead of waiting for it.
 
-Everything that sleeps or times out on this loop happens in the right order, at once, and the same way each
-time: one thread, no real I/O, ties broken by the order in which timers were set.
+Sleeps and timeouts on this loop happen in the right order, immediately, and reproducibly: there is one thread
+and no real I/O, and timers for the same moment fire in the order in which they were set.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class DeadlockError(RuntimeError):
-    """Every task waits and no timer is set: on a cluster the run would hang for ever."""
+    """Every task waits and no timer is set. On a cluster the run would hang for ever."""
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """Answers "nothing is ready" at once, and tells how long the loop was prepared to wait."""
+    """Immediately reports that nothing is ready, and passes on how long the loop was prepared to wait."""
 
     def __init__(self, waited: Callable[[float], None]) -> None:
         self._waited = waited
@@ -45,7 +45,7 @@ class _JumpingSelector(selectors.BaseSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """`loop.time()` starts at 0 and moves only when everything waits for a timer."""
+    """An event loop whose `time()` starts at 0 and advances only when all tasks wait for a timer."""
 
     def __init__(self) -> None:
         self._virtual_seconds = 0.0
@@ -56,7 +56,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual_seconds
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # noqa: ANN401
-        """Run `func` here and now: a thread would end at a time that differs from run to run."""
+        """Run `func` immediately in this thread, because a thread would end at a
+        different time in each run.
+        """
         future = self.create_future()
         try:
             future.set_result(func(*args))

@@ -1,6 +1,8 @@
-"""Learning curves as PNG, for trackers, READMEs and slides. Matplotlib's object interface: no global figure.
+"""Draws learning curves as PNG for trackers, READMEs and slides, with Matplotlib's object
+interface (no global state).
 
-Text is large on purpose: the picture is 2400 x 1400 pixels and still readable when a phone shows it 390 wide.
+Text is large on purpose, so that the picture of 2400 x 1400 pixels is readable on a phone
+that is 390 pixels wide.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ INK, FAINT, GRID, BAND = "#1f2328", "#656d76", "#e4e7eb", "#f5f6f8"
 SEED_COLOURS = ("#0f7b55", "#2563eb", "#c2410c", "#8347c4", "#0e7490", "#a16207")
 TEXT, NOTE = 20, 18
 LABEL_MARGIN = 0.32
-"""Right of the last step, as a share of the steps' width: room for the names of the curves."""
+"""Room for the names of the curves, right of the last step, as a share of the steps' width."""
 LABEL_GAP = 0.085
 """The least distance between two labels, in units of the y axis."""
 RIGHT_EDGE = 1 / (1 + LABEL_MARGIN)
-"""Where the steps end, as a share of the drawn axis."""
+"""The position of the last step, as a share of the axis."""
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 Label = tuple[float, str, str]
@@ -44,8 +46,8 @@ Label = tuple[float, str, str]
 
 
 def learning_curve_png(stages: Sequence[StageCurve], title: str) -> bytes:
-    """Held-out accuracy with its 95 % interval, training accuracy and the share of rollouts that check
-    themselves over the steps; the stages one after another, each on its own scale of steps.
+    """Draw held-out accuracy with its 95 % interval, training accuracy and the share of rollouts with
+    self-checks over the steps. Stages follow one another, each on its own scale of steps.
     """
     panels = layout(stages)
     figure, axes = _canvas(title, title_gap=58 if len(panels) > 1 else 26)
@@ -72,8 +74,8 @@ def seeds_png(
     target: float | None = None,
     bands: Mapping[str, Band] | None = None,
 ) -> bytes:
-    """One curve a seed (or any other name) on one axis of steps, with its confidence interval from `bands`;
-    `target` is drawn as a line to reach.
+    """Draw one curve per seed (or other name) on a common axis of steps, with confidence intervals from
+    `bands`. `target` is drawn as a horizontal line.
     """
     figure, axes = _canvas(title, title_gap=26)
     last = max((series[-1][0] for series in curves.values() if series), default=1) or 1
@@ -159,7 +161,7 @@ def _mark_stages(axes: Axes, panels: Sequence[Panel]) -> None:
 
 
 def _end_labels(stages: Sequence[StageCurve]) -> list[Label]:
-    """The curves' names and last values; a noisy curve's last value is its smoothed one."""
+    """Labels with the curves' names and last values. For noisy curves this is the smoothed value."""
     curves = (
         ("held-out", HELDOUT, [stage.heldout for stage in stages]),
         ("training", TRAIN, [smooth(stage.train) for stage in stages]),
@@ -174,7 +176,7 @@ def _end_labels(stages: Sequence[StageCurve]) -> list[Label]:
 
 
 def _label_start(axes: Axes, panel: Panel) -> None:
-    """What the last stage started from, above its first point."""
+    """Label the first point of the last stage with its value."""
     step, value = panel.stage.heldout[0]
     left = panel.left > 0
     axes.annotate(
@@ -191,7 +193,7 @@ def _label_start(axes: Axes, panel: Panel) -> None:
 
 
 def _write_labels(axes: Axes, labels: Iterable[Label]) -> None:
-    """Names beside the ends of the curves, moved apart where two ends are close."""
+    """Write the labels beside the ends of the curves, moved apart where two ends are close."""
     wanted = list(labels)
     heights = spread([value for value, _, _ in wanted], LABEL_GAP, 0.02, 0.98)
     for (_, text, colour), height in zip(wanted, heights, strict=True):

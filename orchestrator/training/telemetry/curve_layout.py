@@ -1,4 +1,4 @@
-"""What a learning curve shows and where it goes on the axes: arithmetic shared by pictures and reports."""
+"""The layout of learning curves: arithmetic shared by PNG pictures and HTML reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Band = Sequence[tuple[int, float, float]]
 
 NARROWEST_STAGE = 0.2
 EARLIER_STAGES = 0.34
-"""The most that all stages before the last one take of the x axis together."""
+"""The largest share of the x axis that all stages before the last one may take together."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCurve:
-    """What one stage measured, each as (step, share between 0 and 1); any of them may be empty."""
+    """The measurements of one stage, each as (step, share between 0 and 1). Any of them may be empty."""
 
     name: str
     heldout: Series = field(default=())
@@ -29,7 +29,7 @@ class StageCurve:
 
     @property
     def last_step(self) -> int:
-        """The newest step that anything was measured at; at least 1."""
+        """The newest step with a measurement; at least 1."""
         ends = (series[-1][0] for series in (self.heldout, self.train, self.reflection) if series)
         return max(ends, default=1) or 1
 
@@ -43,7 +43,7 @@ class Panel:
     width: float
 
     def x(self, step: float) -> float:
-        """Where a step is on the axis."""
+        """The position of a step on the axis."""
         return self.left + self.width * step / self.stage.last_step
 
     def place(self, series: Series) -> list[tuple[float, float]]:
@@ -51,15 +51,17 @@ class Panel:
         return [(self.x(step), value) for step, value in series]
 
     def ticks(self, count: int, *, is_last: bool) -> list[tuple[float, str]]:
-        """About `count` round step numbers; where a stage ends, the zero of the next one stands alone."""
+        """About `count` round step numbers. A stage's last tick is left out if the next
+        stage begins there with 0.
+        """
         steps = nice_steps(self.stage.last_step, count if is_last else 2)
         kept = [step for step in steps if is_last or step <= 0.6 * self.stage.last_step]
         return [(self.x(step), f"{step:,}" if step else "step 0") for step in kept]
 
 
 def layout(stages: Sequence[StageCurve]) -> list[Panel]:
-    """One panel a stage, side by side. The last one, which is what a pipeline is for, gets most of the axis:
-    a thousand steps of a cold start must not squeeze the reinforcement learning after it.
+    """One panel per stage, side by side. The last one gets most of the axis, so that a cold start of a
+    thousand steps does not leave too little room for the reinforcement learning after it.
     """
     if not stages:
         return []
@@ -73,7 +75,8 @@ def layout(stages: Sequence[StageCurve]) -> list[Panel]:
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The values moved as little as needed to be `gap` apart and between `low` and `high`, in the same order.
+    """Move the values as little as necessary, so that they are `gap` apart and between `low` and
+    `high`. Keeps the order.
 
     >>> [round(value, 2) for value in spread([0.5, 0.52, 0.9], 0.1, 0.0, 1.0)]
     [0.46, 0.56, 0.9]
@@ -94,8 +97,8 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def smooth(series: Series) -> list[tuple[int, float]]:
-    """A centred moving average over about a twentieth of the points, shorter at the ends; short series
-    stay as they are.
+    """A centred moving average over about a twentieth of the points, shorter at the ends.
+    Short series are unchanged.
 
     >>> smooth([(1, 0.0), (2, 1.0)])
     [(1, 0.0), (2, 1.0)]
@@ -127,7 +130,8 @@ def _nice_units(unit: int) -> list[int]:
 
 
 def thin(series: Series, count: int) -> list[tuple[int, float]]:
-    """At most `count` points, each the mean of its neighbours; the first and the last one stay as they are.
+    """Reduce a series to at most `count` points, each the mean of its neighbours. The first and
+    last point are unchanged.
 
     >>> thin([(0, 0.0), (1, 1.0), (2, 3.0), (3, 4.0)], 3)
     [(0, 0.0), (2, 2.0), (3, 4.0)]

@@ -26,7 +26,7 @@ from orchestrator.config.resume_rules import CHANGEABLE, FIXED, may_change, why_
 from orchestrator.config.run_config import RunConfig, json_schema
 from orchestrator.errors import ConfigError
 
-FILES = ConfigFiles.from_overrides()
+FILES = ConfigFiles.named_by()
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 GROUP_OPTIONS = [
     (group, option)
@@ -105,17 +105,17 @@ BAD = [
     # job, overrides, key, value, part of what is allowed, part of the hint
     ("grop", [], "job", "grop", "grpo", "did you mean grpo?"),
     ("grpo", ["rollout.grup_size=2"], "rollout.grup_size", "2", "group_size", "did you mean group_size?"),
-    ("grpo", ["+rollout.extra=1"], "rollout.extra", "1", "group_size", "not a key"),
+    ("grpo", ["+rollout.extra=1"], "rollout.extra", "1", "group_size", "no key"),
     ("grpo", ["algoritm=dapo"], "algoritm", "dapo", "algorithm", "did you mean algorithm?"),
     ("grpo", ["model=tiny_mo"], "model", "tiny_mo", "tiny_moe", "did you mean tiny_moe?"),
     ("grpo", ["experiment=no_such"], "experiment", "no_such", "", ""),
     ("grpo", ["task=null"], "task", "null", "countdown", ""),
     ("grpo", ["task=[a,b]"], "task", "[a,b]", "countdown", ""),
-    ("grpo", ["steps=many"], "steps", "many", "integer", "learner steps"),
+    ("grpo", ["steps=many"], "steps", "many", "integer", "Learner steps"),
     ("grpo", ["steps=1.5"], "steps", "1.5", "integer", ""),
     ("grpo", ["steps=1,2"], "steps", "steps=1,2", "one value", "sweep"),
     ("grpo", ["steps=???"], "steps", "nothing", "a value", ""),
-    ("grpo", ["~steps"], "steps", "nothing", "a value", "Number of learner steps"),
+    ("grpo", ["~steps"], "steps", "nothing", "a value", "Learner steps"),
     ("grpo", ["steps"], "override", "steps", "key=value", ""),
     ("grpo", ["a b=1"], "override", "a b=1", "key=value", ""),
     ("grpo", ["steps={"], "override", "steps={", "key=value", ""),
@@ -144,7 +144,7 @@ IMPOSSIBLE = [
     # job, changes, key, value, part of what is allowed, part of the hint
     ("grpo", "rollout.group_size=1", "rollout.group_size", "1", "2 or more", "compares"),
     ("grpo", "rollout.temperature=0", "rollout.temperature", "0.0", "more than 0", "greedy"),
-    ("grpo", "learner.world_size=5", "learner.world_size", "5", "a divisor of", "the ranks share"),
+    ("grpo", "learner.world_size=5", "learner.world_size", "5", "a divisor of", "shared by the ranks"),
     ("grpo", "learner.minibatches=7", "learner.minibatches", "7", "a divisor of", "optimizer updates"),
     (
         "grpo",
@@ -273,7 +273,7 @@ def test_a_text_with_special_characters_reaches_stages_and_resumed_runs_as_it_is
 
 @pytest.mark.parametrize("override", ["team='a", 'team="a', "learner.adam_betas=[0.8", "budget={limit: 1"])
 def test_a_broken_value_is_refused_with_the_quoting_that_works(override: str) -> None:
-    with pytest.raises(ConfigError, match="twice") as caught:
+    with pytest.raises(ConfigError, match="quoted twice") as caught:
         compose("grpo", [override])
     assert caught.value.value == override
 

@@ -1,5 +1,5 @@
-"""One rank's place among the ranks: process group, device, threads. No launcher, no environment variables
-to set, no MPI.
+"""Joins a rank to the process group and sets its device and threads. Needs no launcher,
+environment variables or MPI.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ GROUP_TIMEOUT = datetime.timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class DistributedInit:
-    """One rank's place in the process group. `device` is "cpu", "cuda" (the first that the process sees) or
-    "cuda:<index>".
+    """Describes one rank of the process group. `device` is "cpu", "cuda" (the first device that the process
+    sees) or "cuda:<index>".
     """
 
     rank: int
@@ -28,7 +28,7 @@ class DistributedInit:
     backend: Literal["auto", "gloo", "nccl"]
     device: str
     store: Store | None = None
-    """Through which the ranks exchange their addresses; not needed for a single rank."""
+    """The store through which the ranks exchange their addresses; not needed for a single rank."""
 
     @property
     def resolved_backend(self) -> str:
@@ -50,14 +50,16 @@ def join(init: DistributedInit, threads: int) -> torch.device:
     device = torch.device(init.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # DeepSpeed reads the kind and index of its device from here and from nowhere else, when it is imported.
+    # DeepSpeed reads the type and index of its device from these variables when it is imported.
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ["LOCAL_RANK"] = str(device.index or 0)
     if dist.is_initialized():
         joined = (dist.get_rank(), dist.get_world_size())
         if joined != (init.rank, init.world_size):
             wanted = (init.rank, init.world_size)
-            raise ValueError(f"this process is rank and size {joined}, and can't join as {wanted}")
+            raise ValueError(
+                f"this process has joined as rank and world size {joined} and cannot join as {wanted}"
+            )
         return device
     if init.store is None and init.world_size > 1:
         raise ValueError(f"{init.world_size} ranks need a store to find each other")

@@ -1,8 +1,9 @@
-"""Experts spread over ranks by DeepSpeed's AutoEP, and the way back to the names of transformers.
+"""Distributes experts over ranks with DeepSpeed's AutoEP, and maps the result back to the
+names of transformers.
 
 AutoEP replaces each mixture-of-experts block: a rank keeps E / size of its E experts, and tokens travel to
-the ranks of their experts and back (all-to-all), dropless. Ranks that hold the same experts are data parallel
-for them. Its tensors have names and shapes of their own:
+the ranks of their experts and back (all-to-all), and none is dropped. Ranks that hold the same experts are
+data parallel for them. AutoEP uses its own names and shapes:
 
     AutoEP, on rank r of `size`                      transformers
     mlp.router.gate.weight        [E, H]             mlp.gate.weight            [E, H]
@@ -31,7 +32,7 @@ from orchestrator.training.learner.config import EXPERT_PARALLEL_FAMILIES
 from orchestrator.training.models.routers import number_of_experts
 
 ROUTERS: Mapping[str, str] = MappingProxyType({"granitemoe": "router"})
-"""What transformers calls a block's router, where it is not "gate"."""
+"""The name of a block's router in transformers if it is not "gate"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +51,22 @@ class LocalRange:
 def expert_parallel_section(model: PreTrainedModel, size: int, grouped: bool) -> dict[str, Any]:
     """The `expert_parallel` section of a DeepSpeed config. `grouped`: one kernel for all experts of a rank.
 
-    Raises ConfigError for a family that was not shown to be exact, and if `size` does not divide the experts.
+    Raises ConfigError for a family that has not been verified to be exact, and if `size` does not divide
+    the number of experts.
     """
     key, kind = "learner.expert_parallel_size", model.config.model_type
     if kind not in EXPERT_PARALLEL_FAMILIES:
-        hint = f"{kind} has no experts, or was not shown to be exact"
+        hint = f"{kind} has no experts, or its expert parallelism has not been verified to be exact"
         raise ConfigError(key, str(size), f"1, or a model of {', '.join(EXPERT_PARALLEL_FAMILIES)}", hint)
     if dist.get_world_size() % size:
         raise ConfigError(
-            key, str(size), f"a divisor of {dist.get_world_size()}", "it divides learner.world_size"
+            key, str(size), f"a divisor of {dist.get_world_size()}", "it must divide learner.world_size"
         )
     experts = number_of_experts(model)
     if experts % size:
-        raise ConfigError(key, str(size), f"a divisor of {experts}", "all ranks hold as many experts")
+        raise ConfigError(
+            key, str(size), f"a divisor of {experts}", "all ranks must hold the same number of experts"
+        )
     return {
         "enabled": True,
         "autoep_size": size,
@@ -72,11 +76,12 @@ def expert_parallel_section(model: PreTrainedModel, size: int, grouped: bool) ->
 
 
 def _preset(kind: str) -> str:
-    """The name under which AutoEP knows the family; ours where DeepSpeed's own does not work.
+    """The name of AutoEP's preset for the family. Presets that are missing or broken in
+    DeepSpeed are replaced by ours.
 
-    DeepSpeed 0.19.8 has none for Granite-MoE. Those of Mixtral and Qwen3-MoE redirect the recording of router
-    logits through a registry whose `get` takes one argument in transformers 5.23, and end in a TypeError; the
-    learner records no logits.
+    DeepSpeed 0.19.8 has none for Granite-MoE. Its presets for Mixtral and Qwen3-MoE redirect the recording of
+    router logits through a registry whose `get` takes one argument in transformers 5.23, and so raise a
+    TypeError. Ours do not record logits, which the learner does not need.
     """
     from deepspeed.module_inject.auto_ep_config import PRESET_MODELS, MoEModelPreset
 
@@ -95,7 +100,7 @@ def _preset(kind: str) -> str:
             expert_w3=None,
             num_experts_attr="num_local_experts",
             top_k_attr="num_experts_per_tok",
-            # Softmax over the chosen logits is softmax over all, normalised over the chosen.
+            # The softmax over the chosen logits equals the softmax over all, normalised over the chosen ones.
             score_func="softmax",
             score_apply="post",
             route_norm=True,
@@ -106,12 +111,14 @@ def _preset(kind: str) -> str:
 
 
 def is_expert(parameter: nn.Parameter) -> bool:
-    """The parameter holds some of a block's experts, and other ranks hold the others."""
+    """Whether the parameter holds only some of a block's experts, while other ranks hold the rest."""
     return not getattr(parameter, "allreduce", True)
 
 
 def replica(parameter: nn.Parameter) -> tuple[int, int]:
-    """This rank's place among the ranks that hold the same elements of the parameter, and their number."""
+    """This rank's index among the ranks that hold the same elements of the parameter, and the
+    number of those ranks.
+    """
     if not is_expert(parameter):
         return dist.get_rank(), dist.get_world_size()
     from deepspeed.utils import groups as known
@@ -123,12 +130,14 @@ def replica(parameter: nn.Parameter) -> tuple[int, int]:
 
 
 class ExpertSharding:
-    """Where the tensors of a model on this rank lie in those of transformers; the identity without AutoEP."""
+    """Maps the tensors of a model on this rank to those of transformers. Without
+    AutoEP it is the identity.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         router = ROUTERS.get(model.config.model_type, "gate")
         self.group: dist.ProcessGroup | None = None
-        """The ranks that share the experts of a block, a part each; None without AutoEP."""
+        """The ranks among which the experts of a block are divided; None without AutoEP."""
         self._renamed: dict[str, str] = {}
         self._blocks: dict[str, Any] = {}
         for name, module in model.named_modules():
@@ -139,19 +148,21 @@ class ExpertSharding:
                 self._renamed[f"{name}.router"] = f"{name}.{router}"
 
     def name(self, name: str) -> str:
-        """Of a tensor that every rank has whole: what transformers calls it."""
+        """The name in transformers of a tensor that every rank holds completely."""
         module, _, tensor = name.rpartition(".")
         return f"{self._renamed.get(module, module)}.{tensor}" if module else name
 
     def target(self, name: str) -> str:
-        """The tensor of transformers that the parameter `name` is, or is a part of."""
+        """The tensor of transformers that the parameter `name` equals or belongs to."""
         block, experts, weight = name.rpartition(".experts.")
         if not experts or block not in self._blocks:
             return self.name(name)
         return f"{block}.experts.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
 
     def ranges(self, name: str, shape: tuple[int, ...], rank: int | None = None) -> list[LocalRange]:
-        """Of the parameter `name`, whole with `shape` on this rank, or on `rank` of its expert group."""
+        """The ranges of transformers' tensors that the parameter `name` covers, which has `shape` on this
+        rank or on `rank` of its expert group.
+        """
         block, experts, weight = name.rpartition(".experts.")
         target, count = self.target(name), math.prod(shape)
         if not experts or block not in self._blocks:

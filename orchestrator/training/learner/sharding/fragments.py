@@ -1,15 +1,16 @@
-"""Where the float32 master weights and the optimizer state of each parameter lie on this rank, at
-every ZeRO stage.
+"""Locates the float32 master weights and the optimizer state of each parameter on this
+rank, at every ZeRO stage.
 
-ZeRO keeps flat tensors without names. A `StateRange` gives a part of one the name of its parameter and its
-place in it, so a checkpoint is a set of named ranges that any number of ranks can read at any stage:
+ZeRO keeps flat tensors without names. A `StateRange` names the parameter, and the position in it, of
+a range of a flat tensor. A checkpoint is therefore a set of named ranges that any number of ranks
+can read at any stage:
 
     stage 0       every rank has all of each parameter
-    stages 1, 2   the flat tensor of all parameters is cut into one part a rank; a parameter may lie on two
-    stage 3       each parameter is cut into one part a rank, the last one padded
+    stages 1, 2   the flat tensor of all parameters is divided among the ranks; a parameter may span two ranks
+    stage 3       each parameter is divided among the ranks, with padding at the end
 
-Names, shapes and places are those of transformers' tensors, also where experts are spread over ranks: a range
-is then cut where the order of the other tensor demands it.
+Names, shapes and positions are those of transformers' tensors, also if experts are distributed over ranks. A
+range is then split where the two orders of elements differ.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ class StateRange:
 
     name: str
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """Shape of the whole parameter."""
     start: int
     count: int
     flat: Tensor
     """The optimizer's parameter: master weights, float32."""
     offset: int
     saved_here: bool = True
-    """False where another rank has the same elements and writes them (stage 0)."""
+    """False if another rank has the same elements and writes them (stage 0)."""
 
     def view_of(self, like_flat: Tensor) -> Tensor:
-        """The fragment's elements of `flat`, or of an optimizer state of its shape: a view, [count]."""
+        """A view [count] of the range's elements in `flat`, or in an optimizer state of the same shape."""
         return like_flat.detach().view(-1).narrow(0, self.offset, self.count)
 
 
 def fragments(zero: ZeroEngine) -> list[StateRange]:
-    """This rank's fragments, in the order of the model's parameters."""
+    """This rank's ranges, in the order of the model's parameters."""
     match zero.stage:
         case 0:
             held = _fragments_of_parameters(zero)
@@ -62,7 +63,7 @@ def fragments(zero: ZeroEngine) -> list[StateRange]:
 
 
 def _translated(zero: ZeroEngine, fragment: StateRange) -> Iterator[StateRange]:
-    """The fragment by the names of transformers."""
+    """The same range expressed in the names of transformers."""
     end = fragment.start + fragment.count
     for local in zero.sharding.ranges(fragment.name, fragment.shape):
         first, last = max(fragment.start, local.local), min(end, local.local + local.count)
@@ -84,8 +85,8 @@ def base_optimizer(zero: ZeroEngine) -> Optimizer:
 
 @torch.no_grad()
 def publish_masters(zero: ZeroEngine) -> None:
-    """Make the model's parameters what the master weights say, on all ranks; after the masters
-    were written to.
+    """Copy the master weights to the model's parameters on all ranks, after the
+    master weights were changed.
     """
     optimizer: Any = zero.engine.optimizer
     if zero.stage in (1, 2):
@@ -99,7 +100,7 @@ def publish_masters(zero: ZeroEngine) -> None:
 
 
 def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[StateRange]:
-    """Stage 0: every rank has all; those that have the same take turns to write."""
+    """Stage 0: every rank has all elements; ranks with the same elements take turns to write them."""
     for index, (name, parameter) in enumerate(zero.module.named_parameters()):
         if not parameter.requires_grad:
             continue
@@ -109,7 +110,7 @@ def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[StateRange]:
 
 
 def _fragments_of_states(zero: ZeroEngine) -> Iterator[StateRange]:
-    """Stages 1 and 2: DeepSpeed notes at each parameter the range that lies on this rank, if any."""
+    """Stages 1 and 2: DeepSpeed records for each parameter the range that is on this rank, if any."""
     optimizer: Any = zero.engine.optimizer
     flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
     flats = optimizer.fp32_groups_flat_partition if flats is None else flats
@@ -122,7 +123,7 @@ def _fragments_of_states(zero: ZeroEngine) -> Iterator[StateRange]:
 
 
 def _fragments_of_weights(zero: ZeroEngine) -> Iterator[StateRange]:
-    """Stage 3: DeepSpeed notes for each parameter its group and its place in the group's flat tensor."""
+    """Stage 3: DeepSpeed records for each parameter its group and its position in the group's flat tensor."""
     optimizer: Any = zero.engine.optimizer
     for name, parameter in zero.module.named_parameters():
         if not parameter.requires_grad:

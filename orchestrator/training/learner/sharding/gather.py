@@ -1,4 +1,4 @@
-"""Whole tensors of transformers out of a partitioned model, a bucket's worth at a time."""
+"""Gathers whole tensors, as in transformers, from a partitioned model, one bucket at a time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NamedParameter = tuple[str, Parameter]
 
 
 class FullTensors:
-    """The tensors of transformers that lie in a model, in parts on several ranks. What is where is found out
-    once: a model keeps its shape.
+    """Gathers the tensors of a model that is distributed over several ranks. The layout is determined only
+    once, because it does not change.
     """
 
     def __init__(self, zero: ZeroEngine, bytes_at_once: int) -> None:
@@ -35,12 +35,13 @@ class FullTensors:
         ]
 
     def stream(self) -> Iterator[NamedTensor | TensorPart]:
-        """Parameters and persistent buffers by the names of transformers: on rank 0, in the model's own
-        dtype. Tied parameters come once; tensors of experts that are spread over ranks come in parts.
+        """On rank 0, yield parameters and persistent buffers by their names in transformers, in the model's
+        dtype. Tied parameters are yielded once; experts that are distributed over ranks are yielded as
+        ranges of their tensor.
 
-        Collective: the other ranks must exhaust it too, and get nothing. What comes is valid until the next
-        is asked for. At stage 3 parameters are gathered until `bytes_at_once` are reached (at least one
-        tensor), as the forward pass does; of other ranks' experts rank 0 holds no more than `bytes_at_once`
+        Collective: the other ranks must exhaust the iterator too, but it yields nothing there. Each item
+        is valid until the next one is requested. At stage 3, parameters are gathered until `bytes_at_once`
+        are reached (at least one tensor). Of other ranks' experts, rank 0 holds at most `bytes_at_once`
         (at least one element).
         """
         zero, room = self._zero, self._room()
@@ -54,7 +55,9 @@ class FullTensors:
             yield from self._buffers
 
     def _room(self) -> Tensor:
-        """Memory for the largest message, got once a version: what came may still be held when more comes."""
+        """Memory for the largest message, allocated once per version, because the previous
+        items may still be in use.
+        """
         messages = [message for group in self._groups for message in group.messages]
         if not messages:
             return torch.empty(0)
@@ -63,10 +66,10 @@ class FullTensors:
         return torch.empty(largest, dtype=like.dtype, device=like.device)
 
     def plan(self, together: bool) -> WritePlan | None:
-        """The same, in buckets of `bytes_at_once`, without a message between ranks: either rank 0 writes all
-        of it, or all ranks write it together, each the experts that it has and a share of what all have.
-        None where that can't be: at stage 3, where tensors are first put together, and where rank 0 would
-        need the experts of others.
+        """The same tensors in buckets of `bytes_at_once`, without messages between ranks. Either rank 0
+        writes everything, or (`together`) each rank writes its experts and a share of the tensors that all
+        ranks have. None if that is impossible: at stage 3, where tensors must be gathered first, and if rank
+        0 would need the experts of others.
         """
         sharding = self._zero.sharding
         if self._zero.stage == 3 or (sharding.group is not None and not together):
@@ -87,8 +90,8 @@ class FullTensors:
 
 
 def _shared_out(tensors: Sequence[NamedTensor], loads: list[int]) -> dict[str, int]:
-    """The rank that writes each tensor, so that all have about as many bytes to write; `loads` is what they
-    have already. The same on every rank.
+    """Choose the rank that writes each tensor, so that all ranks write about the same number of bytes.
+    `loads` are the bytes that they write already. The result is the same on every rank.
     """
     writers: dict[str, int] = {}
     for name, tensor in sorted(tensors, key=lambda each: -each[1].nbytes):
@@ -112,8 +115,8 @@ def _expert_part(sharding: ExpertSharding, cut: _ExpertRange) -> TensorPart:
 
 
 def persistent_buffers(model: PreTrainedModel, sharding: ExpertSharding) -> list[NamedTensor]:
-    """Buffers that belong to the weights (a router's selection bias), without those that are computed from
-    the config; by the names of transformers.
+    """Buffers that belong to the weights (a router's selection bias), by their names in transformers. Buffers
+    that are computed from the config are left out.
     """
     kept = model.state_dict(keep_vars=True).keys()
     return [(sharding.name(name), buffer) for name, buffer in model.named_buffers() if name in kept]
@@ -121,14 +124,14 @@ def persistent_buffers(model: PreTrainedModel, sharding: ExpertSharding) -> list
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Parameters that are gathered together: those that every rank has whole, and what ranks send of those
-    that are spread over them.
+    """Parameters that are gathered together: those that every rank holds completely, and the messages with
+    ranges of those that are distributed over ranks.
     """
 
     parameters: list[Parameter]
     here: list[NamedTensor]
     cuts: list[_ExpertRange]
-    """All ranks' experts, in order."""
+    """The experts of all ranks, in order."""
     messages: list[list[_ExpertRange]]
 
     @classmethod
@@ -139,13 +142,17 @@ class _Group:
         experts = [(name, parameter) for name, parameter in group if is_expert(parameter)]
         cuts = list(_cuts(sharding, experts)) if experts else []
         messages: list[list[_ExpertRange]] = []
-        if cuts and dist.get_process_group_ranks(sharding.group)[0] == 0:  # others have the same experts
+        if (
+            cuts and dist.get_process_group_ranks(sharding.group)[0] == 0
+        ):  # other groups have the same experts
             messages = list(_messages(cuts, bytes_at_once))
         return cls([parameter for _, parameter in group], here, cuts, messages)
 
 
 def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParameter]]:
-    """Parameters of about `bytes_at_once`. Those that make up one tensor of transformers stay together."""
+    """Group parameters into about `bytes_at_once`. Those that form one tensor of
+    transformers stay together.
+    """
     units: dict[str, list[_NamedParameter]] = {}
     for name, parameter in zero.module.named_parameters():
         units.setdefault(zero.sharding.target(name), []).append((name, parameter))
@@ -164,8 +171,8 @@ def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParamet
 
 @dataclass(frozen=True, slots=True)
 class _ExpertRange:
-    """Elements [local, local + count) of `parameter` on `rank` of the expert group; from `start` on in the
-    tensor of transformers.
+    """Elements [local, local + count) of `parameter` on `rank` of the expert group. They begin at element
+    `start` of the tensor of transformers.
     """
 
     rank: int
@@ -178,12 +185,14 @@ class _ExpertRange:
 
     @property
     def data(self) -> Tensor:
-        """Its elements, on the rank that has them."""
+        """The elements, on the rank that has them."""
         return self.parameter.detach().view(-1)[self.local : self.local + self.count]
 
 
 def _cuts(sharding: ExpertSharding, experts: Sequence[_NamedParameter]) -> Iterator[_ExpertRange]:
-    """All ranks' experts in the order of transformers' tensors; every rank finds the same."""
+    """The experts of all ranks in the order of transformers' tensors. The result
+    is the same on every rank.
+    """
     size = dist.get_world_size(sharding.group)
     tensors: dict[str, list[_ExpertRange]] = {}
     for name, parameter in experts:
@@ -196,7 +205,7 @@ def _cuts(sharding: ExpertSharding, experts: Sequence[_NamedParameter]) -> Itera
 
 
 def _messages(cuts: Iterable[_ExpertRange], bytes_at_once: int) -> Iterator[list[_ExpertRange]]:
-    """Cuts that travel together: what other ranks have of them is no more than `bytes_at_once`."""
+    """Group ranges into messages that carry at most `bytes_at_once` from other ranks."""
     message: list[_ExpertRange] = []
     held = 0
     for cut in cuts:
@@ -220,7 +229,7 @@ def _messages(cuts: Iterable[_ExpertRange], bytes_at_once: int) -> Iterator[list
 def _exchanged(
     sharding: ExpertSharding, message: Sequence[_ExpertRange], room: Tensor
 ) -> Iterator[TensorPart]:
-    """One message a rank to rank 0, where its cuts come out in order; they lie in `room`."""
+    """Send one message per rank to rank 0, which yields the ranges in order. Their data is in `room`."""
     me = dist.get_rank(sharding.group)
     ranks = dist.get_process_group_ranks(sharding.group)
     counts = {rank: [cut.count for cut in message if cut.rank == rank] for rank in range(1, len(ranks))}
@@ -243,5 +252,5 @@ def _exchanged(
 
 
 def whole_shape(parameter: Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, also where stage 3 has emptied it."""
+    """Shape of the whole parameter, even if stage 3 has emptied it on this rank."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,9 +1,9 @@
-"""The shards of a checkpoint as files: opened together, checked once, read lazily by whoever needs what.
+"""Opens and checks all shards of a checkpoint together, and reads ranges of them on demand.
 
     rank-0-of-2: lm_head.weight@0/master      [3296]  -+
     rank-1-of-2: lm_head.weight@3296/master   [3296]  -+->  copy("lm_head.weight", 0, 6592, "master", into)
 
-`shards.py` says what is in a file.
+`shards.py` describes the content of a file.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class _SavedRange:
 class ShardFiles:
     """All shards of `directory`, open until `stack` is closed.
 
-    Raises CheckpointError if some are missing, are no shards or are of another format; everything here may
-    raise OSError and SafetensorError for a damaged file.
+    Raises CheckpointError if some are missing, are not shards, or have another format. All methods may raise
+    OSError and SafetensorError for a damaged file.
     """
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -45,7 +45,7 @@ class ShardFiles:
         self._files: dict[str, Any] = {}
         self._ranges: dict[str, list[_SavedRange]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Of the whole parameters, by name."""
+        """Shapes of the whole parameters, by name."""
         for file, shapes in _opened(directory, stack):
             self.shapes |= shapes
             for key in file.keys():  # noqa: SIM118 - not a dict
@@ -59,36 +59,36 @@ class ShardFiles:
             ranges.sort(key=lambda saved_range: saved_range.start)
 
     def has(self, key: str) -> bool:
-        """Whether a file has the tensor."""
+        """Whether any file has the tensor `key`."""
         return key in self._files
 
     def keys_under(self, prefix: str) -> list[str]:
-        """Keys that begin with it, of all files."""
+        """Keys of all files that begin with `prefix`."""
         return [key for key in self._files if key.startswith(prefix)]
 
     def tensor(self, key: str) -> Tensor:
-        """Raises CheckpointError if no file has it."""
+        """Read the tensor `key`. Raises CheckpointError if no file has it."""
         if key not in self._files:
             raise CheckpointError(f"{self._directory}: {key} is missing")
         return self._files[key].get_tensor(key)
 
     def states(self, name: str) -> list[str]:
-        """What was saved of a parameter's optimizer state; nothing before the first step."""
+        """Names of the saved optimizer states of a parameter; empty before the first step."""
         keys = self.keys_under(f"{self._ranges[name][0].prefix}/")
         return [key.rpartition("/")[2] for key in keys if not key.endswith(MASTER)]
 
     def is_scalar(self, name: str, state: str) -> bool:
-        """Whether a parameter's state is one number, which all its ranges share."""
+        """Whether a state is a single number shared by all ranges of the parameter."""
         first = self._ranges[name][0]
         return not first.file.get_slice(f"{first.prefix}/{state}").get_shape()
 
     def scalar(self, name: str, state: str) -> Tensor:
-        """That number."""
+        """Read a scalar state."""
         return self.tensor(f"{self._ranges[name][0].prefix}/{state}")
 
     def copy(self, name: str, start: int, count: int, state: str, into: Tensor) -> None:
-        """Fill `into` [count] with elements [start, start + count) of a parameter, from whichever ranges
-        hold them. Raises CheckpointError if none holds some of them.
+        """Fill `into` [count] with elements [start, start + count) of a parameter from the ranges that
+        contain them. Raises CheckpointError if some elements are in no range.
         """
         arrived, end = start, start + count
         for saved_range in self._ranges.get(name, ()):
@@ -107,10 +107,10 @@ class ShardFiles:
 
 
 def _opened(directory: Path, stack: ExitStack) -> list[tuple[Any, dict[str, tuple[int, ...]]]]:
-    """Every file, with the shapes that its metadata names."""
+    """Open every file and read the shapes from its metadata."""
     paths = sorted(directory.glob("rank-*-of-*.safetensors"))
     if not paths:
-        raise CheckpointError(f"{directory}: no shards of a learner")
+        raise CheckpointError(f"{directory}: there are no shards of a learner")
     opened: list[tuple[Any, dict[str, tuple[int, ...]]]] = []
     for path in paths:
         file = stack.enter_context(safe_open(path, framework="pt"))

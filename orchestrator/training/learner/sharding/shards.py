@@ -7,8 +7,9 @@
         rng/<rank>/<device>            uint8: torch's generators
         metadata: format, rank, world_size, zero_stage, shapes (JSON)
 
-`shard_files.py` reads them. Parameters carry their own names, so another number of ranks, at another ZeRO
-stage, can read them; the ranks of the same shape restore every bit.
+`shard_files.py` reads them. Ranges carry the names of their parameters, so that another number of
+ranks at another ZeRO stage can read them. With the same number of ranks and the same stage, the state
+is restored bit by bit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from orchestrator.training.learner.sharding.zero import ZeroEngine
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What a rank writes: `tensors` by key, as the file holds them, and the file's metadata."""
+    """The content of a rank's shard: `tensors` by their key in the file, and the file's metadata."""
 
     file: str
     tensors: Mapping[str, Tensor]
@@ -49,7 +50,7 @@ class Shard:
 
 
 def shard_of(zero: ZeroEngine) -> Shard:
-    """This rank's shard as it is now: its tensors are views of the state that training changes."""
+    """This rank's shard. Its tensors are views of the live state, which training changes."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     owned = [fragment for fragment in fragments(zero) if fragment.saved_here]
     tensors = _random_states()
@@ -71,8 +72,8 @@ def shard_of(zero: ZeroEngine) -> Shard:
 
 
 def write_shard(shard: Shard, directory: Path) -> Path:
-    """Write a shard and sync it to disk; returns the file. Needs no interpreter lock while the disk works.
-    Raises CheckpointError if the disk refuses.
+    """Write a shard and sync it to disk. Returns the path of the file. Releases the interpreter lock during
+    disk I/O. Raises CheckpointError if writing fails.
     """
     path = directory / shard.file
     apart = {key: _apart(value) for key, value in shard.tensors.items()}
@@ -86,18 +87,18 @@ def write_shard(shard: Shard, directory: Path) -> Path:
 
 
 def _apart(tensor: Tensor) -> Tensor:
-    """The same bytes as a tensor of their own: ranges are views of one flat tensor, which safetensors
-    refuses to write as several.
+    """A tensor with its own storage object for the same bytes, because safetensors refuses to write
+    several views of one tensor.
     """
-    if tensor.ndim == 0:  # a counter of steps, which all ranges of a flat tensor share
+    if tensor.ndim == 0:  # a step counter, which all ranges of a flat tensor share
         return tensor.detach().cpu().clone()
     content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return torch.from_numpy(content).view(tensor.dtype).view(tensor.shape)
 
 
 def load_shards(zero: ZeroEngine, directory: Path) -> None:
-    """Read what this rank needs from all shards in `directory`. Raises CheckpointError if some are missing or
-    hold another model.
+    """Restore this rank's state from the shards in `directory`. Raises CheckpointError if some are missing or
+    belong to another model.
     """
     with ExitStack() as stack:
         try:
@@ -159,7 +160,7 @@ def _random_states() -> dict[str, Tensor]:
 
 
 def _restore_random_states(shards: ShardFiles) -> None:
-    """A rank that the saved group did not have keeps its own."""
+    """Restore the states of the random generators. A rank that the saved group did not have keeps its own."""
     cpu, cuda = (f"rng/{dist.get_rank()}/{device}" for device in ("cpu", "cuda"))
     if shards.has(cpu):
         torch.set_rng_state(shards.tensor(cpu))

@@ -1,4 +1,6 @@
-"""A copy of a rank's shard in host memory: what a step waits for, while the disk takes its time behind it."""
+"""Copies a rank's shard to host memory. A training step only waits for this copy; the disk
+is written afterwards.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ _ALIGNMENT = 64
 
 
 class HostMemory:
-    """Holds one copy of a shard, and its memory for the next. To get pages from the system takes several
-    times what the copy does, so `reserve` gets them beforehand, in a thread; without it the first copy does.
-    The memory is numpy's, which asks for huge pages: six times faster to get than torch's.
+    """Holds one copy of a shard and reuses its memory for the next one. Allocating pages takes several times
+    longer than the copy itself, so `reserve` allocates them beforehand in a thread; otherwise the first copy
+    does. The memory is allocated by numpy, which uses huge pages and is six times faster than torch here.
     """
 
     def __init__(self) -> None:
@@ -27,18 +29,18 @@ class HostMemory:
 
     @property
     def reserved(self) -> bool:
-        """Whether the memory is there, or on its way."""
+        """Whether the memory is allocated or being allocated."""
         return self._arena.nbytes > 0
 
     def reserve(self, shard: Shard) -> None:
-        """Get the memory for a shard of this size, behind the caller's back; once."""
+        """Allocate the memory for a shard of this size in the background. Further calls have no effect."""
         self._grow(shard)
-        # numpy holds no interpreter lock while it fills: training goes on.
+        # numpy releases the interpreter lock while it fills memory, so training continues.
         self._reserving = threading.Thread(target=self._arena.fill, args=(0,), daemon=True)
         self._reserving.start()
 
     def copy(self, shard: Shard) -> Shard:
-        """The shard as it is now, whatever training does next. The copy before it is overwritten."""
+        """Copy the shard, so that later training does not change it. Overwrites the previous copy."""
         if self._reserving is not None:
             self._reserving.join()
         self._grow(shard)

@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO behind a small face: accumulate weighted losses, then one step, exact at every stage and
-number of ranks.
+"""DeepSpeed ZeRO behind a small interface: accumulate weighted losses, then make one step. Results are exact
+at every stage and number of ranks.
 
-What differs between the stages is here and nowhere else:
+All differences between the stages are handled in this module:
 
 | stage | gradients of a step            | global gradient norm and clipping                      |
 | ----- | ------------------------------ | ------------------------------------------------------ |
@@ -10,8 +10,8 @@ What differs between the stages is here and nowhere else:
 | 1     | reduced with the last backward | DeepSpeed's, inside its step                           |
 | 2, 3  | reduced with every backward    | DeepSpeed's, inside its step                           |
 
-DeepSpeed takes the mean of gradients over ranks; a loss whose weights already count the whole batch needs
-their sum, so it is multiplied by the number of ranks first.
+DeepSpeed averages gradients over ranks. The weights of our losses already refer to the whole batch and need
+the sum, so the loss is multiplied by the number of ranks first.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 def adamw(config: LearnerConfig) -> OptimizerFactory:
-    """AdamW of the config (https://arxiv.org/abs/1711.05101), one fused kernel a tensor."""
+    """The config's AdamW (https://arxiv.org/abs/1711.05101) with one fused kernel per tensor."""
 
     def build(groups: Iterable[dict[str, Any]]) -> Optimizer:
         return AdamW(
@@ -54,8 +54,8 @@ def adamw(config: LearnerConfig) -> OptimizerFactory:
 
 
 class ZeroEngine:
-    """A model whose parameters, gradients and optimizer state DeepSpeed keeps. Every method is collective:
-    all ranks call it alike.
+    """A model whose parameters, gradients and optimizer state are managed by DeepSpeed. Every method is
+    collective: all ranks must call it with the same arguments.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ZeroEngine:
         self._deepspeed = _quiet_deepspeed()
 
         def optimizer(_: object) -> Optimizer:
-            # Called once the experts have been spread: before, the model has other parameters.
+            # Called after the experts have been distributed, because that replaces parameters of the model.
             return build_optimizer(_parameter_groups(model, config.weight_decay))
 
         engine, *_ = self._deepspeed.initialize(
@@ -99,10 +99,10 @@ class ZeroEngine:
         self.engine.backward(loss * self._world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip the gradient to `max_grad_norm`, update, forget the gradient; returns its global L2 norm
-        before clipping, the same on all ranks.
+        """Clip the gradient to `max_grad_norm`, update the weights and clear the gradient. Returns the
+        gradient's global L2 norm before clipping, which is the same on all ranks.
 
-        If the norm is not finite nothing is updated, on any rank, and the norm comes back as it is.
+        If the norm is not finite, no rank updates anything, and that norm is returned.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -123,7 +123,7 @@ class ZeroEngine:
         return norm
 
     def _grad_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """The global L2 norm: experts of other ranks count too, and each expert once."""
+        """The global L2 norm, which includes the experts of other ranks and counts each expert once."""
         grads = [parameter.grad for parameter in parameters if not is_expert(parameter)]
         expert_grads = [parameter.grad for parameter in parameters if is_expert(parameter)]
         squares = _norm(grads) ** 2
@@ -134,23 +134,23 @@ class ZeroEngine:
         return squares.sqrt()
 
     def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
-        """Inside, these parameters are whole on every rank (stage 3). They must not be changed."""
+        """Gather these parameters on every rank inside the context (stage 3). They must not be changed."""
         return self._deepspeed.zero.GatheredParameters(parameters)
 
     def close(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers."""
+        """Release DeepSpeed's hooks and buffers."""
         self.engine.destroy()
 
 
 def deepspeed_config(config: LearnerConfig, model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed config of a learner. Batch sizes in it have no meaning: micro-batches are counted
-    by tokens, here.
+    """The DeepSpeed config of a learner. Its batch sizes have no meaning, because our
+    micro-batches have token budgets.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bucket = max(1 << 16, min(parameters, 200_000_000))  # elements; DeepSpeed allocates it whole
     half = next(model.parameters()).dtype == torch.bfloat16
-    # On the host the given AdamW is kept: torch's fused one needs no compiler, DeepSpeed's own builds itself
-    # at the first use.
+    # Keep our AdamW if the optimizer is offloaded: torch's fused one needs no compiler, while DeepSpeed's own
+    # is compiled at its first use.
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": device.type == "cuda"}}
     experts = config.expert_parallel_size
     return {
@@ -165,7 +165,7 @@ def deepspeed_config(config: LearnerConfig, model: PreTrainedModel, device: torc
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
-            # Small parameters stay whole on every rank: 1 % of the model at most, so that a small model is
+            # Small parameters are kept on every rank, but at most 1 % of the model, so that a small model is
             # partitioned too.
             "stage3_param_persistence_threshold": min(100_000, parameters // 100),
             **(offload if config.offload == "optimizer" else {}),
@@ -190,8 +190,8 @@ def _refuse_what_is_not_exact(config: LearnerConfig, model: nn.Module) -> None:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay is for matrices: norms, biases and other vectors are left alone. Spread experts have
-    groups of their own, because ZeRO cuts them among fewer ranks.
+    """Weight decay applies only to matrices, not to norms, biases and other vectors. Distributed experts have
+    their own groups, because ZeRO partitions them among fewer ranks.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"name": "all", "params": parameters, "weight_decay": 0.0}]
@@ -211,17 +211,17 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _quiet_deepspeed() -> ModuleType:
-    """Import DeepSpeed, after the rank has joined its group (`distributed.join` says which device it is for).
+    """Import DeepSpeed after the rank has joined its group (`distributed.join` sets the device).
 
-    Warnings only, and to stderr; no compiler: its shared-memory collectives would be built at the first use,
-    and gloo does without.
+    DeepSpeed logs only warnings, and to stderr. Its shared-memory collectives are disabled, because they
+    would be compiled at the first use; gloo does not need them.
     """
     import deepspeed
 
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
-        # Only DeepSpeed's own handler, which writes to stdout; not one that somebody else added.
+        # Only DeepSpeed's own handler, which writes to stdout, not handlers that others have added.
         if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stderr)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -40,34 +40,34 @@ def gpus(rollout: float, learner: float, **changes: Any) -> ClusterConfig:
     )
 
 
-def seats(placement: Placement, role: Role) -> list[tuple[str, int]]:
-    return [(seat.name, seat.slot) for seat in placement.of(role)]
+def actor_slots(placement: Placement, role: Role) -> list[tuple[str, int]]:
+    return [(actor_slot.name, actor_slot.slot) for actor_slot in placement.of(role)]
 
 
 def test_colocated_workers_and_ranks_share_slots() -> None:
     placement = plan_placement(cluster(), 2, 2, 2)
     assert placement.slots == (Slot(1.0, 0, 1), Slot(1.0, 0, 1))
-    assert seats(placement, Role.ROLLOUT) == [("rollout-0", 0), ("rollout-1", 1)]
-    assert seats(placement, Role.LEARNER) == [("learner-0", 0), ("learner-1", 1)]
-    assert seats(placement, Role.REWARD) == [("reward-0", 0), ("reward-1", 1)]
+    assert actor_slots(placement, Role.ROLLOUT) == [("rollout-0", 0), ("rollout-1", 1)]
+    assert actor_slots(placement, Role.LEARNER) == [("learner-0", 0), ("learner-1", 1)]
+    assert actor_slots(placement, Role.REWARD) == [("reward-0", 0), ("reward-1", 1)]
 
 
 def test_split_roles_have_slots_of_their_own() -> None:
     placement = plan_placement(cluster(layout="split"), 2, 1, 2)
     assert len(placement.slots) == 4
-    assert seats(placement, Role.LEARNER) == [("learner-0", 2), ("learner-1", 3)]
-    assert seats(placement, Role.REWARD) == [("reward-0", 0)]
+    assert actor_slots(placement, Role.LEARNER) == [("learner-0", 2), ("learner-1", 3)]
+    assert actor_slots(placement, Role.REWARD) == [("reward-0", 0)]
 
 
 def test_more_ranks_than_rollout_workers() -> None:
     placement = plan_placement(cluster(), 1, 1, 4)
     assert len(placement.slots) == 4
-    assert [seat.slot for seat in placement.of(Role.LEARNER)] == [0, 1, 2, 3]
+    assert [actor_slot.slot for actor_slot in placement.of(Role.LEARNER)] == [0, 1, 2, 3]
 
 
 def test_reward_workers_go_round_the_rollout_workers() -> None:
     placement = plan_placement(cluster(rollout={"cpus": 0.1, "gpus": 0.0}), 2, 5, 1)
-    assert [seat.slot for seat in placement.of(Role.REWARD)] == [0, 1, 0, 1, 0]
+    assert [actor_slot.slot for actor_slot in placement.of(Role.REWARD)] == [0, 1, 0, 1, 0]
 
 
 def test_a_slot_that_is_too_small_is_named_with_who_shares_it() -> None:
@@ -134,17 +134,17 @@ def test_every_actor_has_a_seat_and_no_slot_is_overfull(
 ) -> None:
     config = gpus(share, share, layout=layout)
     placement = plan_placement(config, rollouts, rewards, learners)
-    names = [seat.name for seat in placement.seats]
+    names = [actor_slot.name for actor_slot in placement.actor_slots]
     assert len(set(names)) == len(names) == rollouts + rewards + learners
     for index, slot in enumerate(placement.slots):
-        shares = [seat.share for seat in placement.seats if seat.slot == index]
+        shares = [actor_slot.share for actor_slot in placement.actor_slots if actor_slot.slot == index]
         assert shares
         assert sum(share.cpus for share in shares) <= slot.cpus
         assert math.ceil(sum(share.gpus for share in shares)) <= slot.gpus == slot.accelerators
-    training = [seat.slot for seat in placement.seats if seat.role is not Role.REWARD]
+    training = [actor_slot.slot for actor_slot in placement.actor_slots if actor_slot.role is not Role.REWARD]
     assert set(training) == set(range(len(placement.slots)))
 
 
 def test_a_seat_knows_its_share() -> None:
-    seat: ActorSlot = plan_placement(cluster(), 1, 1, 1).of(Role.REWARD)[0]
-    assert seat.share.cpus == 0.1
+    actor_slot: ActorSlot = plan_placement(cluster(), 1, 1, 1).of(Role.REWARD)[0]
+    assert actor_slot.share.cpus == 0.1

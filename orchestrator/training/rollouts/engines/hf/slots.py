@@ -1,8 +1,8 @@
-"""The key-value cache of a batch whose rows come and go.
+"""The key-value cache for continuous batching: rows are added and removed between steps.
 
-Rows live in slots. All rows are right-aligned: the newest token of each is in the same column,
-so one step writes one column and reads one rectangle, whatever the rows' lengths. A mask hides
-the columns before a row's start.
+Each row occupies a slot. All rows are right-aligned: the newest token of each is in the same column, so one
+step writes one column and reads one rectangle, independent of the rows' lengths. A mask hides the columns
+before the start of a row.
 
                  low        end
         slot 0    p p p r r r .        p prompt, r response, . free
@@ -10,9 +10,9 @@ the columns before a row's start.
         slot 2    - - - p p r .        (admitted later)
         slot 3    free
 
-Occupied slots are always 0 .. rows - 1: a finished row is overwritten by one from the end, so that dropping
-it costs the copy of one row and the model never computes a row that is finished. The bookkeeping is on the
-CPU; only keys, values and the mask are on the device.
+The occupied slots are always 0 .. rows - 1. A finished row is overwritten by one from the end, so dropping it
+costs the copy of one row, and the model never computes finished rows. The bookkeeping is on the CPU; only
+keys, values and the mask are on the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _GROWTH = 64
-"""Free columns after the buffers were moved."""
+"""Number of free columns after the buffers were reallocated."""
 
 
 class SlotCache(Cache):
@@ -43,12 +43,12 @@ class SlotCache(Cache):
 
     @property
     def slots(self) -> int:
-        """Rows that fit."""
+        """Capacity in rows."""
         return self._mask.shape[0]
 
     @property
     def columns(self) -> int:
-        """Columns that fit, hidden and free ones included."""
+        """Capacity in columns, including hidden and free ones."""
         return self._mask.shape[1]
 
     def positions(self) -> torch.Tensor:
@@ -78,8 +78,8 @@ class SlotCache(Cache):
         self._trim()
 
     def drop(self, finished: torch.Tensor) -> torch.Tensor:
-        """Free the slots where `finished` [rows] is True. Returns the old slot of each row that is left, in
-        the new order, [rows].
+        """Free the slots where `finished` [rows] is True. Returns the old slots of the remaining rows in
+        their new order, [remaining rows].
         """
         left = self.rows - int(finished.sum())
         origin = torch.arange(left)
@@ -97,8 +97,8 @@ class SlotCache(Cache):
         return origin
 
     def open_column(self) -> torch.Tensor | None:
-        """Make room for one more token a row. Returns the additive mask of the coming forward, [rows, 1, 1,
-        columns], or None.
+        """Make room for one more token per row. Returns the additive mask for the next forward pass, [rows,
+        1, 1, columns], or None if nothing must be masked.
         """
         if self.end == self.columns:
             self._relocate(self.end - self.low)
@@ -106,18 +106,20 @@ class SlotCache(Cache):
         return self._mask[: self.rows, None, None, self.low : self.end] if self._ragged else None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of the rectangle that a forward reads, without the open one."""
+        """Number of columns that a forward pass reads, without the open one."""
         return self.end - self.low - 1
 
     def _trim(self) -> None:
-        """Leave out the columns that every row hides."""
+        """Skip the columns at the beginning that are hidden in every row."""
         if self.rows:
             starts = self._starts[: self.rows]
             self.low = int(starts.min())
             self._ragged = int(starts.max()) > self.low
 
     def _relocate(self, end: int) -> None:
-        """Move the live columns into buffers that have room behind them, so that they end at `end`."""
+        """Move the columns in use into larger buffers, so that they end at column `end` with
+        free columns after them.
+        """
         columns = max(self.columns, end + max(_GROWTH, end // 4))
         source, target = slice(self.low, self.end), slice(end - (self.end - self.low), end)
         for buffer in self._buffers:
@@ -146,8 +148,8 @@ class _SlotLayer(CacheLayerMixin):
         self._owner = owner
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate for states of these shapes [rows, heads, columns, size]. Zeros, because a masked value is
-        still multiplied by 0.
+        """Allocate buffers for states of these shapes [rows, heads, columns, size]. They are filled with
+        zeros, because a masked value is still multiplied by 0 and must not be NaN.
         """
         self.keys, self.values = (
             states.new_zeros(self._owner.slots, states.shape[1], self._owner.columns, states.shape[3])
@@ -189,7 +191,9 @@ class _SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the open column; the states of all live columns, [rows, heads, columns, size], as views."""
+        """Write the open column. Returns views of the states in all columns in use, [rows,
+        heads, columns, size].
+        """
         owner = self._owner
         assert self.keys is not None and self.values is not None
         self.keys[: owner.rows, :, owner.end - 1] = key_states[:, :, 0]
@@ -198,13 +202,13 @@ class _SlotLayer(CacheLayerMixin):
         return self.keys[: owner.rows, :, live], self.values[: owner.rows, :, live]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the rectangle that a forward reads."""
+        """Number and offset of the columns that a forward pass reads."""
         return self._owner.end - self._owner.low, 0
 
     def get_seq_length(self) -> int:
-        """Columns of that rectangle, without the open one."""
+        """Number of these columns, without the open one."""
         return self._owner.get_seq_length()
 
     def get_max_length(self) -> int:
-        """No limit: the buffers grow."""
+        """-1: there is no limit, because the buffers grow."""
         return -1
