@@ -39,7 +39,9 @@ class Accelerator:
     learn: Range
     """Share of the peak FLOPs that forward and backward passes reach."""
     generate: Range
-    """Share of the memory's bandwidth, or of the peak where that binds, that decoding reaches."""
+    """Share of the memory bandwidth that decoding reaches (or of the peak FLOPs if
+    they are the bottleneck).
+    """
     source: str
 
 

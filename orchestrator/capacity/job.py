@@ -16,13 +16,13 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.rollouts.engines import ENGINES
 
 CHARACTERS = 103
-"""Tokens of the character tokenizer that models from scratch have."""
+"""Vocabulary size of the character tokenizer of models from scratch."""
 RESPONSE_SHARES = (0.25, 0.5, 1.0)
-"""How long responses are on average, as shares of `rollout.max_new_tokens`, where nobody says: nobody knows
-before the model has answered.
+"""Low, expected and high mean length of responses as shares of `rollout.max_new_tokens`, if no length is
+given. The actual length is unknown before the model has answered.
 """
 CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS = 4, 32
-"""Of English text and common tokenizers; an estimate, `--prompt-tokens` replaces it."""
+"""Rough estimates for English text and common tokenizers. `--prompt-tokens` replaces them."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -40,7 +40,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training run: what it trains, on what, with which tokens."""
+    """One training run: its config, the shape of its model and the lengths of its sequences."""
 
     config: RunConfig
     shape: ModelShape
@@ -78,8 +78,8 @@ def samples_from_the_model(config: RunConfig) -> bool:
 
 
 def read_job(config: RunConfig, prompts: tuple[float, float], response_tokens: float | None) -> Job:
-    """What `config` asks for. `prompts` are tokens of a prompt, mean and most; without `response_tokens` see
-    RESPONSE_SHARES. A prompt is never longer than the context.
+    """Read the job from `config`. `prompts` are the mean and maximum number of tokens of a prompt, which is
+    never longer than the context. Without `response_tokens`, RESPONSE_SHARES applies.
 
     Raises ConfigError for a model whose shape is not known.
     """
@@ -101,7 +101,8 @@ def tokens_of(characters: float, model: ModelConfig) -> float:
 
 
 def model_shape(model: ModelConfig) -> ModelShape:
-    """The shape of a configured model: from its folder, or from `model.architecture` where that is not here.
+    """The shape of a configured model, from its folder or, if that is not on this machine,
+    from `model.architecture`.
 
     Raises ConfigError.
     """

@@ -1,4 +1,4 @@
-"""Does a job fit, and what does it take: memory, step time and accelerator-hours from one config."""
+"""Plans a job from its config: whether it fits into memory, its step time and its accelerator-hours."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from orchestrator.training.cluster.placement import plan_placement
 
 SECONDS_PER_HOUR = 3600
 MOST_RANKS = 1024
-"""A plan that does not fit is tried with up to so many ranks."""
+"""For a job that does not fit, up to this many ranks are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job needs and takes. Hours are of accelerators: all of them, from the first step to the last,
-    evaluations included; start-up, checkpoints and grading are not.
+    """The resources that a job needs. Accelerator-hours count all accelerators from the first step to the
+    last, including evaluations, but not start-up, checkpoints and scoring.
     """
 
     reasons: tuple[str, ...]
-    """Why it does not fit, and what would; empty if it fits."""
+    """Why the job does not fit, and changes that would make it fit; empty if it fits."""
     gpus: int
     """How many accelerators the run holds."""
     memory: Memory
-    """Memory of the accelerator that needs the most."""
+    """Memory of the fullest accelerator."""
     memory_limit: float
     """Bytes that are available to tensors on one accelerator."""
     steps: tuple[StepTime, StepTime, StepTime]
@@ -49,8 +49,8 @@ class Plan:
 
 
 def plan_job(job: Job, accelerator: Accelerator, machine_memory: float) -> Plan:
-    """The plan of one training run. `machine_memory` is what an accelerator without memory of its own (a CPU
-    slot) may use, in bytes.
+    """Plan one training run. `machine_memory` is the memory in bytes for accelerators without their
+    own memory (CPU slots).
     """
     config = job.config
     placement = _accelerators(config)
@@ -93,7 +93,7 @@ def _scenarios(job: Job, accelerator: Accelerator) -> tuple[Scenario, Scenario, 
 
 
 def _evaluation_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> float:
-    """Held-out prompts, by the rollout workers: a greedy answer each, and those that are sampled."""
+    """Seconds for the rollout workers to answer the held-out prompts, greedily and by sampling."""
     prompts, samples = job.config.evaluation.prompts, job.config.evaluation.samples
     seconds = generation_seconds(job, accelerator, scenario, prompts, prompts)
     if samples:
@@ -117,7 +117,7 @@ def _reasons(job: Job, limit: float) -> Iterator[str]:
     if rollout.total > limit:
         yield (
             f"a rollout worker needs {gigabytes(rollout.total)} of {gigabytes(limit)}: weights "
-            f"{gigabytes(rollout.rollout_weights)}, which no engine here spreads over accelerators, and "
+            f"{gigabytes(rollout.rollout_weights)}, which no engine here shards over accelerators, and "
             f"{gigabytes(rollout.kv_cache)} of cache (rollout.max_batch_rows, rollout.max_new_tokens)"
         )
     left = limit - rollout.total if colocated else limit
@@ -135,7 +135,7 @@ def _largest(memory: Memory) -> str:
 
 
 def _remedy(job: Job, memory: Memory) -> str:
-    """What no number of ranks divides, and the settings that do."""
+    """The memory that more ranks do not reduce, and the settings that reduce it."""
     whole = [
         f"activations {gigabytes(memory.activations)} (rollout.max_new_tokens, learner.micro_batch_tokens)"
     ]
@@ -145,8 +145,8 @@ def _remedy(job: Job, memory: Memory) -> str:
 
 
 def _that_fit(job: Job, limit: float) -> Iterator[list[str]]:
-    """Overrides with which a learner rank fits, the least change first: more sharding on as many ranks,
-    activations computed again, then more ranks, each legal.
+    """Valid overrides with which a learner rank fits, smallest changes first: more sharding on the same
+    number of ranks, activation checkpointing, then more ranks.
     """
     config = job.config
     learner = config.learner
@@ -175,7 +175,7 @@ def _that_fit(job: Job, limit: float) -> Iterator[list[str]]:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes for people, in decimal units.
+    """Format a number of bytes in decimal units.
 
     >>> gigabytes(2_500_000_000), gigabytes(1_200_000)
     ('2.5 GB', '1.2 MB')

@@ -1,5 +1,4 @@
-"""From a validated config to a running job. This is how every run starts: the command line,
-benchmarks, tests.
+"""Turns a validated config into a running job. The command line, benchmarks and tests all start runs here.
 
     from orchestrator.config.compose import compose
     from orchestrator.launch import prepare, run
@@ -8,12 +7,12 @@ benchmarks, tests.
     outcome = run(prepared)                              # blocks until the job has ended
     print(outcome.state, outcome.why, outcome.exit_code)
 
-It depends on no terminal: progress goes to the `Views` that the caller passes in, and a `StopSwitch` that the
-caller keeps can stop the job from any thread.
+This package does not need a terminal: progress is sent to the `Views` that the caller passes in, and the
+caller's `StopSwitch` can stop the job from any thread.
 
 launcher       the public functions: prepare, prepare_resume, run
 checks         check everything that can be checked before anything starts
-assembly       from a config to the inputs of a run's components
+assembly       builds the inputs of a run's components from its config
 prepared       a job that has been checked
 job_runner     run a job's file; a stage of a pipeline is a run of its own
 attempt        one attempt at a run: the training loop on a cluster, and everything that watches it
@@ -66,8 +65,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562; the types are those imported above
-    """Import on first use: a command that only needs a part of this package does not wait
-    for Ray and torch.
+    """Import on first use, so that commands that need only a part of this package do not
+    wait for Ray and torch.
     """
     from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""From a validated config to the inputs of one training run's components. Nothing here starts anything."""
+"""Builds the inputs of a training run's components from a validated config. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_spec(config: RunConfig, run_id: str, attempt: int, directory: Path) -> R
 
 
 def learning_signal(config: RunConfig) -> LearningSignal:
-    """Where the run's gradient comes from: it decides what a run that trains on nothing looks like."""
+    """The source of the run's gradient, which determines the symptoms of a run that does not learn."""
     return LearningSignal(
         imitates=ENGINES.facts(config.rollout.engine).replays_solutions,
         group_relative=ADVANTAGES.facts(config.algorithm.advantage).group_relative,
@@ -54,7 +54,7 @@ def learning_signal(config: RunConfig) -> LearningSignal:
 
 
 def run_facts(config: RunConfig) -> RunFacts:
-    """What a report says of the run's config."""
+    """The facts about the config that reports show."""
     rollout, learner = config.rollout, config.learner
     settings = {
         "model": config.model.name,
@@ -103,7 +103,9 @@ def loop_settings(config: RunConfig) -> LoopSettings:
 
 
 def mirror_of(config: RunConfig, run_id: str) -> CheckpointMirror | None:
-    """Build what copies checkpoints to `checkpoint.store`; None without one. Raises ConfigError."""
+    """Build the mirror that copies checkpoints to `checkpoint.store`; None
+    without one. Raises ConfigError.
+    """
     settings = config.checkpoint
     if settings.store is None:
         return None

@@ -1,4 +1,4 @@
-"""One attempt at one training run: the loop on a cluster, with everything that watches it."""
+"""One attempt at one training run: the training loop on a cluster, with its observers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class Attempt:
 
 
 async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Views, clock: Clock) -> None:
-    """Train to the end. Raises what stopped it; leases are closed and usage is shipped in any case."""
+    """Train to the end. Raises the error that stopped it. Leases are closed and
+    usage is shipped in any case.
+    """
     config, directory = attempt.config, attempt.directory
     sink = SpoolSink(directory.ledger / f"{attempt.number}-controller.jsonl")
     sink.emit(_declaration(attempt, clock))
@@ -144,8 +146,9 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
 
 @contextlib.contextmanager
 def record_failure(sink: UsageSink, run_id: str, clock: Clock) -> Generator[None]:
-    """If the body fails, the run's purpose becomes `failed`: the headline cost does not count it until the
-    next attempt declares its purpose again. Budget stops, signals and a lost lease do not count as failures.
+    """If the body fails, set the run's purpose to `failed`, so that the headline cost does not count
+    it until the next attempt declares its purpose again. Budget stops, signals and a lost lease do
+    not count as failures.
     """
     try:
         yield
@@ -223,7 +226,7 @@ class BudgetNotifier:
         self._loop = asyncio.get_running_loop()
 
     def on_warning(self, warned: BudgetWarning) -> None:
-        """Show it to the people who watch the run, and post it to the webhook."""
+        """Show the warning in the run's views and post it to the webhook."""
         logger.warning(warned.text)
         self._loop.call_soon_threadsafe(self._observer.on_budget_warning, warned.text)
         if self._webhook is not None:

@@ -49,7 +49,9 @@ SECOND_NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class BudgetSubject:
-    """Who spends and what it holds: `accelerators` of kind `sku`. `labels` are matched with budget scopes."""
+    """The run whose costs count, and the accelerators of type `sku` that it holds. `labels` are
+    matched with budget scopes.
+    """
 
     run_id: str
     attempt: int
@@ -87,7 +89,7 @@ class StepTimer:
         self._began: float | None = None
 
     def step_began(self) -> None:
-        """Steps begin now. The time before, in which actors start, can be cancelled."""
+        """Start measuring. Before this call, actors are starting and can be cancelled at any time."""
         self._began = self._seconds()
 
     def step_ended(self) -> None:
@@ -125,7 +127,9 @@ class RunBudgets:
         self.refusal = ""
         """Why the run must stop; empty if it may continue."""
         self.exhausted = ""
-        """Why it must not even finish its step: what was reserved for the shutdown is used up; else empty."""
+        """Why the run must not even finish its step, because the money reserved for the shutdown is
+        used up; empty otherwise.
+        """
 
     def round(self, ledger: Ledger | None, cost: Decimal | None) -> list[BudgetWarning]:
         """Reserve and settle for a run that has cost `cost` in total over its attempts. None means that the

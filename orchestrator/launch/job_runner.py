@@ -41,7 +41,7 @@ class RunContext:
 
 
 class JobRunner(Job):
-    """One run. Call `begin`, then `run`; the job's file calls `train` and `stage` back."""
+    """One run. Call `begin`, then `run`, which calls the job's file; that calls `train` and `stage`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class JobRunner(Job):
     def begin(self, fence: int) -> None:
         """Become the only writer of the run directory, whose newest lease is number `fence`.
 
-        Raises StateError, with nothing changed, if another process is faster.
+        Raises StateError without changing anything if another process was faster.
         """
         self._record = self._directory.begin(
             job=self._config.job,
@@ -75,7 +75,8 @@ class JobRunner(Job):
         self._directory.keep_lease(self._context.stop.cancel)
 
     async def run(self, session: SessionFactory | None = None) -> tuple[RunState, str]:
-        """Run the job's file, inside the session if there is one; how it ended, and why.
+        """Run the job's file, inside the session if there is one. Returns the final state
+        and the reason for it.
 
         Raises FencedError if another process took the run over.
         """
@@ -130,9 +131,9 @@ class JobRunner(Job):
         return _model_of(self._directory)
 
     async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:
-        """Carry out a stage as a run of its own, continue it, or return the model it made before.
+        """Run or continue a stage as a separate run, or return its model if it is already done.
 
-        Raises how it ended.
+        Raises an error if the stage does not end as done.
         """
         self._context.stop.raise_if_asked()
         config = self._prepared.stages[name].config
@@ -148,7 +149,7 @@ class JobRunner(Job):
         self._directory.add_stage(name, directory.run_id)
         pipeline = self._directory.run_id
         job = JobRunner(config, directory, self._prepared, self._context, pipeline, name)
-        job.begin(directory.newest_fence())  # whoever holds the pipeline's lease may take those of its stages
+        job.begin(directory.newest_fence())  # the holder of the pipeline's lease may take those of its stages
         state, why = await job.run()
         if state is not RunState.DONE:
             raise _error_for(state)(f"Stage {name} ({directory.run_id}) {state.value}: {why}")
@@ -169,7 +170,7 @@ class JobRunner(Job):
 
 
 def stage_directory(pipeline: RunDirectory, name: str) -> RunDirectory | None:
-    """The run directory of a stage that has begun; None for one that has not."""
+    """The run directory of a stage; None if the stage has not started."""
     if not pipeline.state.exists():
         return None
     for stage in pipeline.record().stages:
@@ -180,7 +181,7 @@ def stage_directory(pipeline: RunDirectory, name: str) -> RunDirectory | None:
 
 
 def _same(config: RunConfig, written: RunConfig) -> bool:
-    """Whether a config is the one that was written, apart from passwords."""
+    """Whether two configs are equal apart from passwords, which are not stored."""
     return config.to_json() == written.to_json()
 
 
@@ -189,8 +190,8 @@ def _model_of(directory: RunDirectory) -> TrainedModel:
 
 
 def _ended(error: OrchestratorError) -> RunState:
-    """The state of a run that was ended by this error. A config that turns out to be wrong after the start is
-    a failure: exit code 2 would mean that nothing was started.
+    """The state of a run that ended with this error. A config error after the start counts as a failure,
+    because exit code 2 would mean that nothing was started.
     """
     if isinstance(error, BudgetStopError):
         return RunState.BUDGET

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended. `why` is empty if all is well."""
+    """How a job ended. `why` is empty if it succeeded."""
 
     config: RunConfig
     directory: RunDirectory
@@ -43,7 +43,8 @@ class Outcome:
 def prepare(config: RunConfig, run_id: str | None = None, clock: Clock | None = None) -> PreparedJob:
     """Check a job and load its data. Nothing is started and nothing is written.
 
-    Raises InputError for everything that can be known to be wrong now, StateError if the run exists already.
+    Raises InputError for every problem that can be detected before the start, StateError if
+    the run exists already.
     """
     clock = clock or SystemClock()
     directory = RunDirectory(config.output_dir / (run_id or new_run_id(config.job, clock.now_ns())))
@@ -60,9 +61,9 @@ def prepare_resume(
 ) -> PreparedJob:
     """Check the next attempt at a run. Nothing is started and nothing is written.
 
-    If the run's process belongs to another machine, this watches for a while whether it is alive, and says so
-    to `on_wait`. Raises InputError for overrides that a resumed run cannot take, StateError for a run that
-    another process carries out, for one that is done, and for a stage of a pipeline.
+    If the run's process is on another machine, this function first waits to see whether it is alive, and
+    reports that to `on_wait`. Raises InputError for overrides that a resumed run does not allow, and
+    StateError for a run that another process executes, for a finished run, and for a stage of a pipeline.
     """
     record = directory.record()
     if record.pipeline:
@@ -74,7 +75,7 @@ def prepare_resume(
     config = configs.with_resume_overrides(before, overrides)
     if record.state is RunState.DONE and config == before:
         raise StateError(
-            f"Run {record.run_id} has made all its steps. To train longer: orchestrator resume"
+            f"Run {record.run_id} has finished all its steps. To train longer: orchestrator resume"
             f" {record.run_id} steps=N."
         )
     fence = directory.wait_until_free(on_wait)
@@ -89,10 +90,10 @@ def run(
     stop: StopSwitch | None = None,
     clock: Clock | None = None,
 ) -> Outcome:
-    """Carry out a prepared job until it ends, however it ends.
+    """Run a prepared job to its end, whether it succeeds or fails.
 
-    Raises StateError or InputError, with nothing changed, if it cannot begin; `runs.lease.FencedError` if
-    another process took the run over while it was going on.
+    Raises StateError or InputError without changing anything if it cannot start, and `runs.lease.FencedError`
+    if another process took over the run in the meantime.
     """
     context = RunContext(views or NoViews(), stop or StopSwitch(), clock or SystemClock())
     config, directory = prepared.config, prepared.directory
@@ -106,7 +107,7 @@ def run(
 
 
 def end_at_once(prepared: PreparedJob, why: str) -> None:
-    """Record that this process is about to end without an orderly stop. May be called from any thread."""
+    """Record that this process is about to exit without an orderly stop. Thread-safe."""
     at_ns = SystemClock().now_ns()
     directories = [prepared.directory]
     if prepared.directory.state.exists():

@@ -1,4 +1,4 @@
-"""What a run tells the people who watch it: its directory, its tracker, the live view."""
+"""Reports the progress of a run to its directory, its tracker and the live view."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orchestrator.training.telemetry.training_health import TrainingHealth
 
 
 class LiveView(Protocol):
-    """Where progress is shown."""
+    """Shows progress."""
 
     def update(self, report: StepReport, cost: Decimal | None) -> None:
         """A step ended."""
         ...
 
     def message(self, text: str) -> None:
-        """One line for a person."""
+        """Show a line of text."""
         ...
 
 
 class RunObserver:
-    """An `Observer` that fans out; nothing here blocks on a network or a database."""
+    """An `Observer` that forwards to all three. It never waits for a network or a database."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RunObserver:
         self._first_accuracy: float | None = None
 
     def on_step(self, report: StepReport) -> None:
-        """Write, track, show."""
+        """Write the metrics to the run directory, track them and show them."""
         self._step_ended()
         spent = self._spent()
         self._tokens += report.metrics.get("rollout/tokens", 0.0)
@@ -68,23 +68,23 @@ class RunObserver:
             self.on_event(warning)
 
     def on_budget_warning(self, text: str) -> None:
-        """A budget has crossed a threshold: a person should know."""
+        """Record and show that a budget has crossed a threshold."""
         self._view.message(text)
         self._tracker.set_tag("budget", text)
         self._directory.append_event("budget_warning", {"warning": text}, self._clock.now_ns())
 
     def on_event(self, event: TrainingEvent) -> None:
-        """Add a line to events.jsonl; show what a person should know."""
+        """Append the event to events.jsonl, and show its message if it has one."""
         self._directory.append_event(event.kind, event_fields(event), self._clock.now_ns())
         if isinstance(event, Restored):
-            # At step 0 the evaluation before the first step is made again: its row goes too.
+            # At step 0 the evaluation before the first step is repeated, so its row is dropped too.
             self._directory.drop_metrics_after(event.step or -1)
             self._health.restart((line.step, line.metrics) for line in self._directory.read_metrics())
         if event.message:
             self._view.message(event.message)
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table in the tracker."""
+        """Show the rollouts as a table in the tracker."""
         self._tracker.log_rollouts(step, rows)
 
     def _heldout_gain(self, report: StepReport) -> float:
@@ -100,7 +100,7 @@ class RunObserver:
         gain = self._heldout_gain(report)
         if spent is None:
             return {}
-        # Metrics are floats by the trackers' nature; the money itself stays exact in the ledger.
+        # Trackers only accept floats. The exact amounts are in the ledger.
         cost = float(spent.amount)
         metrics = {"cost/usd": cost, "cost/accelerator_hours": float(hours(spent.ns))}
         if gain > 0:

@@ -1,8 +1,8 @@
-"""What a run needs of this machine: Python, packages, space, limits and folders, each with a remedy.
+"""Checks what a run needs on this machine: Python, packages, space, limits and folders, each with a remedy.
 
-`orchestrator doctor` shows all of it. Before a run starts Ray on this machine, `require_local_ray` refuses
-what would fail only after half a minute, with an error that does not say what to do. Importing this module is
-cheap: it imports neither torch nor Ray.
+`orchestrator doctor` shows all checks. Before a run starts Ray on this machine, `require_local_ray` reports
+problems that would otherwise appear only after half a minute, with an error that does not say what to do.
+Importing this module is cheap: it imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EXTRAS = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One need of a run: what was found and, if that is not enough, what to do."""
+    """The result of one check: what was found and, if that is not sufficient, what to do."""
 
     check: str
     ok: bool
@@ -53,7 +53,7 @@ class Check:
 
 
 def machine_checks(output_dir: Path, environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """Check everything, without starting anything."""
+    """Run all checks. Nothing is started."""
     return [
         python(sys.version_info[:3]),
         *packages(_declared_requirements()),

@@ -13,7 +13,7 @@ from orchestrator.training.prompts.source import EpochPrompts
 
 @dataclass(frozen=True, slots=True)
 class PreparedStage:
-    """A run that trains, checked: its config, its actors' slots and its prompts."""
+    """A training run that has been checked: its config, the slots of its actors and its prompts."""
 
     config: RunConfig
     placement: Placement
@@ -27,9 +27,9 @@ class PreparedJob:
     config: RunConfig
     directory: RunDirectory
     stages: Mapping[str, PreparedStage]
-    """By name; under "" for a job that trains itself."""
+    """Stages by name. A job without stages has one entry with the name ""."""
     fence: int | None
-    """The number of the run's newest lease, for the next attempt; None: a new run."""
+    """The number of the run's newest lease; None for a new run."""
 
     @property
     def slots(self) -> int:

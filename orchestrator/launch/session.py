@@ -1,11 +1,12 @@
 """Opens and closes a session such as Ray's on a thread of its own.
 
-Starting Ray takes seconds and blocks. On its own thread it leaves the event loop free to hear a request to
-stop, and it cannot replace the signal handlers of the process: Python allows that to the main thread only.
+Starting Ray takes seconds and blocks. In a separate thread, it leaves the event loop free to receive a
+request to stop, and it cannot replace the signal handlers of the process, because Python allows that
+only in the main thread.
 
 The thread lives as long as the session, because Ray's processes are killed when the thread that started them
-ends (PR_SET_PDEATHSIG). They get process groups of their own, so that a signal to the group of this process
-(Ctrl-C, a closed terminal, `timeout`) does not take the cluster away before the checkpoint is written.
+ends (PR_SET_PDEATHSIG). They get their own process groups, so that a signal to the group of this process
+(Ctrl-C, a closed terminal, `timeout`) does not stop the cluster before the checkpoint is written.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _starting_threads: set[int] = set()
 
 @contextlib.asynccontextmanager
 async def open_session(factory: SessionFactory) -> AsyncGenerator[None]:
-    """The session of `factory`, for as long as the body runs. If the caller is cancelled while it opens, it
-    is closed as soon as it is open.
+    """Keep the session of `factory` open while the body runs. If the caller is cancelled while the session is
+    being opened, it is closed as soon as it is open.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="session") as thread:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Stopping a job in an orderly way, whatever it is doing at that moment."""
+"""Stops a job in an orderly way at any moment."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from orchestrator.training.loop import TrainingLoop
 
 
 class StopSwitch:
-    """Where a signal, a budget or a lost lease asks a job to stop.
+    """Receives requests to stop a job from signals, budgets or a lost lease.
 
-    what the job is doing           what a request to stop does
-    starting (Ray, actors)          cancels it: there is nothing to save yet
-    training                        the loop makes a checkpoint before its next step, then raises the reason
-    between two stages              the next stage does not begin
-    already finished                nothing: the run ends as done
+    state of the job                effect of a request to stop
+    starting (Ray, actors)          the start is cancelled, because there is nothing to save yet
+    training                        the loop writes a checkpoint before its next step, then raises the reason
+    between two stages              the next stage does not start
+    already finished                none: the run ends as done
 
     `ask` and `cancel` may be called from any thread, at any time.
     """
@@ -43,19 +43,19 @@ class StopSwitch:
             raise self._reason
 
     def ask(self, reason: OrchestratorError) -> None:
-        """Ask the job to stop with a checkpoint and to raise `reason`; the first reason counts."""
+        """Ask the job to stop with a checkpoint and to raise `reason`. Only the first reason is used."""
         self._reason = self._reason or reason
         self._in_event_loop(self._apply)
 
     def cancel(self, reason: OrchestratorError) -> None:
-        """Stop training at once, without a checkpoint; the last one stands. Training raises `reason`."""
+        """Stop training immediately, without a new checkpoint. Training raises `reason`."""
         self._reason = self._reason or reason
         self._in_event_loop(lambda: self._cancel(reason))
 
     @contextlib.contextmanager
     def attached(self, drain_seconds: float) -> Generator[None]:
-        """Requests act on the current event loop while the body runs. A request to drain that has not been
-        fulfilled after `drain_seconds` cancels training.
+        """Apply requests on the current event loop while the body runs. If a requested stop takes longer than
+        `drain_seconds`, training is cancelled.
         """
         self._event_loop, self._drain_seconds = asyncio.get_running_loop(), drain_seconds
         if self._reason is not None:
@@ -67,7 +67,9 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def starting(self) -> Generator[None]:
-        """The body starts something and has nothing to save: a request cancels it and is raised."""
+        """The body starts something and has nothing to save, so a request cancels it and its reason is
+        raised.
+        """
         self.raise_if_asked()
         task = asyncio.current_task()
         assert task is not None
@@ -76,7 +78,7 @@ class StopSwitch:
             yield
         except asyncio.CancelledError:
             if self._reason is None or task.uncancel():
-                raise  # somebody else wants this task to end
+                raise  # the cancellation did not come from this switch
             raise self._reason from None
         finally:
             self._starting = None
@@ -84,7 +86,7 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def connected(self, loop: TrainingLoop) -> Generator[None]:
-        """Requests go to `loop` while the body runs it; if it is cancelled, the body raises the reason."""
+        """Pass requests to `loop` while the body runs it. If it is cancelled, the body raises the reason."""
         self._loop = loop
         if self._reason is not None:
             loop.request_stop(self._reason)
@@ -94,7 +96,7 @@ class StopSwitch:
             yield
         except asyncio.CancelledError:
             if self._cancelled_by is None or self._running.uncancel():
-                raise  # somebody else wants this task to end
+                raise  # the cancellation did not come from this switch
             raise self._cancelled_by from None
         finally:
             self._loop = self._running = None
@@ -102,7 +104,7 @@ class StopSwitch:
     def _in_event_loop(self, act: Callable[[], None]) -> None:
         event_loop = self._event_loop
         if event_loop is None:
-            act()  # nothing runs yet, or not any more
+            act()  # the event loop does not run
         else:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 event_loop.call_soon_threadsafe(act)
@@ -117,7 +119,7 @@ class StopSwitch:
             seconds, self._drain_seconds = self._drain_seconds, None
             if isinstance(self._reason, DrainedError):
                 late = DrainedError(
-                    f"{self._reason} The step under way and its checkpoint took longer than"
+                    f"{self._reason} The current step and its checkpoint took longer than"
                     f" checkpoint.drain_seconds ({seconds:g} s), so the run stopped without a new checkpoint."
                 )
                 self._event_loop.call_later(seconds, self._cancel, late)

@@ -40,12 +40,12 @@ class Listener(Protocol):
 
 
 class UsageShipper:
-    """Immediately, and then every `every_seconds`: ships new spool lines, computes what the run has cost so
-    far, and reserves what it will cost next.
+    """Ships new spool lines, computes the cost of the run so far, and reserves money for its next steps: once
+    immediately, and then every `every_seconds`.
 
-    An unavailable ledger does not stop the run. The events stay in the spool, the cost stays as it was, and
-    the next round tries again, including the shared budgets. Meanwhile the run's own budget is enforced on
-    an estimate. `close` ships and settles the rest.
+    An unavailable ledger does not stop the run. The events stay in the spool, the cost is not updated, and
+    the next round tries again, including the shared budgets. In the meantime the run's own budget is enforced
+    using an estimate. `close` ships and settles the rest.
     """
 
     def __init__(

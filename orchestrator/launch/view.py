@@ -1,4 +1,6 @@
-"""How a job shows its progress: the caller passes a view in, because launch itself has no terminal."""
+"""Interfaces through which a job shows its progress. The caller passes them in, because this
+package has no terminal.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from orchestrator.training.records import StepReport
 
 
 class LiveView(Protocol):
-    """Shows one training run while it goes on. What it raises ends the run."""
+    """Shows one training run while it is running. Exceptions that it raises end the run."""
 
     def update(self, report: StepReport, cost: Decimal | None) -> None:
         """A step ended; `cost` is the cost of the run so far, None if it is not known yet."""
         ...
 
     def message(self, text: str) -> None:
-        """A line for people. `text` may contain anything a worker said."""
+        """Show a line of text, which may contain untrusted text from a worker."""
         ...
 
 
@@ -29,7 +31,7 @@ class Views(Protocol):
         ...
 
     def message(self, text: str) -> None:
-        """A line for people, whether or not a training run is shown. Any thread may call this."""
+        """Show a line of text, whether or not a training run is shown. Thread-safe."""
         ...
 
 
@@ -44,7 +46,7 @@ class QuietView:
 
 
 class NoViews:
-    """For callers that look at the run directory instead."""
+    """For callers that read the run directory instead."""
 
     def open(self, title: str, steps: int, currency: str) -> contextlib.AbstractContextManager[LiveView]:
         return contextlib.nullcontext(QuietView())

@@ -1,15 +1,15 @@
-"""The directory of one run: where each thing lies, and who may write it.
+"""The directory of one run: its files, and the process that may write them.
 
     <output_dir>/<run id>/
         config.yaml      the resolved config                  manifest.json   commit, versions, digests, seeds
         state.json       what the run is doing (`RunRecord`)   metrics.jsonl   one line per step
-        events.jsonl     what happened to its workers          run.log         what the controller logged
+        events.jsonl     events such as lost workers           run.log         the controller's log
         routing.jsonl    expert loads, one line per step (mixtures of experts only)
         lease/           which process may write (`lease`)
         rollouts/step-*.parquet    checkpoints/step-*/    ledger/*.jsonl    model/    report.html
 
-One process, the controller that holds the lease, writes it. Files are replaced by rename. Metrics and events
-are appended to, one `write` a line, and readers take only lines that end in a newline.
+Only one process writes to it: the controller that holds the lease. Files are replaced by rename. Metrics and
+events are appended with one `write` per line, and readers ignore lines that do not end in a newline.
 """
 
 from __future__ import annotations
@@ -102,16 +102,16 @@ class RunDirectory:
     # -- one writer
 
     def newest_fence(self) -> int:
-        """The number of the newest lease, whoever holds it; 0 if there is none."""
+        """The number of the newest lease of any process; 0 if there is none."""
         newest = leases.read_lease(self.lease)
         return newest.fence if newest is not None else 0
 
     def wait_until_free(self, on_wait: Callable[[str], None] = logger.info) -> int:
-        """The number of the newest lease, for `begin`, once no other process carries the run out.
+        """Wait until no other process executes the run, and return the number of the
+        newest lease for `begin`.
 
-        If that process belongs to another machine, this takes up to `lease.SILENT_SECONDS`, and `on_wait`
-        receives a message.
-        Raises StateError if another process carries the run out.
+        If the last process was on another machine, this takes up to `lease.SILENT_SECONDS`, and `on_wait`
+        receives a message. Raises StateError if another process executes the run.
         """
         fence = leases.wait_until_free(self.lease, on_wait=on_wait)
         if fence == 0 and self.state.exists():  # a run of a version without leases
@@ -168,7 +168,7 @@ class RunDirectory:
         return record
 
     def keep_lease(self, on_lost: Callable[[leases.FencedError], None]) -> None:
-        """Send heartbeats until `release`; `on_lost` is called, on another thread, if the lease is lost."""
+        """Send heartbeats until `release`. If the lease is lost, `on_lost` is called on another thread."""
         if self._held is not None:
             self._held.keep_alive(on_lost)
 
@@ -178,20 +178,20 @@ class RunDirectory:
             self._held.check()
 
     def release(self) -> None:
-        """Give the lease up, so that the next process need not wait."""
+        """Release the lease, so that the next process does not have to wait."""
         if self._held is not None:
             self._held.release()
 
     # -- state
 
     def write_state(self, state: RunState, why: str, at_ns: int) -> None:
-        """Change the state. `why` tells a person what failed or who asked to stop; empty if all is well."""
+        """Change the state. `why` says what failed or who requested the stop; empty if the run succeeded."""
         ended_ns = at_ns if state.is_final else None
         record = dataclasses.replace(self.record(), state=state, why=why, ended_ns=ended_ns)
         self._replace(self.state, record.to_json())
 
     def add_stage(self, name: str, run_id: str) -> None:
-        """Record that the run `run_id` carries out the stage `name` of this pipeline, now or again."""
+        """Record that the run `run_id` executes the stage `name` of this pipeline."""
         record = self.record()
         stages = {stage.name: stage for stage in record.stages} | {name: StageRecord(name, run_id)}
         record = dataclasses.replace(record, stages=tuple(stages.values()))
@@ -224,7 +224,9 @@ class RunDirectory:
     # -- logs
 
     def append_metrics(self, step: int, metrics: Mapping[str, float], at_ns: int) -> None:
-        """Add a line to metrics.jsonl. A value that is not finite is written as null: JSON has no NaN."""
+        """Add a line to metrics.jsonl. Values that are not finite are written as null,
+        because JSON has no NaN.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._append(self.metrics, {"step": step, "time_ns": at_ns, "metrics": finite})
 
@@ -234,7 +236,7 @@ class RunDirectory:
         self._append(self.routing, {"step": step, "layers": layers})
 
     def read_routing(self) -> dict[int, dict[int, list[float]]]:
-        """Shares by layer, then by step, in order; of a step that was written twice the later line."""
+        """Shares by layer, then by step, in order. If a step was written twice, the later line counts."""
         found: dict[int, dict[int, list[float]]] = {}
         for line in whole_lines(self.routing):
             fields = json.loads(line)
@@ -243,11 +245,13 @@ class RunDirectory:
         return {layer: dict(sorted(steps.items())) for layer, steps in sorted(found.items())}
 
     def append_event(self, event: str, fields: Mapping[str, Any], at_ns: int) -> None:
-        """Add a line to events.jsonl: what happened (`worker_lost`, ...) and its particulars, plain JSON."""
+        """Add a line to events.jsonl: the kind of the event (`worker_lost`, ...) and its
+        fields, as plain JSON.
+        """
         self._append(self.events, {"event": event, "time_ns": at_ns, **fields})
 
     def read_events(self, event: str) -> Iterator[dict[str, Any]]:
-        """The particulars of every `event` in events.jsonl, in the order written."""
+        """The fields of every `event` in events.jsonl, in the order in which they were written."""
         for line in whole_lines(self.events):
             fields = json.loads(line)
             if fields.pop("event") == event:
@@ -262,7 +266,9 @@ class RunDirectory:
             yield MetricsLine(fields["step"], fields["time_ns"], metrics)
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget what came after `step`, and a line cut short by a crash: a resumed run writes them again."""
+        """Delete the lines after `step`, and a line that a crash cut short. A
+        resumed run writes them again.
+        """
         for path in (self.metrics, self.routing):
             if path.exists():
                 kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]

@@ -1,4 +1,4 @@
-"""How files of a run are written, so that no reader sees half of one."""
+"""Writes files of a run in such a way that no reader sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Replace `path` by `data`: a reader, or a crash at any point, sees the old file or the new one.
+    """Replace the content of `path` by `data`. Readers, even after a crash, see either the
+    old file or the new one.
 
-    Raises OSError (a full disk, say); the old file is then untouched.
+    Raises OSError, for example if the disk is full. The old file is then unchanged.
     """
     content = data.encode() if isinstance(data, str) else data
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -9,14 +9,15 @@ to continue a run at the same moment one wins.
 
 The owner raises the heartbeat count every `HEARTBEAT_SECONDS`. Another process can take over
 
-- at once, if the lease was released, or if it sees that the owner's process is gone;
+- immediately, if the lease was released, or if it can see that the owner's process is gone;
 - after `SILENT_SECONDS` without a change of the heartbeat count, if it cannot see the owner's process
   (another machine or container). It watches for a change and never compares clocks, so clock skew
   does not matter.
 
-An owner that was only frozen or cut off, and comes back after it was replaced, finds the next number when
-it next writes. `Lease.check` then raises `FencedError`, and its run ends. Between that look and the write
-itself a process can still be suspended; so a stale write is possible in principle, but at most one.
+An owner that was only frozen or cut off from the file system, and returns after it was replaced, finds
+the higher number before its next write. `Lease.check` then raises `FencedError`, and its run ends. The
+process could still be suspended between this check and the write, so in principle one stale write is
+possible, but not more.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0
-"""Four heartbeats: so long a live owner is never silent, unless its machine or its file system hangs."""
+"""Four heartbeats. A live owner is never silent for so long unless its machine or its file system hangs."""
 
 
 class FencedError(StateError):
-    """Another process has taken over the run; this one must not write any more."""
+    """Another process has taken over the run, so this process must not write to it."""
 
     exit_code = 1
 
@@ -57,7 +58,7 @@ class LeaseState:
 
     @property
     def where(self) -> str:
-        """The owner in words."""
+        """A description of the owner for messages."""
         if self.owner is None:
             return "another process"
         return f"process {self.owner.pid} on {self.owner.host}"
@@ -93,7 +94,9 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give up the lease: the next process need not wait. Does nothing if it is lost already."""
+        """Release the lease, so that the next process does not have to wait. Does nothing
+        if it is already lost.
+        """
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -144,9 +147,10 @@ def wait_until_free(
     look_every: float = 0.5,
     on_wait: Callable[[str], None] = logger.info,
 ) -> int:
-    """The number of the newest lease once it may be taken over; 0 if there is none.
+    """Wait until the newest lease may be taken over, and return its number; 0 if there is none.
 
-    Watches for at most `silent_seconds`, and says so to `on_wait`. Raises StateError if the owner is alive.
+    Waits for at most `silent_seconds`, which is reported to `on_wait`. Raises StateError
+    if the owner is alive.
     """
     state = read_lease(folder)
     if state is None:
@@ -194,8 +198,8 @@ def claim(folder: Path, fence: int) -> Lease:
 
 
 def seconds_silent(folder: Path) -> float | None:
-    """How long ago the newest lease was last written, by this machine's clock: for people to read, not to
-    decide by. None if there is no lease.
+    """Seconds since the newest lease was last written, by this machine's clock. For display only, because
+    clocks of machines differ. None if there is no lease.
     """
     found = sorted(folder.glob("[0-9]*.json"))
     return time.time() - found[-1].stat().st_mtime if found else None
@@ -214,6 +218,6 @@ def _file(folder: Path, fence: int) -> Path:
 
 
 def _content(owner: ProcessIdentity, beat: int, released: bool) -> bytes:
-    """Always of the same size for one owner."""
+    """The content of a lease file, whose size is always the same for one owner."""
     flag = "true " if released else "false"
     return f'{{"beat": "{beat:012d}", "released": {flag}, "owner": {json.dumps(asdict(owner))}}}\n'.encode()

@@ -1,4 +1,4 @@
-"""Which process runs a run, and whether it is still alive."""
+"""Identifies the process of a run, and checks whether it is still alive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process for all time: a pid alone is reused some day, and means another process in a container."""
+    """Identifies a process uniquely. A pid alone does not: pids are reused, and differ between containers."""
 
     host: str
     boot_id: str
@@ -21,7 +21,7 @@ class ProcessIdentity:
     start_ticks: int
     """Clock ticks from boot to the start of the process (proc(5), field 22 of stat)."""
     pid_namespace: str = ""
-    """Such as `pid:[4026531836]`; empty in records of older versions."""
+    """For example `pid:[4026531836]`; empty in records of older versions."""
 
     @classmethod
     def current(cls) -> ProcessIdentity:

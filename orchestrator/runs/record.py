@@ -1,4 +1,4 @@
-"""What state.json says about a run."""
+"""The content of state.json, the state of a run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class RunState(StrEnum):
     DONE = "done"
     FAILED = "failed"
     BUDGET = "budget"
-    """Stopped at its hard budget, with a checkpoint."""
+    """Stopped by a budget, with a checkpoint."""
     DRAINED = "drained"
     """Stopped on request, with a checkpoint; it can be resumed."""
 
     @property
     def is_final(self) -> bool:
-        """False if the run may still change by itself."""
+        """Whether the run has ended."""
         return self not in (RunState.QUEUED, RunState.RUNNING)
 
     @property
     def exit_code(self) -> int:
-        """What `orchestrator run`, `resume` and `watch` exit with after a run that ended like this."""
+        """The exit code of `orchestrator run`, `resume` and `watch` for a run that ended in this state."""
         return _EXIT_CODES[self]
 
 
@@ -55,7 +55,7 @@ _EXIT_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """A stage of a pipeline and the run that carried it out."""
+    """A stage of a pipeline and the run that executes it."""
 
     name: str
     run_id: str | None

@@ -1,6 +1,6 @@
-"""Read runs from their directories: which there are, how they are, what they measured. Writes nothing.
+"""Reads runs from their directories: finds them, and returns their state and metrics. Writes nothing.
 
-The dictionaries have the keys that scripts rely on; times are ISO 8601, UTC.
+Scripts rely on the keys of the dictionaries. Times are ISO 8601 in UTC.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from orchestrator.runs.record import RunRecord, RunState
 
 LATEST = "latest"
 SILENT_SECONDS_SHOWN_AS_FAILED = 120.0
-"""A run on another machine counts as failed, for people who look at it, after this long without a heartbeat.
-Only `resume` decides whether it may be taken over, and compares no clocks for that.
+"""A run on another machine is shown as failed after this long without a heartbeat. Whether it may be taken
+over is decided only by `resume`, which does not compare clocks.
 """
 HISTORY = (
     "reward/mean",
@@ -31,9 +31,9 @@ HISTORY = (
     "rollout/reflection_fraction",
     "rollout/length_mean",
 )
-"""The metrics whose course `status` shows."""
+"""The metrics whose history `status` shows."""
 SAMPLED = "eval/"
-"""It shows all of these too: their names depend on how many held-out answers are sampled."""
+"""Prefix of further metrics that it shows. Their names depend on how many held-out answers are sampled."""
 
 
 def find_run(output_dir: Path, reference: str) -> RunDirectory:
@@ -78,7 +78,7 @@ def records(output_dir: Path) -> list[RunRecord]:
 
 
 def observe(run: RunDirectory) -> RunRecord:
-    """What the run says of itself, except that one whose process is gone has failed, whatever it last said.
+    """The recorded state of a run, except that a run whose process is gone counts as failed.
 
     Raises RunNotFoundError if the directory holds no run.
     """
@@ -102,7 +102,9 @@ def observe(run: RunDirectory) -> RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a run measured: its newest step, the newest value of each metric, and the course of some."""
+    """The metrics of a run: its newest step, the newest value of each metric, and the
+    history of some metrics.
+    """
 
     step: int
     metrics: dict[str, float]
@@ -110,7 +112,9 @@ class Progress:
 
 
 def history(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
-    """The course of every metric. If a step was written twice, as after a resume, the later value counts."""
+    """The history of every metric. If a step was written twice, for example after a resume,
+    the later value counts.
+    """
     courses: dict[str, dict[int, float]] = {}
     for line in run.read_metrics():
         for name, value in line.metrics.items():
@@ -119,7 +123,9 @@ def history(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
 
 
 def progress(run: RunDirectory, names: Sequence[str] = HISTORY) -> Progress:
-    """The newest step and metrics, and the course of `names` and of what sampled held-out answers say."""
+    """The newest step and metrics, and the history of `names` and of the metrics of
+    sampled held-out answers.
+    """
     step, metrics = 0, dict[str, float]()
     for line in run.read_metrics():
         step = line.step
@@ -178,7 +184,9 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
 
 
 def leading_stage(run: RunDirectory, record: RunRecord) -> RunDirectory:
-    """The newest started stage of a pipeline; the run itself if it is none, or none has started."""
+    """The newest started stage of a pipeline. The run itself if it is not a
+    pipeline or no stage has started.
+    """
     started = [stage.run_id for stage in record.stages if stage.run_id is not None]
     for run_id in reversed(started):
         stage = run.stage_run(run_id)

@@ -312,7 +312,7 @@ def test_the_stores_copy_takes_the_place_of_a_damaged_checkpoint(
     assert_complete(resumed, settings, run)
     assert resumed.trace.reports[0].step == 21
     assert f"{newest}/{TRAINED} differs from its manifest" in caplog.text
-    assert "the store has a good copy" in caplog.text
+    assert "the store has a valid copy" in caplog.text
     assert names(run / "checkpoints") == ["step-000020", "step-000025"]
 
 

@@ -104,7 +104,7 @@ class LearnerConfig(Settings):
     @model_validator(mode="after")
     def _adapters_have_whole_experts(self) -> Self:
         if self.lora.rank > 0 and self.expert_parallel_size > 1:
-            hint = "LoRA with expert parallelism has not been verified to be exact"
+            hint = "gradients of LoRA with expert parallelism were not shown to be exact"
             raise _refused(
                 "expert_parallel_size", str(self.expert_parallel_size), "1 with lora.rank > 0", hint
             )
