@@ -45,7 +45,7 @@ class StopSignals:
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _ignore)
+                signal.signal(number, _leave_it_to_the_thread)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
 
     def connect(self, on_stop: Callable[[str], None], on_abort: Callable[[str], None]) -> None:
@@ -114,7 +114,7 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-def _heard_by_the_thread(number: int, frame: object) -> None:
+def _leave_it_to_the_thread(number: int, frame: object) -> None:
     """Replaces Python's default handlers, so that the wake-up descriptor hears the signal and
     nothing else happens.
     """
