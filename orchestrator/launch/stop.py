@@ -67,9 +67,7 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def starting(self) -> Generator[None]:
-        """The body starts something and has nothing to save, so a request cancels it and its reason is
-        raised.
-        """
+        """While the body runs there is nothing to save: a request cancels it, and its reason is raised."""
         self.raise_if_asked()
         task = asyncio.current_task()
         assert task is not None

@@ -406,5 +406,5 @@ def test_of_two_controllers_of_one_run_only_one_goes_on(tmp_path: Path) -> None:
         def put(self, checkpoint: Path) -> None:
             first.put(checkpoint)
 
-    with pytest.raises(CheckpointConflictError, match="another process"):
+    with pytest.raises(CheckpointConflictError, match="Another process"):
         simulate(longer, tmp_path / "first", resume=True, mirror=mirror_to(Stale(tmp_path / "store", 2)))

@@ -106,7 +106,11 @@ def test_the_examples_in_the_docstrings_hold(module: str, installed: dict[str, s
 def test_the_page_shows_the_code_as_it_is(page: str) -> None:
     text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text()
     lines = [line for block in text.split("```python\n")[1:] for line in block.split("```")[0].splitlines()]
-    files = [*sorted(SOURCES[page].glob("*.py")), ROOT / "tests" / "contracts" / "test_engine_contract.py"]
+    files = [
+        *sorted(SOURCES[page].glob("*.py")),
+        *sorted((ROOT / "orchestrator" / "training" / "learner" / "losses").glob("*.py")),
+        ROOT / "tests" / "contracts" / "test_engine_contract.py",
+    ]
     source = "\n".join(file.read_text() for file in files)
     assert lines
     assert all(line in source for line in lines if line.strip())
