@@ -92,7 +92,7 @@ class CheckpointStoreContract:
     ) -> None:
         mine = make_checkpoint(tmp_path / "mine", 40)
         under_test.open().put(mine)
-        with pytest.raises(CheckpointConflictError, match="another process"):
+        with pytest.raises(CheckpointConflictError, match="Another process"):
             under_test.open().put(make_checkpoint(tmp_path / "theirs", 40, b"other weights"))
         fetched = under_test.open().fetch("step-000040", tmp_path / "there")
         assert content(fetched) == content(mine)
@@ -104,7 +104,7 @@ class CheckpointStoreContract:
         old.put(make_checkpoint(tmp_path, 10))
         assert new.newest() == "step-000010"
         new.put(make_checkpoint(tmp_path, 20))
-        with pytest.raises(CheckpointConflictError, match="another process"):
+        with pytest.raises(CheckpointConflictError, match="Another process"):
             old.put(make_checkpoint(tmp_path, 15))
         new.put(make_checkpoint(tmp_path, 30))
 

@@ -108,7 +108,7 @@ def test_the_page_shows_the_code_as_it_is(page: str) -> None:
     lines = [line for block in text.split("```python\n")[1:] for line in block.split("```")[0].splitlines()]
     files = [
         *sorted(SOURCES[page].glob("*.py")),
-        *sorted((ROOT / "orchestrator" / "training" / "learner" / "losses").glob("*.py")),
+        *sorted((ROOT / "orchestrator" / "training" / "learner" / "losses").rglob("*.py")),
         ROOT / "tests" / "contracts" / "test_engine_contract.py",
     ]
     source = "\n".join(file.read_text() for file in files)

@@ -67,14 +67,14 @@ def log_to_run_directory(spec: RunSpec, identity: ActorIdentity) -> None:
     """
     path = spec.directory / "logs" / f"{identity.name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    log = path.open("a", encoding="utf-8")
     logging.basicConfig(
-        handlers=[handler],
+        handlers=[logging.StreamHandler(log)],
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
-    faulthandler.enable(handler.stream)
+    faulthandler.enable(log)
     logging.getLogger(__name__).info(
         "%s, incarnation %d, is process %d", identity.name, identity.incarnation, os.getpid()
     )
