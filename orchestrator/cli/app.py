@@ -30,6 +30,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="OVERRIDE", help="key=value, group=option, +key=value or ~key"),
 ]
+ResumeOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="OVERRIDE", help="key=value, for a key that may change when a run resumes"),
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 OutputDir = Annotated[
     Path, typer.Option("--output-dir", envvar="ORCHESTRATOR_OUTPUT_DIR", help="directory of the runs")
@@ -63,7 +67,9 @@ def run(
 
 
 @app.command()
-def resume(run: Run, overrides: Overrides = None, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+def resume(
+    run: Run, overrides: ResumeOverrides = None, output_dir: OutputDir = RUNS, as_json: Json = False
+) -> int:
     """Continue a run from its last checkpoint. Overrides may change its length, resources and monitoring, but
     nothing that changes the training itself.
     """

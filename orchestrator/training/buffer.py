@@ -6,8 +6,8 @@ and a bound of S:
 1. *Room.* Groups that were requested and not yet trained on (in flight, ready or claimed) never exceed
    (S + 1) * P. They are the *window*.
 2. *Claim.* The batch of version v takes the ready groups that were requested at the oldest versions. It waits
-   while that would leave, for any version s, more than (s + S - v) * P groups in the window that were
-   requested at version s or earlier: the later batches up to version s + S could not take them all.
+   while that would leave, for the version s of any group that is left, more than (s + S - v) * P groups in
+   the window that were requested at version s or earlier, which later batches could not take in time.
 3. *Loss.* A group whose rollouts were lost leaves the window for the *backlog*. It enters the window again
    under its old id when it is requested again, at the learner's version of that moment and under rule 1.
 
