@@ -8,7 +8,7 @@ Two tables: every number of ranks, expert parallel size and ZeRO stage of every 
 and every objective (aggregations, KL penalties, truncated importance sampling, minibatches, weight decay,
 masks, dual clip, routing replay, and all of it together) on four shapes of one model. Both sides train the
 same model on the same batches of unequal lengths, with SGD and with AdamW, ten steps in the first table
-and five in the second. Without the balance loss, selection biases start away from zero and move, and every
+and five in the second. The balance loss is on, selection biases start away from zero and move, and every
 step is clipped:
 
 - loss: largest difference over the steps. It is a mean of terms of size 1 that may pass through zero, so the
