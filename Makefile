@@ -32,13 +32,13 @@ $(TEST): requirements/test.txt requirements/torch.txt pyproject.toml | $(VENV)/b
 demo: $(DEMO) ## cold start, then GRPO, on two CPU cores: watch a small MoE learn to reason
 	$(BIN)/orchestrator run r1_demo
 
-test: lint check ## lint, types, import contracts and the tests: under 20 minutes on two cores, installation included
+test: lint check ## lint, types, import contracts and the tests that CI runs
 	$(BIN)/pytest -m '(ray or slow) and not gpu and not long' --durations 20
 
 test-all: test ## make test, then the long variants: every ZeRO stage, model family, weight channel and kill
 	$(BIN)/pytest -m 'long and not gpu' --durations 20
 
-check: $(TEST) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network; under 60 s
+check: $(TEST) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not gpu and not ray and not slow'
 
 lint: $(TEST) ## ruff, pyright (strict) and the import contracts

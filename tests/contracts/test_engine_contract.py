@@ -14,12 +14,12 @@ from my_engines.uncached_engine import UncachedEngine
 
 from orchestrator.errors import PromptTooLongError
 from orchestrator.training.models.build import build_model, build_tokenizer
-from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.engine import Engine, GenerateRequest, NamedTensor
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from orchestrator.training.rollouts.engines.worked_solutions.engine import WorkedSolutionsEngine
 from orchestrator.training.rollouts.scripted import ScriptedEngine
+from tests.support.small_model import small_model
 
 CONTEXT = 48
 GROUP = 3
@@ -37,34 +37,7 @@ class Case:
     """Other weights than those it started with."""
 
 
-SMALL = ModelConfig(
-    name="small",
-    family="deepseek_v3_from_scratch",
-    base_model=None,
-    path=None,
-    package=None,
-    architecture={
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "first_k_dense_replace": 1,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "q_lora_rank": None,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 8,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "n_group": 1,
-        "topk_group": 1,
-        "initializer_range": 0.3,
-    },
-    dtype="float32",
-    context=CONTEXT,
-)
+SMALL = small_model(CONTEXT, initializer_range=0.3)
 
 
 def hf() -> Case:

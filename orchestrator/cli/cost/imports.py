@@ -60,7 +60,7 @@ def import_slurm(
         typer.Option(
             "--sku",
             metavar="TYPE=SKU",
-            help="SKU of a GPU type; the types `gpu` and `cpu` stand for jobs without one",
+            help="SKU of a GPU type; use the types `gpu` and `cpu` for jobs that name none",
         ),
     ] = None,
     timezone: Annotated[str, typer.Option("--timezone", help="time zone of the output")] = "UTC",

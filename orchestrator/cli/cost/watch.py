@@ -27,10 +27,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="take one snapshot and exit")] = False,
     gpu_sku: Annotated[str, typer.Option("--gpu-sku", help="SKU of the GPUs in the price book")] = "gpu",
     cpu_sku: Annotated[str, typer.Option("--cpu-sku", help="SKU of the CPUs")] = "cpu-slot",
-    organisation: Annotated[str, typer.Option("--organisation", help="of jobs without one")] = "",
-    cost_centre: Annotated[str, typer.Option("--cost-centre", help="of jobs without one")] = "",
-    team: Annotated[str, typer.Option("--team", help="of jobs without one")] = "",
-    project: Annotated[str, typer.Option("--project", help="of jobs without one")] = "",
+    organisation: Annotated[str, typer.Option("--organisation", help="for jobs that do not name one")] = "",
+    cost_centre: Annotated[str, typer.Option("--cost-centre", help="for jobs that do not name one")] = "",
+    team: Annotated[str, typer.Option("--team", help="for jobs that do not name one")] = "",
+    project: Annotated[str, typer.Option("--project", help="for jobs that do not name one")] = "",
 ) -> None:
     """Account for the actors and placement groups of a Ray cluster until Ctrl-C.
 

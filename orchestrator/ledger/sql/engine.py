@@ -96,8 +96,8 @@ def _without_password(url: str) -> str:
 def _connect_read_only(file: Path) -> sqlite3.Connection:
     """Open a SQLite file without writing beside it.
 
-    Without a write-ahead log nobody has the file open for writing, so it may be read as immutable. With one,
-    SQLite also needs the `-shm` file of whoever wrote it.
+    Without a write-ahead log no process has the file open for writing, so it may be read as immutable. With
+    one, SQLite also needs the `-shm` file that the writer left beside it.
     """
     log = file.with_name(f"{file.name}-wal")
     mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"

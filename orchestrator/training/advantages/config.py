@@ -53,7 +53,8 @@ class AlgorithmConfig(Settings):
     """A ratio above 1 + `clip_high` is not pushed up further."""
     dual_clip: float | None = Field(gt=1)
     """Dual clip: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however large
-    its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches.
+    its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches, and only for
+    the losses `clipped` and `gspo`.
     """
     dynamic_sampling: bool
     """DAPO: groups whose rollouts are all alike do not enter the buffer; other groups are sampled instead."""

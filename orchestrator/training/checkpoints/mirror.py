@@ -43,7 +43,7 @@ class CheckpointMirror:
             self._task = asyncio.ensure_future(self._copy())
 
     def in_use(self) -> Collection[Path]:
-        """Checkpoints that must stay on disk for now."""
+        """Checkpoints that must stay on disk until they are in the store."""
         return [path for path in (self._pending, self._copying) if path is not None]
 
     async def flush(self) -> None:

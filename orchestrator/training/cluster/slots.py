@@ -94,6 +94,22 @@ class Slots:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in the background. If it fails, calls through `while_held` fail with its error."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if not self._given_up.done():
+            self._given_up.set_exception(error)
+            self._given_up.exception()  # retrieved: nobody may be waiting for a slot at this moment
+
     async def watch(self) -> None:
         """Look up the placement group until it is given up. Runs beside the body of `hold_slots`."""
         loop, missing_since = asyncio.get_running_loop(), None
@@ -110,8 +126,7 @@ class Slots:
                 self._on_waiting(self._missing())
             reason = self._reason_to_give_up(loop.time() - missing_since)
             if reason is not None:
-                self._given_up.set_exception(ClusterError(reason))
-                self._given_up.exception()  # retrieved: nobody may be waiting for a slot at this moment
+                self._give_up(ClusterError(reason))
 
     def _missing(self) -> str:
         return (
@@ -158,8 +173,8 @@ async def hold_slots(
     slots = Slots(group, leases, config, on_waiting)
     lease_ids = [lease_id for ids in leases for lease_id in ids]
     beside = [
-        asyncio.ensure_future(_beat(lease_ids, config.heartbeat_seconds, sink, clock)),
-        asyncio.ensure_future(slots.watch()),
+        slots.start(_beat(lease_ids, config.heartbeat_seconds, sink, clock)),
+        slots.start(slots.watch()),
     ]
     try:
         yield slots

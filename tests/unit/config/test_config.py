@@ -57,7 +57,7 @@ def test_every_job_composes_to_a_config_that_bears_its_name(job: str) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_composes(path: Path) -> None:
     job = yaml.safe_load(path.read_text()).get("job", "grpo")
-    compose(job, [f"experiment={path.stem}"])
+    assert compose(job, [f"experiment={path.stem}"]).job == job
 
 
 @pytest.mark.parametrize(("group", "option"), GROUP_OPTIONS)

@@ -7,7 +7,7 @@ Three policies meet in one step:
     current     the learner's at this minibatch, with gradient         log p
 
 Without a correction PPO's ratio is p / mu, so one clip bounds both the staleness and the step. With
-truncated importance sampling the two are told apart: the ratio is p / p_prox, clipped, and each token's
+truncated importance sampling each has a bound of its own: the ratio is p / p_prox, clipped, and each token's
 loss is multiplied by min(p_prox / mu, truncation), detached. A step with one minibatch needs no second
 forward pass: there p_prox is p itself, detached, and the ratio is exactly 1.
 

@@ -219,3 +219,4 @@ def test_a_bug_in_a_store_is_not_taken_for_a_failure(tmp_path: Path) -> None:
 
 def test_there_is_nothing_to_flush_without_a_store(tmp_path: Path) -> None:
     asyncio.run(Checkpointer(tmp_path, keep=1).flush())
+    assert not list(tmp_path.iterdir())

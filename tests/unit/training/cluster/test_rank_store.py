@@ -160,6 +160,7 @@ def _add_up(pipe: Connection, rank: int, keys: Any) -> None:
     sums = torch.full((3,), float(rank + 1))
     dist.all_reduce(sums)
     pipe.send(sums.tolist())
+    pipe.poll(None)  # until this process is killed: the other rank may still read from its connection
 
 
 def test_ranks_in_two_processes_find_each_other_through_it() -> None:

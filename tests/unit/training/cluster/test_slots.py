@@ -55,7 +55,7 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             slots = Slots(
                 group, (("run/1-a/0.0",),), config.model_copy(update={"address": address}), said.append
             )
-            watch = asyncio.ensure_future(slots.watch())
+            watch = slots.start(slots.watch())
             try:
                 await body(slots)
             finally:
@@ -120,3 +120,29 @@ def test_what_a_call_raises_is_raised_as_it_is(run_on: Callable[..., list[str]])
             await slots.while_held(fails())
 
     assert run_on(Cluster(lost_at=1000.0, back_at=None), body) == []
+
+
+def test_a_watch_that_fails_ends_the_run_and_is_not_silently_gone(run_on: Callable[..., list[str]]) -> None:
+    class Unreachable(Cluster):
+        def table(self, _: object) -> dict[str, Any]:
+            raise ConnectionError("the head of the cluster does not answer")
+
+    async def body(slots: Slots) -> None:
+        with pytest.raises(ConnectionError, match="does not answer"):
+            await _takes(10_000.0)(slots)
+
+    assert run_on(Unreachable(lost_at=1000.0, back_at=None), body) == []
+
+
+def test_a_heartbeat_that_cannot_be_written_ends_the_run(run_on: Callable[..., list[str]]) -> None:
+    async def beat() -> None:
+        await asyncio.sleep(20.0)
+        raise OSError("the spool is gone")
+
+    async def body(slots: Slots) -> None:
+        beating = slots.start(beat())
+        with pytest.raises(OSError, match="the spool is gone"):
+            await _takes(100.0)(slots)
+        assert beating.done()
+
+    run_on(Cluster(lost_at=1000.0, back_at=None), body)

@@ -37,6 +37,7 @@ from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from orchestrator.training.tensors.buckets import flatten, unflatten
+from tests.support.small_model import small_model
 
 CONTEXT = 128
 TOKENIZER = character_tokenizer(CONTEXT)
@@ -47,36 +48,7 @@ SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=40, seed=1
 
 
 def deepseek(seed: int = 0) -> PreTrainedModel:
-    """Large initial weights make a distribution in which a wrong position or mask shows."""
-    config = ModelConfig(
-        name="small",
-        family="deepseek_v3_from_scratch",
-        base_model=None,
-        path=None,
-        package=None,
-        architecture={
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "first_k_dense_replace": 1,
-            "intermediate_size": 32,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "q_lora_rank": None,
-            "kv_lora_rank": 8,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 8,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "n_group": 1,
-            "topk_group": 1,
-            "initializer_range": 0.2,
-        },
-        dtype="float32",
-        context=CONTEXT,
-    )
-    return build_model(config, seed)
+    return build_model(small_model(CONTEXT, initializer_range=0.2), seed)
 
 
 def llama(seed: int = 0) -> PreTrainedModel:

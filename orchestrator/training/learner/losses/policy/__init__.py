@@ -94,7 +94,9 @@ class LossFacts:
     tokens that an engine sampled, with their log-probs.
     """
     clips: bool = False
-    """Uses the clip range (`algorithm.clip_low`, `clip_high`, `dual_clip`)."""
+    """Uses the clip range (`algorithm.clip_low`, `clip_high`); `dual_clip` as well, unless its docstring says
+    that it does not.
+    """
     per_sequence: bool = False
     """All tokens of a rollout share one ratio, so the loss of a token depends on the others (`row_means` and
     `row_sums` of `PolicyColumns`). It needs the aggregation `sequence`, under which the loss of a rollout
