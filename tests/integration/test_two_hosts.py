@@ -108,7 +108,7 @@ def test_ranks_on_two_hosts_add_up(hosts: tuple[str, str], tmp_path: Path) -> No
                     sys.executable,
                     "-c",
                     RANK,
-                    json.dumps([rank, address, socket, True]),
+                    json.dumps([rank, address, socket]),
                 ],
                 env=environment,
                 stdout=subprocess.PIPE,
