@@ -77,6 +77,20 @@ def sequence_losses_count_rollouts(config: RunConfig) -> Iterator[ConfigError]:
     yield ConfigError("algorithm.aggregation", algorithm.aggregation, "sequence", hint)
 
 
+def dual_clip_has_an_effect(config: RunConfig) -> Iterator[ConfigError]:
+    """A loss without a dual clip would ignore the setting."""
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or facts.loss.dual_clip or algorithm.dual_clip is None:
+        return
+    losses = _names_where(LOSSES, lambda loss: loss.dual_clip)
+    yield ConfigError(
+        "algorithm.dual_clip",
+        str(algorithm.dual_clip),
+        f"null, or algorithm.loss {losses}",
+        f"algorithm.loss {algorithm.loss} ignores it, unless it is registered with LossFacts(dual_clip=True)",
+    )
+
+
 def equal_rewards_give_no_gradient(config: RunConfig) -> Iterator[ConfigError]:
     """Groups of equal rewards may be skipped or replaced only if their advantages are zero."""
     facts, algorithm = facts_of(config), config.algorithm

@@ -234,6 +234,7 @@ RULES: tuple[Rule, ...] = (
     _scorers_are_registered,
     component_rules.loss_fits_the_advantage,
     component_rules.sequence_losses_count_rollouts,
+    component_rules.dual_clip_has_an_effect,
     component_rules.equal_rewards_give_no_gradient,
     component_rules.correct_rollouts_are_known,
     component_rules.groups_can_be_compared,

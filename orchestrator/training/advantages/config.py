@@ -47,14 +47,14 @@ class AlgorithmConfig(Settings):
     length) (GRPO as published), `constant` 1 / (rollouts x max_new_tokens) (Dr. GRPO)."""
     clip_low: float = Field(ge=0)
     """A ratio below 1 - `clip_low` is not pushed down further. From 1 on there is no lower bound
-    (DeepSeek-R1 used 10).
+    (DeepSeek-R1 used 10). No effect for the losses `reinforce` and `nll`.
     """
     clip_high: float = Field(ge=0)
-    """A ratio above 1 + `clip_high` is not pushed up further."""
+    """A ratio above 1 + `clip_high` is not pushed up further. No effect for the losses `reinforce` and `nll`."""
     dual_clip: float | None = Field(gt=1)
     """Dual clip: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however large
-    its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches, and only for
-    the losses `clipped` and `gspo`.
+    its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches. Refused
+    for a loss that has no dual clip; of the built-in ones, `clipped` and `gspo` have it.
     """
     dynamic_sampling: bool
     """DAPO: groups whose rollouts are all alike do not enter the buffer; other groups are sampled instead."""

@@ -58,6 +58,11 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
          "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
         ("grpo", "algorithm.loss=ppo", "algorithm.loss", "clipped, gmpo, gspo, nll, reinforce"),
         ("grpo", "algorithm=gspo algorithm.aggregation=token", "algorithm.aggregation", "sequence"),
+        ("grpo", "algorithm=gmpo algorithm.dual_clip=3", "algorithm.dual_clip",
+         "null, or algorithm.loss clipped, gspo"),
+        ("grpo", "algorithm=rloo algorithm.dual_clip=3", "algorithm.dual_clip",
+         "null, or algorithm.loss clipped, gspo"),
+        ("sft", "algorithm.dual_clip=3", "algorithm.dual_clip", "null, or algorithm.loss clipped, gspo"),
         ("grpo", "evaluation.engine=vllm", "evaluation.engine", "hf, worked_solutions"),
     ],
 )  # fmt: skip
@@ -74,6 +79,7 @@ def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: s
         ("grpo", f"algorithm=rloo max_staleness=1 {TIS}"),
         ("grpo", "algorithm=dapo max_staleness=1"),
         ("grpo", "algorithm=gspo max_staleness=4 learner.minibatches=4"),
+        ("grpo", "algorithm=gspo algorithm.dual_clip=3"),
         ("grpo", "algorithm=dapo algorithm.dynamic_sampling_by=reward ~reward.components.accuracy"),
         ("sft", "rollout.group_size=1 max_staleness=1 rollout.temperature=0.6 rollout.top_p=0.9"),
         ("sft", "rollout.record_routes=true"),
@@ -95,11 +101,12 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("theirs")
 def test_a_loss_of_a_third_party_is_checked_by_what_it_declares() -> None:
-    chosen = ("algorithm=grpo_token", "algorithm.loss=theirs")
+    chosen = ("algorithm=grpo_token", "algorithm.loss=theirs", "algorithm.dual_clip=null")
     assert refusals("grpo", *chosen) == {}
     assert refusals("grpo", *chosen, "max_staleness=2").keys() == {"max_staleness"}
-    LOSSES.register("theirs", LossFacts(handles_stale_rollouts=True))(LOSSES.get("theirs"))
-    assert refusals("grpo", *chosen, "max_staleness=2") == {}
+    assert refusals("grpo", *chosen, "algorithm.dual_clip=3").keys() == {"algorithm.dual_clip"}
+    LOSSES.register("theirs", LossFacts(handles_stale_rollouts=True, dual_clip=True))(LOSSES.get("theirs"))
+    assert refusals("grpo", *chosen, "max_staleness=2", "algorithm.dual_clip=3") == {}
 
 
 @pytest.mark.usefixtures("theirs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.training.learner.losses import LOSSES, ClipRange, LossFacts, PolicyColumns, PolicyTerms
 
 
-@LOSSES.register("cispo", LossFacts(handles_stale_rollouts=True, clips=True))
+@LOSSES.register("cispo", LossFacts(handles_stale_rollouts=True))
 def cispo(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-w A log p with w = clip(r, 1 - low, 1 + high), detached, and r = exp(logprobs - old_logprobs).
 

@@ -93,9 +93,9 @@ class LossFacts:
     enter. The loss is taken at temperature 1, and an off-policy correction is refused. Other losses need
     tokens that an engine sampled, with their log-probs.
     """
-    clips: bool = False
-    """Uses the clip range (`algorithm.clip_low`, `clip_high`); `dual_clip` as well, unless its docstring says
-    that it does not.
+    dual_clip: bool = False
+    """Bounds the loss of a negative advantage by `ClipRange.dual`. Other losses refuse `algorithm.dual_clip`,
+    which would have no effect.
     """
     per_sequence: bool = False
     """All tokens of a rollout share one ratio, so the loss of a token depends on the others (`row_means` and

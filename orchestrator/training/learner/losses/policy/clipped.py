@@ -12,7 +12,7 @@ from orchestrator.training.learner.losses.policy import (
 from orchestrator.training.learner.losses.policy._surrogate import clipped_surrogate
 
 
-@LOSSES.register("clipped", LossFacts(handles_stale_rollouts=True, clips=True))
+@LOSSES.register("clipped", LossFacts(handles_stale_rollouts=True, dual_clip=True))
 def clipped(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logprobs - old_logprobs).
 

@@ -11,7 +11,7 @@ from orchestrator.training.learner.losses.policy import (
 )
 
 
-@LOSSES.register("gmpo", LossFacts(handles_stale_rollouts=True, clips=True, per_sequence=True))
+@LOSSES.register("gmpo", LossFacts(handles_stale_rollouts=True, per_sequence=True))
 def gmpo(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-A g at every token of a rollout, with g = exp(mean over its tokens of d) and d the log ratio
     logprobs - old_logprobs, which is at most `clip.high` where A > 0, and at least -`clip.low` where A < 0.
@@ -20,8 +20,8 @@ def gmpo(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     bound loses its own gradient and still counts in the mean; `gspo` clips the whole rollout instead. Under
     the aggregation `sequence` the loss of a step is the paper's.
 
-    Assumes, like `clipped`, that the tokens come from the policy of `old_logprobs`. `clip.dual` is ignored:
-    the geometric mean keeps one large ratio from deciding the loss.
+    Assumes, like `clipped`, that the tokens come from the policy of `old_logprobs`. There is no dual
+    clip: the geometric mean keeps one large ratio from deciding the loss.
 
     Degenerate: A = 0 gives loss 0 and gradient 0.
 

@@ -12,7 +12,7 @@ from orchestrator.training.learner.losses.policy import (
 from orchestrator.training.learner.losses.policy._surrogate import clipped_surrogate
 
 
-@LOSSES.register("gspo", LossFacts(handles_stale_rollouts=True, clips=True, per_sequence=True))
+@LOSSES.register("gspo", LossFacts(handles_stale_rollouts=True, dual_clip=True, per_sequence=True))
 def gspo(columns: PolicyColumns, clip: ClipRange) -> PolicyTerms:
     """-min(s A, clip(s, 1 - low, 1 + high) A) at every token of a rollout, with the rollout's ratio
     s = (p / p_old)^(1 / length) = exp(mean over its tokens of logprobs - old_logprobs).
