@@ -5,7 +5,7 @@ A test compares the files with what this script would write.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import typer
 from orchestrator.cli.app import app
 from orchestrator.cli.cost.app import app as cost_app
 from orchestrator.config.compose import ConfigFiles, conf_dir
+from orchestrator.config.resume_rules import CHANGEABLE, FIXED, MAY_GROW
 from orchestrator.config.run_config import RunConfig
 
 REFERENCE = Path(__file__).resolve().parent
@@ -40,6 +41,14 @@ orchestrator config schema                                    # JSON Schema of a
 
 An **experiment** is a file in `conf/experiment/` that changes groups and values together. The command line
 wins over the experiment, the experiment over the job, the job over the groups."""
+
+RESUME_INTRODUCTION = """\
+`orchestrator resume RUN key=value ...` continues a run with other settings. Its length, resources and
+monitoring may change, but nothing that changes the mathematics of the training that the checkpoint belongs
+to: that needs a new run. An entry such as `cluster` stands for all keys of the group.
+
+A schedule of the learning rate keeps its length when `steps` changes. In a pipeline an override applies to
+every stage, and `stages.<name>.<key>=<value>` to one of them."""
 
 CLI_INTRODUCTION = """\
 Every command takes `--help`. With `--json` it prints one JSON document on stdout; logs go to stderr. See
@@ -70,7 +79,22 @@ def config_reference() -> str:
             parts += _section(name, field["$ref"], schema, groups)
     for name in ("price_book", "experiment"):
         parts += [f"## `{name}`", _options(conf_dir() / name, groups.get(name, []))]
+    parts += ["## What may change when a run is resumed", RESUME_INTRODUCTION, _resume_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def _resume_table() -> str:
+    """The tables of `resume_rules`. Keys that are fixed for the same reason share a row."""
+    rows = ["| keys | on resume | reason |", "| --- | --- | --- |"]
+    rows += [f"| {_code(CHANGEABLE)} | may change | |"]
+    rows += [f"| `{key}` | may only grow | {reason} |" for key, reason in MAY_GROW.items()]
+    for reason in dict.fromkeys(FIXED.values()):
+        rows.append(f"| {_code(key for key in FIXED if FIXED[key] == reason)} | fixed | {reason} |")
+    return "\n".join(rows)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def cli_reference() -> str:

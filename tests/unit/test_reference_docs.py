@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from orchestrator.cli.app import run_command_line
+from orchestrator.config.resume_rules import CHANGEABLE, FIXED, MAY_GROW
 from orchestrator.config.run_config import RunConfig
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
@@ -40,6 +41,17 @@ def test_every_key_is_in_the_reference_with_its_meaning() -> None:
         missing = {f"{name}.{inner}" for inner in nested} - keys if nested else {name} - keys
         # A part of a part has its own rows: cluster.rollout.cpus, not cluster.rollout.
         assert all(any(key.startswith(f"{path}.") for key in keys) for path in missing), missing
+
+
+def test_every_entry_of_the_resume_rules_is_in_the_reference_with_its_reason() -> None:
+    section = (REFERENCE / "config.md").read_text(encoding="utf-8").partition("when a run is resumed\n")[2]
+    rows = re.findall(r"^\| (`.+`) \| (may change|may only grow|fixed) \| (.*?) ?\|$", section, re.MULTILINE)
+    documented = {key: (rule, reason) for keys, rule, reason in rows for key in re.findall("`([^`]+)`", keys)}
+    assert documented == (
+        dict.fromkeys(CHANGEABLE, ("may change", ""))
+        | {key: ("may only grow", reason) for key, reason in MAY_GROW.items()}
+        | {key: ("fixed", reason) for key, reason in FIXED.items()}
+    )
 
 
 def test_the_error_in_the_reference_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,8 @@ class AlgorithmConfig(Settings):
     (DeepSeek-R1 used 10). No effect for the losses `reinforce` and `nll`.
     """
     clip_high: float = Field(ge=0)
-    """A ratio above 1 + `clip_high` is not pushed up further. No effect for the losses `reinforce` and `nll`."""
+    """A ratio above 1 + `clip_high` is not pushed up further. No effect for the losses `reinforce` and `nll`.
+    """
     dual_clip: float | None = Field(gt=1)
     """Dual clip: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however large
     its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches. Refused
