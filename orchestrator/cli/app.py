@@ -199,6 +199,14 @@ def rollouts(
 
 
 @app.command()
+def audit(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
+    """Prove from a run's files that no group was lost, trained on twice or trained on too stale."""
+    from orchestrator.cli import audit as auditing
+
+    return auditing.show_audit(run, output_dir, as_json)
+
+
+@app.command()
 def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
     """Check whether this machine has everything that runs need, and how to fix what is missing."""
     from orchestrator.cli import doctor as checks

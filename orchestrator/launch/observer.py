@@ -12,6 +12,7 @@ from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.events import Restored, TrainingEvent, event_fields
+from orchestrator.training.group_log import GroupRecord, record_fields
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.telemetry.training_health import TrainingHealth
@@ -82,6 +83,10 @@ class RunObserver:
             self._health.restart((line.step, line.metrics) for line in self._directory.read_metrics())
         if event.message:
             self._view.message(event.message)
+
+    def on_groups(self, record: GroupRecord) -> None:
+        """Add a line to groups.jsonl."""
+        self._directory.append_groups(record_fields(record))
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the rollouts as a table in the tracker."""

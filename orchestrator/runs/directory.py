@@ -4,12 +4,13 @@
         config.yaml      the resolved config                  manifest.json   commit, versions, digests, seeds
         state.json       what the run is doing (`RunRecord`)   metrics.jsonl   one line per step
         events.jsonl     events such as lost workers           run.log         the controller's log
+        groups.jsonl     what became of every group (`training.group_log`)
         routing.jsonl    expert loads, one line per step (mixtures of experts only)
         lease/           which process may write (`lease`)
         rollouts/step-*.parquet    checkpoints/step-*/    ledger/*.jsonl    model/    report.html
 
-Only one process writes to it: the controller that holds the lease. Files are replaced by rename. Metrics and
-events are appended with one `write` per line, and readers ignore lines that do not end in a newline.
+Only one process writes to it: the controller that holds the lease. Files are replaced by rename. Logs
+(`*.jsonl`) are appended with one `write` per line, and readers ignore lines that do not end in a newline.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError, RunNotFoundError, StateError
 from orchestrator.runs import lease as leases
-from orchestrator.runs.files import append_line, whole_lines, write_atomically
+from orchestrator.runs.files import append_line, cut_half_line, whole_lines, write_atomically
 from orchestrator.runs.process import ProcessIdentity
 from orchestrator.runs.record import RunRecord, RunState, StageRecord
 
@@ -59,6 +60,7 @@ class RunDirectory:
         self.state = path / "state.json"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
+        self.groups = path / "groups.jsonl"
         self.routing = path / "routing.jsonl"
         self.log = path / "run.log"
         self.worker_logs = path / "logs"
@@ -143,6 +145,8 @@ class RunDirectory:
         StateError if another process is the writer, or has become it meanwhile.
         """
         self._held = leases.claim(self.lease, self.wait_until_free() if fence is None else fence)
+        for log in (self.events, self.groups):
+            cut_half_line(log)
         attempt, started_ns = 1, at_ns
         stage_runs: dict[str, StageRecord] = {}
         if self.state.exists():
@@ -257,6 +261,10 @@ class RunDirectory:
             if fields.pop("event") == event:
                 del fields["time_ns"]
                 yield fields
+
+    def append_groups(self, fields: Mapping[str, Any]) -> None:
+        """Add a line to groups.jsonl: what became of some groups, plain JSON."""
+        self._append(self.groups, fields)
 
     def read_metrics(self) -> Iterator[MetricsLine]:
         """The lines of metrics.jsonl in the order written, without values that were not finite."""

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -48,6 +48,29 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
         os.close(descriptor)
     if written != len(line):
         raise OSError(errno.ENOSPC, "the line was cut short", str(path))
+
+
+def cut_half_line(path: Path) -> None:
+    """Remove what follows the last newline of a log: a line that a crash or a full disk has cut short. The
+    next line would otherwise be appended to it. Does nothing if the file does not exist.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        whole = end
+        while whole and (chunk := _before(file, whole)):
+            newline = chunk.rfind(b"\n")
+            if newline >= 0:
+                whole += newline + 1 - len(chunk)
+                break
+            whole -= len(chunk)
+        if whole != end:
+            file.truncate(whole)
+
+
+def _before(file: BinaryIO, position: int, size: int = 1 << 16) -> bytes:
+    start = max(position - size, 0)
+    file.seek(start)
+    return file.read(position - start)
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from orchestrator.errors import DataLostError
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.events import AnswersLost, RolloutsLost, WeightsLost
+from orchestrator.training.group_log import Lost
 from orchestrator.training.stages import Observer
 from orchestrator.training.supervision.failure_budget import FailureBudget
 
@@ -26,7 +27,7 @@ class DataLosses:
         """The rollouts of these groups are gone."""
         self._observer.on_event(RolloutsLost(lost.reason, tuple(groups)))
         self._budget.spend(lost)
-        self._buffer.lose(groups)
+        self._request_again(groups)
 
     def lose_weights(self, lost: DataLostError, step: int, groups: Sequence[int]) -> None:
         """The published weights were gone when these groups were to be sampled. Several requests may find the
@@ -36,9 +37,13 @@ class DataLosses:
             self._observer.on_event(WeightsLost(lost.reason, step))
             self._budget.spend(lost)
             self.weights_missing = True
-        self._buffer.lose(groups)
+        self._request_again(groups)
 
     def lose_answers(self, lost: DataLostError, step: int) -> None:
         """The held-out answers of the evaluation after `step` updates are gone."""
         self._observer.on_event(AnswersLost(step, lost.reason))
         self._budget.spend(lost)
+
+    def _request_again(self, groups: Sequence[int]) -> None:
+        if lost := self._buffer.lose(groups):
+            self._observer.on_groups(Lost(tuple(lost)))

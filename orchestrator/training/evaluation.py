@@ -25,10 +25,12 @@ Answered = tuple[Scored, tuple[Span, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Held-out metrics (`accuracy/heldout`, ...) and the time they took."""
+    """Held-out metrics (`accuracy/heldout`, ...), the time they took, and the size of the answers."""
 
     metrics: dict[str, float]
     spans: tuple[Span, ...]
+    groups: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,13 @@ class Evaluator:
         once, often = _sums(answered), _sums(sampled)
         metrics = {name: once[source] for name, source in HELDOUT.items() if source in once}
         metrics |= {name: value for name, value in often.items() if name.startswith("eval/")}
-        return Evaluated(metrics, tuple(span for _, spans in parts for span in spans))
+        groups = [ticket for scored, _ in parts for ticket in scored.tickets]
+        return Evaluated(
+            metrics,
+            tuple(span for _, spans in parts for span in spans),
+            len(groups),
+            sum(ticket.tokens for ticket in groups),
+        )
 
     def _greedy_sampling(self) -> SamplingParams:
         return SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=self._max_new_tokens, seed=0)

@@ -38,6 +38,7 @@ from pathlib import Path
 
 from orchestrator.clock import Clock
 from orchestrator.errors import DataLostError, FailureBudgetExceededError, OrchestratorError, WorkerLostError
+from orchestrator.training import group_log
 from orchestrator.training.buffer import Buffer, PendingGroup
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.data_losses import DataLosses
@@ -107,6 +108,7 @@ class TrainingLoop:
         self._step = 0
         self._next_group = 0
         resampled = int(settings.max_resampled * buffer.groups_per_batch)
+        self._log = stages.observer.on_groups
         self._tally = StepTally(StepBudgets(resampled, settings.grading_failure_budget), clock)
         self._learner_losses = FailureBudget("learner ranks lost", settings.max_learner_rebuilds)
         self._losses = DataLosses(settings.max_data_losses, buffer, stages.observer)
@@ -148,6 +150,7 @@ class TrainingLoop:
                 report = await self._train()
                 await self._stages.learner.export(self._directory / "model")
                 await self._stages.checkpoints.flush()
+                self._log(group_log.Finished(self._step))
                 return report
             except WorkerLostError as error:
                 lost = error
@@ -156,6 +159,7 @@ class TrainingLoop:
                 self._learner_losses.spend(error)
 
     async def _train(self) -> StepReport:
+        self._log(group_log.started(self._step, self._next_group, self._settings.steps, self._buffer))
         await self._publish(self._step)
         report = await self._report_start()
         async with self._producing():
@@ -209,6 +213,8 @@ class TrainingLoop:
             new.append(PendingGroup(self._next_group, prompt, self._step))
             self._next_group += 1
         self._buffer.request(new)
+        if groups + new:
+            self._log(group_log.requested(self._step, groups + new))
         return groups + new
 
     def _to_request(self, groups: Sequence[PendingGroup]) -> RolloutRequest:
@@ -238,16 +244,21 @@ class TrainingLoop:
         self._tally.times.add((*generated.spans, *scored.spans))
         if failure := self._tally.arrived(scored):
             self._stages.observer.on_event(ScoringFailed(self._step + 1, failure))
-        await self._admit(scored)
+        await self._admit(scored, request.step)
 
-    async def _admit(self, scored: Scored) -> None:
-        discarded: list[GroupTicket] = []
+    async def _admit(self, scored: Scored, version: WeightVersion) -> None:
+        fates: dict[group_log.Fate, list[GroupTicket]] = {fate: [] for fate in group_log.FATES}
         for ticket in scored.tickets:
             signal = ticket.informative or not self._settings.dynamic_sampling
             if signal or self._tally.trains_on_solved_groups:
-                self._buffer.admit(ticket)
-            elif self._buffer.discard(ticket.group_id):
-                discarded.append(ticket)
+                fates["ready" if self._buffer.admit(ticket) else "refused"].append(ticket)
+            else:
+                taken = self._buffer.discard(ticket.group_id)
+                fates["uninformative" if taken else "refused"].append(ticket)
+        for fate, tickets in fates.items():
+            if tickets:
+                self._log(group_log.arrived(fate, version, tickets))
+        discarded = fates["uninformative"]
         try:
             self._tally.resampled(discarded)
         except FailureBudgetExceededError:
@@ -266,6 +277,7 @@ class TrainingLoop:
                 self._losses.lose_rollouts(lost, [ticket.group_id for ticket in batch.tickets])
             else:
                 self._tally.times.add(updated.spans)
+                self._log(group_log.trained(batch))
                 return batch, updated
 
     async def _next_batch(self) -> Batch:
@@ -304,6 +316,7 @@ class TrainingLoop:
                 await self._publish(step)
             else:
                 self._tally.times.add(evaluated.spans)
+                self._log(group_log.Evaluated(step, evaluated.groups, evaluated.tokens))
                 return evaluated.metrics
 
     async def _report_start(self) -> StepReport:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NewType, Protocol, Self
 
 from orchestrator.training.events import TrainingEvent
+from orchestrator.training.group_log import GroupRecord
 from orchestrator.training.records import (
     Batch,
     BlockRef,
@@ -241,6 +242,10 @@ class Observer(Protocol):
 
     def on_event(self, event: TrainingEvent) -> None:
         """Something worth a line in events.jsonl: a lost worker, a checkpoint, a restore."""
+        ...
+
+    def on_groups(self, record: GroupRecord) -> None:
+        """What became of some groups, for groups.jsonl."""
         ...
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from orchestrator.training.simulation.stages import (
     Timing,
 )
 from orchestrator.training.supervision.pool import WorkerPool
+from orchestrator.training.usage import MemorySink
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,12 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
             return WorkerPool([cast(Any, worker)], replace, 0, lambda lost: None)
 
         yield ClusterStages(
-            cast(Any, RolloutPool(pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock)))),
+            cast(
+                Any,
+                RolloutPool(
+                    pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock, MemorySink()))
+                ),
+            ),
             cast(Any, RewardPool(pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)))),
             cast(Any, SimulatedLearner(draws, QUICK, faults, clock)),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
 from orchestrator.training.events import CheckpointWritten, TrainingEvent, WorkerLost, event_fields
+from orchestrator.training.group_log import GroupRecord
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import StepReport
@@ -31,6 +32,7 @@ from orchestrator.training.simulation.stages import (
 )
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
 from orchestrator.training.supervision.pool import Worker, WorkerPool
+from orchestrator.training.usage import MemorySink, UsageSink
 
 W = TypeVar("W", bound=Worker)
 
@@ -70,6 +72,7 @@ class Trace:
     clock: Clock
     reports: list[StepReport] = field(default_factory=list[StepReport])
     events: list[TrainingEvent] = field(default_factory=list[TrainingEvent])
+    groups: list[GroupRecord] = field(default_factory=list[GroupRecord])
     lines: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
     """(virtual time in ns, kind, particulars) of reports, events and recorded rollouts, in order."""
 
@@ -80,6 +83,9 @@ class Trace:
     def on_event(self, event: TrainingEvent) -> None:
         self.events.append(event)
         self.lines.append((self.clock.now_ns(), event.kind, str(event_fields(event))))
+
+    def on_groups(self, record: GroupRecord) -> None:
+        self.groups.append(record)
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self.lines.append((self.clock.now_ns(), "rollouts", f"{step} {[row['group_id'] for row in rows]}"))
@@ -105,14 +111,15 @@ def assemble(
     clock: Clock,
     mirror: CheckpointMirror | None = None,
     observer: Trace | None = None,
+    sink: UsageSink | None = None,
 ) -> Simulation:
-    """Connect the real loop to fake stages. Checkpoints are written under `directory`. Call it
-    on a running event loop.
+    """Connect the real loop to fake stages. Checkpoints are written under `directory`, and the usage of the
+    rollout workers to `sink`. Call it on a running event loop.
     """
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
     trace = observer or Trace(clock)
     rollout_workers: list[RolloutWorker] = [
-        SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock)
+        SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock, sink or MemorySink())
         for i in range(settings.rollout_workers)
     ]
     reward_workers: list[RewardWorker] = [
@@ -169,13 +176,16 @@ def simulate(
     resume: bool = False,
     stop: Stop | None = None,
     mirror: CheckpointMirror | None = None,
+    observe: Callable[[Clock], Trace] = Trace,
+    sink: UsageSink | None = None,
 ) -> Simulation:
     """Run to the end in virtual time. Raises the error that ended the run, or
     DeadlockError if it would hang.
     """
 
     async def main() -> Simulation:
-        simulation = assemble(settings, directory, VirtualClock(), mirror)
+        clock = VirtualClock()
+        simulation = assemble(settings, directory, clock, mirror, observe(clock), sink)
         if stop is not None:
             loop = asyncio.get_running_loop()
             loop.call_later(stop.at_seconds, simulation.loop.request_stop, stop.reason)

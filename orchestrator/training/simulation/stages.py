@@ -37,7 +37,8 @@ from orchestrator.training.stages import (
 )
 from orchestrator.training.telemetry.sampled_answers import prompt_values
 from orchestrator.training.telemetry.summary import Mean, merged
-from orchestrator.training.usage import Activity, Role
+from orchestrator.training.usage import Activity, Role, UsageSink
+from orchestrator.training.usage_meter import UsageMeter
 
 TRAINED = "trained.txt"
 """The file in which a simulated model is saved."""
@@ -48,6 +49,8 @@ class Faults:
     """Probabilities of faults, for each call. A hang lasts `hang_seconds`."""
 
     rollout_death: float = 0.0
+    answer_lost: float = 0.0
+    """A rollout worker dies when it has sampled, before its answer arrives."""
     reward_hang: float = 0.0
     late_publish: float = 0.0
     learner_death: float = 0.0
@@ -147,24 +150,30 @@ class SimulatedBlock:
 class SimulatedRolloutWorker:
     """Sleeps for the time that sampling takes, and sometimes dies while sampling."""
 
-    def __init__(self, name: str, draws: Draws, timing: Timing, faults: Faults, clock: Clock) -> None:
+    def __init__(
+        self, name: str, draws: Draws, timing: Timing, faults: Faults, clock: Clock, sink: UsageSink
+    ) -> None:
         self.name = name
-        self._draws, self._timing, self._faults, self._clock = draws, timing, faults, clock
+        self._draws, self._timing, self._faults = draws, timing, faults
+        self._meter = UsageMeter(sink, clock, [f"{name}-lease"], name, Role.ROLLOUT)
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
         """Sleep. Every rollout gets `Timing.tokens_per_rollout` tokens of version `weights.version`."""
-        start_ns = self._clock.now_ns()
         seconds = self._timing.generate * (0.5 + 2.5 * self._draws.uniform("generate") ** 3)
         if self._draws.uniform("weights_lost") < self._faults.weights_lost:
             raise DataLostError(self.name, f"version {weights.version} died with its owner")
         if self._draws.uniform("rollout_death") < self._faults.rollout_death:
             await asyncio.sleep(seconds / 2)
             raise WorkerLostError(self.name, "died while sampling")
-        await asyncio.sleep(seconds)
-        span = Span(request.activity, start_ns, self._clock.now_ns(), Role.ROLLOUT, self.name)
         tokens = self._timing.tokens_per_rollout * request.group_size * len(request.groups)
+        with self._meter.span(request.activity, request.step) as measure:
+            await asyncio.sleep(seconds)
+            measure.tokens = tokens
+        spans = self._meter.take()
+        if self._draws.uniform("answer_lost") < self._faults.answer_lost:
+            raise WorkerLostError(self.name, "died while answering")
         block = BlockRef(SimulatedBlock(weights.version))
-        return Generated(request, block=block, tokens=tokens, spans=(span,))
+        return Generated(request, block=block, tokens=tokens, spans=spans)
 
 
 class SimulatedRewardWorker:
