@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import DrainedError
+from orchestrator.errors import DrainedError, InputError, StateError
 from orchestrator.runs.audit.auditor import audit_run
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.checkpoints.format import complete
 from orchestrator.training.simulation.run import SimulationSettings, Stop
 from orchestrator.training.simulation.stages import Faults
 from tests.simulation.audited import audited, messages, run_recorded
@@ -225,26 +226,24 @@ def more_in_the_first(values: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("change", "kinds"),
     [
-        (remove("trained", step=9), {"step_missing", "group_lost", "rollouts"}),
+        (remove("trained", step=9), {"step_missing", "group_lost", "version"}),
         (repeat("trained", step=9), {"step_repeated", "trained_twice"}),
         (trains_on_a_group_of_the_step_before, {"trained_twice", "group_lost", "metrics"}),
         (alter("trained", "groups", lambda groups: groups[1:], step=9), {"batch_size", "group_lost"}),
-        (remove("arrived", fate="ready"), {"not_sampled", "tokens"}),
+        (remove("arrived", fate="ready"), {"not_sampled", "tokens", "metrics"}),
         (repeat("arrived", fate="ready"), {"not_requested", "tokens"}),
         (alter("arrived", "tokens", more_in_the_first, fate="ready"), {"tokens"}),
         (alter("arrived", "oldest", more_in_the_first, fate="ready"), {"version", "metrics"}),
-        (remove("arrived", fate="uninformative"), {"group_lost", "tokens"}),
-        (repeat("arrived", fate="uninformative"), {"not_requested", "tokens"}),
+        (remove("arrived", fate="uninformative"), {"group_lost"}),
+        (repeat("arrived", fate="uninformative"), {"not_requested"}),
         (remove("requested"), {"not_requested"}),
         (repeat("requested"), {"requested_twice"}),
         (alter("requested", "version", lambda version: version + 2), {"version"}),
         (remove("lost"), {"requested_twice"}),
         (repeat("lost"), {"not_requested"}),
-        (remove("evaluated", step=6), {"tokens"}),
         (repeat("evaluated", step=6), {"tokens"}),
-        (alter("evaluated", "tokens", lambda tokens: tokens + 1, step=6), {"tokens"}),
-        (alter("started", "outstanding", lambda groups: groups[1:]), {"group_lost"}),
-        (alter("started", "outstanding", lambda groups: [*groups, 1]), {"requested_twice"}),
+        (alter("started", "outstanding", lambda groups: groups[1:]), {"group_lost", "requested_twice"}),
+        (alter("started", "outstanding", lambda groups: [*groups, 1]), {"requested_twice", "group_lost"}),
         (alter("started", "max_staleness", lambda _: 0), {"too_stale"}),
         (remove("started", step=0), {"history_missing"}),
     ],
@@ -253,6 +252,39 @@ def test_a_changed_record_of_groups_is_found(
     change: Callable[[list[Line]], None], kinds: set[str], finished: Path, tmp_path: Path
 ) -> None:
     assert tampered(finished, tmp_path / "run", change, "groups.jsonl") == kinds
+
+
+def test_an_evaluation_that_is_missing_is_found(tmp_path: Path) -> None:
+    run_recorded(replace(BASE, steps=4, evaluate_every=2), tmp_path / "whole")
+    kinds = tampered(tmp_path / "whole", tmp_path / "run", remove("evaluated", step=2), "groups.jsonl")
+    assert kinds == {"tokens"}
+
+
+@pytest.mark.parametrize("name", ["groups.jsonl", "metrics.jsonl", "ledger/1-rollout.jsonl"])
+def test_a_damaged_file_is_named_and_half_a_last_line_is_not_read(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"event":"trai')
+    assert messages(audited(tmp_path / "run")) == []
+    path.write_bytes(b'{"event":"trai\n' + whole)
+    with pytest.raises(InputError, match=f"{name}:1 is not"):
+        audited(tmp_path / "run")
+
+
+def test_a_checkpoint_that_the_records_do_not_reach_is_found(finished: Path, tmp_path: Path) -> None:
+    def cut(lines: list[Line]) -> None:
+        del lines[of(lines, "trained", step=12) :]
+
+    assert "checkpoint" in tampered(finished, tmp_path / "run", cut, "groups.jsonl")
+    assert complete(tmp_path / "run" / "checkpoints")
+
+
+def test_a_run_without_records_cannot_be_audited(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="has no records"):
+        audited(tmp_path)
 
 
 def test_the_message_names_the_step_and_the_groups(finished: Path, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ class Replay:
             )
         self._check_batch(record, batch, {*twice, *never})
         if step in self.steps:  # a repeated step: what it held first is trained, too
-            batch = self.steps[step] | batch
+            batch = batch | self.steps[step]
         self.steps[step] = batch
         self.all_batches.setdefault(step, []).append(batch)
         self.step = max(self.step, step)

@@ -177,7 +177,7 @@ class Usage:
 def read_usage(run: RunDirectory) -> Usage:
     """The usage records of the rollout workers under `ledger/`. Raises InputError if one can't be read."""
     lost = {str(event.get("worker")) for event in _events(run, "worker_lost")}
-    usage, seen = Usage(), set[tuple[str, int, int]]()
+    usage, seen = Usage(), set[tuple[str, str, int, int]]()
     for path in sorted(run.ledger.glob("*.jsonl")):
         for number, content in _objects(path):
             if content.get("type") != "span_recorded" or content.get("role") != "rollout":
@@ -187,7 +187,7 @@ def read_usage(run: RunDirectory) -> Usage:
                 continue
             try:
                 actor = str(content["actor"])
-                span = (actor, int(content["start_ns"]), int(content["end_ns"]))
+                span = (path.name, actor, int(content["start_ns"]), int(content["end_ns"]))
                 step, tokens = int(content["step"]), int(content["tokens"])
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{path}:{number} is not a usage record: {error!r}") from error
