@@ -149,6 +149,10 @@ class CheckpointError(OrchestratorError):
     """A checkpoint cannot be written, or its digests do not match. The last good checkpoint is unchanged."""
 
 
+class CheckpointFormatError(CheckpointError):
+    """A checkpoint was written in another format, by another version of this program. It is not damaged."""
+
+
 class CheckpointConflictError(CheckpointError):
     """Another process writes checkpoints of the same run to the same store, so this process must stop."""
 

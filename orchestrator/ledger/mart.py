@@ -302,9 +302,9 @@ class Mart:
         }
         path = self._folder / "index.json"
         if path.exists():
-            index = Index(**json.loads(path.read_text(encoding="utf-8")))
-            if index.made_from == made_from and index.seq <= self._journal.head():
-                return index
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields["made_from"] == made_from and fields["seq"] <= self._journal.head():
+                return Index(**fields)
             path.unlink()
         for leftover in self._folder.glob("*.parquet"):
             leftover.unlink()

@@ -91,18 +91,26 @@ class RunRecord:
     def from_json(cls, text: str) -> RunRecord:
         """Inverse of `to_json`. Raises ValueError, KeyError or TypeError if `text` is something else.
 
-        Run ids in it become paths, so anything that is not a run id is refused.
+        Keys that only another version of this program knows are ignored. Run ids in it become paths, so
+        anything that is not a run id is refused.
         """
-        fields: dict[str, Any] = json.loads(text)
+        fields = _known(cls, json.loads(text))
         fields["state"] = RunState(fields["state"])
-        fields["stages"] = tuple(StageRecord(**stage) for stage in fields["stages"])
-        fields["process"] = ProcessIdentity(**fields["process"]) if fields["process"] else None
+        fields["stages"] = tuple(StageRecord(**_known(StageRecord, stage)) for stage in fields["stages"])
+        process = fields["process"]
+        fields["process"] = ProcessIdentity(**_known(ProcessIdentity, process)) if process else None
         record = cls(**fields)
         stage_runs = [stage.run_id for stage in record.stages if stage.run_id is not None]
         for run_id in (record.run_id, *stage_runs, *filter(None, [record.pipeline])):
             if not is_run_id(run_id):
                 raise ValueError(f"{run_id!r} is not a run id")
         return record
+
+
+def _known(kind: type[Any], written: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the dataclass `kind` that were written. Raises TypeError if `written` is no mapping."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: written[name] for name in names.intersection(written)}
 
 
 def is_run_id(text: object) -> bool:

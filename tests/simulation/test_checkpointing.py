@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CheckpointConflictError, CheckpointError, DrainedError, NonFiniteError
+from orchestrator.errors import (
+    CheckpointConflictError,
+    CheckpointError,
+    CheckpointFormatError,
+    DrainedError,
+    NonFiniteError,
+)
 from orchestrator.training.checkpoints import format as checkpoint_format
 from orchestrator.training.checkpoints.format import MANIFEST, complete, verify
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
@@ -219,6 +225,16 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path: P
         assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
 
 
+def test_a_checkpoint_of_another_version_is_neither_read_nor_set_aside(tmp_path: Path) -> None:
+    """Taking the one before would train steps twice that are not lost."""
+    simulate(BASE, tmp_path)
+    newest = tmp_path / "checkpoints" / "step-000020" / MANIFEST
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"format": 2}))
+    with pytest.raises(CheckpointFormatError, match=r"step-000020/manifest\.json has format 2"):
+        simulate(replace(BASE, steps=25), tmp_path, resume=True)
+    assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
+
+
 def test_a_learner_that_is_rebuilt_does_without_a_damaged_checkpoint(tmp_path: Path) -> None:
     """The run goes on as after any loss, from one checkpoint further back."""
 
@@ -252,7 +268,7 @@ def test_a_learner_that_is_rebuilt_does_without_a_damaged_checkpoint(tmp_path: P
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", '{"format": 2, "files": {"loop.json": {}}}', '{"format": 1, "files": {}}'],
+    ["", "{", "[]", "{}", '{"files": {"loop.json": {}}}', '{"format": 1, "files": {}}'],
 )
 def test_a_changed_manifest_is_named(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     simulate(BASE, tmp_path)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import CheckpointError, StorageError, WorkerLostError
+from orchestrator.errors import CheckpointError, CheckpointFormatError, StorageError, WorkerLostError
 from orchestrator.training.checkpoints.format import (
     LOOP_STATE,
     MANIFEST,
@@ -156,8 +156,8 @@ class Checkpointer:
         names the file. A checkpoint in progress is waited for, and skipped if it was lost with a rank.
 
         Raises CheckpointError if there are checkpoints but none is valid (they are kept unchanged), if
-        the store has a newer one that is damaged, or if the store is unreachable while the newest local
-        one is missing or damaged.
+        the store has a newer one that is damaged, if the newest one has the format of another version, or if
+        the store is unreachable while the newest local one is missing or damaged.
         """
         try:
             await self.wait_for_pending()
@@ -188,6 +188,8 @@ class Checkpointer:
         while (newest := await self._newest_anywhere(damaged)) is not None:
             try:
                 await _in_thread(partial(verify, newest))
+            except CheckpointFormatError:
+                raise
             except (CheckpointError, OSError) as error:
                 if newest in damaged:  # damaged again, although the store's valid copy has just replaced it
                     raise

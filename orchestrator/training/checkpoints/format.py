@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, CheckpointFormatError
 
 MANIFEST = "manifest.json"
 LOOP_STATE = "loop.json"
@@ -99,21 +99,26 @@ def verify(checkpoint: Path) -> None:
 
 
 def read_manifest(content: bytes, where: object) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file by name. Raises CheckpointError that names `where` the manifest is.
+    """Size and digest of each file by name. Raises CheckpointError that names `where` the manifest is, and
+    CheckpointFormatError for the format of another version.
 
     The names become paths below a checkpoint's directory, so each must be one plain path component.
     """
     try:
         manifest: dict[str, Any] = json.loads(content)
-        version, files = manifest["format"], dict[str, dict[str, Any]](manifest["files"])
+        version = manifest["format"]
+        files = dict[str, dict[str, Any]](manifest["files"] if version == FORMAT else {})
         listed = LOOP_STATE in files
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{where} is not a checkpoint's manifest: {error!r}") from error
+    if version != FORMAT:
+        raise CheckpointFormatError(
+            f"{where} has format {version!r}, and this version of orchestrator reads format {FORMAT}."
+            " Use the version that wrote it (the run's manifest.json names its commit)."
+        )
     for name in files:
         if not is_plain_name(name) or name == MANIFEST:
             raise CheckpointError(f"{where} lists {name!r}, which is not a plain file name")
-    if version != FORMAT:
-        raise CheckpointError(f"{where} has format {version}, this version reads format {FORMAT}")
     if not listed:
         raise CheckpointError(f"{where} does not list {LOOP_STATE}")
     return files

@@ -1,5 +1,6 @@
 """What the mart answers with DuckDB equals what plain Python derives from the journal, after each refresh."""
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_a_mart_that_was_interrupted_deleted_or_made_from_another_journal_is_mad
     other = journal_of(a_lease("b", MIDNIGHT, 2))
     found = Mart(tmp_path, other, POLICY, worthwhile_events=0).lines(LATER, FIELDS)
     assert found == (3, lines_from_events([row.event for row in other.events()], LATER, POLICY))
+
+
+def test_a_mart_of_another_version_is_made_again(tmp_path: Path):
+    journal = journal_of(a_lease("a", MIDNIGHT, 5))
+    mart = Mart(tmp_path, journal, POLICY, worthwhile_events=0)
+    expected = mart.lines(LATER, FIELDS)
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["made_from"]["format"] += 1
+    (tmp_path / "index.json").write_text(json.dumps(index | {"of_another_version": 1}))
+    assert Mart(tmp_path, journal, POLICY, worthwhile_events=0).lines(LATER, FIELDS) == expected
 
 
 def test_parts_are_made_one_when_there_are_many_or_most_of_them_is_stale(

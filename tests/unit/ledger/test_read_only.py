@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger.booking import STANDARD_POLICY
-from orchestrator.ledger.errors import LedgerError, LedgerReadOnlyError
+from orchestrator.ledger.errors import LedgerError, LedgerReadOnlyError, LedgerStateError
 from orchestrator.ledger.events import Heartbeat, LeaseClosed, LeaseOpened, RunDeclared
 from orchestrator.ledger.journal import MemoryJournal
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.mart import Mart
+from orchestrator.ledger.sql.engine import open_engine
+from orchestrator.ledger.sql.migrations import HEAD, downgrade
 
 HOUR = 3_600_000_000_000
 START = 1_790_000_000_000_000_000
@@ -64,6 +66,18 @@ def test_a_ledger_on_a_full_disk_is_read_without_writing(url: str, tmp_path: Pat
             ledger.book([Heartbeat("h", START, "l")])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".db"} == before
     assert Ledger.open(url).book([Heartbeat("h", START, "l")]) == 1
+
+
+def test_a_ledger_of_an_earlier_version_that_cannot_be_upgraded_says_so(url: str):
+    engine = open_engine(url)
+    downgrade(engine, "0002")
+    engine.dispose()
+    with (
+        full_disk(),
+        pytest.raises(LedgerStateError, match=f"schema version 0002, this program reads {HEAD}"),
+    ):
+        Ledger.open(url, read_only=True)
+    assert hours(Ledger.open(url)) == {"blue": 1}
 
 
 def test_what_is_still_in_the_write_ahead_log_is_read_too(url: str):

@@ -156,6 +156,15 @@ def test_a_damaged_state_is_no_run(run: RunDirectory, text: str) -> None:
         run.record()
 
 
+def test_a_state_with_keys_of_another_version_is_read_without_them(run: RunDirectory) -> None:
+    record = run.begin(job="r1_demo", purpose="final", steps=0, at_ns=AT_NS, stages=["grpo"])
+    fields = json.loads(run.state.read_text())
+    for part in (fields, fields["stages"][0], fields["process"]):
+        part["of_another_version"] = 1
+    run.state.write_text(json.dumps(fields))
+    assert run.record() == record
+
+
 def test_metrics_lines_are_whole_and_finite(run: RunDirectory) -> None:
     run.append_metrics(1, {"reward/mean": 0.5, "policy/loss": float("nan")}, AT_NS)
     run.append_metrics(2, {"reward/mean": 0.75}, AT_NS + 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, inspect, text
 
-from orchestrator.ledger.errors import LedgerStateError
+from orchestrator.ledger.errors import LedgerReadOnlyError, LedgerStateError
 from orchestrator.ledger.sql.engine import reading, writing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def version_of(engine: Engine) -> str | None:
 def upgrade(engine: Engine, revision: str = HEAD) -> None:
     """Create or extend the tables in one transaction.
 
-    Raises LedgerStateError if the store is newer than this code.
+    Raises LedgerStateError if the store is newer than this code, or older and cannot be written.
     """
     from alembic import command
 
@@ -40,10 +40,19 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
         raise LedgerStateError(
             f"The ledger has schema version {found}, which is newer than {HEAD}.", "Upgrade this program."
         )
-    with writing(engine) as connection:
-        configuration = _configuration()
-        configuration.attributes["connection"] = connection
-        command.upgrade(configuration, revision)
+    try:
+        with writing(engine) as connection:
+            configuration = _configuration()
+            configuration.attributes["connection"] = connection
+            command.upgrade(configuration, revision)
+    except LedgerReadOnlyError as error:
+        if found is None:
+            raise
+        raise LedgerStateError(
+            f"The ledger has schema version {found}, this program reads {HEAD}, and it cannot be upgraded"
+            " because it cannot be written.",
+            "Open it once where it can be written, for example a copy of the file.",
+        ) from error
 
 
 def downgrade(engine: Engine, revision: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, CheckpointFormatError
 from orchestrator.training.checkpoints.format import (
     LOOP_STATE,
     MANIFEST,
@@ -59,6 +59,14 @@ def test_a_plain_name_never_leads_out_of_its_directory(name: str) -> None:
 def test_what_is_no_manifest_is_refused(content: bytes) -> None:
     with pytest.raises(CheckpointError):
         read_manifest(content, "manifest")
+
+
+@pytest.mark.parametrize("fields", [{"files": {}}, {"files": {"a/b": {}}}, {"shards": []}])
+def test_a_manifest_of_another_version_is_named_as_one(fields: dict[str, object]) -> None:
+    with pytest.raises(
+        CheckpointFormatError, match=r"manifest has format 2, and this version .* reads format 1"
+    ):
+        read_manifest(json.dumps({"format": 2, **fields}).encode(), "manifest")
 
 
 class _Bucket:
