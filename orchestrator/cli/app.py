@@ -207,6 +207,23 @@ def audit(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
 
 
 @app.command()
+def timeline(
+    run: Run,
+    output_dir: OutputDir = RUNS,
+    step: Annotated[int | None, typer.Option("--step", min=1, help="(default: the newest finished)")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", dir_okay=False, help="write all spans as a Chrome/Perfetto trace"),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show what a step of a run spent its time on, and what the learner waited for."""
+    from orchestrator.cli import timeline as timelines
+
+    return timelines.show(run, output_dir, step, trace, as_json)
+
+
+@app.command()
 def doctor(output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
     """Check whether this machine has everything that runs need, and how to fix what is missing."""
     from orchestrator.cli import doctor as checks

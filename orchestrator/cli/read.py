@@ -101,6 +101,8 @@ def status_view(status: Mapping[str, Any]) -> Group:
         )
         for warning in status["warnings"]
     ]
+    if status["bottleneck"]:
+        parts.append(Text(terminal.printable(status["bottleneck"])))
     table = Table("metric", "last", "history", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in sorted(status["metrics"].items()):
         points = [(step, value) for step, value in status["history"].get(name, ())]
@@ -183,7 +185,7 @@ def _recorded(run: RunDirectory, step: int | None, heldout: bool) -> list[dict[s
     if step is None:
         step = steps[-1]
     if step not in steps:
-        raise ConfigError("--step", str(step), _ranges(steps), "only these steps were recorded")
+        raise ConfigError("--step", str(step), ranges(steps), "only these steps were recorded")
     return read_recorded(directory, step, kind)
 
 
@@ -215,7 +217,7 @@ def _reward(row: Mapping[str, Any]) -> float:
     return -math.inf if value is None or math.isnan(value) else float(value)
 
 
-def _ranges(steps: Sequence[int]) -> str:
+def ranges(steps: Sequence[int]) -> str:
     """Format steps as ranges: `1-3, 5` for 1, 2, 3, 5."""
     ranges: list[list[int]] = []
     for step in steps:

@@ -7,4 +7,5 @@ lease       one writer per run, across hosts and containers
 process     whether the process of a run is still alive
 files       atomic replacement and whole lines
 status      find runs, and describe them for people and scripts
+timeline    where the time of each step went, and what the learner waited for
 """

@@ -17,6 +17,7 @@ from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.intervals import interval_of
 from orchestrator.runs.lease import seconds_silent
 from orchestrator.runs.record import RunRecord, RunState
+from orchestrator.runs.timeline.view import bottleneck
 
 LATEST = "latest"
 SILENT_SECONDS_SHOWN_AS_FAILED = 120.0
@@ -169,6 +170,7 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
             name: list(interval) for name in at.metrics if (interval := interval_of(name, at.metrics))
         },
         "warnings": list(leading.read_events("training_warning")),
+        "bottleneck": bottleneck(leading),
         "purpose": record.purpose,
         "started": iso(record.started_ns),
         "ended": None if record.ended_ns is None else iso(record.ended_ns),

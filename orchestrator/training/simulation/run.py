@@ -113,8 +113,8 @@ def assemble(
     observer: Trace | None = None,
     sink: UsageSink | None = None,
 ) -> Simulation:
-    """Connect the real loop to fake stages. Checkpoints are written under `directory`, and the usage of the
-    rollout workers to `sink`. Call it on a running event loop.
+    """Connect the real loop to fake stages. Checkpoints are written under `directory`, and `sink` receives
+    the spans of all actors. Call it on a running event loop.
     """
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
     trace = observer or Trace(clock)
@@ -123,12 +123,14 @@ def assemble(
         for i in range(settings.rollout_workers)
     ]
     reward_workers: list[RewardWorker] = [
-        SimulatedRewardWorker(f"reward-{i}", draws, timing, faults, clock, settings.call_timeout_seconds)
+        SimulatedRewardWorker(
+            f"reward-{i}", draws, timing, faults, clock, settings.call_timeout_seconds, sink
+        )
         for i in range(settings.reward_workers)
     ]
     rollouts = _pool(rollout_workers, settings, draws, trace)
     rewards = _pool(reward_workers, settings, draws, trace)
-    learner = SimulatedLearner(draws, timing, faults, clock)
+    learner = SimulatedLearner(draws, timing, faults, clock, sink=sink)
     prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
     rollout_stage, reward_stage = RolloutPool(rollouts), RewardPool(rewards)
     heldout = prompts.heldout(settings.heldout_prompts)

@@ -37,7 +37,7 @@ from orchestrator.training.stages import (
 )
 from orchestrator.training.telemetry.sampled_answers import prompt_values
 from orchestrator.training.telemetry.summary import Mean, merged
-from orchestrator.training.usage import Activity, Role, UsageSink
+from orchestrator.training.usage import Activity, Role, SpanRecorded, UsageSink, new_event_id
 from orchestrator.training.usage_meter import UsageMeter
 
 TRAINED = "trained.txt"
@@ -189,10 +189,11 @@ class SimulatedRewardWorker:
         faults: Faults,
         clock: Clock,
         call_timeout_seconds: float,
+        sink: UsageSink | None = None,
     ) -> None:
         self.name = name
         self._draws, self._timing, self._faults, self._clock = draws, timing, faults, clock
-        self._call_timeout_seconds = call_timeout_seconds
+        self._sink, self._call_timeout_seconds = sink, call_timeout_seconds
 
     async def score(self, generated: Generated) -> Scored:
         """Return one ticket per group. One group in eight is uninformative."""
@@ -224,6 +225,7 @@ class SimulatedRewardWorker:
         rollouts = request.group_size * len(request.groups)
         summary = CountingSummary(rollouts, generated.tokens, _sampled_answers(request))
         span = Span(Activity.SCORE, start_ns, self._clock.now_ns(), Role.REWARD, self.name)
+        _record(self._sink, span, request.step, generated.tokens)
         return Scored(tickets, summary, (span,))
 
     async def record(
@@ -265,6 +267,7 @@ class SimulatedLearner:
     prompts: dict[int, str] = field(default_factory=dict[int, str])
     """The prompt of each group that was trained on."""
     rebuilt: int = 0
+    sink: UsageSink | None = None
     _copied: list[int] = field(default_factory=list[int])
 
     async def update(self, batch: Batch) -> Updated:
@@ -284,6 +287,7 @@ class SimulatedLearner:
         work = TokenWork(tokens, tokens, tokens)
         report = StepReport(batch.step + 1, {"policy/loss": 1.0 / (batch.step + 1)}, trained=work)
         span = Span(Activity.UPDATE, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
+        _record(self.sink, span, batch.step, tokens)
         return Updated(report, (span,))
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
@@ -293,6 +297,7 @@ class SimulatedLearner:
         late = self.draws.uniform("late_publish") < self.faults.late_publish
         await asyncio.sleep(self.faults.hang_seconds if late else self.timing.publish)
         span = Span(Activity.SYNC, start_ns, self.clock.now_ns(), Role.LEARNER, "learner-0")
+        _record(self.sink, span, version, 0)
         return PublishedWeights(version, WeightRef(None), (span,))
 
     async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
@@ -339,6 +344,24 @@ class SimulatedLearner:
     def _may_die(self, doing: str) -> None:
         if self.draws.uniform(f"learner_death {doing}") < self.faults.learner_death_elsewhere:
             raise WorkerLostError("learner-0", f"died while {doing}")
+
+
+def _record(sink: UsageSink | None, span: Span, step: int, tokens: int) -> None:
+    """Emit a span as the actors of a cluster do. Each simulated actor has a lease of its own."""
+    if sink is not None and span.role is not None:
+        sink.emit(
+            SpanRecorded(
+                event_id=new_event_id(),
+                lease_id=f"{span.actor}-lease",
+                actor=span.actor,
+                role=span.role,
+                activity=span.activity,
+                start_ns=span.start_ns,
+                end_ns=span.end_ns,
+                step=step,
+                tokens=tokens,
+            )
+        )
 
 
 class CountingPrompts:

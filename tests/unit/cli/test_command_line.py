@@ -134,6 +134,7 @@ def test_help_names_every_command(call: Call, arguments: tuple[str, ...]) -> Non
         "stop",
         "logs",
         "rollouts",
+        "timeline",
         "doctor",
         "cost",
     ]:
