@@ -41,8 +41,8 @@ TOLERANCE_NS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of the critical path. `role` and `actor` are `controller`, and `activity` is `wait`, where no
-    actor worked.
+    """A part of the critical path. Where no actor worked, `role` and `actor` are `controller`, and
+    `activity` is `wait`.
     """
 
     role: str
@@ -146,8 +146,8 @@ class _StepWork:
 
 
 def _latest(spans: Iterable[ActorSpan], before_ns: int) -> ActorSpan | None:
-    """The latest-ending span that started before `before_ns` and ended by then. If several ended together,
-    the longest.
+    """The latest-ending span that started before `before_ns` and ended by then; the longest of those that
+    ended together.
     """
     ended = [span for span in spans if span.start_ns < before_ns and span.end_ns <= before_ns + TOLERANCE_NS]
     return max(

@@ -1,7 +1,7 @@
 """Says in one sentence what the learner waited for, and estimates what one more worker would change.
 
-The learner *waits* while a step runs and no learner rank works. A wait counts for what the critical path does
-meanwhile. The sentence names the largest of these.
+The learner *waits* while a step runs and no learner rank works. A wait counts for what the critical path
+does meanwhile. The sentence names the largest of these.
 
 The estimate for one more worker scales the generation (or scoring) on the critical path and keeps everything
 else:
@@ -70,8 +70,8 @@ class StepAccount:
     last: int
     ns: int
     waits_ns: Mapping[str, int]
-    """What the learner waited for: `generate`, `score`, `evaluate`, `sync`, `controller`, or another
-    activity.
+    """What the learner waited for: `generate`, `score`, `evaluate`, `sync`, `controller`, or the name of
+    another activity.
     """
     path_ns: Mapping[str, int]
     """The critical path, by the same names; the learner's own work is under `learner`."""
