@@ -81,6 +81,7 @@ def test_hundreds_of_steps_with_every_kind_of_fault_stops_and_kills(
         json.loads(line)["tokens"]
         for path in (tmp_path / "ledger").iterdir()
         for line in path.read_text().splitlines()
+        if json.loads(line)["role"] == "rollout"
     )
     assert audit.tokens.sampled == spooled
 

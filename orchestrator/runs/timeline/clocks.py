@@ -1,7 +1,6 @@
 """Corrects the clocks of hosts that contradict each other.
 
-Each span is measured by the clock of its host. Whatever the clocks say, some spans must end before others
-start:
+Each span is measured by the clock of its host. Whatever the clocks say, some spans end before others:
 
 1. A step's report is written before its successor's update starts, and after its own weights were published.
 2. Weights of version v are published before any rollout worker starts its first work for step v.

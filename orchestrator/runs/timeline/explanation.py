@@ -1,10 +1,10 @@
 """Says in one sentence what the learner waited for, and estimates what one more worker would change.
 
-The learner *waits* while a step runs and no learner rank works. A wait counts for what the critical path
-does meanwhile. The sentence names the largest of these.
+The learner *waits* while a step runs and no learner rank works. A wait counts for what the critical
+path does meanwhile. The sentence names the largest of these.
 
-The estimate for one more worker scales the generation (or scoring) on the critical path and keeps everything
-else:
+The estimate for one more worker scales the generation (or scoring) on the critical path and keeps the
+rest:
 
     saved  = the smaller of: what the learner waits for generation, and
              generation on the critical path x (1 - share after / share before)

@@ -111,8 +111,9 @@ def read_timeline(run: RunDirectory, newest_steps: int | None = None, recent_onl
 
 
 def bottleneck(run: RunDirectory) -> str:
-    """What the learner of a run has waited for in its newest steps, in one sentence. Empty if no step has
-    finished yet.
+    """What the learner of a run has waited for in its newest steps, in one sentence.
+
+    Empty if no step has finished.
     """
     timeline = read_timeline(run, RECENT_STEPS, recent_only=True)
     return timeline.explain(timeline.windows) if timeline.windows else ""
