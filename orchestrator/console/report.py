@@ -21,6 +21,14 @@ from markupsafe import Markup
 from orchestrator.clock import NANOSECONDS
 from orchestrator.console.charts import NARROW, WIDE, learning_curve, small_chart
 from orchestrator.console.formats import duration, money, sampled_accuracies, short
+from orchestrator.console.gantt import (
+    MOST_ROWS,
+    NARROW_GANTT,
+    WIDE_GANTT,
+    GanttData,
+    actors_of,
+    gantt_chart,
+)
 from orchestrator.console.heat_map import HeatPanel, heat_panels, scale
 from orchestrator.console.report_data import ReportData, StageData
 from orchestrator.console.run_curves import stage_curve
@@ -104,6 +112,7 @@ def render_report(data: ReportData) -> str:
         times=[(stage, time_parts(stage)) for stage in data.stages if stage.total("time/step")],
         part_names=[name for name, _ in TIME_PARTS],
         overhead=_overhead(data.stages),
+        waits=[(stage, _gantt(stage.gantt)) for stage in data.stages if stage.bottleneck or stage.gantt],
         metrics=_metric_charts(data.stages),
         heat=[(stage, _heat(stage)) for stage in data.stages if stage.routing],
         heat_scale=Markup(scale()),
@@ -114,6 +123,21 @@ def render_report(data: ReportData) -> str:
         duration=duration,
         short=short,
     )
+
+
+def _gantt(data: GanttData | None) -> dict[str, Any] | None:
+    """The charts of a stage's newest steps. They are safe because an XML writer built them."""
+    if data is None:
+        return None
+    newest = data.newest(1)
+    everyone = len({span.actor for span in data.spans})
+    return {
+        "wide": Markup(gantt_chart(data, WIDE_GANTT)),
+        "narrow": Markup(gantt_chart(newest, NARROW_GANTT)) if newest.spans else "",
+        "styles": data.styles,
+        "steps": data.windows,
+        "hidden": everyone - len(actors_of(data)) if everyone > MOST_ROWS else 0,
+    }
 
 
 def _heat(stage: StageData) -> list[tuple[HeatPanel, Markup]]:

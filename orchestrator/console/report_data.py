@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.console.gantt import GanttData
 from orchestrator.console.heat_map import LoadSeries
 from orchestrator.intervals import Interval
 from orchestrator.runs.intervals import interval_of
@@ -32,6 +33,10 @@ class StageData:
     """Expert loads by layer; empty for a dense model."""
     warnings: tuple[Mapping[str, Any], ...] = ()
     """The fields of its `TrainingWarning` events."""
+    gantt: GanttData | None = None
+    """Its newest steps; None without spans of them."""
+    bottleneck: str = ""
+    """What its learner waited for in the newest steps, in one sentence."""
 
     @property
     def step(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.console.gantt import MOST_STEPS, GanttData, readable
 from orchestrator.console.report import render_report
 from orchestrator.console.report_data import ReportData, Sample, SamplePair, Samples, StageData, Transitions
 from orchestrator.console.run_curves import read_facts, read_manifest, run_name
@@ -12,6 +13,7 @@ from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.timeline.view import RECENT_STEPS, Timeline, read_timeline
 from orchestrator.training.manifest import RunFacts
 from orchestrator.training.records import RecordKind
 from orchestrator.training.telemetry.recorder import read_recorded, recorded_steps
@@ -66,6 +68,7 @@ def _stage_directories(run: RunDirectory, record: RunRecord) -> list[RunDirector
 
 def _stage(run: RunDirectory) -> StageData:
     record = runs.observe(run)
+    timeline = read_timeline(run, RECENT_STEPS)
     return StageData(
         name=run_name(run),
         run_id=record.run_id,
@@ -78,7 +81,19 @@ def _stage(run: RunDirectory) -> StageData:
         playback=read_facts(run).plays_back,
         warnings=tuple(run.read_events("training_warning")),
         routing={layer: list(steps.items()) for layer, steps in run.read_routing().items()},
+        gantt=_gantt(timeline),
+        bottleneck=timeline.explain(timeline.windows) if timeline.windows else "",
     )
+
+
+def _gantt(timeline: Timeline) -> GanttData | None:
+    """The newest steps of a run, with their spans and critical paths."""
+    windows = timeline.windows[-MOST_STEPS:]
+    spans = timeline.within(windows[0].start_ns, windows[-1].end_ns) if windows else ()
+    if not spans:
+        return None
+    path = tuple(segment for window in windows for segment in timeline.path(window))
+    return readable(GanttData(windows, tuple(spans), path))
 
 
 def _samples(run: RunDirectory, facts: RunFacts, earlier: Sequence[str]) -> Samples | None:

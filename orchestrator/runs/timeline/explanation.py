@@ -3,8 +3,8 @@
 The learner *waits* while a step runs and no learner rank works. A wait counts for what the critical
 path does meanwhile. The sentence names the largest of these.
 
-The estimate for one more worker scales the generation (or scoring) on the critical path and keeps the
-rest:
+The estimate for one more worker scales the generation (or scoring) on the critical path. Everything else
+stays the same:
 
     saved  = the smaller of: what the learner waits for generation, and
              generation on the critical path x (1 - share after / share before)
