@@ -140,26 +140,27 @@ def book(
     counted, rejected = apply_corrections(events)
     booked: list[BookedLease] = []
     for _, lease in sorted(group_by_lease(counted).items()):
-        result = book_lease(lease, as_of_ns, policy, rejected)
+        result, more = book_lease(lease, as_of_ns, policy)
+        rejected.extend(more)
         if result is not None:
             booked.append(result)
     return booked, rejected
 
 
 def book_lease(
-    lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy, rejected: list[Rejection]
-) -> BookedLease | None:
-    """Book one lease as of `as_of_ns`. Returns None if it was not open yet. Rejected events are
-    appended to `rejected`.
+    lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy
+) -> tuple[BookedLease | None, list[Rejection]]:
+    """Book one lease as of `as_of_ns`. Returns None for a lease that was not open yet, and the rejected
+    events.
     """
-    facts = lease_facts(lease, policy, rejected)
+    facts, rejected = lease_facts(lease, policy)
     if facts is None or facts.opened.at_ns >= as_of_ns:
-        return None
+        return None, rejected
     end, lost_from, ending = _extent(facts, as_of_ns, policy.grace_ns)
     lost_from = min(lost_from, end)
     slices = _slices(facts.spans, facts.opened, lost_from)
     slices.extend(unattributed(lost_from, end, LOST, facts.opened.run_id))
-    return BookedLease(facts.opened, facts.opened.at_ns, end, ending, tuple(slices))
+    return BookedLease(facts.opened, facts.opened.at_ns, end, ending, tuple(slices)), rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,24 +175,23 @@ class LeaseFacts:
     last_sign_ns: int
 
 
-def lease_facts(lease: LeaseEvents, policy: BookingPolicy, rejected: list[Rejection]) -> LeaseFacts | None:
-    """Resolve the events of a lease. Returns None if it was never opened. Rejected events are
-    appended to `rejected`.
+def lease_facts(lease: LeaseEvents, policy: BookingPolicy) -> tuple[LeaseFacts | None, list[Rejection]]:
+    """Resolve the events of a lease. Returns None for a lease that was never opened, and the rejected
+    events.
     """
     if not lease.openings:
         orphans = (*lease.closings, *lease.spans)
-        rejected.extend(
-            Rejection(event.event_id, f"lease {event.lease_id} was never opened") for event in orphans
-        )
-        return None
+        reason = "was never opened"
+        return None, [Rejection(event.event_id, f"lease {event.lease_id} {reason}") for event in orphans]
     opened, *more = sorted(lease.openings, key=lambda event: (event.at_ns, event.event_id))
-    rejected.extend(Rejection(event.event_id, f"lease {event.lease_id} was already open") for event in more)
-    closed = _closing(lease, opened, rejected)
-    spans = _inside(lease.spans, opened, closed, policy.skew_ns, rejected)
+    closed, not_closings = _closing(lease, opened)
+    spans, outside = _inside(lease.spans, opened, closed, policy.skew_ns)
+    rejected = [Rejection(event.event_id, f"lease {event.lease_id} was already open") for event in more]
+    rejected += [*not_closings, *outside]
     signs = [opened.at_ns, *(span.end_ns for span in spans)]
     if lease.last_heartbeat_ns is not None:
         signs.append(lease.last_heartbeat_ns)
-    return LeaseFacts(opened, closed, spans, max(signs))
+    return LeaseFacts(opened, closed, spans, max(signs)), rejected
 
 
 def tail(run_id: str, last_sign_ns: int, as_of_ns: int, policy: BookingPolicy) -> list[Slice]:
@@ -203,8 +203,10 @@ def tail(run_id: str, last_sign_ns: int, as_of_ns: int, policy: BookingPolicy) -
     return unattributed(last_sign_ns, end, activity, run_id)
 
 
-def _closing(lease: LeaseEvents, opened: LeaseOpened, rejected: list[Rejection]) -> LeaseClosed | None:
+def _closing(lease: LeaseEvents, opened: LeaseOpened) -> tuple[LeaseClosed | None, list[Rejection]]:
+    """The close that counts, and the rejected ones."""
     closed: LeaseClosed | None = None
+    rejected: list[Rejection] = []
     for event in sorted(lease.closings, key=lambda event: (event.at_ns, event.event_id)):
         if event.at_ns < opened.at_ns:
             rejected.append(Rejection(event.event_id, f"lease {event.lease_id} would end before it began"))
@@ -212,7 +214,7 @@ def _closing(lease: LeaseEvents, opened: LeaseOpened, rejected: list[Rejection])
             rejected.append(Rejection(event.event_id, f"lease {event.lease_id} was already closed"))
         else:
             closed = event
-    return closed
+    return closed, rejected
 
 
 def _extent(facts: LeaseFacts, as_of_ns: int, grace_ns: int) -> tuple[int, int, Ending]:
@@ -228,16 +230,13 @@ def _extent(facts: LeaseFacts, as_of_ns: int, grace_ns: int) -> tuple[int, int, 
 
 
 def _inside(
-    spans: Sequence[SpanRecorded],
-    opened: LeaseOpened,
-    closed: LeaseClosed | None,
-    skew_ns: int,
-    rejected: list[Rejection],
-) -> list[SpanRecorded]:
-    """The spans within the lease, allowing for clock skew."""
+    spans: Sequence[SpanRecorded], opened: LeaseOpened, closed: LeaseClosed | None, skew_ns: int
+) -> tuple[list[SpanRecorded], list[Rejection]]:
+    """The spans within the lease, allowing for clock skew, and the rejected ones."""
     first = opened.at_ns - skew_ns
     last = None if closed is None else closed.at_ns + skew_ns
     inside: list[SpanRecorded] = []
+    rejected: list[Rejection] = []
     for span in spans:
         if span.start_ns < first or (last is not None and span.end_ns > last):
             extent = f"{opened.at_ns}..{'' if closed is None else closed.at_ns}"
@@ -245,7 +244,7 @@ def _inside(
             rejected.append(Rejection(span.event_id, reason))
         else:
             inside.append(span)
-    return inside
+    return inside, rejected
 
 
 def _slices(spans: list[SpanRecorded], opened: LeaseOpened, end_ns: int) -> list[Slice]:

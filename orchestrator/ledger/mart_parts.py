@@ -91,11 +91,11 @@ def _book_part(job: PartJob, journal: Journal) -> list[LeaseRow]:
 def _book_lease(
     lease: LeaseEvents, number: int, policy: BookingPolicy, writer: _PartWriter
 ) -> LeaseRow | None:
-    facts = lease_facts(lease, policy, [])
+    facts, _ = lease_facts(lease, policy)
     if facts is None:
         return None
     until = facts.last_sign_ns if facts.closed is None else facts.closed.at_ns
-    booked = book_lease(lease, until, policy, [])
+    booked, _ = book_lease(lease, until, policy)
     rows = writer.add(number, facts.opened.run_id, booked.slices) if booked else 0
     return _lease_row(facts, number, writer.part, max(until, facts.last_sign_ns), rows)
 

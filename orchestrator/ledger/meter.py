@@ -106,7 +106,7 @@ class RunMeter:
         return self.spent(as_of_ns, pricer).amount
 
     def _spent_on(self, lease_id: str, lease: LeaseEvents, as_of_ns: int, pricer: Pricer) -> Spent:
-        booked = book_lease(lease, as_of_ns, self._policy, [])
+        booked, _ = book_lease(lease, as_of_ns, self._policy)
         if booked is None or booked.opened.run_id != self._run_id:
             return Spent(Fraction(0), 0)
         found = spent_on(lease_entries([booked]), pricer)

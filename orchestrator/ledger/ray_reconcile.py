@@ -44,8 +44,8 @@ def reconcile_ray(
     comparison = _Comparison(recording, tolerance_ns, as_of_ns, until)
     leases = group_by_lease(apply_corrections(events)[0])
     for _, lease in sorted(leases.items()):
-        booked = book_lease(lease, as_of_ns, policy, [])
-        facts = lease_facts(lease, policy, [])
+        booked, _ = book_lease(lease, as_of_ns, policy)
+        facts, _ = lease_facts(lease, policy)
         if booked is not None and facts is not None:
             comparison.take(booked, facts.spans)
     findings = comparison.findings()
