@@ -40,8 +40,10 @@ class RunContext:
     clock: Clock
 
 
-class JobRunner(Job):
-    """One run. Call `begin`, then `run`, which calls the job's file; that calls `train` and `stage`."""
+class JobRunner:
+    """One run that this process has begun: `begin` makes it the only writer of the run directory, and `run`
+    runs the job's file.
+    """
 
     def __init__(
         self,
@@ -49,30 +51,39 @@ class JobRunner(Job):
         directory: RunDirectory,
         prepared: PreparedJob,
         context: RunContext,
-        pipeline: str = "",
-        stage: str = "",
+        record: RunRecord,
     ) -> None:
         self._config, self._directory, self._prepared, self._context = config, directory, prepared, context
-        self._pipeline, self._stage = pipeline, stage
-        self._record: RunRecord | None = None
-        self._tracker: Tracker | None = None
+        self._record = record
 
-    def begin(self, fence: int) -> None:
+    @classmethod
+    def begin(
+        cls,
+        config: RunConfig,
+        directory: RunDirectory,
+        prepared: PreparedJob,
+        context: RunContext,
+        *,
+        fence: int,
+        pipeline: str = "",
+        stage: str = "",
+    ) -> JobRunner:
         """Become the only writer of the run directory, whose newest lease is number `fence`.
 
         Raises StateError without changing anything if another process was faster.
         """
-        self._record = self._directory.begin(
-            job=self._config.job,
-            purpose=self._config.purpose,
-            steps=self._config.steps,
-            at_ns=self._context.clock.now_ns(),
-            pipeline=self._pipeline,
-            stage=self._stage,
-            stages=[stage.name for stage in self._config.stages],
+        record = directory.begin(
+            job=config.job,
+            purpose=config.purpose,
+            steps=config.steps,
+            at_ns=context.clock.now_ns(),
+            pipeline=pipeline,
+            stage=stage,
+            stages=[stage.name for stage in config.stages],
             fence=fence,
         )
-        self._directory.keep_lease(self._context.stop.cancel)
+        directory.keep_lease(context.stop.cancel)
+        return cls(config, directory, prepared, context, record)
 
     async def run(self, session: SessionFactory | None = None) -> tuple[RunState, str]:
         """Run the job's file, inside the session if there is one. Returns the final state
@@ -80,28 +91,29 @@ class JobRunner(Job):
 
         Raises FencedError if another process took the run over.
         """
-        directory, config = self._directory, self._config
+        directory, config, context = self._directory, self._config, self._context
         try:
             directory.write_config(config.to_yaml())
             self._write_manifest()
             with tracked(
-                config, directory, self._pipeline, self._context.clock, self._context.views.message
-            ) as self._tracker:
-                state, why = await self._run_file(session)
-                directory.write_state(state, why, self._context.clock.now_ns())
+                config, directory, self._record.pipeline, context.clock, context.views.message
+            ) as tracker:
+                job = _RunningJob(config, directory, self._prepared, context, self._record, tracker)
+                state, why = await self._run_file(job, session)
+                directory.write_state(state, why, context.clock.now_ns())
                 for path in outcome.write(directory, config):
-                    self._tracker.log_artifact(path)
+                    tracker.log_artifact(path)
             return state, why
         finally:
             directory.release()
 
-    async def _run_file(self, session: SessionFactory | None) -> tuple[RunState, str]:
+    async def _run_file(self, job: Job, session: SessionFactory | None) -> tuple[RunState, str]:
         try:
             async with contextlib.AsyncExitStack() as opened:
                 if session is not None:
                     with self._context.stop.starting():
                         await opened.enter_async_context(open_session(session))
-                await find_job(self._config.job)(self)
+                await find_job(self._config.job)(job)
         except FencedError:
             raise
         except OrchestratorError as error:
@@ -113,52 +125,10 @@ class JobRunner(Job):
             return RunState.FAILED, without_colours(f"{type(error).__name__}: {error}")
         return RunState.DONE, ""
 
-    async def train(self) -> TrainedModel:
-        """Run the training loop with this run's own config."""
-        assert self._record is not None and self._tracker is not None, "begin and run come first"
-        number = self._record.attempt
-        attempt = Attempt(
-            # The config of this run: a stage that starts from another one's model differs from
-            # the prepared one.
-            prepared=replace(self._prepared.stages[self._stage], config=self._config),
-            directory=self._directory,
-            number=number,
-            resumed=number > 1,
-            pipeline=self._pipeline,
-            stage=self._stage,
-        )
-        await train(attempt, self._tracker, self._context.stop, self._context.views, self._context.clock)
-        return _model_of(self._directory)
-
-    async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:
-        """Run or continue a stage as a separate run, or return its model if it is already done.
-
-        Raises an error if the stage does not end as done.
-        """
-        self._context.stop.raise_if_asked()
-        config = self._prepared.stages[name].config
-        directory = stage_directory(self._directory, name)
-        if directory is None:
-            directory = self._directory.stage_run(f"{self._directory.run_id}-{name}")
-            directory.create()
-            if start_from is not None:
-                model = config.model.model_copy(update={"path": str(start_from.path)})
-                config = config.model_copy(update={"model": model})
-        elif directory.record().state is RunState.DONE and _same(config, configs.load(directory.config)):
-            return _model_of(directory)
-        self._directory.add_stage(name, directory.run_id)
-        pipeline = self._directory.run_id
-        job = JobRunner(config, directory, self._prepared, self._context, pipeline, name)
-        job.begin(directory.newest_fence())  # the holder of the pipeline's lease may take those of its stages
-        state, why = await job.run()
-        if state is not RunState.DONE:
-            raise _error_for(state)(f"Stage {name} ({directory.run_id}) {state.value}: {why}")
-        return _model_of(directory)
-
     def _write_manifest(self) -> None:
         model = self._config.model.path
         stages = self._prepared.stages
-        used = [self._stage] if self._stage else list(stages)
+        used = [self._record.stage] if self._record.stage else list(stages)
         manifest = build_manifest(
             run_id=self._directory.run_id,
             seed=self._config.seed,
@@ -167,6 +137,65 @@ class JobRunner(Job):
             facts=run_facts(self._config),
         )
         self._directory.write_manifest(json.dumps(manifest, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningJob(Job):
+    """What a job's file works with: a run that has begun and is tracked."""
+
+    config: RunConfig
+    directory: RunDirectory
+    prepared: PreparedJob
+    context: RunContext
+    record: RunRecord
+    tracker: Tracker
+
+    async def train(self) -> TrainedModel:
+        """Run the training loop with this run's own config."""
+        number, stage = self.record.attempt, self.record.stage
+        attempt = Attempt(
+            # The config of this run: a stage that starts from another one's model differs from
+            # the prepared one.
+            prepared=replace(self.prepared.stages[stage], config=self.config),
+            directory=self.directory,
+            number=number,
+            resumed=number > 1,
+            pipeline=self.record.pipeline,
+            stage=stage,
+        )
+        await train(attempt, self.tracker, self.context.stop, self.context.views, self.context.clock)
+        return _model_of(self.directory)
+
+    async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:
+        """Run or continue a stage as a separate run, or return its model if it is already done.
+
+        Raises an error if the stage does not end as done.
+        """
+        self.context.stop.raise_if_asked()
+        config = self.prepared.stages[name].config
+        directory = stage_directory(self.directory, name)
+        if directory is None:
+            directory = self.directory.stage_run(f"{self.directory.run_id}-{name}")
+            directory.create()
+            if start_from is not None:
+                model = config.model.model_copy(update={"path": str(start_from.path)})
+                config = config.model_copy(update={"model": model})
+        elif directory.record().state is RunState.DONE and _same(config, configs.load(directory.config)):
+            return _model_of(directory)
+        self.directory.add_stage(name, directory.run_id)
+        runner = JobRunner.begin(
+            config,
+            directory,
+            self.prepared,
+            self.context,
+            fence=directory.newest_fence(),  # the pipeline's writer may take the leases of its stages
+            pipeline=self.directory.run_id,
+            stage=name,
+        )
+        state, why = await runner.run()
+        if state is not RunState.DONE:
+            raise _error_for(state)(f"Stage {name} ({directory.run_id}) {state.value}: {why}")
+        return _model_of(directory)
 
 
 def stage_directory(pipeline: RunDirectory, name: str) -> RunDirectory | None:

@@ -99,8 +99,7 @@ def run(
     config, directory = prepared.config, prepared.directory
     if prepared.fence is None:
         directory.create()
-    job = JobRunner(config, directory, prepared, context)
-    job.begin(prepared.fence or 0)
+    job = JobRunner.begin(config, directory, prepared, context, fence=prepared.fence or 0)
     with _run_log(directory):
         state, why = asyncio.run(_run_job(job, prepared, context))
     return Outcome(config, directory, state, why)
