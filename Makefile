@@ -33,10 +33,11 @@ demo: $(DEMO) ## cold start, then GRPO, on two CPU cores: watch a small MoE lear
 	$(BIN)/orchestrator run r1_demo
 
 test: lint check ## lint, types, import contracts and the tests that CI runs
-	$(BIN)/pytest -m '(ray or slow) and not gpu and not long' --durations 20
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not ray and not gpu and not long' --durations 10
+	$(BIN)/pytest -m 'ray and not gpu and not long' --durations 10
 
 test-all: test ## make test, then the long variants: every ZeRO stage, model family, weight channel and kill
-	$(BIN)/pytest -m 'long and not gpu' --durations 20
+	$(BIN)/pytest -m 'long and not gpu' --durations 10
 
 check: $(TEST) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not gpu and not ray and not slow'

@@ -20,6 +20,7 @@ from orchestrator.runs.record import RunState
 from orchestrator.training.checkpoints.format import complete, verify
 from tests.conftest import LONGEST_COMMAND, Program
 from tests.running import ENDLESS, last_step, wait_until
+from tests.support.lanes import also_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -52,6 +53,11 @@ def seeded_moments(count: int) -> list[Moment]:
             Moment(mark, draw.uniform(0.3, longest), draw.choice(SIGNALS), to_group=draw.random() < 0.5)
         )
     return moments
+
+
+MOMENTS = seeded_moments(30)
+FEW = MOMENTS[0:6:2]
+"""At the start of the process, of the actors, and after a step."""
 
 
 def reached(mark: str, directory: RunDirectory) -> bool:
@@ -99,18 +105,10 @@ def processes_with(text: str) -> list[str]:
     return [line for line in found.splitlines() if text in line]
 
 
-@pytest.mark.parametrize("moment", seeded_moments(6), ids=str)
+@pytest.mark.parametrize("moment", also_long(FEW, [each for each in MOMENTS if each not in FEW]), ids=str)
 def test_a_signal_stops_a_run_in_an_orderly_way(
-    program: Program, small_run: SmallRun, moment: Moment, request: pytest.FixtureRequest
+    program: Program, small_run: SmallRun, moment: Moment
 ) -> None:
-    run_id = f"signal-{abs(hash(str(moment))) % 10**8}"
-    words = small_run(run_id, "checkpoint.every=2", "evaluation.every=0")
-    check_stop_at(moment, program, words, run_id)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("moment", seeded_moments(30)[6:], ids=str)
-def test_a_signal_stops_a_run_at_any_moment(program: Program, small_run: SmallRun, moment: Moment) -> None:
     run_id = f"signal-{abs(hash(str(moment))) % 10**8}"
     words = small_run(run_id, "checkpoint.every=2", "evaluation.every=0")
     check_stop_at(moment, program, words, run_id)

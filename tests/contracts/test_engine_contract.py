@@ -71,11 +71,18 @@ def scripted() -> Case:
     return Case(ScriptedEngine(CONTEXT, {"1+2=": ["3", "wait, 3", "4"]}), [])
 
 
-SAMPLERS = pytest.mark.parametrize("factory", [hf, uncached, scripted], ids=lambda factory: factory.__name__)
+SAMPLERS = pytest.mark.parametrize(
+    "factory",
+    [hf, pytest.param(uncached, marks=pytest.mark.slow), scripted],
+    ids=lambda factory: factory.__name__,
+)
 """The engines that sample instead of replaying given text."""
 
 
-@pytest.fixture(params=[hf, uncached, worked_solutions, scripted], ids=lambda factory: factory.__name__)
+@pytest.fixture(
+    params=[hf, pytest.param(uncached, marks=pytest.mark.slow), worked_solutions, scripted],
+    ids=lambda factory: factory.__name__,
+)
 def case(request: pytest.FixtureRequest) -> Case:
     factory: Callable[[], Case] = request.param
     return factory()

@@ -58,6 +58,7 @@ def test_a_broken_line_of_a_task_file_is_named(refused: Any, tmp_path: Path) -> 
     assert error["key"] == f"{path}:2"
 
 
+@pytest.mark.slow
 def test_an_empty_dataset(refused: Any, tmp_path: Path) -> None:
     path = tmp_path / "task.jsonl"
 
@@ -66,6 +67,7 @@ def test_an_empty_dataset(refused: Any, tmp_path: Path) -> None:
     assert str(path) in error["key"]
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context_is_named(refused: Any, tmp_path: Path) -> None:
     long = json.dumps({"question": "1" * 500, "answer": "1"})
 
@@ -75,12 +77,14 @@ def test_a_prompt_longer_than_the_context_is_named(refused: Any, tmp_path: Path)
     assert "model.context" in error["allowed"]
 
 
+@pytest.mark.slow
 def test_actors_that_do_not_fit_their_slot(refused: Any) -> None:
     error = refused("cluster.learner.cpus=5", "task.solutions=null")
 
     assert error["key"] == "cluster.slot_cpus"
 
 
+@pytest.mark.slow
 def test_a_price_book_with_an_overlap(refused: Any) -> None:
     price = (
         "{sku: cpu-slot, resource: cpu, region: local, commitment: on_demand, amount: '1', accelerators: 1,"
@@ -92,6 +96,7 @@ def test_a_price_book_with_an_overlap(refused: Any) -> None:
     assert error["key"].startswith("price_book")
 
 
+@pytest.mark.slow
 def test_an_unknown_scorer(refused: Any) -> None:
     error = refused("+reward.components.accurracy=1.0", "task.solutions=null")
 

@@ -62,6 +62,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write there
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_real_run_agrees_with_ray_also_where_a_worker_was_killed(
     tmp_path: Path, exported: Path, small_run: Callable[..., tuple[str, ...]]

@@ -20,6 +20,7 @@ from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 CONF = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_answers_a_sum_and_its_export_gives_the_same_logits(tmp_path: Path):
     config = ModelConfig.model_validate(yaml.safe_load(CONF.read_text()))

@@ -148,6 +148,7 @@ def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -
     assert report["difference_ns"] == 0
 
 
+@pytest.mark.long
 def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, small_run: SmallRun) -> None:
     directory = program.output_dir / "interrupted"
     with going_on(program, *small_run("interrupted", "checkpoint.every=0")) as process:
@@ -161,6 +162,7 @@ def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, sma
     assert program.json("status", "interrupted")["step"] == step + 1
 
 
+@pytest.mark.long
 def test_a_run_goes_on_in_another_shape_and_back(program: Program, small_run: SmallRun) -> None:
     """Saved by two ranks at ZeRO 2, resumed by one, and by two again; the maths stay refused."""
     run = "reshaped"

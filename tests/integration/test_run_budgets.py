@@ -139,6 +139,7 @@ def test_a_run_goes_on_while_its_ledger_is_away(
     assert report["difference_ns"] == 0 and report["leased_ns"] > 0
 
 
+@pytest.mark.long
 def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
     program: Program, small_run: Callable[..., tuple[str, ...]]
 ) -> None:

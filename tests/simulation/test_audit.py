@@ -44,6 +44,7 @@ def test_a_run_without_faults_trains_on_everything_that_it_samples(tmp_path: Pat
     assert audit.tokens.aborted == audit.tokens.surplus == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic_sampling", [False, True], ids=["fixed", "dynamic"])
 @pytest.mark.parametrize("max_staleness", [0, 4])
 def test_hundreds_of_steps_with_every_kind_of_fault_stops_and_kills(

@@ -54,6 +54,7 @@ def words_for(file: Path) -> list[str]:
     return [JOB_OF.get(name, "grpo"), f"{file.parent}={file.stem}", *also, *without_data]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.as_posix())
 def test_a_file_composes_validates_loads_its_data_and_produces_a_plan(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -69,6 +70,7 @@ def test_a_file_composes_validates_loads_its_data_and_produces_a_plan(
     assert plan["parameters"]["total"] > 0
 
 
+@pytest.mark.slow
 def test_active_parameters_are_shown_with_and_without_the_embedding(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

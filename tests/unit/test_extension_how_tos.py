@@ -43,6 +43,7 @@ def config(environment: dict[str, str], package: Path, *overrides: str) -> subpr
     return subprocess.run([*program, *command], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_estimator_and_the_loss_are_chosen_by_name(installed: dict[str, str]) -> None:
     overrides = ("algorithm=cispo", "algorithm.advantage=success_rate", "max_staleness=2")
     chosen = config(installed, ALGORITHMS, *overrides)
@@ -51,24 +52,28 @@ def test_the_estimator_and_the_loss_are_chosen_by_name(installed: dict[str, str]
     assert (algorithm["loss"], algorithm["advantage"]) == ("cispo", "success_rate")
 
 
+@pytest.mark.slow
 def test_the_engine_is_chosen_by_its_config(installed: dict[str, str]) -> None:
     chosen = config(installed, ENGINES, "rollout=uncached")
     assert chosen.returncode == 0, chosen.stdout + chosen.stderr
     assert json.loads(chosen.stdout)["rollout"]["engine"] == "uncached"
 
 
+@pytest.mark.slow
 def test_what_the_estimator_declares_is_checked(installed: dict[str, str]) -> None:
     refused = config(installed, ALGORITHMS, "algorithm=success_rate", "rollout.group_size=1")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["key"] == "rollout.group_size"
 
 
+@pytest.mark.slow
 def test_what_the_engine_does_not_declare_is_refused(installed: dict[str, str]) -> None:
     refused = config(installed, ENGINES, "rollout=uncached", "rollout.record_routes=true")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["key"] == "rollout.record_routes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "override", "allowed"),
     [
@@ -92,6 +97,7 @@ def test_configs_are_checked_without_importing_torch(installed: dict[str, str]) 
     subprocess.run([sys.executable, "-c", code], env=installed, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["success_rate", "cispo"])
 def test_the_examples_in_the_docstrings_hold(module: str, installed: dict[str, str]) -> None:
     code = (

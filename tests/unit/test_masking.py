@@ -49,6 +49,7 @@ def test_only_passwords_are_masked(text: str, shown: str) -> None:
     assert mask(shown) == shown
 
 
+@pytest.mark.slow
 def test_what_is_written_and_shown_has_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     for job in ("grpo", "r1_demo"):
         composed = config.compose(job, [f"ledger.url='{URL}'"])
@@ -95,6 +96,7 @@ def test_of_a_webhook_only_the_server_is_shown(url: str, shown: str) -> None:
     assert mask_value("--webhook", url) == shown
 
 
+@pytest.mark.slow
 def test_a_webhook_is_written_and_shown_without_its_path(capsys: pytest.CaptureFixture[str]) -> None:
     for job in ("grpo", "r1_demo"):
         composed = config.compose(job, [f"budget.webhook={HOOK}"])
@@ -139,6 +141,7 @@ def test_a_resumed_run_is_told_the_webhook_again(tmp_path: Path, monkeypatch: py
     assert config.load(written) == composed
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_not_begun_is_told_the_webhook_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

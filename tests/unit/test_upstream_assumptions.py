@@ -65,6 +65,7 @@ def defined_here(trees: list[ast.Module]) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_every_private_name_in_the_code_is_on_the_page() -> None:
     trees = [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
     own = defined_here(trees) | PUBLIC

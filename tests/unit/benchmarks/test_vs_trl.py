@@ -104,6 +104,7 @@ def test_a_step_of_trl_adds_up_its_processes(vs_trl: ModuleType) -> None:
     assert vs_trl.trl_step(ranks) == vs_trl.Step(2_000_000_009, 2.0, 1.5, 70, 4, 0.75, 0.4330127018922193)
 
 
+@pytest.mark.slow
 def test_trl_is_asked_for_what_ours_does(vs_trl: ModuleType, tmp_path: Path) -> None:
     overrides = [*vs_trl.SAME_FOR_BOTH, *vs_trl.NOT_TIMED, *vs_trl.LAYOUT, "learner.learning_rate=1e-3"]
     config = compose("grpo", [*overrides, f"model.path={tmp_path}"])

@@ -14,6 +14,7 @@ SMALL = small_architectures()
 ROWS, LENGTH, TRAINED = 4, 64, 192
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", SMALL)
 def test_activations_are_what_autograd_saves(name: str, half: bool) -> None:

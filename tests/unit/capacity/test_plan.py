@@ -38,6 +38,7 @@ def test_the_demo_model_fits_a_laptop() -> None:
     assert plan.step_seconds.low < plan.step_seconds.expected < plan.step_seconds.high
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_names_what_would() -> None:
     ranks = [
         "learner.world_size=8",
@@ -56,11 +57,13 @@ def test_what_does_not_fit_names_what_would() -> None:
     assert planned(remedied).feasible
 
 
+@pytest.mark.slow
 def test_a_model_that_no_rollout_worker_holds_says_so() -> None:
     plan = planned(job(*GPUS, "model=deepseek_v3", "rollout.max_new_tokens=1024"))
     assert any("rollout worker needs 1,3" in reason for reason in plan.reasons)
 
 
+@pytest.mark.slow
 def test_twice_the_prompts_are_twice_the_work_and_a_reference_is_a_forward_pass_more() -> None:
     once, twice = (job(f"rollout.prompts_per_step={count}", "algorithm=grpo_token") for count in (32, 64))
     assert learn_flops(twice, 400) == pytest.approx(2 * learn_flops(once, 400))
@@ -96,6 +99,7 @@ def test_models_from_scratch_have_the_vocabulary_of_the_character_tokenizer() ->
     assert total_parameters(job("model=smollm2_135m").shape).total == 134_515_008
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_here_is_read(tmp_path: Path) -> None:
     config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 2, "vocab_size": 10, "max_position_embeddings": 4096}
@@ -122,6 +126,7 @@ def test_an_unknown_sku_is_named() -> None:
     assert accelerator_of("p4d.24xlarge").learn == Range(0.2, 0.35, 0.5)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_documented_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["plan", "r1_demo", "--json", "--prompt-tokens", "12"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -147,6 +152,7 @@ def test_the_command_prints_the_documented_json(capsys: pytest.CaptureFixture[st
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run_command_line(["plan", "grpo", "model=qwen3_30b_a3b", *GPUS, "rollout.max_new_tokens=1024"]) == 0

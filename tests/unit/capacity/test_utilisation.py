@@ -98,6 +98,7 @@ def test_a_prompt_is_read_once_a_group_and_the_last_token_never() -> None:
     assert halves[0] + halves[1] == expected
 
 
+@pytest.mark.slow
 def test_peaks_are_those_of_the_datasheet_by_role() -> None:
     config = compose("grpo", [*GPUS, "learner.world_size=4", "rollout.workers=2"])
     found = utilisation_of(config)

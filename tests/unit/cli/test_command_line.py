@@ -141,12 +141,14 @@ def test_help_names_every_command(call: Call, arguments: tuple[str, ...]) -> Non
         assert f"\n  {command} " in answer.out
 
 
+@pytest.mark.slow
 def test_config_prints_yaml_for_people_and_json_for_scripts(call: Call) -> None:
     text, document = call("config", "grpo", "seed=7"), call("config", "grpo", "seed=7", "--json")
     assert (text.code, document.code) == (0, 0)
     assert yaml.safe_load(text.out) == document.json == compose("grpo", ["seed=7"]).to_json()
 
 
+@pytest.mark.slow
 def test_config_of_a_stage_is_what_the_stage_will_run_with(call: Call) -> None:
     answer = call("config", "r1_demo", "seed=7", "--stage", "cold_start", "--json")
     assert (answer.json["job"], answer.json["seed"]) == ("sft", 7)
@@ -160,6 +162,7 @@ def test_config_schema_is_a_json_schema(call: Call) -> None:
     assert call("config", "schema", "seed=1").code == 2
 
 
+@pytest.mark.slow
 def test_run_hands_the_composed_config_over_and_exits_with_its_code(call: Call, started: Started) -> None:
     answer = call(
         "run", "grpo", "--run-id", "mine", "task=chain_sum", "--json", "--address", "auto", "seed=2"
@@ -170,6 +173,7 @@ def test_run_hands_the_composed_config_over_and_exits_with_its_code(call: Call, 
     assert (config.task.name, config.seed, config.cluster.address) == ("chain_sum", 2, "auto")
 
 
+@pytest.mark.slow
 def test_run_takes_every_kind_of_override_and_a_folder_of_ones_own(
     call: Call, started: Started, tmp_path: Path
 ) -> None:
@@ -202,6 +206,7 @@ BAD_INPUT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "key", "value"), BAD_INPUT)
 def test_bad_input_starts_nothing_and_exits_2(
     call: Call, started: Started, tmp_path: Path, arguments: list[str], key: str, value: str
@@ -218,6 +223,7 @@ def test_bad_input_starts_nothing_and_exits_2(
     assert person.err.startswith("orchestrator: ")
 
 
+@pytest.mark.slow
 def test_resume_finds_the_run_and_passes_overrides_on(
     call: Call, started: Started, recorded_run: RunDirectory
 ) -> None:
@@ -225,6 +231,7 @@ def test_resume_finds_the_run_and_passes_overrides_on(
     assert started == [("resume", RUN_ID, ["steps=9"], recorded_run.path.parent)]
 
 
+@pytest.mark.slow
 def test_runs_and_status_have_the_keys_that_scripts_rely_on(call: Call, recorded_run: RunDirectory) -> None:
     [run] = call("runs", "--json").json
     assert {"run_id", "job", "state", "purpose", "started", "ended"} <= set(run)
@@ -235,6 +242,7 @@ def test_runs_and_status_have_the_keys_that_scripts_rely_on(call: Call, recorded
     assert status["metrics"] == {"reward/mean": 0.5}
 
 
+@pytest.mark.slow
 def test_runs_and_status_are_tables_for_people(call: Call, recorded_run: RunDirectory) -> None:
     assert RUN_ID in call("runs").out
     status = call("status", RUN_ID).out
@@ -242,6 +250,7 @@ def test_runs_and_status_are_tables_for_people(call: Call, recorded_run: RunDire
     assert "reward/mean" in status
 
 
+@pytest.mark.slow
 def test_runs_prints_one_line_for_each_run_on_a_terminal_of_80_columns(
     call: Call, recorded_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,12 +274,14 @@ def test_no_runs_is_an_empty_list_and_a_sentence(call: Call) -> None:
     assert "no runs" in call("runs").out
 
 
+@pytest.mark.slow
 def test_output_dir_says_where_runs_live(call: Call, recorded_run: RunDirectory, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     assert call("runs", "--json", "--output-dir", str(elsewhere)).json == []
     assert len(call("runs", "--json", "--output-dir", str(recorded_run.path.parent)).json) == 1
 
 
+@pytest.mark.slow
 def test_rollouts_are_those_of_the_newest_step_or_the_one_asked_for(
     call: Call, recorded_run: RunDirectory
 ) -> None:
@@ -282,6 +293,7 @@ def test_rollouts_are_those_of_the_newest_step_or_the_one_asked_for(
     assert [row["reward"] for row in worst] == [0.0, 0.25]
 
 
+@pytest.mark.slow
 def test_rollouts_for_people_show_prompt_response_and_reward(call: Call, recorded_run: RunDirectory) -> None:
     shown = call("rollouts", "latest", "--worst", "1").out
     for text in (
@@ -300,6 +312,7 @@ def test_rollouts_of_a_step_that_was_not_recorded(call: Call, recorded_run: RunD
     assert call("rollouts", "latest", "--heldout", "--json").code == 2
 
 
+@pytest.mark.slow
 def test_rollouts_that_could_not_be_scored(call: Call, recorded_run: RunDirectory) -> None:
     assert call("rollouts", "latest", "--failed", "--json").json == []
     failure = {
@@ -366,6 +379,7 @@ def test_logs_of_a_pipeline_have_those_of_its_newest_stage(
     assert [event["event"] for event in answer["events"]] == ["worker_lost"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("resume",), ("watch",), ("models", "export")])
 def test_a_run_of_another_version_is_named_as_one(
     call: Call, recorded_run: RunDirectory, tmp_path: Path, command: tuple[str, ...]

@@ -78,6 +78,7 @@ def exported(output_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return target
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_loads_in_plain_transformers_bit_for_bit(exported: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported)
     expected = build_model(CONFIG.model, 4)

@@ -26,6 +26,7 @@ def _has_no_controls(text: str) -> bool:
     return all(character in "\n\t" or terminal.printable(character) == character for character in text)
 
 
+@pytest.mark.slow
 @given(st.text(st.characters()))
 def test_what_is_printable_has_no_control_characters(text: str) -> None:
     shown = terminal.printable(text)

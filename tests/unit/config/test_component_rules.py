@@ -32,6 +32,7 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "overrides", "key", "allowed"),
     [
@@ -99,6 +100,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
 def test_a_loss_of_a_third_party_is_checked_by_what_it_declares() -> None:
     chosen = ("algorithm=grpo_token", "algorithm.loss=theirs", "algorithm.dual_clip=null")
@@ -109,6 +111,7 @@ def test_a_loss_of_a_third_party_is_checked_by_what_it_declares() -> None:
     assert refusals("grpo", *chosen, "max_staleness=2", "algorithm.dual_clip=3") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
 def test_an_estimator_of_a_third_party_is_checked_by_what_it_declares() -> None:
     chosen = ("algorithm=grpo_token", "algorithm.advantage=theirs")
@@ -118,6 +121,7 @@ def test_an_estimator_of_a_third_party_is_checked_by_what_it_declares() -> None:
     assert refusals("grpo", *chosen, "rollout.group_size=1").keys() == {"rollout.group_size"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
 def test_an_engine_of_a_third_party_is_checked_by_what_it_declares() -> None:
     chosen = ("rollout.engine=theirs", "rollout.temperature=0.8")

@@ -47,6 +47,7 @@ def refused(job: str, *overrides: str) -> ConfigError:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", FILES.jobs())
 def test_every_job_composes_to_a_config_that_bears_its_name(job: str) -> None:
     config = compose(job)
@@ -60,6 +61,7 @@ def test_every_experiment_composes(path: Path) -> None:
     assert compose(job, [f"experiment={path.stem}"]).job == job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), GROUP_OPTIONS)
 def test_every_group_option_is_valid_by_itself(group: str, option: str) -> None:
     try:
@@ -262,6 +264,7 @@ def test_a_text_with_special_characters_needs_no_quotes(text: str) -> None:
     assert compose("grpo", [f"team={text}"]).team == text
 
 
+@pytest.mark.slow
 def test_a_text_with_special_characters_reaches_stages_and_resumed_runs_as_it_is() -> None:
     text = "it's {question} #1; 50 % = (李明)"
     config = compose("r1_demo", [f"team={text}", f"stages.grpo.project={text}"])
@@ -284,6 +287,7 @@ def test_a_list_without_brackets_is_refused_with_the_quoting_that_works() -> Non
     assert compose("grpo", ['team="a,b"']).team == "a,b"
 
 
+@pytest.mark.slow
 def test_a_mapping_of_free_keys_is_replaced_and_a_part_of_the_config_is_merged() -> None:
     assert compose("grpo", ["reward.components={accuracy: 1.0}"]).reward.components == {"accuracy": 1.0}
     only = compose("grpo", ["reward.components={accuracy: 1.0}", "+reward.components.format=0.2"])
@@ -294,6 +298,7 @@ def test_a_mapping_of_free_keys_is_replaced_and_a_part_of_the_config_is_merged()
     assert (merged.budget.limit, merged.budget.currency) == (5, "USD")
 
 
+@pytest.mark.slow
 def test_a_home_folder_is_found_behind_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     config = compose("grpo", ["output_dir=~/runs", "checkpoint.store=~/kept"])
@@ -327,6 +332,7 @@ def test_all_problems_are_listed_and_the_first_is_the_errors_own() -> None:
     assert (str(copy), copy.key, copy.exit_code) == (str(error), error.key, 2)
 
 
+@pytest.mark.slow
 def test_a_pipeline_hands_its_overrides_to_its_stages() -> None:
     pipeline = compose("r1_demo", ["seed=3", "rollout.workers=1", "stages.grpo.steps=7"])
     stages = {stage.name: compose_stage(stage) for stage in pipeline.stages}
@@ -429,6 +435,7 @@ def test_the_tables_name_keys_that_there_are(entry: str) -> None:
     assert any(key == entry or key.startswith(f"{entry}.") for key in config_keys(RunConfig))
 
 
+@pytest.mark.slow
 def test_a_resumed_pipeline_hands_overrides_to_its_stages() -> None:
     pipeline = with_resume_overrides(compose("r1_demo"), ["learner.threads=2", "stages.grpo.steps=9"])
     stages = {stage.name: compose_stage(stage) for stage in pipeline.stages}

@@ -33,11 +33,13 @@ def test_a_run_that_nobody_could_price_is_refused() -> None:
     assert "price_book=NAME" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_price_must_hold_today() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.sku"):
         check_prices(compose("grpo", ["cluster=gpu"]), day_number(date(2020, 1, 1)), resumes=False)
 
 
+@pytest.mark.slow
 def test_a_run_whose_price_has_ended_goes_on_unless_it_has_a_limit_of_its_own() -> None:
     before = day_number(date(2020, 1, 1))
     check_prices(compose("grpo", ["cluster=gpu"]), before, resumes=True)

@@ -63,6 +63,7 @@ def test_a_lease_is_its_spans_idle_and_lost_time(events: list[Event], as_of: int
             assert sum(piece.ns for piece in lease.slices if piece.activity == LOST) == POLICY.grace_ns
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=300)
 @given(ledgers(), st.randoms(use_true_random=False))
 def test_order_and_duplicates_change_nothing(events: list[Event], chance: random.Random):
@@ -117,6 +118,7 @@ def without_price(lines: Lines) -> Lines:
     return {key: ns for key, ns in total.items() if ns}
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=300)
 @given(
     ledgers(),
@@ -139,6 +141,7 @@ def test_printed_lines_add_up_to_the_printed_total(events: list[Event], by: list
     assert sum(row.ns for row in report.rows) == report.ns
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=200)
 @given(ledgers(corrected=False), moments)
 def test_a_run_costs_so_far_what_its_leases_cost(events: list[Event], as_of: int):
@@ -161,6 +164,7 @@ def test_a_run_costs_so_far_what_its_leases_cost(events: list[Event], as_of: int
     assert abs(Fraction(ledger.cost_so_far("r0", as_of)) - exact) <= Fraction(1, 2 * 10**6)
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=200)
 @given(st.lists(st.fractions(-1000, 1000), max_size=12), st.integers(0, 6))
 def test_largest_remainder_never_moves_a_line_by_a_unit_or_more(values: list[Fraction], places: int):

@@ -183,6 +183,7 @@ def test_an_unknown_pipeline_is_refused(measured: Ledger) -> None:
         headline(measured, "r2")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_account_and_where_the_model_came_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

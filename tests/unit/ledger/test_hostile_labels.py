@@ -79,6 +79,7 @@ def test_no_csv_cell_is_a_formula_and_numbers_stay_numbers(label: str, amount: D
     )
 
 
+@pytest.mark.slow
 @given(labels, amounts)
 @settings(max_examples=25, deadline=None)
 def test_every_text_cell_of_a_workbook_is_text(label: str, amount: Decimal):
@@ -98,6 +99,7 @@ def test_every_text_cell_of_a_workbook_is_text(label: str, amount: Decimal):
         assert shown == [printable(label)] * 3
 
 
+@pytest.mark.slow
 @given(labels, amounts)
 @settings(max_examples=25, deadline=None)
 def test_parquet_keeps_labels_as_they_are_and_html_escapes_them(label: str, amount: Decimal):

@@ -291,6 +291,7 @@ def test_a_trend_says_how_each_group_changed():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["1", "10", "7.77", "99.99"])
 def test_the_printed_figures_of_a_variance_add_up(limit: str):
     book = {"name": "b", "currency": "USD", "region": "x", "commitment": "on_demand", "prices": []}

@@ -91,6 +91,7 @@ def test_a_mart_of_another_version_is_made_again(tmp_path: Path):
     assert Mart(tmp_path, journal, POLICY, worthwhile_events=0).lines(LATER, FIELDS) == expected
 
 
+@pytest.mark.slow
 def test_parts_are_made_one_when_there_are_many_or_most_of_them_is_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -131,6 +132,7 @@ def test_the_mart_says_nothing_about_a_moment_before_its_last_event(tmp_path: Pa
     assert mart.lines(MIDNIGHT + 50, ()) is not None
 
 
+@pytest.mark.slow
 def test_sums_hold_past_64_bits(tmp_path: Path):
     """Two leases of 150 years, which 64 bits do not hold, and 40 million accelerator-hours stated."""
     length = 54_000 * DAY_NS

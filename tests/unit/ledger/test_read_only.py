@@ -53,6 +53,7 @@ def hours(ledger: Ledger, as_of_ns: int | None = None) -> dict[str, int]:
     return {str(row.values[0]): row.ns // HOUR for row in report.rows}
 
 
+@pytest.mark.slow
 def test_a_ledger_on_a_full_disk_is_read_without_writing(url: str, tmp_path: Path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".db"}
     with full_disk():
@@ -80,6 +81,7 @@ def test_a_ledger_of_an_earlier_version_that_cannot_be_upgraded_says_so(url: str
     assert hours(Ledger.open(url)) == {"blue": 1}
 
 
+@pytest.mark.slow
 def test_what_is_still_in_the_write_ahead_log_is_read_too(url: str):
     writer = Ledger.open(url)
     writer.book([Heartbeat("h", START, "l")])

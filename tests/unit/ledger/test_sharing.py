@@ -73,6 +73,7 @@ def test_an_unknown_method_is_refused():
         share_idle([], "weighted by mood")
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True)
 @given(st.integers(0, 10**25), st.lists(st.integers(0, 10**20), min_size=1, max_size=9).filter(any))
 def test_shares_add_up_and_none_is_off_by_a_nanosecond(total: int, weights: list[int]):

@@ -81,6 +81,7 @@ def test_a_file_that_can_not_be_written_is_refused_before_the_work(
     assert refused["allowed"] == "a writable file"
 
 
+@pytest.mark.slow
 def test_usage_without_a_price_is_said_beside_variance_and_forecast(
     where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

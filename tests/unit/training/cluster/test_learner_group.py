@@ -160,6 +160,7 @@ def test_a_rank_lost_at_the_start_is_reported_by_the_next_call_and_rebuilt(group
     assert len(group.started) == 2
 
 
+@pytest.mark.slow
 def test_an_error_that_a_rank_raises_on_purpose_ends_the_start(group: Group) -> None:
     from ray.exceptions import RayTaskError
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CRASH = """
 import logging
 import os
@@ -29,6 +31,7 @@ native_code()
 """
 
 
+@pytest.mark.slow
 def test_a_crash_of_native_code_leaves_its_stack_in_the_log_of_the_actor(tmp_path: Path) -> None:
     crashed = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], capture_output=True, check=False)
     assert crashed.returncode == -signal.SIGABRT

@@ -96,6 +96,7 @@ def test_without_a_token_the_error_says_what_to_set(home: Path, monkeypatch: pyt
     assert "with more lines" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("enabled")
 def test_with_a_token_the_error_names_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write_token(home)

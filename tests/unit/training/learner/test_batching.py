@@ -13,6 +13,7 @@ from orchestrator.training.learner.batching import BatchFormat, balance, plan
 _LENGTHS = st.lists(st.integers(1, 40), max_size=40)
 
 
+@pytest.mark.slow
 @given(_LENGTHS, st.integers(1, 4), st.integers(1, 90), st.sampled_from(["padded", "packed"]))
 def test_every_row_is_planned_once_within_the_budget_on_equally_many_micro_batches(
     lengths: list[int], world_size: int, budget: int, layout: BatchFormat

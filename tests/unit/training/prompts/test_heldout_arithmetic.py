@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from orchestrator.config.compose import compose
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.solutions.guess_and_check import expression, signs_in_order, value
@@ -26,6 +28,7 @@ def lines(terms: Sequence[int]) -> set[str]:
     return {f"{expression(terms, signs)}={value(terms, signs)}" for signs in signs_in_order(len(terms))}
 
 
+@pytest.mark.slow
 def test_held_out_puzzles_are_new_and_most_of_their_sums_are_not() -> None:
     """The figures of docs/explanation/demo-recipe.md."""
     task = compose("sft", ["experiment=demo_sft"]).task

@@ -26,6 +26,7 @@ def puzzle(prompt: Prompt) -> str:
     return entry["question"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TASKS, ids=[path.stem for path in TASKS])
 def test_training_and_heldout_prompts_are_disjoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

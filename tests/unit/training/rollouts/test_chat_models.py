@@ -45,6 +45,7 @@ def generate(engine: str, folder: Path, tokenizer: PreTrainedTokenizerFast, solu
     return build(config.model, config.rollout, torch.device("cpu"), 0).generate(request)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "solution"), [(name, ANSWER) for name in MODELS] + [("opens think", WITHOUT_OPENING)]
 )
@@ -59,6 +60,7 @@ def test_a_worked_solution_gets_the_full_reward(tmp_path: Path, name: str, solut
     assert scores.rewards.tolist() == pytest.approx([1.1, 1.1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_sampling_stops_at_the_end_of_a_turn_and_at_eos(tmp_path: Path, name: str) -> None:
     tokenizer, _ = MODELS[name]

@@ -95,6 +95,7 @@ def recomputed(model: PreTrainedModel, block: RolloutBlock, temperature: float) 
     return torch.cat(found).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 6, 32])
 @pytest.mark.parametrize("model", MODELS)
 def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
@@ -103,6 +104,7 @@ def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 32])
 @torch.no_grad()
 def test_recorded_routes_are_those_of_a_plain_forward(rows: int):
@@ -135,6 +137,7 @@ def test_log_probs_on_a_gpu_are_those_of_a_plain_forward(model: str):
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_bfloat16_stays_near_its_own_plain_forward(model: str):
     block = run(MODELS[model]().bfloat16(), rows=6)
@@ -150,6 +153,7 @@ def test_tokens_do_not_depend_on_how_many_rows_fit(model: str):
         assert block.texts == blocks[0].texts and block.finish.tolist() == blocks[0].finish.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_is_what_generate_gives(model: str):
     block = run(MODELS[model](), dataclasses.replace(SAMPLING, temperature=0.0), group_size=1)
@@ -261,6 +265,7 @@ def test_a_window_that_slides_is_refused_with_its_size(name: str):
     assert (caught.value.key, caught.value.value) == ("rollout.engine", "hf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", windowed(1))
 def test_a_window_as_long_as_the_context_never_slides(name: str):
     def model() -> PreTrainedModel:

@@ -86,6 +86,7 @@ def test_weights_whose_place_is_of_another_kind_always_come_by_name(place: Tenso
     assert engine.by_name == 8
 
 
+@pytest.mark.slow
 def test_a_model_that_took_other_memory_is_loaded_there() -> None:
     """The engine's parameters are followed, not the memory that they had."""
     model = build_model(compose("grpo", []).model, seed=0)

@@ -54,6 +54,7 @@ def test_log_probs_are_those_before_top_p():
     assert choose(0.1, top_p=0.4) == (0, pytest.approx(math.log(0.5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_frequencies_follow_the_distribution(top_p: float):
     rows = 20_000

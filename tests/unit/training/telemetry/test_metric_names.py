@@ -5,6 +5,8 @@ import functools
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[4]
 GROUPS = (
     "reward",
@@ -41,6 +43,7 @@ def in_code() -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_every_metric_of_the_code_is_documented() -> None:
     assert in_code() - documented().keys() == set()
 

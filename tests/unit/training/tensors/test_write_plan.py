@@ -33,6 +33,7 @@ def same(one: list[Bucket], other: list[Bucket]) -> bool:
     )
 
 
+@pytest.mark.slow
 @given(sizes=SIZES, bucket_bytes=BUCKETS, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_plan_fills_the_buckets_that_flatten_makes(
     sizes: list[int], bucket_bytes: int, dtype: torch.dtype
@@ -43,6 +44,7 @@ def test_a_plan_fills_the_buckets_that_flatten_makes(
     assert same(list(plan.fill(new_bytes)), list(flatten(named, bucket_bytes)))
 
 
+@pytest.mark.slow
 @given(sizes=SIZES, bucket_bytes=BUCKETS, data=st.data())
 def test_ranks_together_write_every_byte_once(
     sizes: list[int], bucket_bytes: int, data: st.DataObject

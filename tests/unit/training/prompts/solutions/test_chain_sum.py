@@ -41,6 +41,7 @@ def test_a_row_without_such_an_expression_is_refused(row: dict[str, Any]) -> Non
         chain_sum(row, random.Random(0))
 
 
+@pytest.mark.slow
 def test_the_shipped_task_is_solved_rightly_within_the_tokens_of_a_cold_start() -> None:
     config = compose("sft", ["task=chain_sum"])
     prompts = load_prompts(config.task, config.seed).first_epoch
