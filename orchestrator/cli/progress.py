@@ -17,11 +17,12 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.run_view import COST, HELDOUT, RunSnapshot, plain_line, render
+from orchestrator.cli.terminal import printable
 from orchestrator.clock import NANOSECONDS, Clock, SystemClock
 
 if TYPE_CHECKING:
     from orchestrator.runs.directory import RunDirectory
-    from orchestrator.runs.record import RunState
+    from orchestrator.runs.record import RunState, WaitRecord
     from orchestrator.training.records import StepReport
 
 REFRESHES_PER_SECOND = 2
@@ -134,7 +135,7 @@ class WatchedRun:
     def __init__(self, run: RunDirectory, currency: str) -> None:
         self._run, self._currency = run, currency
         self._snapshots: dict[str, RunSnapshot] = {}
-        self._read: dict[str, tuple[RunState, int]] = {}
+        self._read: dict[str, tuple[RunState, int, tuple[WaitRecord, ...]]] = {}
         self._printed: dict[str, str] = {}
 
     def refresh(self) -> RunState:
@@ -154,7 +155,8 @@ class WatchedRun:
 
         record = runs.observe(run)
         size = run.metrics.stat().st_size if run.metrics.exists() else 0
-        if self._read.get(run.run_id) == (record.state, size):
+        seen = (record.state, size, record.waiting)
+        if self._read.get(run.run_id) == seen:
             return
         title = f"{record.job} · {run.run_id}" if not record.stage else f"{record.pipeline} · {record.stage}"
         snapshot = RunSnapshot(title, record.steps, self._currency, record.started_ns, record.state.value)
@@ -162,14 +164,16 @@ class WatchedRun:
             snapshot.add(line.step, line.time_ns, line.metrics)
         if COST in snapshot.metrics:
             snapshot.cost = Decimal(str(snapshot.metrics[COST]))
-        snapshot.message = record.why
+        snapshot.message = record.why or "; ".join(wait.text for wait in record.waiting)
         self._snapshots[run.run_id] = snapshot
-        self._read[run.run_id] = (record.state, size)
+        self._read[run.run_id] = seen
 
     def new_lines(self) -> Iterator[str]:
         """One plain line for every run that has changed since the last call."""
         for run_id, snapshot in self._snapshots.items():
             line = plain_line(snapshot)
+            if snapshot.state == "running" and snapshot.message:
+                line = f"{line}  {printable(snapshot.message)}"
             if self._printed.get(run_id) != line:
                 self._printed[run_id] = line
                 yield line

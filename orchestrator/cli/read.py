@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli import terminal
 from orchestrator.cli.output import print_json
 from orchestrator.cli.sparkline import sparkline
-from orchestrator.console.formats import money
+from orchestrator.console.formats import duration, money
 from orchestrator.errors import ConfigError, StateError
 from orchestrator.percent import percent
 from orchestrator.runs import status as runs
@@ -100,6 +100,10 @@ def status_view(status: Mapping[str, Any]) -> Group:
             style="yellow",
         )
         for warning in status["warnings"]
+    ]
+    parts += [
+        Text(f"{terminal.printable(wait['text'])} ({duration(wait['seconds'])} so far)", style="yellow")
+        for wait in status["waiting"]
     ]
     if status["bottleneck"]:
         parts.append(Text(terminal.printable(status["bottleneck"])))

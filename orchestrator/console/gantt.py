@@ -83,8 +83,8 @@ def readable(data: GanttData) -> GanttData:
 
 
 def actors_of(data: GanttData) -> list[str]:
-    """The actors in the order of the rows. If there are more than MOST_ROWS, those on the critical path come
-    before others.
+    """The actors in the order of the rows. If there are more than MOST_ROWS, those on the critical path are
+    preferred to others.
     """
     roles = {span.actor: span.role for span in data.spans}
     on_path = {segment.actor for segment in data.path}

@@ -29,12 +29,13 @@ from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
-from orchestrator.training.events import CheckpointWritten, WaitingForSlots, WorkerLost
+from orchestrator.training.events import CheckpointWritten, WorkerLost
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.telemetry.training_health import TrainingHealth
 from orchestrator.training.usage import PurposeSet, RunDeclared, SpoolSink, UsageSink, new_event_id
+from orchestrator.training.waiting import Waits, WatchedLearner
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +91,7 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
         def on_lost(lost: WorkerLostError) -> None:
             observer.on_event(WorkerLost(lost.worker, lost.reason))
 
-        def on_waiting(reason: str) -> None:
-            logger.warning(reason)
-            observer.on_event(WaitingForSlots(reason))
-
+        waits = Waits(observer.on_event, clock)
         spec = run_spec(config, directory.run_id, attempt.number, directory.path)
         async with contextlib.AsyncExitStack() as cluster:
             with stop.starting():
@@ -101,17 +99,19 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
                 view.message("starting the actors")
                 stages = await cluster.enter_async_context(
                     cluster_stages(
-                        config.cluster, attempt.prepared.placement, spec, sink, clock, on_lost, on_waiting
+                        config.cluster, attempt.prepared.placement, spec, sink, clock, on_lost, waits
                     )
                 )
-            loop = _loop(attempt, stages, observer, clock)
+            loop = _loop(attempt, stages, observer, waits, clock)
             timer.step_began()
             with stop.connected(loop):
                 # With a store the first attempt on this machine may be a later one of the run.
                 await loop.run(resume=attempt.resumed or config.checkpoint.store is not None)
 
 
-def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock: Clock) -> TrainingLoop:
+def _loop(
+    attempt: Attempt, stages: ClusterStages, observer: RunObserver, waits: Waits, clock: Clock
+) -> TrainingLoop:
     config, path = attempt.config, attempt.directory.path.resolve()
     recorder = TolerantRecorder(stages.rewards, observer, config.tracking.max_lost_records)
     evaluator = Evaluator(
@@ -127,7 +127,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
         prompts=attempt.prepared.prompts,
         rollouts=stages.rollouts,
         rewards=stages.rewards,
-        learner=stages.learner,
+        learner=WatchedLearner(stages.learner, waits),
         evaluator=evaluator,
         recorder=recorder,
         checkpoints=Checkpointer(
@@ -137,6 +137,7 @@ def _loop(attempt: Attempt, stages: ClusterStages, observer: RunObserver, clock:
             asynchronous=config.checkpoint.asynchronous,
             on_written=lambda step: observer.on_event(CheckpointWritten(step)),
             check_writer=attempt.directory.check_writer,
+            waits=waits,
         ),
         observer=observer,
     )

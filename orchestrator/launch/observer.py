@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
@@ -11,11 +12,21 @@ from orchestrator.clock import Clock
 from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
 from orchestrator.runs.directory import RunDirectory
-from orchestrator.training.events import Restored, TrainingEvent, event_fields
+from orchestrator.runs.record import WaitRecord
+from orchestrator.training.events import (
+    Restored,
+    TrainingEvent,
+    WaitEnded,
+    Waiting,
+    WaitKind,
+    event_fields,
+)
 from orchestrator.training.group_log import GroupRecord, record_fields
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.telemetry.training_health import TrainingHealth
+
+logger = logging.getLogger(__name__)
 
 
 class LiveView(Protocol):
@@ -49,6 +60,7 @@ class RunObserver:
         self._utilisation, self._health = utilisation, health
         self._tokens = 0.0
         self._first_accuracy: float | None = None
+        self._waits: dict[tuple[WaitKind, str], WaitRecord] = {}
 
     def on_step(self, report: StepReport) -> None:
         """Write the metrics to the run directory, track them and show them."""
@@ -76,6 +88,9 @@ class RunObserver:
 
     def on_event(self, event: TrainingEvent) -> None:
         """Append the event to events.jsonl, and show its message if it has one."""
+        if isinstance(event, Waiting | WaitEnded):
+            self._on_wait(event)
+            return
         self._directory.append_event(event.kind, event_fields(event), self._clock.now_ns())
         if isinstance(event, Restored):
             # At step 0 the evaluation before the first step is repeated, so its row is dropped too.
@@ -83,6 +98,23 @@ class RunObserver:
             self._health.restart((line.step, line.metrics) for line in self._directory.read_metrics())
         if event.message:
             self._view.message(event.message)
+
+    def _on_wait(self, event: Waiting | WaitEnded) -> None:
+        """Keep the waits in state.json up to date. A disk that refuses this does not end the run, because it
+        may be what the run waits for.
+        """
+        if isinstance(event, Waiting):
+            self._waits[event.what, event.where] = WaitRecord(
+                event.what.value, event.where, event.since_ns, event.usual_seconds, event.message
+            )
+        else:
+            self._waits.pop((event.what, event.where), None)
+        try:
+            self._directory.append_event(event.kind, event_fields(event), self._clock.now_ns())
+            self._directory.write_waiting(tuple(self._waits.values()))
+        except OSError as refused:
+            logger.warning("the run directory does not say what the run waits for: %s", refused)
+        self._view.message(event.message)
 
     def on_groups(self, record: GroupRecord) -> None:
         """Add a line to groups.jsonl."""

@@ -28,7 +28,7 @@ from orchestrator.errors import InputError, RunNotFoundError, StateError
 from orchestrator.runs import lease as leases
 from orchestrator.runs.files import append_line, cut_half_line, whole_lines, write_atomically
 from orchestrator.runs.process import ProcessIdentity
-from orchestrator.runs.record import RunRecord, RunState, StageRecord
+from orchestrator.runs.record import RunRecord, RunState, StageRecord, WaitRecord
 
 if TYPE_CHECKING:
     from orchestrator.training.records import ExpertLoad
@@ -191,8 +191,12 @@ class RunDirectory:
     def write_state(self, state: RunState, why: str, at_ns: int) -> None:
         """Change the state. `why` says what failed or who requested the stop; empty if the run succeeded."""
         ended_ns = at_ns if state.is_final else None
-        record = dataclasses.replace(self.record(), state=state, why=why, ended_ns=ended_ns)
+        record = dataclasses.replace(self.record(), state=state, why=why, ended_ns=ended_ns, waiting=())
         self._replace(self.state, record.to_json())
+
+    def write_waiting(self, waiting: tuple[WaitRecord, ...]) -> None:
+        """Replace what the run waits for."""
+        self._replace(self.state, dataclasses.replace(self.record(), waiting=waiting).to_json())
 
     def add_stage(self, name: str, run_id: str) -> None:
         """Record that the run `run_id` executes the stage `name` of this pipeline."""

@@ -63,6 +63,19 @@ class StageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitRecord:
+    """Something that a running run waits for, longer than usual."""
+
+    what: str
+    """`generate`, `score`, `slots`, ... (`training.events.WaitKind`)."""
+    where: str
+    since_ns: int
+    usual_seconds: float | None
+    text: str
+    """The same as a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """The content of state.json; times are nanoseconds since the epoch, UTC.
 
@@ -82,6 +95,7 @@ class RunRecord:
     started_ns: int
     ended_ns: int | None
     process: ProcessIdentity | None
+    waiting: tuple[WaitRecord, ...] = ()
 
     def to_json(self) -> str:
         """One indented JSON object."""
@@ -97,6 +111,8 @@ class RunRecord:
         fields = _known(cls, json.loads(text))
         fields["state"] = RunState(fields["state"])
         fields["stages"] = tuple(StageRecord(**_known(StageRecord, stage)) for stage in fields["stages"])
+        waiting = fields.get("waiting", ())
+        fields["waiting"] = tuple(WaitRecord(**_known(WaitRecord, wait)) for wait in waiting)
         process = fields["process"]
         fields["process"] = ProcessIdentity(**_known(ProcessIdentity, process)) if process else None
         record = cls(**fields)

@@ -5,6 +5,7 @@ Scripts rely on the keys of the dictionaries. Times are ISO 8601 in UTC.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from orchestrator.errors import RunNotFoundError
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.intervals import interval_of
 from orchestrator.runs.lease import seconds_silent
-from orchestrator.runs.record import RunRecord, RunState
+from orchestrator.runs.record import RunRecord, RunState, WaitRecord
 from orchestrator.runs.timeline.view import bottleneck
 
 LATEST = "latest"
@@ -98,7 +99,8 @@ def observe(run: RunDirectory) -> RunRecord:
     else:
         found = f"The {who} is gone"
     why = f"{found}. Continue from the last checkpoint with: orchestrator resume {run.run_id}"
-    return replace(record, state=RunState.FAILED, why=why, ended_ns=_last_sign_of_life_ns(run))
+    ended_ns = _last_sign_of_life_ns(run)
+    return replace(record, state=RunState.FAILED, why=why, ended_ns=ended_ns, waiting=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
         },
         "warnings": list(leading.read_events("training_warning")),
         "bottleneck": bottleneck(leading),
+        "waiting": [_wait(wait) for wait in observe(leading).waiting],
         "purpose": record.purpose,
         "started": iso(record.started_ns),
         "ended": None if record.ended_ns is None else iso(record.ended_ns),
@@ -183,6 +186,18 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
             for stage in record.stages
         ]
     return shown
+
+
+def _wait(wait: WaitRecord) -> dict[str, Any]:
+    """A wait as `status --json` shows it. Its length so far is by this machine's clock."""
+    return {
+        "what": wait.what,
+        "where": wait.where,
+        "since": iso(wait.since_ns),
+        "seconds": max(time.time_ns() - wait.since_ns, 0) / NANOSECONDS,
+        "usual_seconds": wait.usual_seconds,
+        "text": wait.text,
+    }
 
 
 def leading_stage(run: RunDirectory, record: RunRecord) -> RunDirectory:

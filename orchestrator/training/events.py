@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, ClassVar
+
+from orchestrator.clock import NANOSECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +47,73 @@ class LearnerLost:
         return f"{self.worker} was lost after step {self.step}; rebuilding the learner: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingForSlots:
-    """The run waits for slots of the cluster: at its start, or because a node was lost."""
+class WaitKind(StrEnum):
+    """What a run can wait for."""
 
-    kind: ClassVar[str] = "waiting_for_slots"
+    SLOTS = "slots"
+    START = "start"
+    GENERATE = "generate"
+    EVALUATE = "evaluate"
+    SCORE = "score"
+    RECORD = "record"
+    UPDATE = "update"
+    PUBLISH = "publish"
+    CHECKPOINT = "checkpoint"
+    RESTORE = "restore"
+    EXPORT = "export"
+
+
+_WAITS = {
+    WaitKind.SLOTS: "slots of {}",
+    WaitKind.START: "{} to start",
+    WaitKind.GENERATE: "{} to sample rollouts",
+    WaitKind.EVALUATE: "{} to answer held-out prompts",
+    WaitKind.SCORE: "{} to compute rewards",
+    WaitKind.RECORD: "{} to write rollouts to disk",
+    WaitKind.UPDATE: "{} to finish its update",
+    WaitKind.PUBLISH: "{} to publish its weights",
+    WaitKind.CHECKPOINT: "{} to write a checkpoint to disk",
+    WaitKind.RESTORE: "{} to load a checkpoint",
+    WaitKind.EXPORT: "{} to write the final model to disk",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The run waits for `where` to do `what`, longer than usual or for something that is missing."""
+
+    kind: ClassVar[str] = "waiting"
+    what: WaitKind
+    where: str
+    """A worker, `the learner` or `the cluster`."""
+    since_ns: int
+    usual_seconds: float | None
+    """The median of the last waits of this kind; None if there is none."""
     reason: str
+    """Particulars; empty if there are none."""
 
     @property
     def message(self) -> str:
         """A sentence for the terminal."""
-        return self.reason
+        since = datetime.fromtimestamp(self.since_ns // NANOSECONDS, UTC)
+        usual = "" if self.usual_seconds is None else f" (usually {self.usual_seconds:.2g} s)"
+        reason = f": {self.reason}" if self.reason else ""
+        return f"waiting for {_WAITS[self.what].format(self.where)} since {since:%H:%M:%S} UTC{usual}{reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitEnded:
+    """A wait that was reported is over, whether or not it brought what was waited for."""
+
+    kind: ClassVar[str] = "wait_ended"
+    what: WaitKind
+    where: str
+    seconds: float
+
+    @property
+    def message(self) -> str:
+        """A sentence for the terminal."""
+        return f"no longer waiting for {_WAITS[self.what].format(self.where)}, after {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +254,8 @@ class TrackingUnavailable:
 TrainingEvent = (
     WorkerLost
     | LearnerLost
-    | WaitingForSlots
+    | Waiting
+    | WaitEnded
     | RolloutsLost
     | WeightsLost
     | AnswersLost

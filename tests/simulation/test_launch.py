@@ -32,6 +32,7 @@ from orchestrator.training.simulation.stages import (
 )
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import MemorySink
+from orchestrator.training.waiting import Waits
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +43,9 @@ SMALL = ["experiment=smoke", "tracking=none", "evaluation.every=0", "checkpoint.
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.asynccontextmanager
-    async def stages(*_: object) -> AsyncGenerator[ClusterStages]:
+    async def stages(*arguments: object) -> AsyncGenerator[ClusterStages]:
         draws, faults, clock = Draws(0), Faults(), SystemClock()
+        waits = cast(Waits, arguments[-1])
 
         async def replace(worker: Any) -> Any:
             return worker
@@ -55,10 +57,14 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
             cast(
                 Any,
                 RolloutPool(
-                    pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock, MemorySink()))
+                    pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock, MemorySink())),
+                    waits,
                 ),
             ),
-            cast(Any, RewardPool(pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)))),
+            cast(
+                Any,
+                RewardPool(pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)), waits),
+            ),
             cast(Any, SimulatedLearner(draws, QUICK, faults, clock)),
         )
 

@@ -12,6 +12,7 @@ which a new machine can restore the run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -35,7 +36,9 @@ from orchestrator.training.checkpoints.format import (
     verify,
 )
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
+from orchestrator.training.events import WaitKind
 from orchestrator.training.stages import Savable, Span
+from orchestrator.training.waiting import LEARNER, Waits
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class Checkpointer:
         asynchronous: bool = False,
         on_written: Callable[[int], None] | None = None,
         check_writer: Callable[[], None] = lambda: None,
+        waits: Waits | None = None,
     ) -> None:
         """`on_written` receives the step of each checkpoint as soon as it can be restored. `check_writer`
         raises if this process may no longer write to the run.
@@ -77,7 +81,7 @@ class Checkpointer:
             raise ValueError(f"keep must be 1 or more, got {keep}")
         self._directory, self._keep, self._mirror = directory, keep, mirror
         self._asynchronous, self._on_written = asynchronous, on_written
-        self._check_writer = check_writer
+        self._check_writer, self._waits = check_writer, waits
         self._writing: asyncio.Task[None] | None = None
 
     async def save(self, learner: Savable, state: LoopState) -> tuple[Span, ...]:
@@ -105,8 +109,14 @@ class Checkpointer:
     async def wait_for_pending(self) -> None:
         """Wait until the checkpoint in progress is complete. Raises its error if it fails."""
         if self._writing is not None:
-            await asyncio.wait({self._writing})
+            with self._watched():
+                await asyncio.wait({self._writing})
             self.raise_if_failed()
+
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        if self._waits is None:
+            return contextlib.nullcontext()
+        return self._waits.on(WaitKind.CHECKPOINT, LEARNER)
 
     def abandon(self) -> None:
         """Cancel the checkpoint in progress."""
@@ -181,7 +191,8 @@ class Checkpointer:
         """
         await self.wait_for_pending()
         if self._mirror is not None:
-            await self._mirror.flush()
+            with self._watched():
+                await self._mirror.flush()
 
     async def _newest_good(self) -> Path | None:
         damaged: dict[Path, Exception] = {}

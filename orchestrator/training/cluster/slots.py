@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 import ray
@@ -23,6 +23,7 @@ from orchestrator.clock import Clock
 from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.placement import ActorSlot, Placement
 from orchestrator.training.cluster.session import ClusterError
+from orchestrator.training.events import WaitKind
 from orchestrator.training.usage import (
     CloseReason,
     Heartbeat,
@@ -31,12 +32,11 @@ from orchestrator.training.usage import (
     UsageSink,
     new_event_id,
 )
+from orchestrator.training.waiting import Waits
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-OnWaiting = Callable[[str], None]
-"""Receives a sentence that says what the run is waiting for."""
-
+CLUSTER = "the cluster"
 LOOK_EVERY_SECONDS = 5.0
 """How often the state of the placement group is looked up."""
 QUIET_SECONDS = 5.0
@@ -56,10 +56,10 @@ class Slots:
         group: PlacementGroup,
         leases: tuple[tuple[str, ...], ...],
         config: ClusterConfig,
-        on_waiting: OnWaiting,
+        waits: Waits,
     ) -> None:
         self.leases = leases
-        self._group, self._config, self._on_waiting = group, config, on_waiting
+        self._group, self._config, self._waits = group, config, waits
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def nodes(self) -> tuple[str, ...]:
@@ -113,26 +113,28 @@ class Slots:
     async def watch(self) -> None:
         """Look up the placement group until it is given up. Runs beside the body of `hold_slots`."""
         loop, missing_since = asyncio.get_running_loop(), None
-        while not self._given_up.done():
-            await asyncio.sleep(LOOK_EVERY_SECONDS)
-            table = await asyncio.to_thread(placement_group_table, self._group)
-            if table["state"] == "CREATED":
-                if missing_since is not None:
-                    self._on_waiting("the lost slots are reserved again")
-                missing_since = None
-                continue
-            if missing_since is None:
-                missing_since = loop.time()
-                self._on_waiting(self._missing())
-            reason = self._reason_to_give_up(loop.time() - missing_since)
-            if reason is not None:
-                self._give_up(ClusterError(reason))
+        with contextlib.ExitStack() as waiting:
+            while not self._given_up.done():
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+                table = await asyncio.to_thread(placement_group_table, self._group)
+                if table["state"] == "CREATED":
+                    waiting.close()
+                    missing_since = None
+                    continue
+                if missing_since is None:
+                    missing_since = loop.time()
+                    waiting.enter_context(self._wait())
+                reason = self._reason_to_give_up(loop.time() - missing_since)
+                if reason is not None:
+                    self._give_up(ClusterError(reason))
+
+    def _wait(self) -> contextlib.AbstractContextManager[None]:
+        return self._waits.on(WaitKind.SLOTS, CLUSTER, patience_seconds=0.0, describe=self._missing)
 
     def _missing(self) -> str:
         return (
-            "a node was lost; waiting up to"
-            f" {self._config.startup_timeout_seconds:g} s for other nodes with room for its slots"
-            f" ({_free_resources()})"
+            f"a node was lost, and for at most {self._config.startup_timeout_seconds:g} s the run waits for"
+            f" other nodes with room for its slots ({_free_resources()})"
         )
 
     def _reason_to_give_up(self, missing_seconds: float) -> str | None:
@@ -156,7 +158,7 @@ async def hold_slots(
     attempt: int,
     sink: UsageSink,
     clock: Clock,
-    on_waiting: OnWaiting,
+    waits: Waits,
 ) -> AsyncGenerator[Slots]:
     """Reserve the slots and open a lease for each accelerator; release everything when the body ends.
 
@@ -165,12 +167,12 @@ async def hold_slots(
     """
     group = placement_group([slot.bundle() for slot in placement.slots], strategy=config.strategy)
     try:
-        await _wait_until_ready(group, config, placement, on_waiting)
+        await _wait_until_ready(group, config, placement, waits)
         leases = _open_leases(group, config, placement, run_id, attempt, sink, clock)
     except BaseException:
         remove_placement_group(group)
         raise
-    slots = Slots(group, leases, config, on_waiting)
+    slots = Slots(group, leases, config, waits)
     lease_ids = [lease_id for ids in leases for lease_id in ids]
     beside = [
         slots.start(_beat(lease_ids, config.heartbeat_seconds, sink, clock)),
@@ -187,16 +189,18 @@ async def hold_slots(
 
 
 async def _wait_until_ready(
-    group: PlacementGroup, config: ClusterConfig, placement: Placement, on_waiting: OnWaiting
+    group: PlacementGroup, config: ClusterConfig, placement: Placement, waits: Waits
 ) -> None:
     ready = asyncio.wrap_future(group.ready().future())
     timeout, wanted = config.startup_timeout_seconds, [slot.bundle() for slot in placement.slots]
     need = f"the run needs {wanted} ({config.strategy})"
-    done, _ = await asyncio.wait({ready}, timeout=min(QUIET_SECONDS, timeout))
-    if not done and timeout > QUIET_SECONDS:
-        on_waiting(f"waiting up to {timeout:g} s for free slots: {need}, {_free_resources()}")
+
+    def missing() -> str:
+        return f"{need}, {_free_resources()}; it waits for at most {timeout:g} s"
+
     try:
-        await asyncio.wait_for(ready, max(timeout - QUIET_SECONDS, 0.0))
+        with waits.on(WaitKind.SLOTS, CLUSTER, patience_seconds=QUIET_SECONDS, describe=missing):
+            await asyncio.wait_for(ready, timeout)
     except TimeoutError as error:
         raise ClusterError(
             f"The slots were not free within {timeout:g} s: {need}, {_free_resources()}."

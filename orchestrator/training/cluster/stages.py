@@ -15,12 +15,14 @@ from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
 from orchestrator.training.cluster.placement import Placement
 from orchestrator.training.cluster.run_spec import RunSpec
-from orchestrator.training.cluster.slots import OnWaiting, hold_slots
+from orchestrator.training.cluster.slots import hold_slots
 from orchestrator.training.cluster.workers import ManagedActor, RayRewardWorker, RayRolloutWorker
+from orchestrator.training.events import WaitKind
 from orchestrator.training.rewards.pool import RewardPool
 from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
+from orchestrator.training.waiting import LEARNER, Waits
 
 A = TypeVar("A", bound=ManagedActor)
 
@@ -42,7 +44,7 @@ async def cluster_stages(
     sink: UsageSink,
     clock: Clock,
     on_lost: Callable[[WorkerLostError], None],
-    on_waiting: OnWaiting,
+    waits: Waits,
 ) -> AsyncGenerator[ClusterStages]:
     """Reserve the slots, start all actors at once and wait until they are built; stop them at the end.
 
@@ -50,7 +52,7 @@ async def cluster_stages(
     ClusterError if the slots cannot be reserved, and whatever prevents an actor from being built.
     """
     timeout = cluster.call_timeout_seconds
-    async with hold_slots(cluster, placement, spec.run_id, spec.attempt, sink, clock, on_waiting) as slots:
+    async with hold_slots(cluster, placement, spec.run_id, spec.attempt, sink, clock, waits) as slots:
         learner = RayLearnerGroup(placement, slots, spec, timeout)
         rollouts = [
             RayRolloutWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.ROLLOUT)
@@ -58,11 +60,18 @@ async def cluster_stages(
         rewards = [
             RayRewardWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.REWARD)
         ]
-        rollout_pool = WorkerPool(rollouts, _replace, spec.rollout.max_restarts, on_lost)
-        reward_pool = WorkerPool(rewards, _replace, spec.reward.max_restarts, on_lost)
+        actors = _Actors(waits)
+        rollout_pool = WorkerPool(rollouts, actors.replace, spec.rollout.max_restarts, on_lost)
+        reward_pool = WorkerPool(rewards, actors.replace, spec.reward.max_restarts, on_lost)
         try:
-            await all_or_none([learner.start(), rollout_pool.start(_ready), reward_pool.start(_ready)])
-            yield ClusterStages(RolloutPool(rollout_pool), RewardPool(reward_pool), learner)
+            await all_or_none(
+                [
+                    actors.start(learner),
+                    rollout_pool.start(actors.ready),
+                    reward_pool.start(actors.ready),
+                ]
+            )
+            yield ClusterStages(RolloutPool(rollout_pool, waits), RewardPool(reward_pool, waits), learner)
         finally:
             await asyncio.gather(rollout_pool.close(), reward_pool.close())
             learner.stop()
@@ -70,11 +79,22 @@ async def cluster_stages(
                 actor.stop()
 
 
-async def _ready(worker: ManagedActor) -> None:
-    await worker.ready()
+class _Actors:
+    """Starts actors, and notices those that take long."""
 
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
 
-async def _replace(worker: A) -> A:
-    """Restart the worker's process; the object stays the same."""
-    await worker.restart()
-    return worker
+    async def start(self, learner: RayLearnerGroup) -> None:
+        with self._waits.on(WaitKind.START, LEARNER):
+            await learner.start()
+
+    async def ready(self, worker: ManagedActor) -> None:
+        with self._waits.on(WaitKind.START, worker.name):
+            await worker.ready()
+
+    async def replace(self, worker: A) -> A:
+        """Restart the worker's process; the object stays the same."""
+        with self._waits.on(WaitKind.START, worker.name):
+            await worker.restart()
+        return worker

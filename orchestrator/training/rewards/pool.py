@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from orchestrator.training.events import WaitKind
 from orchestrator.training.records import GroupTicket, RecordKind
 from orchestrator.training.stages import Generated, Scored
 from orchestrator.training.supervision.pool import WorkerPool
+from orchestrator.training.waiting import Waits
 
 
 class RewardWorker(Protocol):
@@ -36,15 +38,25 @@ W = TypeVar("W", bound=RewardWorker)
 class RewardPool(Generic[W]):
     """A `RewardStage` over a pool of workers."""
 
-    def __init__(self, workers: WorkerPool[W]) -> None:
-        self._workers = workers
+    def __init__(self, workers: WorkerPool[W], waits: Waits) -> None:
+        self._workers, self._waits = workers, waits
 
     async def score(self, generated: Generated) -> Scored:
         """Score a block on a free worker."""
-        return await self._workers.call(lambda worker: worker.score(generated))
+
+        async def task(worker: W) -> Scored:
+            with self._waits.on(WaitKind.SCORE, worker.name):
+                return await worker.score(generated)
+
+        return await self._workers.call(task)
 
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
         """Write the rollouts of these groups, on a free worker."""
-        return await self._workers.call(lambda worker: worker.record(step, tickets, directory, kind, sample))
+
+        async def task(worker: W) -> list[dict[str, Any]]:
+            with self._waits.on(WaitKind.RECORD, worker.name):
+                return await worker.record(step, tickets, directory, kind, sample)
+
+        return await self._workers.call(task)

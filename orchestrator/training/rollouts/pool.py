@@ -7,8 +7,11 @@ from __future__ import annotations
 from typing import Generic, Protocol, TypeVar
 
 from orchestrator.errors import DataLostError
+from orchestrator.training.events import WaitKind
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
 from orchestrator.training.supervision.pool import WorkerPool
+from orchestrator.training.usage import Activity
+from orchestrator.training.waiting import Waits
 
 
 class RolloutWorker(Protocol):
@@ -32,8 +35,8 @@ W = TypeVar("W", bound=RolloutWorker)
 class RolloutPool(Generic[W]):
     """A `RolloutStage` over a pool of workers."""
 
-    def __init__(self, workers: WorkerPool[W]) -> None:
-        self._workers = workers
+    def __init__(self, workers: WorkerPool[W], waits: Waits) -> None:
+        self._workers, self._waits = workers, waits
         self._weights: PublishedWeights | None = None
 
     @property
@@ -51,12 +54,14 @@ class RolloutPool(Generic[W]):
         """
 
         async def task(worker: W) -> Generated:
+            what = WaitKind.EVALUATE if request.activity is Activity.EVALUATE else WaitKind.GENERATE
             while True:
                 weights = self._weights
                 if weights is None:
                     raise RuntimeError("no weights were published yet")
                 try:
-                    return await worker.generate(request, weights)
+                    with self._waits.on(what, worker.name):
+                        return await worker.generate(request, weights)
                 except DataLostError:
                     if weights is self._weights:
                         raise

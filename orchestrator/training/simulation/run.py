@@ -14,7 +14,7 @@ from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.evaluation import Evaluator, SampledAnswers
-from orchestrator.training.events import CheckpointWritten, TrainingEvent, WorkerLost, event_fields
+from orchestrator.training.events import CheckpointWritten, TrainingEvent, WaitKind, WorkerLost, event_fields
 from orchestrator.training.group_log import GroupRecord
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
@@ -33,6 +33,7 @@ from orchestrator.training.simulation.stages import (
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
 from orchestrator.training.supervision.pool import Worker, WorkerPool
 from orchestrator.training.usage import MemorySink, UsageSink
+from orchestrator.training.waiting import Waits, WatchedLearner
 
 W = TypeVar("W", bound=Worker)
 
@@ -118,6 +119,7 @@ def assemble(
     """
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
     trace = observer or Trace(clock)
+    waits = Waits(trace.on_event, clock)
     rollout_workers: list[RolloutWorker] = [
         SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock, sink or MemorySink())
         for i in range(settings.rollout_workers)
@@ -128,18 +130,18 @@ def assemble(
         )
         for i in range(settings.reward_workers)
     ]
-    rollouts = _pool(rollout_workers, settings, draws, trace)
-    rewards = _pool(reward_workers, settings, draws, trace)
+    rollouts = _pool(rollout_workers, settings, draws, trace, waits)
+    rewards = _pool(reward_workers, settings, draws, trace, waits)
     learner = SimulatedLearner(draws, timing, faults, clock, sink=sink)
     prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
-    rollout_stage, reward_stage = RolloutPool(rollouts), RewardPool(rewards)
+    rollout_stage, reward_stage = RolloutPool(rollouts, waits), RewardPool(rewards, waits)
     heldout = prompts.heldout(settings.heldout_prompts)
     recorder = TolerantRecorder(reward_stage, trace, settings.max_lost_records)
     stages = Stages(
         prompts=prompts,
         rollouts=rollout_stage,
         rewards=reward_stage,
-        learner=learner,
+        learner=WatchedLearner(learner, waits),
         evaluator=Evaluator(
             heldout,
             8,
@@ -156,6 +158,7 @@ def assemble(
             mirror,
             asynchronous=settings.asynchronous_checkpoints,
             on_written=lambda step: trace.on_event(CheckpointWritten(step)),
+            waits=waits,
         ),
         observer=trace,
     )
@@ -198,9 +201,12 @@ def simulate(
     return run_in_virtual_time(main())
 
 
-def _pool(workers: list[W], settings: SimulationSettings, draws: Draws, trace: Trace) -> WorkerPool[W]:
+def _pool(
+    workers: list[W], settings: SimulationSettings, draws: Draws, trace: Trace, waits: Waits
+) -> WorkerPool[W]:
     async def replace(worker: W) -> W:
-        await asyncio.sleep(settings.timing.restart)
+        with waits.on(WaitKind.START, worker.name):
+            await asyncio.sleep(settings.timing.restart)
         if draws.uniform("restart_failure") < settings.faults.restart_failure:
             raise WorkerLostError(worker.name, "died while starting")
         return worker

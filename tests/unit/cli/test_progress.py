@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.cli.progress import Progress, watch
+from orchestrator.cli.progress import Progress, WatchedRun, watch
 from orchestrator.clock import FakeClock
 from orchestrator.errors import RunNotFoundError
 from orchestrator.runs.directory import RunDirectory
-from orchestrator.runs.record import RunState
+from orchestrator.runs.record import RunState, WaitRecord
 from orchestrator.training.records import StepReport
 
 SECOND = 1_000_000_000
@@ -131,3 +131,33 @@ def test_watching_on_a_terminal_keeps_finished_stages_in_view(pipeline: RunDirec
 def test_watching_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError):
         watch(RunDirectory(tmp_path / "missing"), pipe(), "USD")
+
+
+def test_watching_says_what_the_run_waits_for_and_when_that_is_over(pipeline: RunDirectory) -> None:
+    text = "waiting for rollout-1 to sample rollouts since 12:00:00 UTC"
+    wait = WaitRecord("generate", "rollout-1", 5 * SECOND, 3.0, text)
+
+    def story() -> Iterator[None]:
+        stage = start_stage(pipeline, "grpo")
+        yield
+        stage.write_waiting((wait,))
+        yield
+        stage.write_waiting(())
+        yield
+        pipeline.write_state(RunState.DONE, "", 6 * SECOND)
+        yield
+
+    console, happens = pipe(), story()
+    watch(pipeline, console, "USD", sleep=lambda _: next(happens))
+    assert [text in line for line in lines(console)] == [False, True, False]
+
+
+def test_the_live_view_of_a_watched_run_shows_what_it_waits_for(pipeline: RunDirectory) -> None:
+    text = "waiting for rollout-1 to sample rollouts since 12:00:00 UTC"
+    stage = start_stage(pipeline, "grpo")
+    stage.write_waiting((WaitRecord("generate", "rollout-1", 5 * SECOND, 3.0, text),))
+    console = terminal()
+    watched = WatchedRun(pipeline, "USD")
+    watched.refresh()
+    console.print(watched.render(6 * SECOND, console.width))
+    assert any(text in line for line in lines(console))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 from orchestrator.cli.app import run_command_line
 from orchestrator.cli.timeline import gantt_lines
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.runs.record import WaitRecord
 from orchestrator.runs.timeline.steps import StepWindow
-from tests.fakes.timelines import at, span, synchronous_step, timed_run, write_spool
+from tests.fakes.timelines import SECOND, at, span, synchronous_step, timed_run, write_spool
 
 LONGEST = "waited 60% of the time for the longest rollout (rollout-1), 6 s"
 
@@ -126,3 +129,12 @@ def test_status_says_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureF
     assert LONGEST in json.loads(capsys.readouterr().out)["bottleneck"]
     run_command_line(["status", str(run.path)])
     assert LONGEST in capsys.readouterr().out.replace("\n", "")
+
+
+def test_status_says_what_the_run_waits_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = timed_run(tmp_path / "run")
+    text = "waiting for rollout-1 to sample rollouts since 12:00:00 UTC (usually 6 s)"
+    since_ns = time.time_ns() - 95 * SECOND
+    run.write_waiting((WaitRecord("generate", "rollout-1", since_ns, 6.0, text),))
+    run_command_line(["status", str(run.path)])
+    assert re.search(r"waiting for rollout-1 .* \(usually 6 s\) \(1:3\d so far\)", capsys.readouterr().out)

@@ -7,12 +7,15 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
+
 from orchestrator.clock import FakeClock
 from orchestrator.launch.observer import RunObserver
 from orchestrator.ledger.calendar import HOUR_NS
 from orchestrator.ledger.meter import Spent
 from orchestrator.runs.directory import RunDirectory
-from orchestrator.training.events import Restored
+from orchestrator.runs.record import WaitRecord
+from orchestrator.training.events import Restored, WaitEnded, Waiting, WaitKind
 from orchestrator.training.records import StepReport
 from orchestrator.training.telemetry.tracker import MemoryTracker
 from orchestrator.training.telemetry.training_health import LearningSignal, TrainingHealth
@@ -108,3 +111,46 @@ def test_a_resumed_run_that_has_trained_on_nothing_so_far_is_warned_in_its_third
     observer.on_step(StepReport(3, nothing))
     (warning,) = directory.read_events("training_warning")
     assert (warning["problem"], warning["step"]) == ("equal_rewards", 3)
+
+
+def waiting(where: str = "rollout-1") -> Waiting:
+    return Waiting(WaitKind.GENERATE, where, 5_000_000_000, 3.0, "")
+
+
+def test_what_the_run_waits_for_is_in_its_state_until_it_is_over(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    directory.begin(job="grpo", purpose="debug", steps=3, at_ns=0)
+    clock, view = FakeClock(), View()
+    tracker = MemoryTracker(clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, health(), lambda: None, clock)
+    observer.on_event(waiting())
+    observer.on_event(waiting("rollout-2"))
+    text = "waiting for rollout-1 to sample rollouts since 00:00:05 UTC (usually 3 s)"
+    assert directory.record().waiting[0] == WaitRecord("generate", "rollout-1", 5_000_000_000, 3.0, text)
+    observer.on_event(WaitEnded(WaitKind.GENERATE, "rollout-1", 40.0))
+    assert [wait.where for wait in directory.record().waiting] == ["rollout-2"]
+    assert view.messages[0] == text
+    assert view.messages[2] == "no longer waiting for rollout-1 to sample rollouts, after 40 s"
+    assert [event["where"] for event in directory.read_events("waiting")] == ["rollout-1", "rollout-2"]
+    assert [event["seconds"] for event in directory.read_events("wait_ended")] == [40.0]
+
+
+def test_a_full_disk_does_not_end_a_run_because_it_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    directory.begin(job="grpo", purpose="debug", steps=3, at_ns=0)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orchestrator.runs.directory.append_line", full)
+    clock, view = FakeClock(), View()
+    tracker = MemoryTracker(clock)
+    observer = RunObserver(directory, tracker, view, lambda: None, None, health(), lambda: None, clock)
+    observer.on_event(waiting())
+    observer.on_event(WaitEnded(WaitKind.GENERATE, "rollout-1", 40.0))
+    assert len(view.messages) == 2
+    assert "No space left on device" in caplog.text

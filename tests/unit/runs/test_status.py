@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from orchestrator.runs import status as runs
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
 from orchestrator.runs.process import ProcessIdentity
-from orchestrator.runs.record import RunState
+from orchestrator.runs.record import RunState, WaitRecord
 
 AT_NS = 1_795_503_428_000_000_000  # 2026-11-24 06:57:08 UTC
 SECOND = 1_000_000_000
@@ -181,3 +182,60 @@ def test_a_stage_announced_before_its_directory_exists_is_queued(tmp_path: Path)
     status = runs.status_document(pipeline)
     assert status["stages"] == [{"name": "grpo", "run_id": "not-made-yet", "state": "queued"}]
     assert status["step"] == 0
+
+
+WAIT = WaitRecord(
+    "score", "reward-0", AT_NS, 2.0, "waiting for reward-0 to compute rewards since 06:57:08 UTC"
+)
+
+
+def test_status_says_what_a_running_run_waits_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261124-065708-grpo-0001")
+    assert runs.status_document(run)["waiting"] == []
+    run.write_waiting((WAIT,))
+    (wait,) = runs.status_document(run)["waiting"]
+    seconds = wait.pop("seconds")
+    assert seconds > 0
+    assert wait == {
+        "what": "score",
+        "where": "reward-0",
+        "since": "2026-11-24T06:57:08Z",
+        "usual_seconds": 2.0,
+        "text": WAIT.text,
+    }
+
+
+def test_a_run_that_has_ended_or_died_waits_for_nothing(tmp_path: Path) -> None:
+    ended, died = (
+        make_run(tmp_path, "20261124-065708-grpo-0001"),
+        make_run(tmp_path, "20261124-065708-grpo-0002"),
+    )
+    for run in (ended, died):
+        run.write_waiting((WAIT,))
+    ended.write_state(RunState.FAILED, "no answer", AT_NS + SECOND)
+    kill(died)
+    assert runs.status_document(ended)["waiting"] == []
+    assert runs.status_document(died)["waiting"] == []
+
+
+def test_the_next_attempt_does_not_inherit_a_wait(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261124-065708-grpo-0001")
+    run.write_waiting((WAIT,))
+    run.begin(job="grpo", purpose="debug", steps=10, at_ns=AT_NS)
+    assert run.record().waiting == ()
+
+
+def test_a_state_of_a_version_without_waits_can_be_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261124-065708-grpo-0001")
+    fields = json.loads(run.state.read_text())
+    del fields["waiting"]
+    run.state.write_text(json.dumps(fields))
+    assert run.record().waiting == ()
+
+
+def test_a_pipeline_waits_for_what_its_stage_waits_for(tmp_path: Path) -> None:
+    pipeline = make_run(tmp_path, "20261124-065708-r1-0001")
+    stage = make_run(tmp_path, "20261124-065708-grpo-0002", pipeline=pipeline.run_id, stage="grpo")
+    pipeline.add_stage("grpo", stage.run_id)
+    stage.write_waiting((WAIT,))
+    assert [wait["where"] for wait in runs.status_document(pipeline)["waiting"]] == ["reward-0"]

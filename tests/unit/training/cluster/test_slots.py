@@ -12,7 +12,8 @@ from orchestrator.config.compose import compose
 from orchestrator.training.cluster import slots as module
 from orchestrator.training.cluster.session import ClusterError
 from orchestrator.training.cluster.slots import Slots
-from orchestrator.training.simulation.virtual_time import run_in_virtual_time
+from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
+from orchestrator.training.waiting import Waits
 
 
 class Cluster:
@@ -52,9 +53,8 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
         async def main() -> None:
             group: Any = None
-            slots = Slots(
-                group, (("run/1-a/0.0",),), config.model_copy(update={"address": address}), said.append
-            )
+            waits = Waits(lambda event: said.append(event.message), VirtualClock())
+            slots = Slots(group, (("run/1-a/0.0",),), config.model_copy(update={"address": address}), waits)
             watch = slots.start(slots.watch())
             try:
                 await body(slots)
@@ -84,9 +84,11 @@ def test_nothing_is_said_while_no_slot_is_missing(run_on: Callable[..., list[str
 
 def test_slots_that_come_back_are_waited_for_once_each(run_on: Callable[..., list[str]]) -> None:
     said = run_on(Cluster(lost_at=10.0, back_at=50.0), _takes(100.0))
-    assert said[0].startswith("a node was lost; waiting up to 60 s for other nodes with room")
+    assert said[0].startswith(
+        "waiting for slots of the cluster since 00:00:10 UTC: a node was lost, and for at most 60 s the run"
+    )
     assert "0.5 of 4 CPUs free" in said[0]
-    assert said[1:] == ["the lost slots are reserved again"]
+    assert said[1:] == ["no longer waiting for slots of the cluster, after 40 s"]
 
 
 def test_slots_that_do_not_come_back_end_the_wait_in_time(run_on: Callable[..., list[str]]) -> None:
@@ -99,7 +101,9 @@ def test_slots_that_do_not_come_back_end_the_wait_in_time(run_on: Callable[..., 
         with pytest.raises(ClusterError):  # later calls too
             await _takes(10_000.0)(slots)
 
-    assert len(run_on(Cluster(lost_at=10.0, back_at=None), body)) == 1
+    said = run_on(Cluster(lost_at=10.0, back_at=None), body)
+    assert len(said) == 2
+    assert said[1] == "no longer waiting for slots of the cluster, after 65 s"
 
 
 def test_a_local_ray_without_a_node_is_given_up_at_once(run_on: Callable[..., list[str]]) -> None:

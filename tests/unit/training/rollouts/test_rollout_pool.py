@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
+from orchestrator.clock import FakeClock
 from orchestrator.errors import DataLostError
 from orchestrator.training.records import BlockRef, SamplingParams
 from orchestrator.training.rollouts.pool import RolloutPool
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, WeightRef
 from orchestrator.training.supervision.pool import WorkerPool
+from orchestrator.training.waiting import Waits
 
 REQUEST = RolloutRequest((), 0, 1, SamplingParams(1.0, 1.0, 4, 0))
 
@@ -37,7 +39,8 @@ async def _replace(worker: Forgetful) -> Forgetful:
 
 
 def _pool(worker: Forgetful) -> RolloutPool[Forgetful]:
-    return RolloutPool(WorkerPool([worker], _replace, 0, lambda lost: None))
+    waits = Waits(lambda event: None, FakeClock())
+    return RolloutPool(WorkerPool([worker], _replace, 0, lambda lost: None), waits)
 
 
 def test_weights_that_were_superseded_and_are_gone_are_replaced_by_the_newest() -> None:
