@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.capacity.utilisation import Utilisation
 from orchestrator.clock import Clock
+from orchestrator.errors import RunNotFoundError
 from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
 from orchestrator.runs.directory import RunDirectory
@@ -100,8 +101,8 @@ class RunObserver:
             self._view.message(event.message)
 
     def _on_wait(self, event: Waiting | WaitEnded) -> None:
-        """Keep the waits in state.json up to date. A disk that refuses this does not end the run, because it
-        may be what the run waits for.
+        """Keep the waits in state.json up to date. If that fails the run goes on: the disk may be what it
+        waits for.
         """
         if isinstance(event, Waiting):
             self._waits[event.what, event.where] = WaitRecord(
@@ -112,7 +113,7 @@ class RunObserver:
         try:
             self._directory.append_event(event.kind, event_fields(event), self._clock.now_ns())
             self._directory.write_waiting(tuple(self._waits.values()))
-        except OSError as refused:
+        except (OSError, RunNotFoundError) as refused:
             logger.warning("the run directory does not say what the run waits for: %s", refused)
         self._view.message(event.message)
 
