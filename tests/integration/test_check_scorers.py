@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 
 from orchestrator.errors import ConfigError, WorkerLostError
@@ -11,8 +12,10 @@ from tests.fakes.graded import reward_config
 pytestmark = pytest.mark.slow
 
 
-def test_scorers_that_can_be_loaded() -> None:
+def test_scorers_that_can_be_loaded_are_and_their_processes_end() -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
     check_scorers(reward_config({"accuracy": 1.0, "tests.fakes.scorers:length": 1.0}))
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torch import Tensor
 from orchestrator.config.compose import compose
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.characters import character_tokenizer
-from orchestrator.training.records import WeightVersion
+from orchestrator.training.records import Prompt, SamplingParams, WeightVersion
+from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from orchestrator.training.rollouts.loading import WeightLoader
 from orchestrator.training.rollouts.scripted import ScriptedEngine
@@ -104,8 +105,10 @@ def test_a_model_that_took_other_memory_is_loaded_there() -> None:
 def test_an_engine_without_weights_is_loaded_by_name() -> None:
     engine = ScriptedEngine(context=32)
     loader = WeightLoader(engine)
+    prompt = GenerateRequest([0], [Prompt("p", "1+2=", {})], 1, SamplingParams(1.0, 1.0, 4, 0))
     for version in (1, 2):
         loader.load(version, flatten(state(0.0), BUCKET_BYTES))
+        assert set(engine.generate(prompt).versions.tolist()) == {version}
 
 
 def test_buckets_of_another_size_are_learnt_anew() -> None:
