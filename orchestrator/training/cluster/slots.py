@@ -121,12 +121,13 @@ class Slots:
                     waiting.close()
                     missing_since = None
                     continue
-                if missing_since is None:
-                    missing_since = loop.time()
-                    waiting.enter_context(self._wait())
-                reason = self._reason_to_give_up(loop.time() - missing_since)
+                since = loop.time() if missing_since is None else missing_since
+                reason = self._reason_to_give_up(loop.time() - since)
                 if reason is not None:
                     self._give_up(ClusterError(reason))
+                elif missing_since is None:
+                    waiting.enter_context(self._wait())
+                missing_since = since
 
     def _wait(self) -> contextlib.AbstractContextManager[None]:
         return self._waits.on(WaitKind.SLOTS, CLUSTER, patience_seconds=0.0, describe=self._missing)

@@ -112,7 +112,7 @@ def test_a_local_ray_without_a_node_is_given_up_at_once(run_on: Callable[..., li
             await _takes(10_000.0)(slots)
         assert asyncio.get_running_loop().time() <= 10.0 + module.LOOK_EVERY_SECONDS
 
-    run_on(Cluster(lost_at=10.0, back_at=None, nodes_alive=0), body, None)
+    assert run_on(Cluster(lost_at=10.0, back_at=None, nodes_alive=0), body, None) == []
 
 
 def test_what_a_call_raises_is_raised_as_it_is(run_on: Callable[..., list[str]]) -> None:
