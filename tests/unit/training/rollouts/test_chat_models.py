@@ -34,14 +34,16 @@ MODELS = {
 }
 
 
-def generate(engine: str, folder: Path, tokenizer: PreTrainedTokenizerFast, solution: str) -> RolloutBlock:
+def generate(
+    engine: str, folder: Path, tokenizer: PreTrainedTokenizerFast, solution: str, group_size: int = 2
+) -> RolloutBlock:
     path = write_llama(folder, tokenizer)
     overrides = [f"model.path={path}", "model.dtype=float32", "model.context=128"]
     config = compose("grpo", ["model=pretrained", "rollout.max_new_tokens=64", *overrides])
     build = ENGINES.get(engine)
     prompt = Prompt("t/train/0", "What is 2+2?", {"answer": "4"}, solution)
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=64, seed=0)
-    request = GenerateRequest([0], [prompt], 2, sampling)
+    request = GenerateRequest([0], [prompt], group_size, sampling)
     return build(config.model, config.rollout, torch.device("cpu"), 0).generate(request)
 
 
@@ -64,8 +66,10 @@ def test_a_worked_solution_gets_the_full_reward(tmp_path: Path, name: str, solut
 @pytest.mark.parametrize("name", MODELS)
 def test_sampling_stops_at_the_end_of_a_turn_and_at_eos(tmp_path: Path, name: str) -> None:
     tokenizer, _ = MODELS[name]
-    block = generate("hf", tmp_path, tokenizer, "")
+    block = generate("hf", tmp_path, tokenizer, "", group_size=32)
     stops = {EOS_ID, IM_END_ID} if tokenizer.chat_template == CHATML else {EOS_ID}
+    last_tokens = set(block.tokens[block.offsets[1:] - 1].tolist())
+    assert stops <= last_tokens  # the random model ends some rollouts with each
     for rollout, finish in enumerate(block.finish.tolist()):
         tokens = block.tokens[block.offsets[rollout] : block.offsets[rollout + 1]].tolist()
         assert not stops & set(tokens[:-1])
