@@ -61,12 +61,14 @@ def step_time(job: Job, accelerator: Accelerator, scenario: Scenario) -> StepTim
 
 
 def learn_flops(job: Job, response_tokens: float) -> float:
-    """Of all ranks: forward and backward over every rollout, and forward passes of the reference model."""
+    """Of all ranks: forward and backward over every rollout in each epoch, and forward passes of the
+    reference model.
+    """
     length = job.lengths.prompt + response_tokens
     tokens, trained = job.rollouts * length, job.rollouts * response_tokens
     work = Pass(tokens, trained, length, job.config.learner.activation_checkpointing)
     reference = inference_flops(job.shape, work) if job.has_reference else 0.0
-    return training_flops(job.shape, work) + reference
+    return job.config.learner.epochs * (training_flops(job.shape, work) + reference)
 
 
 def learn_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> float:

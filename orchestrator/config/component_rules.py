@@ -69,12 +69,39 @@ def loss_fits_the_advantage(config: RunConfig) -> Iterator[ConfigError]:
 
 
 def sequence_losses_count_rollouts(config: RunConfig) -> Iterator[ConfigError]:
-    """A loss with one ratio for a whole rollout counts each rollout once, whatever its length."""
+    """A loss with one ratio for a whole rollout counts each rollout once, whatever its length, and with one
+    importance weight.
+    """
     facts, algorithm = facts_of(config), config.algorithm
-    if facts is None or not facts.loss.per_sequence or algorithm.aggregation == "sequence":
+    if facts is None or not facts.loss.per_sequence:
         return
-    hint = f"algorithm.loss {algorithm.loss} has one ratio for each rollout, which must not count by length"
-    yield ConfigError("algorithm.aggregation", algorithm.aggregation, "sequence", hint)
+    if algorithm.aggregation != "sequence":
+        hint = (
+            f"algorithm.loss {algorithm.loss} has one ratio for each rollout, which must not count by length"
+        )
+        yield ConfigError("algorithm.aggregation", algorithm.aggregation, "sequence", hint)
+    if algorithm.off_policy.correction != "none" and algorithm.off_policy.level != "sequence":
+        hint = f"algorithm.loss {algorithm.loss} has one ratio for each rollout, and no loss for each token"
+        yield ConfigError("algorithm.off_policy.level", algorithm.off_policy.level, "sequence", hint)
+
+
+def later_epochs_take_a_ratio(config: RunConfig) -> Iterator[ConfigError]:
+    """From the second pass over a batch on, the learner is no longer the policy that sampled it."""
+    facts, epochs = facts_of(config), config.learner.epochs
+    if facts is None or epochs == 1 or facts.loss.handles_stale_rollouts:
+        return
+    hint = f"algorithm.loss {config.algorithm.loss} is wrong once an update has moved the learner"
+    yield ConfigError("learner.epochs", str(epochs), "1", hint)
+
+
+def the_reward_is_read(config: RunConfig) -> Iterator[ConfigError]:
+    """A KL penalty in the reward has no effect on an advantage that ignores rewards."""
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or not facts.estimator.ignores_rewards:
+        return
+    if algorithm.kl.coefficient > 0 and algorithm.kl.applied_to == "reward":
+        hint = f"algorithm.advantage {algorithm.advantage} ignores rewards"
+        yield ConfigError("algorithm.kl.applied_to", "reward", "loss", hint)
 
 
 def dual_clip_has_an_effect(config: RunConfig) -> Iterator[ConfigError]:

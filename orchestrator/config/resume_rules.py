@@ -70,6 +70,7 @@ FIXED = {
     "reward.reflection_pattern": _SAMPLES,
     "algorithm": "it would change the training objective",
     "learner.minibatches": _UPDATES,
+    "learner.epochs": _UPDATES,
     "learner.learning_rate": _UPDATES,
     "learner.warmup_steps": _UPDATES,
     "learner.schedule": _UPDATES,

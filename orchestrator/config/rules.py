@@ -235,6 +235,8 @@ RULES: tuple[Rule, ...] = (
     component_rules.loss_fits_the_advantage,
     component_rules.sequence_losses_count_rollouts,
     component_rules.dual_clip_has_an_effect,
+    component_rules.later_epochs_take_a_ratio,
+    component_rules.the_reward_is_read,
     component_rules.equal_rewards_give_no_gradient,
     component_rules.correct_rollouts_are_known,
     component_rules.groups_can_be_compared,

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.errors import CheckpointError, ConfigError, NonFiniteError
 from orchestrator.training.learner.deepspeed_learner import DeepSpeedLearner, PolicyModel
+from orchestrator.training.learner.losses.importance import Correction
 from orchestrator.training.learner.port import Learner
 from orchestrator.training.learner.rows import AlgorithmSpec
 from orchestrator.training.learner.sharding.distributed import DistributedInit
@@ -96,7 +97,7 @@ def test_what_is_uninformative_costs_nothing_and_changes_nothing() -> None:
 
 def test_minibatches_take_one_optimizer_step_each_and_correct_against_the_first() -> None:
     corrected = dataclasses.replace(
-        update_rule(), objective=dataclasses.replace(update_rule().objective, truncation=2.0)
+        update_rule(), objective=dataclasses.replace(update_rule().objective, correction=Correction(2.0))
     )
     metrics, weights = _updated(batch(0), rule=corrected, minibatches=3)
     _, whole = _updated(batch(0), rule=corrected, minibatches=1)

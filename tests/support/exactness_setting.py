@@ -8,6 +8,7 @@ difference too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -22,11 +23,12 @@ from transformers import PreTrainedModel
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.losses import LOSSES, ClipRange
+from orchestrator.training.learner.losses.importance import Correction
 from orchestrator.training.learner.losses.objective import Objective as LearnerObjective
 from orchestrator.training.learner.rows import AlgorithmSpec
 from orchestrator.training.learner.sharding.zero import OptimizerFactory, adamw
 from orchestrator.training.models.routers import BIAS, find_routers
-from orchestrator.training.records import BatchPart
+from orchestrator.training.records import BatchPart, Finish
 from tests.fakes.rollout_batches import random_part
 from tests.support.moe_families import VOCABULARY, build
 
@@ -57,7 +59,16 @@ class Objective:
     kl: Literal["k1", "k2", "k3"] | None = None
     kl_coefficient: float = 0.0
     truncation: float | None = None
+    """Off-policy weights above this are cut to it, or set to 0 with `masks_weights`; None: no weights."""
+    smallest_weight: float = 0.0
+    masks_weights: bool = False
+    sequence_weights: bool = False
+    """One weight for each rollout instead of one for each token."""
+    kl_in_reward: bool = False
+    entropy_coefficient: float = 0.0
+    overlong_filtering: bool = False
     minibatches: int = 1
+    epochs: int = 1
     weight_decay: float = 0.0
     masks: bool = False
     """Some tokens were not chosen by the model (an environment's observations), and some
@@ -87,6 +98,16 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "kl_k2": Objective(kl="k2", kl_coefficient=0.05),
         "kl_k3": Objective(aggregation="sequence", kl="k3", kl_coefficient=0.05),
         "truncated_is": Objective(truncation=1.3, gap=0.5),
+        "sequence_truncated_is": Objective(truncation=1.3, sequence_weights=True, gap=0.3),
+        "masked_is": Objective(truncation=1.5, smallest_weight=0.6, masks_weights=True, gap=0.5),
+        "sequence_masked_is": Objective(
+            truncation=2.0, smallest_weight=0.5, masks_weights=True, sequence_weights=True, gap=0.3
+        ),
+        "decoupled": Objective(truncation=math.inf, minibatches=3, gap=0.3),
+        "kl_in_reward": Objective(kl="k1", kl_coefficient=0.05, kl_in_reward=True),
+        "entropy": Objective(entropy_coefficient=0.01),
+        "overlong_filtering": Objective(aggregation="sequence", overlong_filtering=True),
+        "epochs": Objective(minibatches=3, epochs=2, truncation=1.3, gap=0.5),
         "minibatches": Objective(minibatches=3),
         "weight_decay": Objective(weight_decay=0.1),
         "masks": Objective(masks=True),
@@ -97,7 +118,16 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "all_token": _ALL,
         "all_sequence": replace(_ALL, aggregation="sequence"),
         "all_constant": replace(_ALL, aggregation="constant"),
-        "all_gspo": replace(_ALL, loss="gspo", aggregation="sequence", clip=_GSPO.clip, truncation=None),
+        "all_gspo": replace(
+            _ALL,
+            loss="gspo",
+            aggregation="sequence",
+            clip=_GSPO.clip,
+            truncation=None,
+            epochs=2,
+            overlong_filtering=True,
+            entropy_coefficient=0.01,
+        ),
         "all_gmpo": replace(_ALL, loss="gmpo", aggregation="sequence", truncation=None),
     }
 )
@@ -158,6 +188,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
         "expert_parallel_size": case.expert_parallel_size,
         "micro_batch_tokens": 60,
         "minibatches": case.minimised.minibatches,
+        "epochs": case.minimised.epochs,
         "learning_rate": LEARNING_RATES[optimizer_name],
         "warmup_steps": WARMUP_STEPS,
         "schedule": "constant",
@@ -187,14 +218,26 @@ def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
         objective=LearnerObjective(
             policy=LOSSES.get(objective.loss),
             clip=ClipRange(*objective.clip, objective.dual_clip),
-            truncation=objective.truncation,
-            kl_coefficient=objective.kl_coefficient,
+            correction=correction(objective),
+            kl_coefficient=0.0 if objective.kl_in_reward else objective.kl_coefficient,
             kl_estimator=objective.kl or "k3",
+            entropy_coefficient=objective.entropy_coefficient,
         ),
         aggregation=objective.aggregation,
-        drop_uninformative=objective.kl is None,
+        drop_uninformative=objective.kl is None and objective.entropy_coefficient == 0,
         temperature=TEMPERATURE,
         max_new_tokens=MAX_NEW_TOKENS,
+        overlong_filtering=objective.overlong_filtering,
+        reward_kl_coefficient=objective.kl_coefficient if objective.kl_in_reward else 0.0,
+    )
+
+
+def correction(objective: Objective) -> Correction | None:
+    """The off-policy correction of the objective."""
+    if objective.truncation is None:
+        return None
+    return Correction(
+        objective.truncation, objective.smallest_weight, objective.masks_weights, objective.sequence_weights
     )
 
 
@@ -219,6 +262,9 @@ def _changed(part: BatchPart, objective: Objective, draw: np.random.Generator) -
         trainable = draw.random(tokens) < 0.7
         trainable[block.offsets[masked] : block.offsets[masked + 1]] = False
         block = replace(block, trainable=trainable)
+    if objective.overlong_filtering:
+        finish = np.where(draw.random(len(block)) < 0.3, Finish.LENGTH, Finish.STOP).astype(np.uint8)
+        block = replace(block, finish=finish)
     if objective.replay:
         block = replace(
             block, routes=_routes(draw, tokens), prompt_routes=_routes(draw, len(block.prompt_tokens))

@@ -10,16 +10,19 @@ element. Clarity counts, not speed.
 - PPO's clip: arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5.
 - GSPO: arXiv 2507.18071, eq. 5 and 7. GMPO: arXiv 2507.20673, algorithm 1.
 - KL estimators: http://joschu.net/blog/kl-approx.html. k1 is differentiated as "KL in the reward".
-- Truncated importance sampling: https://fengyao.notion.site/off-policy-rl.
+- Truncated importance sampling: https://fengyao.notion.site/off-policy-rl; masked: arXiv 2510.18855; the
+  decoupled objective, without truncation: arXiv 2505.24298, eq. 5.
+- Overlong filtering: arXiv 2503.14476, section 3.4. KL in the reward: arXiv 2402.14740, eq. 3.
 - Sequence-wise balance loss and selection bias: arXiv 2412.19437, eq. 16 to 20.
 - Routing replay: arXiv 2510.11370.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orchestrator.training.records import BatchPart
+from orchestrator.training.records import BatchPart, Finish
 from tests.support.exactness_setting import (
     BALANCE,
     CLOSEST,
@@ -86,7 +89,7 @@ class _PlainProcess:
         """One batch; the mean loss and gradient norm of its minibatches."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * min(1.0, (step + 1) / self._config.warmup_steps)
-        groups = groups_of(batch(step, self._objective))
+        groups = groups_of(batch(step, self._objective), self._objective, self._reward_penalty)
         size = len(groups) // self._objective.minibatches
         minibatches = [
             [rollout for group in groups[start : start + size] for rollout in group]
@@ -97,15 +100,19 @@ class _PlainProcess:
             before = [
                 [self._logprobs(self._model, rollout) for rollout in rollouts] for rollouts in minibatches
             ]
-        updates = [self._update(rollouts, old) for rollouts, old in zip(minibatches, before, strict=True)]
+        updates = [
+            self._update(rollouts, old)
+            for _ in range(self._objective.epochs)
+            for rollouts, old in zip(minibatches, before, strict=True)
+        ]
         losses, norms = zip(*updates, strict=True)
         return sum(losses) / len(losses), sum(norms) / len(norms)
 
     def _update(self, rollouts: Sequence[Rollout], before: Sequence[Tensor]) -> tuple[float, float]:
         weights = token_weights(self._objective, [rollout.length for rollout in rollouts])
-        penalised = self._objective.kl is not None
-        # Without a KL penalty a rollout of zero advantage has no gradient. The learner leaves it out, and the
-        # balance loss, a mean over the computed rollouts, does not count it either.
+        penalised = self._objective.kl is not None or self._objective.entropy_coefficient > 0
+        # Without a penalty or a bonus a rollout of zero advantage has no gradient. The learner leaves it out,
+        # and the balance loss, a mean over the computed rollouts, does not count it either.
         computed = [r.length > 0 and (penalised or r.advantage != 0) for r in rollouts]
         loss = 0.0
         self._routers.forget_loads()
@@ -128,26 +135,46 @@ class _PlainProcess:
     def _token_losses(self, rollout: Rollout, before: Tensor) -> Tensor:
         """The loss of each response token, [R]."""
         objective = self._objective
-        logprobs = self._logprobs(self._model, rollout)
+        distributions = self._distributions(self._model, rollout)
+        logprobs = chosen(distributions, rollout)
         sampled = torch.tensor(rollout.sampled_logprobs)
         old = sampled if objective.truncation is None else before
         total = policy_losses(objective, rollout, logprobs, old)
-        if self._reference is not None:
+        if objective.entropy_coefficient > 0:
+            entropies = torch.stack([-(row.exp() * row).sum() for row in distributions])
+            total = total - objective.entropy_coefficient * entropies
+        if self._reference is not None and not objective.kl_in_reward:
             with torch.no_grad():
                 reference = self._logprobs(self._reference, rollout)
             total = total + objective.kl_coefficient * kl_penalty(objective, logprobs, reference)
         if objective.truncation is not None:
-            total = total * torch.exp(before - sampled).clamp(max=objective.truncation)
+            total = total * importance_weights(objective, rollout, before, sampled)
         return total
 
+    def _reward_penalty(self, rollout: Rollout) -> float:
+        """The KL penalty on the reward of a rollout: beta times its sampled log(mu / q)."""
+        if self._reference is None or not self._objective.kl_in_reward:
+            return 0.0
+        with torch.no_grad():
+            reference = self._logprobs(self._reference, rollout).tolist()
+        gaps = [
+            sampled - q
+            for sampled, q, counts in zip(rollout.sampled_logprobs, reference, rollout.trained, strict=True)
+            if counts
+        ]
+        return self._objective.kl_coefficient * math.fsum(gaps)
+
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        """log p of each response token, [R], under softmax(logits / temperature)."""
+        """log p of each response token, [R]."""
+        return chosen(self._distributions(model, rollout), rollout)
+
+    def _distributions(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """log softmax(logits / temperature) at each response token, [R, V]."""
         self._routers.replay(rollout.routes if model is self._model else None)
         tokens = torch.tensor([rollout.prompt + rollout.response])
         logits = model(input_ids=tokens, use_cache=False).logits[0].float() / TEMPERATURE
         first = len(rollout.prompt)
-        rows = torch.log_softmax(logits[first - 1 : -1], dim=-1)
-        return torch.stack([rows[t, token] for t, token in enumerate(rollout.response)])
+        return torch.log_softmax(logits[first - 1 : -1], dim=-1)
 
     def _build_optimizer(self, name: OptimizerName) -> torch.optim.Optimizer:
         # Weight decay is for matrices only; norms and biases are left alone.
@@ -160,8 +187,32 @@ class _PlainProcess:
         return torch.optim.AdamW(groups, betas=config.adam_betas, eps=config.adam_epsilon)
 
 
-def groups_of(parts: Sequence[BatchPart]) -> list[list[Rollout]]:
-    """The batch as groups of rollouts of one prompt, each with GRPO's advantage."""
+def chosen(distributions: Tensor, rollout: Rollout) -> Tensor:
+    """The log-probability of each response token, [R], of the rows of [R, V]."""
+    return torch.stack([distributions[t, token] for t, token in enumerate(rollout.response)])
+
+
+def importance_weights(objective: Objective, rollout: Rollout, before: Tensor, sampled: Tensor) -> Tensor:
+    """The off-policy weight of each response token, [R]."""
+    assert objective.truncation is not None
+    ratios = torch.exp(before - sampled)
+    if objective.sequence_weights:
+        product = torch.ones(())
+        for t, counts in enumerate(rollout.trained):
+            product = product * ratios[t] if counts else product
+        ratios = product.expand(len(rollout.response))
+    if objective.masks_weights:
+        kept = (ratios >= objective.smallest_weight) & (ratios <= objective.truncation)
+        return torch.where(kept, ratios, 0.0)
+    return ratios.clamp(max=objective.truncation)
+
+
+def groups_of(
+    parts: Sequence[BatchPart], objective: Objective, penalty: Callable[[Rollout], float]
+) -> list[list[Rollout]]:
+    """The batch as groups of rollouts of one prompt, each with GRPO's advantage. The reward of a rollout is
+    its score minus its `penalty`.
+    """
     groups: list[list[Rollout]] = []
     for part in parts:
         block, size = part.rollouts, part.rollouts.group_size
@@ -170,7 +221,7 @@ def groups_of(parts: Sequence[BatchPart]) -> list[list[Rollout]]:
             rewards = [float(part.scores.rewards[i]) for i in members]
             prompt = slice(int(block.prompt_offsets[group]), int(block.prompt_offsets[group + 1]))
             rollouts: list[Rollout] = []
-            for i, advantage in zip(members, grpo_advantages(rewards), strict=True):
+            for i in members:
                 own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
                 trained = block.trainable[own]
                 routes = None
@@ -182,10 +233,16 @@ def groups_of(parts: Sequence[BatchPart]) -> list[list[Rollout]]:
                         response=block.tokens[own].tolist(),
                         trained=trained.tolist(),
                         sampled_logprobs=block.logprobs[own].tolist(),
-                        advantage=advantage,
+                        advantage=0.0,
                         routes=routes,
                     )
                 )
+            rewards = [reward - penalty(rollout) for reward, rollout in zip(rewards, rollouts, strict=True)]
+            truncated = [block.finish[i] == Finish.LENGTH for i in members]
+            for i, advantage in enumerate(grpo_advantages(rewards)):
+                kept = not (objective.overlong_filtering and truncated[i])
+                trained = [counts and kept for counts in rollouts[i].trained]
+                rollouts[i] = replace(rollouts[i], advantage=advantage, trained=trained)
             groups.append(rollouts)
     return groups
 

@@ -18,17 +18,45 @@ class KLConfig(Settings):
     estimator: Literal["k1", "k2", "k3"]
     """Schulman's estimators (http://joschu.net/blog/kl-approx.html). k1 and k2 have the gradient of
     KL(learner || reference), k3 (GRPO's) that of KL(reference || learner)."""
+    applied_to: Literal["loss", "reward"]
+    """`loss`: the penalty is a term of the loss at each token. `reward`: the coefficient times the sum of
+    log(sampled probability / reference probability) over the trained tokens of a rollout is taken off its
+    reward, before advantages are computed; only with the estimator k1."""
+
+    @model_validator(mode="after")
+    def _the_reward_has_an_unbiased_penalty(self) -> Self:
+        if self.applied_to == "reward" and self.estimator != "k1":
+            hint = "taken off the reward, only k1 has the gradient of the KL divergence"
+            raise _refused("estimator", self.estimator, "k1 with applied_to reward", hint)
+        return self
 
 
 class OffPolicyConfig(Settings):
     """What corrects for the gap between the distribution that was sampled and the learner's."""
 
-    correction: Literal["none", "truncated_importance_sampling"]
-    """`none`: the loss takes its ratio against the rollout engine's log-probs.
-    `truncated_importance_sampling`: against the learner's at the beginning of the step, and each token is
-    weighed by min(learner probability / rollout probability, `truncation`)."""
+    correction: Literal[
+        "none", "importance_sampling", "truncated_importance_sampling", "masked_importance_sampling"
+    ]
+    """`none`: the loss takes its ratio against the rollout engine's log-probs. Otherwise against the
+    learner's at the beginning of the step, and the loss is multiplied by a weight: learner probability /
+    rollout probability (`importance_sampling`, decoupled PPO), at most `truncation`
+    (`truncated_importance_sampling`), or 0 if it is outside `minimum` to `truncation`
+    (`masked_importance_sampling`)."""
+    level: Literal["token", "sequence"]
+    """`token`: each token has its own weight. `sequence`: all tokens of a rollout share one weight, the
+    product over the rollout."""
+    minimum: float = Field(ge=0)
+    """`masked_importance_sampling`: smaller weights become 0."""
     truncation: float = Field(gt=0)
-    """The largest weight of a token."""
+    """The largest weight of a token, or of a rollout: `truncated_importance_sampling` cuts larger ones to it,
+    `masked_importance_sampling` sets them to 0."""
+
+    @model_validator(mode="after")
+    def _some_weights_are_kept(self) -> Self:
+        if self.minimum >= self.truncation:
+            hint = "no weight would be kept"
+            raise _refused("minimum", str(self.minimum), f"less than truncation ({self.truncation})", hint)
+        return self
 
 
 class AlgorithmConfig(Settings):
@@ -70,20 +98,29 @@ class AlgorithmConfig(Settings):
     drop_uninformative: bool
     """Groups with zero advantage are not computed (they have no gradient; the normaliser of the aggregation
     still counts them)."""
+    overlong_filtering: bool
+    """DAPO: rollouts that were cut at `rollout.max_new_tokens` are not trained on. Their rewards still count
+    in the baseline of their group, and they still count in the aggregations `sequence` and `constant`."""
+    entropy_coefficient: float = Field(ge=0)
+    """Entropy bonus: this times the entropy of the learner's distribution at a token, in nats, is taken off
+    the loss of the token; 0: no bonus."""
     kl: KLConfig
     off_policy: OffPolicyConfig
 
     @model_validator(mode="after")
     def _dropped_groups_have_no_gradient(self) -> Self:
         if self.drop_uninformative and self.kl.coefficient > 0:
-            raise PydanticCustomError(
-                "refused",
-                "{key}: got {value}, allowed: {allowed} ({hint})",
-                {
-                    "key": "drop_uninformative",
-                    "value": "true",
-                    "allowed": "false",
-                    "hint": "with kl.coefficient > 0 a group of zero advantage has the penalty's gradient",
-                },
-            )
+            hint = "with kl.coefficient > 0 a group of zero advantage has the penalty's gradient"
+            raise _refused("drop_uninformative", "true", "false", hint)
+        if self.drop_uninformative and self.entropy_coefficient > 0:
+            hint = "with entropy_coefficient > 0 a group of zero advantage has the bonus's gradient"
+            raise _refused("drop_uninformative", "true", "false", hint)
         return self
+
+
+def _refused(key: str, value: str, allowed: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "refused",
+        "{key}: got {value}, allowed: {allowed} ({hint})",
+        {"key": key, "value": value, "allowed": allowed, "hint": hint},
+    )

@@ -44,7 +44,12 @@ class LearnerConfig(Settings):
     micro_batch_tokens: int = Field(ge=1)
     """Token budget (prompt and response) of one forward and backward pass on one rank."""
     minibatches: int = Field(ge=1)
-    """Optimizer updates per step: the batch is split into this many."""
+    """Number of optimizer updates per pass over the batch of a step, which is split into this many."""
+    epochs: int = Field(ge=1)
+    """Number of passes over the batch of a step, each of `minibatches` updates. From the second pass on, the
+    ratios are still against the learner at the beginning of the step, or against the rollout engine
+    (`algorithm.off_policy.correction: none`).
+    """
     learning_rate: float = Field(gt=0)
     """Learning rate of AdamW after the warm-up."""
     warmup_steps: int = Field(ge=0)

@@ -17,8 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +40,7 @@ from orchestrator.training.learner.rows import (
     TrainingRow,
     computed_rows,
     minibatch_rows,
+    rollout_rows,
     trained_on,
 )
 from orchestrator.training.learner.schedule import learning_rate
@@ -87,6 +90,19 @@ class _Minibatch:
     grad_norm: float
 
 
+@dataclass(frozen=True, slots=True)
+class RewardDivergences:
+    """The sampled tokens' divergence from the reference model, for a KL penalty in the reward."""
+
+    values: NDArray[np.float64]  # [rollouts], in nats
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Of a token, in nats."""
+        return float(self.values.sum()) / max(1, self.tokens)
+
+
 class DeepSpeedLearner:
     """One rank; see `Learner`. Building it joins the process group and waits for the other ranks."""
 
@@ -118,6 +134,7 @@ class DeepSpeedLearner:
             None if self._reference is None else TokenScorer(self._reference, rule.temperature)
         )
         self._adapters = has_adapters(trainee.model)
+        self._penalised = rule.objective.kl_coefficient > 0 or rule.reward_kl_coefficient > 0
         self._host_memory, self._copied = HostMemory(), None
         self._zero = ZeroEngine(trainee.model, config, self._device, build_optimizer or adamw(config))
         self._full_tensors = FullTensors(self._zero, config.bucket_bytes)
@@ -136,7 +153,9 @@ class DeepSpeedLearner:
             warmup_steps=self._config.warmup_steps,
             schedule=self._config.schedule,
         )
-        minibatches = minibatch_rows(parts, self._rule, self._config.minibatches)
+        divergences = self._reward_divergences(parts)
+        penalties = None if divergences is None else self._rule.reward_kl_coefficient * divergences.values
+        minibatches = minibatch_rows(parts, self._rule, self._config.minibatches, penalties)
         computed = [computed_rows(rows, self._rule) for rows in minibatches]
         work = [self._micro_batches(rows) for rows in computed]
         proximal = self._proximal_logprobs(work)
@@ -146,7 +165,8 @@ class DeepSpeedLearner:
         routed = self._routing.sums
         norms: list[float] = []
         self._balance.reset()
-        for rows, micro_batches, old in zip(computed, work, proximal, strict=True):
+        updates = list(zip(computed, work, proximal, strict=True)) * self._config.epochs
+        for rows, micro_batches, old in updates:
             self._balance.begin(len(rows), dist.get_world_size())
             minibatch = self._minibatch(step, rate, micro_batches, old)
             totals, routed = totals + minibatch.sums, routed + minibatch.routing
@@ -154,7 +174,8 @@ class DeepSpeedLearner:
         return StepReport(
             step + 1,
             {
-                **totals.metrics(len(work)),
+                **totals.metrics(len(updates)),
+                **({} if divergences is None else {"policy/kl": divergences.mean}),
                 "policy/grad_norm": sum(norms) / len(norms),
                 "policy/lr": rate,
                 **self._routing.metrics(routed),
@@ -162,7 +183,7 @@ class DeepSpeedLearner:
                 **self._balance.take(),
             },
             load_shares(self._routing.routers, routed.loads),
-            trained_on([row for rows in computed for row in rows]),
+            trained_on([row for rows, _, _ in updates for row in rows]),
         )
 
     def weights(self, allocate: Allocate = new_bytes) -> Iterator[Bucket]:
@@ -221,18 +242,40 @@ class DeepSpeedLearner:
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
         """This rank's micro-batches. All ranks have the same number."""
+        return [self._collate(rows, indices) for indices in self._planned(rows)]
+
+    def _planned(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
+        """Row indices of each of this rank's micro-batches."""
         world_size, budget = dist.get_world_size(), self._config.micro_batch_tokens
-        planned = plan([len(row) for row in rows], world_size, budget, self.layout)
-        return [
-            collate([rows[index] for index in indices], self.layout).to(self._device)
-            for indices in planned[dist.get_rank()]
-        ]
+        return plan([len(row) for row in rows], world_size, budget, self.layout)[dist.get_rank()]
+
+    def _collate(self, rows: Sequence[TrainingRow], indices: Sequence[int]) -> MicroBatch:
+        return collate([rows[index] for index in indices], self.layout).to(self._device)
+
+    @torch.no_grad()
+    def _reward_divergences(self, parts: Sequence[BatchPart]) -> RewardDivergences | None:
+        """Where the KL penalty is taken off the reward: the sum of log mu - log q over the trained tokens of
+        each rollout, with mu the rollout engine's probability and q the reference's. Each rank scores its
+        share of the rollouts; all ranks return the same numbers.
+        """
+        if self._rule.reward_kl_coefficient == 0:
+            return None
+        rows = rollout_rows(parts)
+        sums = torch.zeros(len(rows), dtype=torch.float64, device=self._device)
+        for indices in self._planned(rows):
+            batch = self._collate(rows, indices)
+            reference = self._reference_logprobs(batch)
+            assert reference is not None, "a KL penalty in the reward needs a reference model"
+            owners = torch.tensor(indices, dtype=torch.int64, device=self._device)[batch.token_rows.index]
+            sums.index_add_(0, owners, (batch.sampled_logprobs - reference).double())
+        dist.all_reduce(sums)
+        return RewardDivergences(sums.cpu().numpy(), sum(row.trained_tokens for row in rows))
 
     def _proximal_logprobs(self, work: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor | None]]:
-        """The learner's log-probs before the first minibatch, if there are several minibatches and
-        the objective needs them.
+        """The learner's log-probs before the first update, if there are several updates and the objective
+        needs them.
         """
-        if len(work) == 1 or self._rule.objective.truncation is None:
+        if len(work) * self._config.epochs == 1 or self._rule.objective.correction is None:
             return [[None for _ in micro_batches] for micro_batches in work]
         with torch.no_grad():
             return [[self._score(batch)[0] for batch in micro_batches] for micro_batches in work]
@@ -263,7 +306,7 @@ class DeepSpeedLearner:
         return _Minibatch(sums.cpu(), routing, norm)
 
     def _forward(self, batch: MicroBatch, proximal: Tensor | None) -> tuple[TokenColumns, TokenTerms, Tensor]:
-        reference = self._reference_logprobs(batch)
+        reference = self._reference_logprobs(batch) if self._rule.reward_kl_coefficient == 0 else None
         with self._routing.counting(batch.real), self._balance.counting():
             logprobs, entropies = self._score(batch)
         columns = TokenColumns(
@@ -273,6 +316,7 @@ class DeepSpeedLearner:
             proximal_logprobs=proximal,
             reference_logprobs=reference,
             rows=batch.token_rows,
+            entropies=entropies,
         )
         return columns, self._rule.objective(columns), entropies
 
@@ -285,7 +329,7 @@ class DeepSpeedLearner:
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
         if self._reference is None or self._reference_scorer is None:
-            if not self._adapters or self._rule.objective.kl_coefficient == 0:
+            if not self._adapters or not self._penalised:
                 return None
             self._replay.use(None)  # a separate reference model chooses its own experts
             with adapters_off(self._zero.module):

@@ -32,9 +32,7 @@ class SelectiveLogSoftmax(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] and targets [T] int64 give log-probs [T] and entropies [T], float32, in nats.
-        Entropies carry no gradient.
-        """
+        """Logits [T, V] and targets [T] int64 give log-probs [T] and entropies [T], float32, in nats."""
         tokens = logits.shape[0]
         logprobs, entropies, normalisers = (
             torch.empty(tokens, dtype=torch.float32, device=logits.device) for _ in range(3)
@@ -52,30 +50,42 @@ class SelectiveLogSoftmax(torch.autograd.Function):
                 normaliser - expected,
                 normaliser,
             )
-        ctx.save_for_backward(logits, targets, normalisers)
+        ctx.save_for_backward(logits, targets, normalisers, entropies)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)  # None for an output that the loss does not use
         return logprobs, entropies
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
-        *grad_outputs: Tensor,
+        *grad_outputs: Tensor | None,
     ) -> tuple[Tensor, None, None]:
-        """d log p(target) / d logits = (onehot(target) - softmax) / temperature."""
-        logits, targets, normalisers = ctx.saved_tensors
-        scale = grad_outputs[0].float() / ctx.temperature
+        """With p the softmax and H its entropy,
+
+        d log p(target) / d logits = (onehot(target) - p) / temperature
+        d H / d logits = -p (log p + H) / temperature
+        """
+        logits, targets, normalisers, entropies = ctx.saved_tensors
+        of_logprobs, of_entropies = grad_outputs
+        scale = torch.zeros_like(normalisers) if of_logprobs is None else of_logprobs.float()
+        scale = scale / ctx.temperature
         gradient = torch.empty_like(logits)
         for rows in _chunks(logits):
-            probabilities = torch.exp(_scaled(logits[rows], ctx.temperature) - normalisers[rows, None])
-            probabilities *= -scale[rows, None]
+            log_probabilities = _scaled(logits[rows], ctx.temperature) - normalisers[rows, None]
+            probabilities = torch.exp(log_probabilities)
+            if of_entropies is None:
+                probabilities *= -scale[rows, None]
+            else:
+                entropy_scale = (of_entropies[rows].float() / ctx.temperature)[:, None]
+                spread = log_probabilities.add_(entropies[rows, None]).mul_(entropy_scale)
+                probabilities *= -(scale[rows, None] + spread)
             probabilities.scatter_add_(1, targets[rows, None], scale[rows, None])
             gradient[rows] = probabilities
         return gradient, None, None
 
 
 def selective_log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs [T] with gradient and entropies [T] without gradient, for logits [T, V] and targets [T]. See
+    """Log-probs [T] and entropies [T], both with gradient, of logits [T, V] and targets [T]. See
     `SelectiveLogSoftmax`.
     """
     return SelectiveLogSoftmax.apply(logits, targets, temperature)  # pyright: ignore[reportReturnType]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orchestrator.training.learner.losses.aggregation import Aggregation, rollout_token_weights
 from orchestrator.training.learner.losses.objective import Objective
-from orchestrator.training.records import BatchPart, TokenWork
+from orchestrator.training.records import BatchPart, Finish, TokenWork
 
 Advantages = Callable[[Tensor], Tensor]
 """Turns rewards [P, G] float64 into advantages [P, G] float64; see `orchestrator.training.advantages`."""
@@ -31,7 +31,9 @@ class AlgorithmSpec:
 
     `temperature` is the sampling temperature, so that the learner's log-probs belong to the sampled
     distribution; 1 for a supervised loss, whose tokens were not sampled. `max_new_tokens` is the divisor of
-    the aggregation `constant`.
+    the aggregation `constant`. With `overlong_filtering`, rollouts that reached the limit of new tokens are
+    not trained on (DAPO, https://arxiv.org/abs/2503.14476, section 3.4). `reward_kl_coefficient` times a
+    rollout's KL divergence is subtracted from its reward.
     """
 
     advantages: Advantages
@@ -40,6 +42,8 @@ class AlgorithmSpec:
     drop_uninformative: bool
     temperature: float
     max_new_tokens: int
+    overlong_filtering: bool = False
+    reward_kl_coefficient: float = 0.0
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -53,7 +57,7 @@ class TrainingRow:
 
     tokens: NDArray[np.int32]  # [L]
     prompt_length: int  # L - R
-    trainable: NDArray[np.bool_]  # [R]; all False for an aborted rollout
+    trainable: NDArray[np.bool_]  # [R]; all False for a rollout that is not trained on
     logprobs: NDArray[np.float32]  # [R], the rollout engine's
     oldest_version: int
     advantage: float
@@ -72,11 +76,22 @@ class TrainingRow:
         return int(self.trainable.sum())
 
 
+def rollout_rows(parts: Sequence[BatchPart]) -> list[TrainingRow]:
+    """The rows of all rollouts in order, without advantages and weights, as a pass needs them that comes
+    before the rewards are known.
+    """
+    return [row for part in parts for group in part.groups for row in _rollouts(part, group)]
+
+
 def minibatch_rows(
-    parts: Sequence[BatchPart], rule: AlgorithmSpec, minibatches: int
+    parts: Sequence[BatchPart],
+    rule: AlgorithmSpec,
+    minibatches: int,
+    penalties: NDArray[np.float64] | None = None,
 ) -> list[list[TrainingRow]]:
     """Build the rows of each minibatch. Groups are never split. Advantages are computed over the whole batch,
-    weights over the minibatch.
+    weights over the minibatch. `penalties` [rollouts], in the order of `rollout_rows`, are subtracted from
+    the rewards.
 
     A row's weight takes into account all rollouts of its minibatch, including those without a gradient.
     Raises ValueError if the batch is empty, its blocks have different group sizes, it has fewer groups than
@@ -93,7 +108,10 @@ def minibatch_rows(
     rewards = np.stack(
         [part.scores.rewards[group * size : (group + 1) * size] for part, group in groups]
     )  # [P, G]
-    advantages = rule.advantages(torch.from_numpy(rewards.astype(np.float64))).numpy()
+    rewards = rewards.astype(np.float64)
+    if penalties is not None:
+        rewards = rewards - penalties.reshape(rewards.shape)
+    advantages = rule.advantages(torch.from_numpy(rewards)).numpy()
 
     bounds = np.linspace(0, len(groups), minibatches + 1).round().astype(int)
     return [
@@ -104,10 +122,11 @@ def minibatch_rows(
 
 def computed_rows(rows: Sequence[TrainingRow], rule: AlgorithmSpec) -> list[TrainingRow]:
     """The rows that need a forward and backward pass: those with a token to train on and, with
-    `drop_uninformative`, a non-zero advantage. With a KL penalty every row has a gradient, so none is
-    dropped for its advantage.
+    `drop_uninformative`, a non-zero advantage. With a KL penalty or an entropy bonus every row has a
+    gradient, so none is dropped for its advantage.
     """
-    drop = rule.drop_uninformative and rule.objective.kl_coefficient == 0
+    objective = rule.objective
+    drop = rule.drop_uninformative and objective.kl_coefficient == 0 and objective.entropy_coefficient == 0
     return [row for row in rows if row.trained_tokens > 0 and not (drop and row.advantage == 0.0)]
 
 
@@ -124,7 +143,9 @@ def trained_on(rows: Sequence[TrainingRow]) -> TokenWork:
 def _weighted_rows(
     groups: Sequence[tuple[BatchPart, int]], advantages: NDArray[np.float64], rule: AlgorithmSpec
 ) -> list[TrainingRow]:
-    rows = [row for part, group in groups for row in _rollouts(part, group)]
+    rows = [
+        row for part, group in groups for row in _rollouts(part, group, overlong=not rule.overlong_filtering)
+    ]
     lengths = torch.tensor([row.trained_tokens for row in rows], dtype=torch.int64)
     weights = rollout_token_weights(lengths, rule.aggregation, rule.max_new_tokens)
     weighed = zip(rows, advantages.ravel().tolist(), weights.tolist(), strict=True)
@@ -133,8 +154,10 @@ def _weighted_rows(
     ]
 
 
-def _rollouts(part: BatchPart, group: int) -> Iterator[TrainingRow]:
-    """The group's rows, without advantages and weights."""
+def _rollouts(part: BatchPart, group: int, *, overlong: bool = True) -> Iterator[TrainingRow]:
+    """The group's rows, without advantages and weights. With `overlong` False, rollouts that were cut at the
+    limit of new tokens have no token to train on.
+    """
     block = part.rollouts
     prompt_span = slice(block.prompt_offsets[group], block.prompt_offsets[group + 1])
     prompt = block.prompt_tokens[prompt_span]
@@ -145,11 +168,13 @@ def _rollouts(part: BatchPart, group: int) -> Iterator[TrainingRow]:
         )
     for index in range(group * block.group_size, (group + 1) * block.group_size):
         span = slice(block.offsets[index], block.offsets[index + 1])
+        filtered = block.finish[index] == Finish.LENGTH and not overlong
+        trainable = np.zeros_like(block.trainable[span]) if filtered else block.trainable[span]
         versions = block.versions[span]
         yield TrainingRow(
             tokens=np.concatenate([prompt, block.tokens[span]]),
             prompt_length=len(prompt),
-            trainable=block.trainable[span],
+            trainable=trainable,
             logprobs=block.logprobs[span],
             oldest_version=int(versions.min()) if len(versions) else -1,
             advantage=0.0,

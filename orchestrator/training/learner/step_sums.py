@@ -54,11 +54,11 @@ class StepSums:
         """Sum of weight x loss over all trained tokens."""
         return float(self.values[_LOSS])
 
-    def metrics(self, minibatches: int) -> dict[str, float]:
-        """The metrics of a step whose `minibatches` are summed here."""
+    def metrics(self, updates: int) -> dict[str, float]:
+        """The metrics of a step whose `updates` (minibatches of all epochs) are summed here."""
         tokens, positions = float(self.values[_TOKENS]), float(self.values[_POSITIONS])
         return {
-            "policy/loss": self.loss / minibatches,
+            "policy/loss": self.loss / updates,
             **token_means(self.values[: len(SUMS)]),
             "learner/tokens": tokens,
             "learner/padding_fraction": 1 - tokens / max(1.0, positions),

@@ -1,7 +1,7 @@
 """From columns of token log-probs to a scalar whose gradient is the update, in four independent steps:
 
     policy/       the loss of each token: clipped, gspo, gmpo, ...         PolicyColumns -> PolicyTerms [T]
-    importance    which log-probs the ratio is taken against, and the truncated weights of off-policy tokens
+    importance    which log-probs the ratio is taken against, and the weights of off-policy tokens
     kl            a penalty against the reference model                    k1, k2, k3
     aggregation   what one token weighs in the batch                       lengths [N] -> weights [N]
 

@@ -16,10 +16,17 @@ _MEANS = (
     ("policy/entropy", "entropy_tokens"),
     ("offpolicy/importance_ratio_mean", "tokens"),
     ("offpolicy/logprob_gap_mean", "tokens"),
+    ("offpolicy/bounded_fraction", "bounded_tokens"),
 )
 """Each metric's sum, and which count divides it."""
 
-SUMS: tuple[str, ...] = (*(name for name, _ in _MEANS), "tokens", "kl_tokens", "entropy_tokens")
+SUMS: tuple[str, ...] = (
+    *(name for name, _ in _MEANS),
+    "tokens",
+    "kl_tokens",
+    "entropy_tokens",
+    "bounded_tokens",
+)
 """What the entries of a vector of sums are, in order."""
 
 
@@ -38,9 +45,11 @@ def token_sums(columns: TokenColumns, terms: TokenTerms, entropy: Tensor | None 
         "policy/entropy": 0 if entropy is None else entropy.detach().sum(dtype=torch.float64),
         "offpolicy/importance_ratio_mean": log_ratio.exp().sum(),
         "offpolicy/logprob_gap_mean": log_ratio.abs().sum(),
+        "offpolicy/bounded_fraction": 0 if terms.bounded is None else terms.bounded.sum(),
         "tokens": tokens,
         "kl_tokens": 0 if terms.kl is None else tokens,
         "entropy_tokens": 0 if entropy is None else tokens,
+        "bounded_tokens": 0 if terms.bounded is None else tokens,
     }
     return torch.stack(
         [torch.as_tensor(values[name], dtype=torch.float64, device=log_ratio.device) for name in SUMS]
@@ -57,6 +66,7 @@ def token_means(sums: Tensor) -> dict[str, float]:
     - `policy/entropy`: mean entropy of the learner's distribution, in nats.
     - `offpolicy/importance_ratio_mean`: mean of learner probability / rollout's, not truncated; 1 on-policy.
     - `offpolicy/logprob_gap_mean`: mean |learner log-prob - rollout log-prob|, in nats; 0 on-policy.
+    - `offpolicy/bounded_fraction`: share of tokens whose importance weight was cut, or set to 0.
     """
     totals = dict(zip(SUMS, sums.tolist(), strict=True))
     return {name: totals[name] / totals[count] for name, count in _MEANS if totals[count] > 0}

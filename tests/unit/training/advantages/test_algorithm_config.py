@@ -14,6 +14,9 @@ from orchestrator.training.advantages.config import AlgorithmConfig
 FOLDER = Path(__file__).parents[4] / "conf" / "algorithm"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
+KL = {"coefficient": 0.1, "estimator": "k3", "applied_to": "loss"}
+OFF_POLICY = {"correction": "none", "level": "token", "minimum": 0.0, "truncation": 2.0}
+
 
 def load(name: str) -> dict[str, Any]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -21,8 +24,9 @@ def load(name: str) -> dict[str, Any]:
 
 def test_the_algorithms_that_there_are() -> None:
     assert {path.stem for path in FILES} == {
-        "dapo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_tis", "grpo_token", "gspo",
-        "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "sft",
+        "dapo", "decoupled_ppo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_icepop", "grpo_seq_mis",
+        "grpo_seq_tis", "grpo_tis", "grpo_token", "gspo", "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline", "rloo", "rloo_kl", "sft",
     }  # fmt: skip
 
 
@@ -49,8 +53,9 @@ def test_the_settings_of_deepseek_r1_can_be_written() -> None:
     assert (r1.advantage, r1.loss, r1.aggregation) == ("grpo", "clipped", "sequence")
 
 
-def test_tis_differs_from_its_base_in_the_correction_alone() -> None:
-    base, corrected = load("grpo_token"), load("grpo_tis")
+@pytest.mark.parametrize("name", ["grpo_tis", "grpo_seq_tis", "grpo_icepop", "grpo_seq_mis"])
+def test_corrected_algorithms_differ_from_their_base_in_the_correction_alone(name: str) -> None:
+    base, corrected = load("grpo_token"), load(name)
     changed = {key for key in base if base[key] != corrected[key]}
     assert changed == {"name", "off_policy"}
 
@@ -63,12 +68,31 @@ def test_groups_of_zero_advantage_are_kept_under_a_kl_penalty() -> None:
     assert error["msg"].startswith("drop_uninformative: got true, allowed: false (with kl.coefficient > 0")
 
 
+def test_groups_of_zero_advantage_are_kept_under_an_entropy_bonus() -> None:
+    with pytest.raises(ValidationError, match=r"allowed: false \(with entropy_coefficient > 0"):
+        AlgorithmConfig.model_validate(load("grpo_token") | {"entropy_coefficient": 0.01})
+
+
+def test_only_k1_is_taken_off_the_reward() -> None:
+    kl = {"coefficient": 0.1, "estimator": "k3", "applied_to": "reward"}
+    with pytest.raises(ValidationError, match="estimator: got k3, allowed: k1 with applied_to reward"):
+        AlgorithmConfig.model_validate(load("grpo") | {"kl": kl})
+
+
+def test_weights_are_kept_between_minimum_and_truncation() -> None:
+    off_policy = load("grpo_icepop")["off_policy"] | {"minimum": 5.0}
+    with pytest.raises(ValidationError, match=r"minimum: got 5.0, allowed: less than truncation \(5.0\)"):
+        AlgorithmConfig.model_validate(load("grpo_icepop") | {"off_policy": off_policy})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"dual_clip": 1.0}, {"clip_low": -0.1}, {"clip_high": -0.1}, {"aggregation": "mean"}, {"beta": 0.1},
-        {"kl": {"coefficient": -1.0, "estimator": "k3"}}, {"kl": {"coefficient": 0.1, "estimator": "k4"}},
-        {"off_policy": {"correction": "none", "truncation": 0.0}},
+        {"kl": KL | {"coefficient": -1.0}}, {"kl": KL | {"estimator": "k4"}},
+        {"kl": KL | {"applied_to": "advantage"}},
+        {"off_policy": OFF_POLICY | {"truncation": 0.0}}, {"off_policy": OFF_POLICY | {"minimum": -1.0}},
+        {"off_policy": OFF_POLICY | {"level": "batch"}}, {"entropy_coefficient": -0.1},
     ],
     ids=str,
 )  # fmt: skip

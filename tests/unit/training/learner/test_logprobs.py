@@ -27,14 +27,23 @@ def test_values_and_gradients_are_those_of_log_softmax(
 
     full = torch.log_softmax(logits / temperature, dim=-1)
     expected = full.gather(1, targets[:, None]).squeeze(1)
-    (expected_gradient,) = torch.autograd.grad(expected, logits, upstream)
+    (expected_gradient,) = torch.autograd.grad(expected, logits, upstream, retain_graph=True)
     got, entropies = selective_log_softmax(logits, targets, temperature)
-    (gradient,) = torch.autograd.grad(got, logits, upstream)
+    (gradient,) = torch.autograd.grad(got, logits, upstream, retain_graph=True)
 
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(entropies, -(full.exp() * full).sum(dim=-1), rtol=1e-5, atol=1e-5)
-    assert not entropies.requires_grad
+    expected_entropies = -(full.exp() * full).sum(dim=-1)
+    torch.testing.assert_close(entropies, expected_entropies, rtol=1e-5, atol=1e-5)
+
+    # The gradient of the entropies alone, and of both outputs together.
+    both = torch.dot(expected, upstream) + torch.dot(expected_entropies, upstream.square())
+    (of_entropies,) = torch.autograd.grad(expected_entropies, logits, upstream.square(), retain_graph=True)
+    (of_both,) = torch.autograd.grad(both, logits)
+    (alone,) = torch.autograd.grad(entropies, logits, upstream.square(), retain_graph=True)
+    torch.testing.assert_close(alone, of_entropies, rtol=1e-5, atol=1e-6)
+    (together,) = torch.autograd.grad((got, entropies), logits, (upstream, upstream.square()))
+    torch.testing.assert_close(together, of_both, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_logits_are_scored_in_float32_and_get_a_gradient_of_their_own_type() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.losses.policy import LOSSES, ClipRange
-from orchestrator.training.learner.rows import AlgorithmSpec, computed_rows, minibatch_rows
-from orchestrator.training.records import BatchPart
+from orchestrator.training.learner.rows import AlgorithmSpec, computed_rows, minibatch_rows, rollout_rows
+from orchestrator.training.records import BatchPart, Finish
 from tests.fakes.rollout_batches import random_part
 
 
@@ -78,6 +78,38 @@ def test_rollouts_without_a_trainable_token_are_not_trained_on() -> None:
     assert rows[0].trained_tokens == 0
     assert computed_rows(rows, _rule()) == rows[1:]
     assert rows[1].weight == pytest.approx(1 / rows[1].trained_tokens)
+
+
+def test_overlong_filtering_leaves_truncated_rollouts_out_of_the_loss_but_not_of_the_baseline() -> None:
+    part = _with_rewards(random_part(0, 1, 3), [0.0, 0.0, 3.0])
+    part.rollouts.finish[:] = [Finish.LENGTH, Finish.STOP, Finish.STOP]
+    rule = _rule(overlong_filtering=True, aggregation="sequence")
+    (rows,) = minibatch_rows([part], rule, 1)
+    assert [row.advantage for row in rows] == [-1, -1, 2]
+    assert [row.trained_tokens > 0 for row in rows] == [False, True, True]
+    assert computed_rows(rows, rule) == rows[1:]
+    # Of three rollouts each counts a third, the one that is left out too.
+    assert rows[1].weight * rows[1].trained_tokens == pytest.approx(1 / 3)
+    (rows,) = minibatch_rows([part], _rule(), 1)
+    assert all(row.trained_tokens > 0 for row in rows)
+
+
+def test_penalties_are_taken_off_the_rewards_in_the_order_of_the_rollouts() -> None:
+    part = dataclasses.replace(_with_rewards(random_part(1, 2, 2), [1.0, 0.0, 4.0, 2.0]), groups=(1, 0))
+    rows = rollout_rows([part])
+    (plain,) = minibatch_rows([part], _rule(), 1)
+    assert [row.tokens.tolist() for row in rows] == [row.tokens.tolist() for row in plain]
+    (penalised,) = minibatch_rows([part], _rule(), 1, np.array([1.0, 0.0, 0.5, 0.0]))
+    # Group 1: 4 - 1 and 2; group 0: 1 - 0.5 and 0.
+    assert [row.advantage for row in penalised] == [0.5, -0.5, 0.25, -0.25]
+
+
+def test_under_an_entropy_bonus_every_row_is_computed() -> None:
+    part = _with_rewards(random_part(0, 2, 2), [1.0, 1.0, 1.0, 1.0])
+    rule = _rule()
+    rule = dataclasses.replace(rule, objective=dataclasses.replace(rule.objective, entropy_coefficient=0.01))
+    (rows,) = minibatch_rows([part], rule, 1)
+    assert computed_rows(rows, rule) == rows
 
 
 def test_minibatches_split_groups_and_weigh_each_on_its_own() -> None:

@@ -5,22 +5,27 @@ counted from it.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from orchestrator.training.learner.losses import LOSSES, ClipRange
-from orchestrator.training.learner.losses.importance import truncated_weights
+from orchestrator.training.learner.losses.importance import Correction, importance_weights
 from orchestrator.training.learner.losses.metrics import SUMS, token_means, token_sums
 from orchestrator.training.learner.losses.objective import Objective, TokenColumns
+from orchestrator.training.learner.losses.token_rows import TokenRows
 
 
 def column(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def objective(loss: str = "clipped", truncation: float | None = None, kl: float = 0.0) -> Objective:
-    return Objective(LOSSES.get(loss), ClipRange(0.2, 0.28), truncation, kl_coefficient=kl, kl_estimator="k3")
+def objective(
+    loss: str = "clipped", truncation: float | None = None, kl: float = 0.0, entropy: float = 0.0
+) -> Objective:
+    correction = None if truncation is None else Correction(truncation)
+    return Objective(LOSSES.get(loss), ClipRange(0.2, 0.28), correction, kl, "k3", entropy)
 
 
 # Probabilities of three tokens under the three policies, and their advantages.
@@ -29,6 +34,7 @@ PROXIMAL = column(0.5, 0.5, 0.2).log()
 CURRENT = column(0.6, 0.3, 0.2).log()
 ADVANTAGES = column(2.0, -1.0, 1.0)
 REFERENCE = column(0.3, 0.3, 0.4).log()
+ROWS = TokenRows(torch.tensor([0, 0, 1]), 2)
 
 
 def columns(
@@ -37,11 +43,63 @@ def columns(
     return TokenColumns(logprobs, SAMPLED, ADVANTAGES, proximal, reference)
 
 
-def test_truncated_weights_cut_only_what_is_large() -> None:
-    # p_prox / mu = 2, 1, 0.25, cut at 1.5.
-    weights = truncated_weights(PROXIMAL.clone().requires_grad_(), SAMPLED, truncation=1.5)
-    torch.testing.assert_close(weights, column(1.5, 1.0, 0.25))
-    assert not weights.requires_grad
+@pytest.mark.parametrize(
+    ("correction", "expected", "bounded"),
+    [
+        # p_prox / mu = 2, 1, 0.25. The first two tokens are a rollout, so its product is 2, the other's 0.25.
+        (Correction(), (2, 1, 0.25), (False, False, False)),
+        (Correction(1.5), (1.5, 1, 0.25), (True, False, False)),
+        (Correction(1.5, 0.5, masks=True), (0, 1, 0), (True, False, True)),
+        (Correction(2.0, 0.25, masks=True), (2, 1, 0.25), (False, False, False)),
+        (Correction(per_sequence=True), (2, 2, 0.25), (False, False, False)),
+        (Correction(1.5, per_sequence=True), (1.5, 1.5, 0.25), (True, True, False)),
+        (Correction(1.5, 0.1, masks=True, per_sequence=True), (0, 0, 0.25), (True, True, False)),
+    ],
+    ids=str,
+)
+def test_weights(correction: Correction, expected: tuple[float, ...], bounded: tuple[bool, ...]) -> None:
+    found = importance_weights(correction, PROXIMAL.clone().requires_grad_(), SAMPLED, ROWS)
+    torch.testing.assert_close(found.weights, column(*expected))
+    assert found.bounded.tolist() == list(bounded)
+    assert not found.weights.requires_grad
+
+
+def test_weights_of_sequences_need_the_rows_of_tokens() -> None:
+    with pytest.raises(ValueError, match="rows: got None"):
+        importance_weights(Correction(per_sequence=True), PROXIMAL, SAMPLED, None)
+
+
+def test_a_masked_token_has_no_gradient() -> None:
+    logprobs = CURRENT.clone().requires_grad_()
+    masked = Objective(
+        LOSSES.get("clipped"), ClipRange(0.2, 0.28), Correction(1.5, 0.5, masks=True), 0.0, "k3"
+    )
+    terms = masked(columns(logprobs))
+    # Weights 0, 1 and 0; p / p_prox of the second token is 0.6, which the clip stops as its advantage is -1.
+    torch.testing.assert_close(terms.loss.detach(), column(0, 0.8, 0))
+    (gradient,) = torch.autograd.grad(terms.loss.sum(), logprobs)
+    assert gradient.tolist() == [0, 0, 0]
+    assert terms.bounded is not None
+    assert token_means(token_sums(columns(CURRENT), terms))["offpolicy/bounded_fraction"] == 2 / 3
+
+
+def test_the_decoupled_objective_weighs_without_a_bound() -> None:
+    # p / p_prox = 1.2, 0.6, 1: 2.4; min(-0.6, -0.8) = -0.8; 1. Times p_prox / mu = 2, 1, 0.25.
+    terms = objective(truncation=math.inf)(columns(CURRENT.clone().requires_grad_()))
+    torch.testing.assert_close(terms.loss.detach(), column(-4.8, 0.8, -0.25))
+
+
+def test_the_entropy_bonus_is_taken_off_the_loss_and_weighted_with_it() -> None:
+    entropies = column(0.5, 1.0, 2.0).requires_grad_()
+    plain = replace(columns(CURRENT), entropies=entropies)
+    terms = objective(entropy=0.1)(plain)
+    torch.testing.assert_close(terms.loss.detach(), column(-2.56 - 0.05, 0.8 - 0.1, -0.25 - 0.2))
+    (gradient,) = torch.autograd.grad(terms.loss.sum(), entropies)
+    torch.testing.assert_close(gradient, column(-0.1, -0.1, -0.1))
+    weighted = objective(truncation=1.5, entropy=0.1)(plain).loss.detach()
+    torch.testing.assert_close(weighted, column(1.5, 1, 0.25) * column(-2.4 - 0.05, 0.8 - 0.1, -1 - 0.2))
+    with pytest.raises(ValueError, match=r"entropy_coefficient is 0.1, and the tokens have no entropies"):
+        objective(entropy=0.1)(columns(CURRENT))
 
 
 def test_without_a_correction_the_ratio_is_against_the_rollout_engine() -> None:
@@ -132,6 +190,7 @@ def test_metrics() -> None:
             "policy/entropy": 0.6,
             "offpolicy/importance_ratio_mean": (2 + 1 + 0.25) / 3,  # p_prox / mu, not cut
             "offpolicy/logprob_gap_mean": (ln2 + 0 + ln4) / 3,
+            "offpolicy/bounded_fraction": 1 / 3,  # the first, 2, is cut to 1.5
         }
     )
 
