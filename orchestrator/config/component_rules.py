@@ -94,6 +94,14 @@ def later_epochs_take_a_ratio(config: RunConfig) -> Iterator[ConfigError]:
     yield ConfigError("learner.epochs", str(epochs), "1", hint)
 
 
+def the_reference_can_be_replaced(config: RunConfig) -> Iterator[ConfigError]:
+    """The reference of a model with adapters is the model without them, which never changes."""
+    kl = config.algorithm.kl
+    if kl.coefficient > 0 and kl.reference_period is not None and config.learner.lora.rank > 0:
+        hint = "with learner.lora.rank > 0 the reference is the model without adapters, which stays as it is"
+        yield ConfigError("algorithm.kl.reference_period", str(kl.reference_period), "null", hint)
+
+
 def the_reward_is_read(config: RunConfig) -> Iterator[ConfigError]:
     """A KL penalty in the reward has no effect on an advantage that ignores rewards."""
     facts, algorithm = facts_of(config), config.algorithm

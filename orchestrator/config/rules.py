@@ -237,6 +237,7 @@ RULES: tuple[Rule, ...] = (
     component_rules.dual_clip_has_an_effect,
     component_rules.later_epochs_take_a_ratio,
     component_rules.the_reward_is_read,
+    component_rules.the_reference_can_be_replaced,
     component_rules.equal_rewards_give_no_gradient,
     component_rules.correct_rollouts_are_known,
     component_rules.groups_can_be_compared,

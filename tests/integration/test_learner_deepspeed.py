@@ -118,6 +118,62 @@ def test_a_kl_penalty_is_against_the_model_of_the_start() -> None:
     learner.close()
 
 
+def test_a_replaced_reference_is_the_learner_of_that_step_and_comes_back_with_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    rule = update_rule()
+    objective = dataclasses.replace(rule.objective, kl_coefficient=1.0)
+    rule = dataclasses.replace(rule, objective=objective, reference_period=2)
+    changes: dict[str, Any] = {"rule": rule, "reference": True, "learning_rate": 1e-2, "warmup_steps": 0}
+    learner = _build(**changes)
+    divergences = [learner.update(step, batch(step)).metrics["policy/kl"] for step in range(2)]
+    learner.save(tmp_path)
+    following = [dict(learner.update(step, batch(step)).metrics) for step in (2, 3)]
+    learner.close()
+    # The reference is the first model in steps 0 and 1, and the learner after step 1 in steps 2 and 3.
+    assert divergences[0] == pytest.approx(0, abs=1e-6)
+    assert divergences[1] > 1e-6
+    assert following[0]["policy/kl"] == pytest.approx(0, abs=1e-6)
+    assert following[1]["policy/kl"] > 1e-6
+
+    resumed = _build(zero_stage=3, **changes)
+    resumed.load(tmp_path)
+    for step, expected in zip((2, 3), following, strict=True):
+        got = resumed.update(step, batch(step)).metrics
+        assert got["policy/kl"] == pytest.approx(expected["policy/kl"], rel=1e-4, abs=1e-7)
+        assert got["policy/loss"] == pytest.approx(expected["policy/loss"], rel=1e-4, abs=1e-7)
+    resumed.close()
+
+
+def test_a_checkpoint_without_the_reference_that_it_needs_is_refused(tmp_path: Path) -> None:
+    learner = _build()
+    learner.save(tmp_path)
+    learner.close()
+    rule = dataclasses.replace(update_rule(), reference_period=2)
+    other = _build(rule=rule, reference=True)
+    with pytest.raises(CheckpointError, match=r"reference/.* is missing"):
+        other.load(tmp_path)
+    other.close()
+
+
+def test_a_second_epoch_trains_on_the_same_rows_again() -> None:
+    once, _ = _updated(batch(0))
+    twice, weights = _updated(batch(0), epochs=2)
+    _, single = _updated(batch(0))
+    assert twice["learner/tokens"] == 2 * once["learner/tokens"]
+    assert not same_weights(weights, single)
+
+
+def test_a_penalty_in_the_reward_needs_no_pass_of_its_own_in_the_loss() -> None:
+    rule = dataclasses.replace(update_rule(), reward_kl_coefficient=0.05, drop_uninformative=False)
+    metrics, _ = _updated(batch(0), rule=rule, reference=True)
+    plain, _ = _updated(batch(0), rule=dataclasses.replace(rule, reward_kl_coefficient=0.0))
+    # The rollouts were not sampled from the model, so their divergence from it is not zero.
+    assert abs(metrics["policy/kl"]) > 1e-3
+    assert "policy/kl" not in plain
+    assert metrics["policy/loss"] != pytest.approx(plain["policy/loss"], rel=1e-3)
+
+
 def test_an_export_loads_in_plain_transformers_with_the_same_logits(tmp_path: Path) -> None:
     learner = _build(zero_stage=3)
     learner.update(0, batch(0))

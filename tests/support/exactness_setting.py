@@ -65,6 +65,7 @@ class Objective:
     sequence_weights: bool = False
     """One weight for each rollout instead of one for each token."""
     kl_in_reward: bool = False
+    reference_period: int | None = None
     entropy_coefficient: float = 0.0
     overlong_filtering: bool = False
     minibatches: int = 1
@@ -105,6 +106,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         ),
         "decoupled": Objective(truncation=math.inf, minibatches=3, gap=0.3),
         "kl_in_reward": Objective(kl="k1", kl_coefficient=0.05, kl_in_reward=True),
+        "reference_period": Objective(kl="k3", kl_coefficient=0.5, reference_period=2),
         "entropy": Objective(entropy_coefficient=0.01),
         "overlong_filtering": Objective(aggregation="sequence", overlong_filtering=True),
         "epochs": Objective(minibatches=3, epochs=2, truncation=1.3, gap=0.5),
@@ -229,6 +231,7 @@ def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
         max_new_tokens=MAX_NEW_TOKENS,
         overlong_filtering=objective.overlong_filtering,
         reward_kl_coefficient=objective.kl_coefficient if objective.kl_in_reward else 0.0,
+        reference_period=objective.reference_period,
     )
 
 

@@ -105,6 +105,9 @@ class _PlainProcess:
             for _ in range(self._objective.epochs)
             for rollouts, old in zip(minibatches, before, strict=True)
         ]
+        period = self._objective.reference_period
+        if self._reference is not None and period is not None and (step + 1) % period == 0:
+            self._reference.load_state_dict(self._model.state_dict())
         losses, norms = zip(*updates, strict=True)
         return sum(losses) / len(losses), sum(norms) / len(norms)
 

@@ -11,7 +11,7 @@ from orchestrator.training.settings import Settings
 
 
 class KLConfig(Settings):
-    """A KL penalty against the model the run started from."""
+    """A KL penalty against a reference model: the one that the run started from, or a more recent one."""
 
     coefficient: float = Field(ge=0)
     """0: no reference model is kept."""
@@ -22,6 +22,9 @@ class KLConfig(Settings):
     """`loss`: the penalty is a term of the loss at each token. `reward`: the coefficient times the sum of
     log(sampled probability / reference probability) over the trained tokens of a rollout is taken off its
     reward, before advantages are computed; only with the estimator k1."""
+    reference_period: int | None = Field(ge=1)
+    """After every so many steps the reference model is replaced by the learner's (DeepSeek-R1: 400); null: it
+    stays the model that the run started from."""
 
     @model_validator(mode="after")
     def _the_reward_has_an_unbiased_penalty(self) -> Self:

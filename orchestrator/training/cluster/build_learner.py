@@ -55,6 +55,7 @@ def algorithm_spec(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Algori
         max_new_tokens=rollout.max_new_tokens,
         overlong_filtering=algorithm.overlong_filtering,
         reward_kl_coefficient=0.0 if in_loss else coefficient,
+        reference_period=algorithm.kl.reference_period,
     )
 
 

@@ -6,6 +6,7 @@ rows                rewards to advantages, and the weight of each token in the w
 batching            rows to ranks, and to micro-batches of a token budget
 micro_batch         rows as tensors
 logprobs, losses    the model's log-probs of the trained tokens, and the loss on them
+reference           the frozen model of a KL penalty
 routing             expert loads, and the selection bias that balances them
 adapters            LoRA: adapters are trained and saved; published weights are merged
 activations         activation checkpointing

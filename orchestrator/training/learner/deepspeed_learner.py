@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from orchestrator.training.learner.expert_load import layer_metrics, load_shares
 from orchestrator.training.learner.logprobs import TokenScorer
 from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
 from orchestrator.training.learner.micro_batch import MicroBatch, collate
+from orchestrator.training.learner.reference import ReferenceModel
 from orchestrator.training.learner.routing import RoutingMeter, RoutingSums
 from orchestrator.training.learner.rows import (
     AlgorithmSpec,
@@ -129,9 +130,10 @@ class DeepSpeedLearner:
             checkpoint_activations(trainee.model)
         self.layout: BatchFormat = layout_for(trainee.model)
         self._scorer = TokenScorer(trainee.model, rule.temperature)
-        self._reference = None if trainee.reference is None else self._freeze(trainee.reference)
-        self._reference_scorer = (
-            None if self._reference is None else TokenScorer(self._reference, rule.temperature)
+        self._reference = (
+            None
+            if trainee.reference is None
+            else ReferenceModel(trainee.reference, rule.temperature, self._device)
         )
         self._adapters = has_adapters(trainee.model)
         self._penalised = rule.objective.kl_coefficient > 0 or rule.reward_kl_coefficient > 0
@@ -171,6 +173,9 @@ class DeepSpeedLearner:
             minibatch = self._minibatch(step, rate, micro_batches, old)
             totals, routed = totals + minibatch.sums, routed + minibatch.routing
             norms.append(minibatch.grad_norm)
+        period = self._rule.reference_period
+        if self._reference is not None and period is not None and (step + 1) % period == 0:
+            self._reference.replace(joined(self._full_tensors.stream()))
         return StepReport(
             step + 1,
             {
@@ -198,16 +203,16 @@ class DeepSpeedLearner:
 
     def save(self, directory: Path) -> None:
         """See `Learner.save`."""
-        self._write(shard_of(self._zero), directory)
+        self._write(self._shard(), directory)
 
     def prepare_snapshot(self) -> None:
         """See `Learner.prepare_snapshot`."""
         if not self._host_memory.reserved:
-            self._host_memory.reserve(shard_of(self._zero))
+            self._host_memory.reserve(self._shard())
 
     def snapshot(self) -> None:
         """See `Learner.snapshot`."""
-        self._copied = self._host_memory.copy(shard_of(self._zero))
+        self._copied = self._host_memory.copy(self._shard())
 
     def write(self, directory: Path) -> None:
         """See `Learner.write`."""
@@ -218,6 +223,8 @@ class DeepSpeedLearner:
     def load(self, directory: Path) -> None:
         """See `Learner.load`."""
         load_shards(self._zero, directory)
+        if self._reference is not None and self._rule.reference_period is not None:
+            self._reference.load(directory)
 
     def export(self, directory: Path) -> None:
         """See `Learner.export`."""
@@ -229,6 +236,13 @@ class DeepSpeedLearner:
     def close(self) -> None:
         """See `Learner.close`."""
         self._zero.close()
+
+    def _shard(self) -> Shard:
+        """This rank's part of a checkpoint. Rank 0 adds the reference model, if it changes during a run."""
+        shard = shard_of(self._zero)
+        if self._reference is None or self._rule.reference_period is None or dist.get_rank() != 0:
+            return shard
+        return replace(shard, tensors={**shard.tensors, **self._reference.saved_tensors})
 
     @staticmethod
     def _write(shard: Shard, directory: Path) -> None:
@@ -328,16 +342,13 @@ class DeepSpeedLearner:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
-        if self._reference is None or self._reference_scorer is None:
-            if not self._adapters or not self._penalised:
-                return None
-            self._replay.use(None)  # a separate reference model chooses its own experts
-            with adapters_off(self._zero.module):
-                return self._scorer(self._zero.forward, batch)[0]
-        return self._reference_scorer(self._reference, batch)[0]
-
-    def _freeze(self, reference: PreTrainedModel) -> PreTrainedModel:
-        return reference.eval().requires_grad_(False).to(self._device)  # pyright: ignore[reportArgumentType]
+        if self._reference is not None:
+            return self._reference.logprobs(batch)
+        if not self._adapters or not self._penalised:
+            return None
+        self._replay.use(None)  # a separate reference model chooses its own experts
+        with adapters_off(self._zero.module):
+            return self._scorer(self._zero.forward, batch)[0]
 
     @staticmethod
     def _refuse_non_finite(step: int, loss: float, norm: float) -> None:

@@ -33,7 +33,8 @@ class AlgorithmSpec:
     distribution; 1 for a supervised loss, whose tokens were not sampled. `max_new_tokens` is the divisor of
     the aggregation `constant`. With `overlong_filtering`, rollouts that reached the limit of new tokens are
     not trained on (DAPO, https://arxiv.org/abs/2503.14476, section 3.4). `reward_kl_coefficient` times a
-    rollout's KL divergence is subtracted from its reward.
+    rollout's KL divergence is subtracted from its reward. After every `reference_period` steps the reference
+    model is replaced by the learner's model; None: never.
     """
 
     advantages: Advantages
@@ -44,6 +45,7 @@ class AlgorithmSpec:
     max_new_tokens: int
     overlong_filtering: bool = False
     reward_kl_coefficient: float = 0.0
+    reference_period: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

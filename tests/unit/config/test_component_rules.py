@@ -66,6 +66,7 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("sft", "algorithm.dual_clip=3", "algorithm.dual_clip", "null, or algorithm.loss clipped, gspo"),
         ("grpo", f"algorithm=gmpo {TIS}", "algorithm.off_policy.level", "sequence"),
         ("grpo", "algorithm=rloo learner.epochs=2", "learner.epochs", "1"),
+        ("grpo", "algorithm=deepseek_r1 learner.lora.rank=8", "algorithm.kl.reference_period", "null"),
         ("sft", "algorithm.kl.coefficient=0.1 algorithm.kl.estimator=k1 algorithm.kl.applied_to=reward",
          "algorithm.kl.applied_to", "loss"),
         ("grpo", "evaluation.engine=vllm", "evaluation.engine", "hf, worked_solutions"),

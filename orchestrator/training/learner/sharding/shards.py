@@ -4,6 +4,7 @@
         <parameter>@<start>/master     float32 [count]: master weights, from element <start> on
         <parameter>@<start>/<state>    float32 [count] (exp_avg, exp_avg_sq) or [] (step): optimizer state
         buffer/<name>                  the model's persistent buffers (router bias); rank 0 only
+        reference/<name>               the reference model, where it changes during a run; rank 0 only
         rng/<rank>/<device>            uint8: torch's generators
         metadata: format, rank, world_size, zero_stage, shapes (JSON)
 

@@ -14,7 +14,7 @@ from orchestrator.training.advantages.config import AlgorithmConfig
 FOLDER = Path(__file__).parents[4] / "conf" / "algorithm"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
-KL = {"coefficient": 0.1, "estimator": "k3", "applied_to": "loss"}
+KL = {"coefficient": 0.1, "estimator": "k3", "applied_to": "loss", "reference_period": None}
 OFF_POLICY = {"correction": "none", "level": "token", "minimum": 0.0, "truncation": 2.0}
 
 
@@ -50,6 +50,7 @@ def test_published_settings() -> None:
 def test_the_settings_of_deepseek_r1_can_be_written() -> None:
     r1 = AlgorithmConfig.model_validate(load("deepseek_r1"))
     assert (r1.kl.coefficient, r1.kl.estimator, r1.clip_low, r1.clip_high) == (0.001, "k3", 10, 10)
+    assert r1.kl.reference_period == 400
     assert (r1.advantage, r1.loss, r1.aggregation) == ("grpo", "clipped", "sequence")
 
 
@@ -74,7 +75,7 @@ def test_groups_of_zero_advantage_are_kept_under_an_entropy_bonus() -> None:
 
 
 def test_only_k1_is_taken_off_the_reward() -> None:
-    kl = {"coefficient": 0.1, "estimator": "k3", "applied_to": "reward"}
+    kl = {"coefficient": 0.1, "estimator": "k3", "applied_to": "reward", "reference_period": None}
     with pytest.raises(ValidationError, match="estimator: got k3, allowed: k1 with applied_to reward"):
         AlgorithmConfig.model_validate(load("grpo") | {"kl": kl})
 
