@@ -53,6 +53,11 @@ _OTHERS = [
         *(Case("tiny_moe", 2, size, stage) for size in (1, 2) for stage in _STAGES),
         *(Case(model, 2, 2, 2) for model in ("deepseek_v2", "qwen3_moe", "mixtral", "granite_moe")),
         *(Case("tiny_moe", 2, 1 + stage % 2, stage, "all_gspo") for stage in _STAGES),
+        *(
+            Case("tiny_moe", 2, 2, 1, objective)
+            for objective in ("sequence_masked_is", "kl_in_reward", "epochs", "entropy", "overlong_filtering")
+        ),
+        *(Case("tiny_moe", 2, 2, stage, "reference_period") for stage in _STAGES),
     )
     if case not in _CASES
 ]
