@@ -101,8 +101,8 @@ class RunObserver:
             self._view.message(event.message)
 
     def _on_wait(self, event: Waiting | WaitEnded) -> None:
-        """Keep the waits in state.json up to date. If that fails the run goes on: the disk may be what it
-        waits for.
+        """Keep the waits in state.json up to date. If that fails the run goes on: the disk may
+        be what it waits for.
         """
         if isinstance(event, Waiting):
             self._waits[event.what, event.where] = WaitRecord(

@@ -150,8 +150,8 @@ def book(
 def book_lease(
     lease: LeaseEvents, as_of_ns: int, policy: BookingPolicy
 ) -> tuple[BookedLease | None, list[Rejection]]:
-    """Book one lease as of `as_of_ns`. Returns None for a lease that was not open yet, and the rejected
-    events.
+    """Book one lease as of `as_of_ns`. Returns None for a lease that was not open yet, and
+    the rejected events.
     """
     facts, rejected = lease_facts(lease, policy)
     if facts is None or facts.opened.at_ns >= as_of_ns:
@@ -176,8 +176,8 @@ class LeaseFacts:
 
 
 def lease_facts(lease: LeaseEvents, policy: BookingPolicy) -> tuple[LeaseFacts | None, list[Rejection]]:
-    """Resolve the events of a lease. Returns None for a lease that was never opened, and the rejected
-    events.
+    """Resolve the events of a lease. Returns None for a lease that was never opened, and
+    the rejected events.
     """
     if not lease.openings:
         orphans = (*lease.closings, *lease.spans)

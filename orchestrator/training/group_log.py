@@ -69,8 +69,8 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The rollouts of these groups, or the weights to sample them with, are gone. They will be requested
-    again.
+    """The rollouts of these groups, or the weights to sample them with, are gone. They will
+    be requested again.
     """
 
     event: ClassVar[str] = "lost"

@@ -336,8 +336,8 @@ class Replay:
             )
 
     def _check_version(self, version: int, groups: Sequence[int]) -> None:
-        """A request names the learner's version, which follows the newest step as soon as its weights are
-        published.
+        """A request names the learner's version, which follows the newest step as soon as
+        its weights are published.
         """
         if version not in (self.step - 1, self.step):
             self._report(

@@ -201,8 +201,8 @@ def read_usage(run: RunDirectory) -> Usage:
 
 
 def compare_usage(run: RunDirectory, replay: Replay, usage: Usage, running: bool) -> Iterator[Violation]:
-    """Every sampled token is in a group or an evaluation that is recorded, or was given up for a reason that
-    is recorded.
+    """Every sampled token is in a group or an evaluation that is recorded, or was given up
+    for a reason that is recorded.
     """
     repeated = {int(event.get("step", -1)) for event in _events(run, "answers_lost")}
     interrupted = replay.starts > 1 or not replay.finished
@@ -248,8 +248,8 @@ def _events(run: RunDirectory, event: str) -> list[Mapping[str, Any]]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The lines of a log with their numbers; one that a crash has cut short at the end is left out. Raises
-    InputError.
+    """The lines of a log with their numbers; one that a crash has cut short at the end is
+    left out. Raises InputError.
     """
     for number, line in enumerate(whole_lines(path), 1):
         try:

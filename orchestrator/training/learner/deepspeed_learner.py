@@ -286,8 +286,8 @@ class DeepSpeedLearner:
         return RewardDivergences(sums.cpu().numpy(), sum(row.trained_tokens for row in rows))
 
     def _proximal_logprobs(self, work: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor | None]]:
-        """The learner's log-probs before the first update, if there are several updates and the objective
-        needs them.
+        """The learner's log-probs before the first update, if there are several updates and
+        the objective needs them.
         """
         if len(work) * self._config.epochs == 1 or self._rule.objective.correction is None:
             return [[None for _ in micro_batches] for micro_batches in work]

@@ -92,8 +92,8 @@ def minibatch_rows(
     penalties: NDArray[np.float64] | None = None,
 ) -> list[list[TrainingRow]]:
     """Build the rows of each minibatch. Groups are never split. Advantages are computed over the whole batch,
-    weights over the minibatch. `penalties` [rollouts], in the order of `rollout_rows`, are subtracted from
-    the rewards.
+    weights over the minibatch. `penalties` [rollouts], in the order of `rollout_rows`, are
+    subtracted from the rewards.
 
     A row's weight takes into account all rollouts of its minibatch, including those without a gradient.
     Raises ValueError if the batch is empty, its blocks have different group sizes, it has fewer groups than
