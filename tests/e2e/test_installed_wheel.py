@@ -40,6 +40,7 @@ def call(bin_folder: Path, cwd: Path, *arguments: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 def test_an_installed_wheel_composes_checks_and_runs_from_any_folder(installed: Path, tmp_path: Path) -> None:

@@ -279,6 +279,7 @@ def _four_ranks(rank: int, port: int, case: Case, directory: str) -> None:
     learner.close()
 
 
+@pytest.mark.long
 def test_of_two_groups_with_the_same_experts_one_writes_them(tmp_path: Path) -> None:
     """And all four ranks a share of the rest."""
     start_ranks(4, _four_ranks, Case("tiny_moe", 4, 2, 1), str(tmp_path))

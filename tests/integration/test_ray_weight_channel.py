@@ -27,6 +27,7 @@ from orchestrator.training.tensors.buckets import Allocate, Bucket, flatten
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
 from tests.contracts.weight_channel_contract import WeightChannelContract
+from tests.support.lanes import also_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -101,7 +102,7 @@ def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
     return set(answer[0].versions.tolist())
 
 
-@pytest.mark.parametrize("channel", ["shared_memory", "object_store"])
+@pytest.mark.parametrize("channel", also_long(["object_store"], ["shared_memory"]))
 def test_two_workers_sample_from_exactly_what_was_published(channel: str, tmp_path: Path) -> None:
     parts = _parts(channel, tmp_path)
     publisher, workers = _start(Publisher, parts), [_worker(parts, index) for index in range(2)]

@@ -204,6 +204,7 @@ def losses_over_shared_memory(losses_over: Callable[[str], dict[int, float]]) ->
     return losses_over("shared_memory")
 
 
+@pytest.mark.long
 def test_losses_do_not_depend_on_the_weight_channel(
     losses_over: Callable[[str], dict[int, float]],
     losses_over_shared_memory: dict[int, float],

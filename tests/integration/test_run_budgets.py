@@ -88,6 +88,7 @@ def assert_settled(program: Program, budget: dict[str, Any]) -> None:
     assert cost <= Decimal(budget["settled"]) <= cost + 5 * SECOND
 
 
+@pytest.mark.long
 def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
     program: Program, small_run: Callable[..., tuple[str, ...]], hook: Hook
 ) -> None:
