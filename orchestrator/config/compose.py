@@ -50,7 +50,7 @@ SEARCH_PATH = "hydra.searchpath"
 
 STAGE_OVERRIDE = re.compile(r"^(\+\+|\+|~)?stages\.([a-z][a-z0-9_]*)\.(.+)$", re.DOTALL)
 REFUSED_OVERRIDE = re.compile(r"Could not (?:override|delete from config\.|delete) '~?\+*([\w./@]+)")
-"""Hydra's message (1.3 to 1.4) about an override of an unknown key. Hydra has no other way to learn the key."""
+"""The message of Hydra 1.3 and 1.4 about an override of an unknown key, which is named nowhere else."""
 PLAIN_VALUE = re.compile(r"((?:\+\+?)?[A-Za-z_][\w./@:-]*=)(?!\s*['\"\[])((?!\{)[^\n]+|\{[^:\n]*\}[^\n]*)")
 """An override whose value may be plain text: it does not begin like a list, a mapping or a quoted string."""
 OWN_KEYS = re.compile(r"^(\+\+|\+|~)?(experiment|job|stages)(=|@|$)")

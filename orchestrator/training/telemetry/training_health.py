@@ -13,6 +13,7 @@ Rollouts that are all right are equal too. That is success, except at the start:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -132,6 +133,8 @@ class TrainingHealth:
         self._first_step: int | None = None
         self._streaks = dict.fromkeys((check.problem for check in self._checks), 0)
         """For how many steps each check has held without a break."""
+        self._accuracies: deque[float] = deque(maxlen=LATER_STEPS)
+        """The accuracy of the newest steps."""
         self._reported: set[str] = set()
 
     def restart(self, history: Iterable[tuple[int, Metrics]]) -> None:
@@ -140,6 +143,7 @@ class TrainingHealth:
         """
         self._steps, self._first_step = 0, None
         self._streaks = dict.fromkeys(self._streaks, 0)
+        self._accuracies.clear()
         for step, metrics in history:
             self.observe(step, metrics)
 
@@ -149,10 +153,11 @@ class TrainingHealth:
             return None  # an evaluation before the first step
         self._steps += 1
         self._first_step = step if self._first_step is None else self._first_step
+        self._accuracies.append(metrics.get("accuracy/train", 0.0))
         for check in self._checks:
             self._streaks[check.problem] = self._streaks[check.problem] + 1 if check.holds(metrics) else 0
         found = next((check for check in self._checks if self._is_certain(check)), None)
-        if found is None or found.problem in self._reported or self._is_success(found, metrics):
+        if found is None or found.problem in self._reported or self._is_success(found):
             return None
         self._reported.add(found.problem)
         return TrainingWarning(step, found.problem, found.what, found.advice)
@@ -164,9 +169,11 @@ class TrainingHealth:
     def _holds_from_the_start(self, check: _Check) -> bool:
         return self._first_step == 1 and self._streaks[check.problem] == self._steps
 
-    def _is_success(self, found: _Check, metrics: Metrics) -> bool:
-        """Whether the signal is gone because everything has been learnt."""
-        solved = metrics.get("accuracy/train", 0.0) >= NEARLY_ALL
+    def _is_success(self, found: _Check) -> bool:
+        """Whether the signal is gone because everything has been learnt. A single step decides nothing: one
+        prompt that is always answered wrongly may be 3 % of its batch.
+        """
+        solved = sum(self._accuracies) / len(self._accuracies) >= NEARLY_ALL
         return solved and not self._holds_from_the_start(found)
 
 

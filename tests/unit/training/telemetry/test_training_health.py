@@ -114,6 +114,18 @@ def test_a_solved_task_has_equal_rewards_and_that_is_success() -> None:
     assert [warning.problem for warning in warnings(*[solved] * 100)] == ["equal_rewards"]
 
 
+def test_a_task_is_solved_over_several_steps_and_not_by_the_last_one() -> None:
+    """Of 32 prompts one that is never solved comes by now and then, and no group is informative."""
+    flat = HEALTHY | {"rollout/informative_fraction": 0.0, "policy/grad_norm": 0.0}
+    right, one_wrong = flat | {"accuracy/train": 1.0}, flat | {"accuracy/train": 31 / 32}
+    assert warnings(HEALTHY, *[*[right] * 4, one_wrong] * 20) == []
+    assert warnings(HEALTHY, *[one_wrong] * 4, *[right] * 100) == []
+    found = warnings(HEALTHY, *[one_wrong] * 100)
+    assert [(warning.problem, warning.step) for warning in found] == [
+        ("no_informative_group", LATER_STEPS + 1)
+    ]
+
+
 def test_a_resumed_run_may_have_been_solved_before() -> None:
     solved = HEALTHY | {"reward/std": 0.0, "accuracy/train": 1.0}
     health = TrainingHealth(GRPO, 100)
