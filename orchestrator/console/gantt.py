@@ -30,6 +30,8 @@ MOST_STEPS = 4
 MOST_SPANS = 800
 MOST_ROWS = 24
 NARROWEST_BAR = 0.6
+LETTER = 7
+"""Width of a letter, to keep the labels of short steps from overlapping."""
 _TOP, _BOTTOM = 24, 26
 
 
@@ -149,10 +151,13 @@ def _grid(svg: ElementTree.Element, drawing: _Drawing, windows: Sequence[StepWin
         y = drawing.y(actor)
         _add(svg, "line", _line(drawing.frame.left, y, drawing.frame.width - 8, y, "grid"))
         _text(svg, drawing.frame.left - 8, y + drawing.frame.row / 2 + 4, actor, "tick end")
+    free = 0.0
     for window in windows:
-        x = drawing.x(window.start_ns)
+        x, label = drawing.x(window.start_ns), f"step {window.step}"
         _add(svg, "line", _line(x, 6, x, drawing.bottom, "grid"))
-        _text(svg, x + 4, _TOP - 8, f"step {window.step}", "tick")
+        if x >= free:
+            _text(svg, x + 4, _TOP - 8, label, "tick")
+            free = x + 8 + LETTER * len(label)
     _add(
         svg,
         "line",

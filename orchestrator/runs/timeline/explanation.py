@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from orchestrator.clock import NANOSECONDS
-from orchestrator.runs.timeline.critical_path import Segment
+from orchestrator.runs.timeline.critical_path import CONTROLLER, Segment
 from orchestrator.runs.timeline.spans import (
     EVALUATE,
     GENERATE,
@@ -76,7 +76,9 @@ class StepAccount:
     path_ns: Mapping[str, int]
     """The critical path, by the same names; the learner's own work is under `learner`."""
     waited_for: Mapping[str, str]
-    """The actor of each wait; empty if there were several."""
+    """The actor of each wait; empty if there were several. For `controller`, the actor that began when the
+    longest such wait was over.
+    """
 
     def __add__(self, other: StepAccount) -> StepAccount:
         return StepAccount(
@@ -108,13 +110,15 @@ def account(window: StepWindow, path: Sequence[Segment], spans: Sequence[ActorSp
     waits: dict[str, int] = {}
     on_path: dict[str, int] = {}
     longest: dict[str, tuple[int, str]] = {}
-    for segment in path:
+    followers = [*(segment.actor for segment in path[1:]), ""]
+    for segment, follower in zip(path, followers, strict=True):
         name = _name(segment)
         on_path[name] = on_path.get(name, 0) + segment.ns
         idle = segment.ns - _covered(busy, segment.start_ns, segment.end_ns)
         if segment.role != LEARNER and idle > 0:
             waits[name] = waits.get(name, 0) + idle
-            longest[name] = max(longest.get(name, (0, "")), (idle, segment.actor))
+            actor = follower if segment.role == CONTROLLER else segment.actor
+            longest[name] = max(longest.get(name, (0, "")), (idle, actor))
     waited_for = {name: actor for name, (_, actor) in longest.items()}
     return StepAccount(1, window.step, window.step, window.ns, waits, on_path, waited_for)
 
@@ -182,12 +186,13 @@ def _why_nothing(guess: Estimate, shape: RunShape) -> str:
 
 def _phrase(cause: str, actor: str) -> str:
     whose = f" ({actor})" if actor else ""
+    begins = f" (most of it before {actor} began)" if actor else ""
     phrases = {
         GENERATE: f"the longest rollout{whose}",
         SCORE: f"the scoring of rollouts{whose}",
         EVALUATE: "the evaluation of held-out prompts",
         SYNC: f"rollout workers to load new weights{whose}",
-        "controller": "the controller, between the work of the actors",
+        CONTROLLER: f"calls and the controller, between the work of actors{begins}",
     }
     return phrases.get(cause, f"{cause}{whose}")
 
@@ -195,7 +200,7 @@ def _phrase(cause: str, actor: str) -> str:
 def _name(segment: Segment) -> str:
     if segment.evaluates:
         return EVALUATE
-    if segment.role in (LEARNER, "controller"):
+    if segment.role in (LEARNER, CONTROLLER):
         return segment.role
     return segment.activity
 

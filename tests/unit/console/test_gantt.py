@@ -116,6 +116,14 @@ def test_of_many_actors_those_on_the_critical_path_are_shown_first() -> None:
     assert {"rollout-39", "reward-2"} <= set(actors_of(GanttData(data.windows, data.spans, on_path)))
 
 
+def test_labels_of_short_steps_do_not_overlap() -> None:
+    ends = [0.0, 1.0, 2.0, 40.0, 80.0]
+    windows = tuple(StepWindow(step, at(ends[step - 1]), at(ends[step])) for step in (1, 2, 3, 4))
+    svg = ElementTree.fromstring(gantt_chart(GanttData(windows, tuple(synchronous_step()), ()), WIDE_GANTT))
+    labels = [text.text for text in svg.findall("text") if (text.text or "").startswith("step")]
+    assert labels == ["step 1", "step 4"]
+
+
 def test_the_legend_names_what_is_drawn() -> None:
     assert steps(1).styles == [
         ("generate", "generate"),

@@ -58,6 +58,7 @@ def test_the_learner_waits_for_what_the_critical_path_does() -> None:
     assert in_seconds(found.waits_ns) == {"controller": 0.9, "generate": 6.0, "score": 0.8}
     assert in_seconds(found.path_ns) == {"controller": 0.9, "generate": 6.0, "score": 0.8, "learner": 2.3}
     assert found.waited_for["generate"] == "rollout-1"
+    assert found.waited_for["controller"] == ""  # its longest stretch is at the end of the step
 
 
 def test_work_of_the_learner_beside_the_path_is_no_wait() -> None:
@@ -153,6 +154,20 @@ def test_a_busy_learner_is_the_bottleneck() -> None:
     assert sentence(accounted(spans, 10, 0.0), SHAPE) == (
         "In step 1 the learner worked 99% of the time: it is the bottleneck, and more rollout workers would"
         " save nothing."
+    )
+
+
+def test_time_between_the_work_of_actors_says_who_began_then() -> None:
+    """A worker that is suspended before it begins has no span yet."""
+    spans = [
+        span("rollout-0", "generate", 0.1, 1, 0, 5),
+        span("rollout-1", "generate", 8, 9, 0, 6),
+        span("reward-0", "score", 9, 9.1, 0, 6),
+        span("learner-0", "update", 9.1, 10, 0),
+    ]
+    assert sentence(accounted(spans, 10, 9.0), SHAPE) == (
+        "In step 1 the learner waited 80% of the time for calls and the controller, between the work of"
+        " actors (most of it before rollout-1 began), 8 s."
     )
 
 
