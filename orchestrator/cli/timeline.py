@@ -40,7 +40,10 @@ def show(reference: str, output_dir: Path, step: int | None, trace: Path | None,
     pipeline, this is its newest stage.
     """
     run = runs.find_run(output_dir, reference)
-    timeline = read_timeline(runs.leading_stage(run, run.record()))
+    newest_only = step is None and trace is None
+    timeline = read_timeline(
+        runs.leading_stage(run, run.record()), newest_steps=RECENT_STEPS if newest_only else None
+    )
     window = _window(timeline, step)
     if trace is not None:
         _write_trace(timeline, trace)

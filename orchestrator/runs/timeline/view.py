@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.clock import NANOSECONDS
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.timeline.clocks import align
 from orchestrator.runs.timeline.critical_path import Segment, critical_path
@@ -20,6 +22,8 @@ RECENT_STEPS = 20
 """The sentence about a run covers this many of its newest steps."""
 NO_STEP = "No step has finished yet."
 NO_SPANS = "There are no usage spans of these steps, so what the learner waited for is unknown."
+MARGIN_NS = 60 * NANOSECONDS
+"""How much earlier than the first step spans are read, because the clock of a host may be slow."""
 SHOWN_SHIFT_NS = 1_000_000
 """Smaller corrections of clocks are not worth mentioning."""
 
@@ -40,6 +44,9 @@ class Timeline:
 
     run_id: str
     spans: tuple[ActorSpan, ...]
+    """In order of their starts."""
+    longest_ns: int
+    """The length of the longest span."""
     windows: tuple[StepWindow, ...]
     settings: TimelineSettings
     price_per_hour: float | None
@@ -54,7 +61,9 @@ class Timeline:
 
     def within(self, start_ns: int, end_ns: int) -> list[ActorSpan]:
         """The spans that overlap a stretch of time, in order of their starts."""
-        return [span for span in self.spans if span.start_ns < end_ns and span.end_ns > start_ns]
+        first = bisect.bisect_left(self.spans, start_ns - self.longest_ns, key=_start_ns)
+        last = bisect.bisect_left(self.spans, end_ns, key=_start_ns)
+        return [span for span in self.spans[first:last] if span.end_ns > start_ns]
 
     def path(self, window: StepWindow) -> tuple[Segment, ...]:
         """The critical path of a step; empty if there are no spans of it."""
@@ -96,12 +105,13 @@ def read_timeline(run: RunDirectory, newest_steps: int | None = None, recent_onl
     """
     steps, settings = read_steps(run.metrics), _settings(run)
     windows = steps.windows if newest_steps is None else steps.windows[-newest_steps:]
-    since_ns = windows[0].start_ns if newest_steps is not None and windows else 0
+    since_ns = windows[0].start_ns - MARGIN_NS if newest_steps is not None and windows else 0
     spool = read_spool(run.ledger, since_ns, recent_only)
     aligned = align(spool.spans, windows, synchronous=settings.max_staleness == 0)
     return Timeline(
         run.run_id,
         aligned.spans,
+        max((span.end_ns - span.start_ns for span in aligned.spans), default=0),
         aligned.windows,
         settings,
         steps.price_per_hour,
@@ -137,6 +147,10 @@ def timeline_document(timeline: Timeline, window: StepWindow | None) -> dict[str
         "clock_shifts_ns": dict(timeline.shifts_ns),
         "damaged_lines": timeline.damaged,
     }
+
+
+def _start_ns(span: ActorSpan) -> int:
+    return span.start_ns
 
 
 def _segment(segment: Segment) -> dict[str, Any]:
