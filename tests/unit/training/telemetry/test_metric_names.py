@@ -51,7 +51,6 @@ def test_every_metric_of_the_code_is_documented() -> None:
 def test_every_documented_metric_is_in_the_code() -> None:
     assert documented().keys() - in_code() == {
         "reward/<component>",
-        "time/wait_batch",
         "time/wait_room",
         "utilisation/<role>",
         "eval/pass_at_<k>",
