@@ -22,7 +22,7 @@ from typing import Any
 from machine import RESULTS, write_result
 
 from orchestrator.runs.directory import RunDirectory
-from orchestrator.runs.intervals import band_of
+from orchestrator.runs.metric_intervals import band_of
 from orchestrator.training.telemetry.curve import Series, seeds_png
 
 TARGET = 0.85

@@ -11,7 +11,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.progress import Progress
 from orchestrator.console.formats import sampled_accuracies
 from orchestrator.percent import percent, percent_with_interval
-from orchestrator.runs.intervals import interval_of
+from orchestrator.runs.metric_intervals import interval_of
 from orchestrator.runs.record import RunState
 from orchestrator.runs.status import leading_stage, progress
 
@@ -80,7 +80,7 @@ def print_outcome(outcome: Outcome) -> None:
     """Print how the run ended, what it achieved, what it cost, and where its files are."""
     from rich.text import Text
 
-    from orchestrator.launch.outcome import cost
+    from orchestrator.launch.final_report import cost
 
     directory = outcome.directory
     colour = "green" if outcome.state is RunState.DONE else "red"

@@ -22,7 +22,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.config import compose as configs
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import CheckpointError, ConfigError, OrchestratorError
-from orchestrator.launch import outcome as run_report
+from orchestrator.launch import final_report as run_report
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.status import find_run, iso, leading_stage
 from orchestrator.training.checkpoints.format import MANIFEST, complete, digests, step_of, verify

@@ -18,7 +18,7 @@ from orchestrator.cli.sparkline import sparkline
 from orchestrator.cli.terminal import printable
 from orchestrator.clock import NANOSECONDS
 from orchestrator.console.formats import duration, money, sampled_accuracies, short
-from orchestrator.runs.intervals import interval_of
+from orchestrator.runs.metric_intervals import interval_of
 
 SPARKLINE_WIDTH = 36
 NARROW_SPARKLINE_WIDTH = 14

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.confidence_intervals import Interval
 from orchestrator.console.gantt import GanttData
 from orchestrator.console.heat_map import LoadSeries
-from orchestrator.intervals import Interval
-from orchestrator.runs.intervals import interval_of
+from orchestrator.runs.metric_intervals import interval_of
 from orchestrator.training.telemetry.curve_layout import Series
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
-from orchestrator.runs.intervals import band_of
+from orchestrator.runs.metric_intervals import band_of
 from orchestrator.runs.status import history as metric_history
 from orchestrator.training.manifest import RunFacts
 from orchestrator.training.telemetry.curve_layout import Series, StageCurve

@@ -14,8 +14,8 @@ from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import BudgetStopError, DrainedError, WorkerLostError
 from orchestrator.launch.assembly import heldout_prompts, learning_signal, loop_settings, mirror_of, run_spec
 from orchestrator.launch.budgets import BudgetSubject, BudgetWarning, RunBudgets, StepTimer
+from orchestrator.launch.final_report import ledger_url
 from orchestrator.launch.observer import RunObserver
-from orchestrator.launch.outcome import ledger_url
 from orchestrator.launch.prepared import PreparedStage
 from orchestrator.launch.stop import StopSwitch
 from orchestrator.launch.usage_shipper import UsageShipper

@@ -13,7 +13,7 @@ from orchestrator.clock import Clock
 from orchestrator.config import compose as configs
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import BudgetStopError, DrainedError, OrchestratorError, without_colours
-from orchestrator.launch import outcome
+from orchestrator.launch import final_report
 from orchestrator.launch.assembly import run_facts
 from orchestrator.launch.attempt import Attempt, train
 from orchestrator.launch.prepared import PreparedJob
@@ -101,7 +101,7 @@ class JobRunner:
                 job = _RunningJob(config, directory, self._prepared, context, self._record, tracker)
                 state, why = await self._run_file(job, session)
                 directory.write_state(state, why, context.clock.now_ns())
-                for path in outcome.write(directory, config):
+                for path in final_report.write(directory, config):
                     tracker.log_artifact(path)
             return state, why
         finally:

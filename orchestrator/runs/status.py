@@ -15,8 +15,8 @@ from typing import Any
 from orchestrator.clock import NANOSECONDS
 from orchestrator.errors import RunNotFoundError
 from orchestrator.runs.directory import RunDirectory
-from orchestrator.runs.intervals import interval_of
 from orchestrator.runs.lease import seconds_silent
+from orchestrator.runs.metric_intervals import interval_of
 from orchestrator.runs.record import RunRecord, RunState, WaitRecord
 from orchestrator.runs.timeline.view import bottleneck
 

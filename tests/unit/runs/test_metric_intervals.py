@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.clock import FakeClock
 from orchestrator.runs.directory import RunDirectory
-from orchestrator.runs.intervals import band_of, interval_of
+from orchestrator.runs.metric_intervals import band_of, interval_of
 from orchestrator.runs.status import status_document
 from orchestrator.training.events import TrainingWarning, event_fields
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.intervals import Z95, wilson_interval
+from orchestrator.confidence_intervals import Z95, wilson_interval
 
 
 @given(st.integers(1, 5000), st.data())

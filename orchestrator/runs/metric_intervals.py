@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from orchestrator.intervals import Interval, wilson_interval
+from orchestrator.confidence_intervals import Interval, wilson_interval
 
 SAMPLE_SIZES = {
     "accuracy/heldout": "accuracy/heldout_n",
