@@ -30,14 +30,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.errors import CheckpointError
-from orchestrator.training.learner.sharding.fragments import (
-    StateRange,
-    base_optimizer,
-    fragments,
-    publish_masters,
-)
 from orchestrator.training.learner.sharding.gather import persistent_buffers
 from orchestrator.training.learner.sharding.shard_files import FORMAT, MASTER, ShardFiles
+from orchestrator.training.learner.sharding.state_ranges import (
+    StateRange,
+    base_optimizer,
+    publish_masters,
+    state_ranges,
+)
 from orchestrator.training.learner.sharding.zero import ZeroEngine
 
 
@@ -53,11 +53,11 @@ class Shard:
 def shard_of(zero: ZeroEngine) -> Shard:
     """This rank's shard. Its tensors are views of the live state, which training changes."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    owned = [fragment for fragment in fragments(zero) if fragment.saved_here]
+    owned = [state_range for state_range in state_ranges(zero) if state_range.saved_here]
     tensors = _random_states()
-    for fragment in owned:
-        for key, value in _states(zero, fragment).items():
-            tensors[f"{fragment.name}@{fragment.start}/{key}"] = value
+    for state_range in owned:
+        for key, value in _states(zero, state_range).items():
+            tensors[f"{state_range.name}@{state_range.start}/{key}"] = value
     if rank == 0:
         tensors |= {
             f"buffer/{name}": buffer for name, buffer in persistent_buffers(zero.module, zero.sharding)
@@ -67,7 +67,7 @@ def shard_of(zero: ZeroEngine) -> Shard:
         "rank": str(rank),
         "world_size": str(world_size),
         "zero_stage": str(zero.stage),
-        "shapes": json.dumps({fragment.name: fragment.shape for fragment in owned}),
+        "shapes": json.dumps({state_range.name: state_range.shape for state_range in owned}),
     }
     return Shard(f"rank-{rank}-of-{world_size}.safetensors", tensors, metadata)
 
@@ -104,7 +104,7 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
     with ExitStack() as stack:
         try:
             shards = ShardFiles(directory, stack)
-            _read_fragments(zero, shards)
+            _read_ranges(zero, shards)
             for name, buffer in persistent_buffers(zero.module, zero.sharding):
                 buffer.copy_(shards.tensor(f"buffer/{name}"))
             _restore_random_states(shards)
@@ -113,42 +113,42 @@ def load_shards(zero: ZeroEngine, directory: Path) -> None:
     publish_masters(zero)
 
 
-def _states(zero: ZeroEngine, fragment: StateRange) -> dict[str, Tensor]:
-    states = {MASTER: fragment.view_of(fragment.flat)}
-    for key, value in base_optimizer(zero).state.get(fragment.flat, {}).items():
-        states[key] = fragment.view_of(value) if value.shape == fragment.flat.shape else value
+def _states(zero: ZeroEngine, state_range: StateRange) -> dict[str, Tensor]:
+    states = {MASTER: state_range.view_of(state_range.flat)}
+    for key, value in base_optimizer(zero).state.get(state_range.flat, {}).items():
+        states[key] = state_range.view_of(value) if value.shape == state_range.flat.shape else value
     return states
 
 
 @torch.no_grad()
-def _read_fragments(zero: ZeroEngine, shards: ShardFiles) -> None:
-    mine = fragments(zero)
+def _read_ranges(zero: ZeroEngine, shards: ShardFiles) -> None:
+    mine = state_ranges(zero)
     _check_same_model(mine, shards)
     optimizer = base_optimizer(zero)
     optimizer.state.clear()
-    for fragment in mine:
-        _copy(shards, fragment, MASTER, fragment.flat)
-        for state in shards.states(fragment.name):
-            held = optimizer.state[fragment.flat]
-            if shards.is_scalar(fragment.name, state):
-                held[state] = shards.scalar(fragment.name, state).to(fragment.flat.device)
+    for state_range in mine:
+        _copy(shards, state_range, MASTER, state_range.flat)
+        for state in shards.states(state_range.name):
+            held = optimizer.state[state_range.flat]
+            if shards.is_scalar(state_range.name, state):
+                held[state] = shards.scalar(state_range.name, state).to(state_range.flat.device)
                 continue
             if state not in held:
-                held[state] = torch.zeros_like(fragment.flat, requires_grad=False)
-            _copy(shards, fragment, state, held[state])
+                held[state] = torch.zeros_like(state_range.flat, requires_grad=False)
+            _copy(shards, state_range, state, held[state])
 
 
-def _copy(shards: ShardFiles, fragment: StateRange, state: str, flat: Tensor) -> None:
-    shards.copy(fragment.name, fragment.start, fragment.count, state, fragment.view_of(flat))
+def _copy(shards: ShardFiles, state_range: StateRange, state: str, flat: Tensor) -> None:
+    shards.copy(state_range.name, state_range.start, state_range.count, state, state_range.view_of(flat))
 
 
 def _check_same_model(mine: Iterable[StateRange], shards: ShardFiles) -> None:
-    for fragment in mine:
-        saved = shards.shapes.get(fragment.name)
-        if saved != fragment.shape:
+    for state_range in mine:
+        saved = shards.shapes.get(state_range.name)
+        if saved != state_range.shape:
             raise CheckpointError(
-                f"{fragment.name}: the checkpoint has shape {saved}, the model {fragment.shape} "
-                f"({math.prod(fragment.shape)} elements)"
+                f"{state_range.name}: the checkpoint has shape {saved}, the model {state_range.shape} "
+                f"({math.prod(state_range.shape)} elements)"
             )
 
 

@@ -50,31 +50,31 @@ class StateRange:
         return like_flat.detach().view(-1).narrow(0, self.offset, self.count)
 
 
-def fragments(zero: ZeroEngine) -> list[StateRange]:
+def state_ranges(zero: ZeroEngine) -> list[StateRange]:
     """This rank's ranges, in the order of the model's parameters."""
     match zero.stage:
         case 0:
-            held = _fragments_of_parameters(zero)
+            held = _ranges_of_parameters(zero)
         case 3:
-            held = _fragments_of_weights(zero)
+            held = _ranges_of_weights(zero)
         case _:
-            held = _fragments_of_states(zero)
-    return [part for fragment in held for part in _translated(zero, fragment)]
+            held = _ranges_of_states(zero)
+    return [part for state_range in held for part in _translated(zero, state_range)]
 
 
-def _translated(zero: ZeroEngine, fragment: StateRange) -> Iterator[StateRange]:
+def _translated(zero: ZeroEngine, state_range: StateRange) -> Iterator[StateRange]:
     """The same range expressed in the names of transformers."""
-    end = fragment.start + fragment.count
-    for local in zero.sharding.ranges(fragment.name, fragment.shape):
-        first, last = max(fragment.start, local.local), min(end, local.local + local.count)
+    end = state_range.start + state_range.count
+    for local in zero.sharding.ranges(state_range.name, state_range.shape):
+        first, last = max(state_range.start, local.local), min(end, local.local + local.count)
         if first < last:
             yield replace(
-                fragment,
+                state_range,
                 name=local.name,
                 shape=local.shape,
                 start=local.start + first - local.local,
                 count=last - first,
-                offset=fragment.offset + first - fragment.start,
+                offset=state_range.offset + first - state_range.start,
             )
 
 
@@ -99,7 +99,7 @@ def publish_masters(zero: ZeroEngine) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[StateRange]:
+def _ranges_of_parameters(zero: ZeroEngine) -> Iterator[StateRange]:
     """Stage 0: every rank has all elements; ranks with the same elements take turns to write them."""
     for index, (name, parameter) in enumerate(zero.module.named_parameters()):
         if not parameter.requires_grad:
@@ -109,7 +109,7 @@ def _fragments_of_parameters(zero: ZeroEngine) -> Iterator[StateRange]:
         yield StateRange(name, shape, 0, parameter.numel(), parameter, 0, saved_here)
 
 
-def _fragments_of_states(zero: ZeroEngine) -> Iterator[StateRange]:
+def _ranges_of_states(zero: ZeroEngine) -> Iterator[StateRange]:
     """Stages 1 and 2: DeepSpeed records for each parameter the range that is on this rank, if any."""
     optimizer: Any = zero.engine.optimizer
     flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
@@ -122,7 +122,7 @@ def _fragments_of_states(zero: ZeroEngine) -> Iterator[StateRange]:
             yield StateRange(name, tuple(parameter.shape), start, place.numel, flat, place.start)
 
 
-def _fragments_of_weights(zero: ZeroEngine) -> Iterator[StateRange]:
+def _ranges_of_weights(zero: ZeroEngine) -> Iterator[StateRange]:
     """Stage 3: DeepSpeed records for each parameter its group and its position in the group's flat tensor."""
     optimizer: Any = zero.engine.optimizer
     for name, parameter in zero.module.named_parameters():
