@@ -65,6 +65,28 @@ def test_a_run_reports_its_metrics(program: Program, asynchronous_run: str) -> N
     assert 'class="load"' in (program.output_dir / asynchronous_run / "report.html").read_text()
 
 
+def test_the_timeline_explains_every_step(program: Program, asynchronous_run: str, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        document = program.json("timeline", asynchronous_run, "--step", str(step))
+        path = document["critical_path"]
+        total = sum(part["end_ns"] - part["start_ns"] for part in path)
+        assert total == pytest.approx(document["seconds"] * 1e9)
+        assert {"learner", "rollout", "reward"} <= {
+            part["role"] for part in path
+        }  # each step evaluates or waits
+        actors = {row["actor"] for row in document["rows"]}
+        assert {"learner-0", "learner-1", "rollout-0", "reward-0"} <= actors
+        assert f"In step {step} the learner" in document["sentence"]
+        assert (document["clock_shifts_ns"], document["damaged_lines"]) == ({}, 0)
+    assert program.json("status", asynchronous_run)["bottleneck"] == document["recent"]["sentence"]
+    trace = tmp_path / "trace.json"
+    program("timeline", asynchronous_run, "--trace", str(trace))
+    spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {"load", "generate", "evaluate", "score", "update", "sync"} <= {span["name"] for span in spans}
+    report = (program.output_dir / asynchronous_run / "report.html").read_text()
+    assert 'class="gantt"' in report
+
+
 def test_asynchronous_training_is_one_step_off_policy(program: Program, asynchronous_run: str) -> None:
     lines = (program.output_dir / asynchronous_run / "metrics.jsonl").read_text().splitlines()
     staleness = [json.loads(line)["metrics"].get("offpolicy/staleness_max") for line in lines]
@@ -144,6 +166,8 @@ def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -
 
     assert program.losses("broken") == program.losses("unbroken")
     assert program.json("status", "broken")["history"] == program.json("status", "unbroken")["history"]
+    attempts = {row["attempt"] for row in program.json("timeline", "broken")["rows"]}
+    assert attempts == {2}
     report = program.json("cost", "report", "broken")
     assert report["difference_ns"] == 0
 

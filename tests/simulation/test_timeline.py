@@ -10,10 +10,11 @@ import pytest
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.timeline.explanation import account
 from orchestrator.runs.timeline.view import Timeline, read_timeline
-from orchestrator.training.records import StepReport
+from orchestrator.training.records import BlockRef, StepReport
 from orchestrator.training.simulation.run import SimulationSettings, Trace, assemble
-from orchestrator.training.simulation.stages import Timing
+from orchestrator.training.simulation.stages import SimulatedBlock, SimulatedRolloutWorker, Timing
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
+from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
 from orchestrator.training.usage import MemorySink, SpanRecorded, event_to_json
 
 SECOND = 1_000_000_000
@@ -111,3 +112,32 @@ def test_the_estimate_is_an_upper_bound_of_what_one_more_worker_saves(tmp_path: 
     text = before.explain(before.windows)
     saved = float(text.partition("save at most ")[2].partition(" s ")[0])
     assert took[0] - took[1] <= saved
+
+
+@pytest.mark.parametrize("max_staleness", [0, 4])
+def test_the_estimate_is_exact_where_its_assumptions_hold(
+    max_staleness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every group takes a quarter of a second, and the learner much less than the workers."""
+
+    async def proportional(
+        self: SimulatedRolloutWorker, request: RolloutRequest, weights: PublishedWeights
+    ) -> Generated:
+        with self._meter.span(request.activity, request.step) as measure:  # pyright: ignore[reportPrivateUsage]
+            await asyncio.sleep(0.25 * len(request.groups))
+            measure.tokens = len(request.groups)
+        spans = self._meter.take()  # pyright: ignore[reportPrivateUsage]
+        return Generated(request, BlockRef(SimulatedBlock(weights.version)), len(request.groups), spans)
+
+    monkeypatch.setattr(SimulatedRolloutWorker, "generate", proportional)
+    quick = Timing(score=0.001, update=0.01, publish=0.001)
+    both = [
+        simulated(tmp_path / str(workers), settings(max_staleness, quick, rollout_workers=workers, steps=40))
+        for workers in (2, 3)
+    ]
+    # The last 20 steps but for the last ones, of which no more prompts are requested.
+    before, after = (timeline.windows[20:34] for timeline in both)
+    seconds = [sum(window.ns for window in windows) / len(windows) / SECOND for windows in (before, after)]
+    text = both[0].explain(before)
+    saved = float(text.partition("save at most ")[2].partition(" s ")[0])
+    assert seconds[0] - seconds[1] == pytest.approx(saved, rel=0.1)

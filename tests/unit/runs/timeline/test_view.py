@@ -161,3 +161,15 @@ def test_the_trace_is_what_perfetto_reads(tmp_path: Path) -> None:
         ("step 2", 10_000_000.0, 10_000_000.0),
     ]
     assert document["otherData"]["start_ns"] == at(0)
+
+
+def test_a_long_span_belongs_to_every_step_that_it_overlaps(tmp_path: Path) -> None:
+    run = timed_run(tmp_path / "run", steps=5)
+    write_spool(run, [span("rollout-2", "generate", 3, 44, 0)])
+    timeline = read_timeline(run)
+    for window in timeline.windows:
+        found = timeline.within(window.start_ns, window.end_ns)
+        assert found == [
+            each for each in timeline.spans if each.start_ns < window.end_ns and each.end_ns > window.start_ns
+        ]
+        assert len(found) == 8
