@@ -2,7 +2,8 @@
 
 Waits happen inside `Waits.on(what, where)`. Each kind has its own history: a wait is reported when it has
 taken three times as long as nine in ten of the last 50 of its kind, but never before 10 seconds. Until the
-first of a kind has ended, it is reported after 60 seconds. The end of a reported wait is reported too.
+first of a kind has ended, it is reported after 60 seconds. The end of a reported wait is reported too. Of
+many waits of one kind at the same time, three are reported.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ TIMES = 3.0
 SHARE = 0.9
 SHORTEST_SECONDS = 10.0
 FIRST_SECONDS = 60.0
+MOST_OF_A_KIND = 3
 LEARNER = "the learner"
 
 OnEvent = Callable[[Waiting | WaitEnded], None]
@@ -38,6 +40,8 @@ class Waits:
     def __init__(self, on_event: OnEvent, clock: Clock) -> None:
         self._on_event, self._clock = on_event, clock
         self._past: dict[WaitKind, deque[float]] = {}
+        self._reported: Counter[WaitKind] = Counter()
+        """Open waits that were reported, by kind."""
 
     @contextlib.contextmanager
     def on(
@@ -57,7 +61,10 @@ class Waits:
 
         def report() -> None:
             nonlocal reported
+            if self._reported[what] >= MOST_OF_A_KIND:
+                return
             reported = True
+            self._reported[what] += 1
             self._tell(Waiting(what, where, since_ns, self.usual_seconds(what), describe()))
 
         patience = self.patience_seconds(what) if patience_seconds is None else patience_seconds
@@ -69,6 +76,7 @@ class Waits:
         finally:
             timer.cancel()
             if reported:
+                self._reported[what] -= 1
                 self._tell(WaitEnded(what, where, (self._clock.now_ns() - since_ns) / NANOSECONDS))
 
     def patience_seconds(self, what: WaitKind) -> float:

@@ -112,6 +112,25 @@ def test_a_wait_that_fails_is_over_and_teaches_nothing() -> None:
     ]
 
 
+def test_of_many_workers_that_are_late_three_are_named() -> None:
+    async def body(waits: Waits) -> None:
+        async def one(index: int, seconds: float) -> None:
+            with waits.on(WaitKind.GENERATE, f"rollout-{index}"):
+                await asyncio.sleep(seconds)
+
+        await asyncio.gather(*(one(index, 90.0 + index) for index in range(8)), wait(waits, 100.0))
+        await one(9, 300.0)
+
+    events = told(body)
+    began = [(event.what, event.where) for _, event in events if isinstance(event, Waiting)]
+    ended = [(event.what, event.where) for _, event in events if isinstance(event, WaitEnded)]
+    assert sorted(began) == sorted(ended)
+    together = began[:-1]
+    assert [what for what, _ in together].count(WaitKind.GENERATE) == 3
+    assert (WaitKind.SCORE, "reward-0") in together
+    assert began[-1] == (WaitKind.GENERATE, "rollout-9")  # there is room for it again
+
+
 def test_particulars_are_asked_for_when_the_wait_is_reported() -> None:
     async def body(waits: Waits) -> None:
         clock = VirtualClock()
