@@ -1,11 +1,11 @@
-"""Advantage estimators: from the rewards of a batch to advantages, one small file each.
+"""Advantage estimators: each turns the rewards of a batch into advantages and lives in its own small file.
 
-Estimators are pure functions of the whole batch's rewards. Every learner rank therefore computes the same
-advantages from the same scores, and nothing has to be sent. Rewards come at the end of a rollout and are not
-discounted, so all tokens of a rollout have the same advantage.
+Estimators are pure functions of the rewards of the whole batch, so every learner rank computes the same
+advantages from the same scores without communication. A rollout is rewarded once, at its end, without
+discounting; all of its tokens therefore get the same advantage.
 
-Neither this package nor an estimator's module imports torch when it is imported: configs are
-validated without it.
+Importing this package or the module of an estimator does not import torch, because
+configs are validated without it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ class AdvantageEstimator(Protocol):
     """Turns rewards [P, G] float64 into advantages [P, G] float64: row p holds the G rollouts of prompt p."""
 
     def __call__(self, rewards: Tensor, /) -> Tensor:
-        """The advantage of each rollout. Raises ValueError for rewards of another shape or
-        dtype, or not finite.
+        """Return the advantage of each rollout. Raises ValueError for rewards of another shape or
+        dtype, or if they are not finite.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorFacts:
-    """What configs and planners need to know about an estimator. The defaults are safe for any estimator."""
+    """Properties of an estimator that config validation and planning depend on. The
+    defaults are safe for any estimator.
+    """
 
     group_relative: bool = False
-    """Compares a rollout with the others of its prompt: needs groups of two or more, and gives a group of
-    equal rewards advantages of exactly 0, so that such a group can be skipped or replaced.
+    """The estimator compares a rollout with the others of its group. It therefore needs groups of two or
+    more, and gives exactly 0 to groups of equal rewards, which can be skipped or replaced.
     """
     ignores_rewards: bool = False
-    """The advantage does not depend on rewards: every rollout is imitated."""
+    """The advantage does not depend on the rewards: every rollout is imitated."""
 
 
 ADVANTAGES: Registry[AdvantageEstimator, EstimatorFacts] = Registry(

@@ -1,4 +1,4 @@
-"""What estimators share: the check of their input, and the deviation of a reward from its group's mean."""
+"""Shared by the estimators: input validation, and the deviation of each reward from the mean of its group."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def check_rewards(rewards: Tensor, least_group_size: int = 1) -> None:
-    """Raise ValueError unless `rewards` are finite, float64 and [P, G] with P >= 1 and G >=
-    `least_group_size`.
+    """Raise ValueError unless `rewards` are finite float64 of shape [P, G] with P >=
+    1 and G >= `least_group_size`.
     """
     import torch
 
@@ -21,7 +21,8 @@ def check_rewards(rewards: Tensor, least_group_size: int = 1) -> None:
     prompts, group_size = rewards.shape
     if prompts < 1 or group_size < least_group_size:
         raise ValueError(
-            f"rewards: got {prompts} groups of {group_size}, allowed: 1 or more of {least_group_size} or more"
+            f"rewards: got {prompts} groups of {group_size}, "
+            f"allowed: at least 1 group of at least {least_group_size}"
         )
     if not bool(torch.isfinite(rewards).all()):
         raise ValueError(
@@ -31,10 +32,10 @@ def check_rewards(rewards: Tensor, least_group_size: int = 1) -> None:
 
 
 def centred_on_group(rewards: Tensor) -> Tensor:
-    """Each reward minus its group's mean, [P, G]; exactly 0 in a group of equal rewards.
+    """Subtract from each reward the mean of its group, [P, G]. A group of equal rewards gives exactly 0.
 
-    The mean of equal numbers may differ from them in the last bit (0.1 three times), and dividing by a small
-    spread would turn that bit into an advantage.
+    The mean of equal numbers may differ from them in the last bit (0.1 three times, for example), and
+    dividing by a small standard deviation would turn that bit into an advantage.
     """
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
     return (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)

@@ -1,4 +1,4 @@
-"""Which algorithm turns rewards into a gradient."""
+"""The `algorithm` group of the config: how rewards become a gradient."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from orchestrator.training.settings import Settings
 
 
 class KLConfig(Settings):
-    """A KL penalty against a reference model: the one that the run started from, or a more recent one."""
+    """The KL penalty against a reference model: the initial model of the run, or a more recent one."""
 
     coefficient: float = Field(ge=0)
-    """0: no reference model is kept."""
+    """Weight of the penalty. With 0, no reference model is kept."""
     estimator: Literal["k1", "k2", "k3"]
     """Schulman's estimators (http://joschu.net/blog/kl-approx.html). k1 and k2 have the gradient of
     KL(learner || reference), k3 (GRPO's) that of KL(reference || learner)."""
     applied_to: Literal["loss", "reward"]
     """`loss`: the penalty is a term of the loss at each token. `reward`: the coefficient times the sum of
-    log(sampled probability / reference probability) over the trained tokens of a rollout is taken off its
-    reward, before advantages are computed; only with the estimator k1."""
+    log(sampled probability / reference probability) over the trained tokens of a rollout is subtracted from
+    its reward before advantages are computed; only with the estimator k1.
+    """
     reference_period: int | None = Field(ge=1)
-    """After every so many steps the reference model is replaced by the learner's (DeepSeek-R1: 400); null: it
-    stays the model that the run started from."""
+    """Number of steps after which the reference model is replaced by the learner's model (DeepSeek-R1: 400);
+    null: it stays the initial model.
+    """
 
     @model_validator(mode="after")
     def _the_reward_has_an_unbiased_penalty(self) -> Self:
@@ -35,24 +37,29 @@ class KLConfig(Settings):
 
 
 class OffPolicyConfig(Settings):
-    """What corrects for the gap between the distribution that was sampled and the learner's."""
+    """How the loss corrects for the difference between the policy that sampled
+    and the policy that is trained.
+    """
 
     correction: Literal[
         "none", "importance_sampling", "truncated_importance_sampling", "masked_importance_sampling"
     ]
-    """`none`: the loss takes its ratio against the rollout engine's log-probs. Otherwise against the
-    learner's at the beginning of the step, and the loss is multiplied by a weight: learner probability /
-    rollout probability (`importance_sampling`, decoupled PPO), at most `truncation`
+    """`none`: the importance ratio is relative to the log-probs of the rollout engine. Otherwise it is
+    relative to the learner's log-probs at the beginning of the step, and the loss is multiplied by a weight:
+    learner probability / rollout probability (`importance_sampling`, decoupled PPO), at most `truncation`
     (`truncated_importance_sampling`), or 0 if it is outside `minimum` to `truncation`
-    (`masked_importance_sampling`)."""
+    (`masked_importance_sampling`).
+    """
     level: Literal["token", "sequence"]
-    """`token`: each token has its own weight. `sequence`: all tokens of a rollout share one weight, the
-    product over the rollout."""
+    """`token`: each token has its own weight. `sequence`: all tokens of a rollout share one
+    weight, the product over the rollout.
+    """
     minimum: float = Field(ge=0)
-    """`masked_importance_sampling`: smaller weights become 0."""
+    """Lower limit of `masked_importance_sampling`: smaller weights become 0."""
     truncation: float = Field(gt=0)
-    """The largest weight of a token, or of a rollout: `truncated_importance_sampling` cuts larger ones to it,
-    `masked_importance_sampling` sets them to 0."""
+    """Upper limit of the weight of a token, or of a rollout: `truncated_importance_sampling` reduces larger
+    weights to it, `masked_importance_sampling` sets them to 0.
+    """
 
     @model_validator(mode="after")
     def _some_weights_are_kept(self) -> Self:
@@ -66,47 +73,57 @@ class AlgorithmConfig(Settings):
     """The `algorithm` group."""
 
     name: str
-    """What reports call it."""
+    """Name of the algorithm in reports."""
     advantage: str
-    """Estimator by registered name: grpo, dr_grpo, rloo, reinforce_plus_plus,
+    """Registered name of the advantage estimator: grpo, dr_grpo, rloo, reinforce_plus_plus,
     reinforce_plus_plus_baseline, constant.
     """
     loss: str
-    """Loss by registered name: clipped (PPO's surrogate), gspo, gmpo, reinforce, nll."""
+    """Registered name of the loss: clipped (PPO's surrogate), gspo, gmpo, reinforce, nll."""
     aggregation: Literal["token", "sequence", "constant"]
-    """What a token weighs: `token` 1 / tokens of the batch (DAPO), `sequence` 1 / (rollouts x its own
-    length) (GRPO as published), `constant` 1 / (rollouts x max_new_tokens) (Dr. GRPO)."""
+    """How token losses are averaged, by the weight of a token: `token` 1 / tokens of the batch
+    (DAPO), `sequence` 1 / (rollouts x tokens of its rollout) (GRPO as published), `constant` 1 /
+    (rollouts x max_new_tokens) (Dr. GRPO).
+    """
     clip_low: float = Field(ge=0)
-    """A ratio below 1 - `clip_low` is not pushed down further. From 1 on there is no lower bound
-    (DeepSeek-R1 used 10). No effect for the losses `reinforce` and `nll`.
+    """Lower clipping range: a ratio below 1 - `clip_low` is not pushed down further. 1 or more removes the
+    lower bound (DeepSeek-R1 used 10). The losses `reinforce` and `nll` ignore it.
     """
     clip_high: float = Field(ge=0)
-    """A ratio above 1 + `clip_high` is not pushed up further. No effect for the losses `reinforce` and `nll`.
+    """Upper clipping range: a ratio above 1 + `clip_high` is not pushed up further. The losses `reinforce`
+    and `nll` ignore it.
     """
     dual_clip: float | None = Field(gt=1)
-    """Dual clip: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however large
-    its ratio is; null: no such bound. It matters on stale rollouts and with several minibatches. Refused
-    for a loss that has no dual clip; of the built-in ones, `clipped` and `gspo` have it.
+    """Dual clipping: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however
+    large its ratio is. null disables the bound. It has an effect with stale rollouts or several minibatches.
+    Losses without dual clipping reject it; of the built-in losses, `clipped` and `gspo` have it.
     """
     dynamic_sampling: bool
-    """DAPO: groups whose rollouts are all alike do not enter the buffer; other groups are sampled instead."""
+    """Dynamic sampling (DAPO): groups whose rollouts are all alike are discarded, and other
+    groups are sampled to replace them.
+    """
     dynamic_sampling_by: Literal["accuracy", "reward"]
-    """What must differ inside a group: `accuracy`, whether a rollout is right (DAPO, equation 8), or the
-    whole `reward`, which also differs by format and length.
+    """What must differ within a group: `accuracy`, whether rollouts are correct (DAPO, equation 8), or the
+    whole `reward`, which also varies with format and length.
     """
     max_resampled: float = Field(ge=0)
-    """The budget of `dynamic_sampling`: groups without a signal that are replaced, for each group of a batch.
-    Beyond it the run fails, unless most of them were solved: then the step trains on what there is.
+    """Limit of `dynamic_sampling`: the number of groups replaced in a step, divided by the groups
+    of a batch. Above it the run fails, unless most replaced groups were solved: then the step
+    trains on the groups that it has.
     """
     drop_uninformative: bool
-    """Groups with zero advantage are not computed (they have no gradient; the normaliser of the aggregation
-    still counts them)."""
+    """Skip the computation of groups with zero advantage. They have no gradient; the normaliser of the
+    aggregation still counts them.
+    """
     overlong_filtering: bool
-    """DAPO: rollouts that were cut at `rollout.max_new_tokens` are not trained on. Their rewards still count
-    in the baseline of their group, and they still count in the aggregations `sequence` and `constant`."""
+    """Overlong filtering (DAPO): rollouts truncated at `rollout.max_new_tokens` are not trained on. Their
+    rewards still count in the baseline of their group, and they still count in the aggregations `sequence`
+    and `constant`.
+    """
     entropy_coefficient: float = Field(ge=0)
-    """Entropy bonus: this times the entropy of the learner's distribution at a token, in nats, is taken off
-    the loss of the token; 0: no bonus."""
+    """Entropy bonus: the coefficient times the entropy of the learner's distribution at a token, in nats, is
+    subtracted from the loss of the token. 0 disables it.
+    """
     kl: KLConfig
     off_policy: OffPolicyConfig
 

@@ -1,4 +1,4 @@
-"""Every rollout counts the same: supervised training on given solutions."""
+"""The same advantage for every rollout: supervised fine-tuning on given solutions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @ADVANTAGES.register("constant", EstimatorFacts(ignores_rewards=True))
 def constant(rewards: Tensor) -> Tensor:
-    """A = 1, whatever the reward. [P, G] gives [P, G], float64.
+    """A = 1 for any reward. [P, G] gives [P, G], float64.
 
-    Assumes that every rollout is worth imitating: worked solutions, or samples that were selected before
-    they came here. Goes with the loss `nll`. Degenerate: none; G may be 1.
+    Assumes that every rollout is worth imitating: worked solutions, or samples that were selected beforehand.
+    Use it with the loss `nll`. Degenerate cases: none; G may be 1.
     """
     check_rewards(rewards)
     return rewards.new_ones(rewards.shape)

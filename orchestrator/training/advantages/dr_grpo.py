@@ -1,4 +1,4 @@
-"""Dr. GRPO: how far a rollout is above its group's mean, in units of reward."""
+"""Dr. GRPO: the reward minus the mean of the group."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def dr_grpo(rewards: Tensor) -> Tensor:
     """A[p, i] = r[p, i] - mean(r[p]). [P, G] gives [P, G], float64. Raises ValueError if G < 2.
 
-    Assumes that all prompts' rewards have one scale, so that no group needs a scale of its own. The mean
-    contains the rollout itself, which shrinks the expected gradient by (G - 1) / G and leaves its direction
-    alone (`rloo` takes it out). Degenerate: a group of equal rewards gives exactly 0.
+    Assumes that the rewards of all prompts have the same scale, so that groups need not be normalised. The
+    mean includes the rollout itself, which scales the expected gradient by (G - 1) / G without changing its
+    direction (`rloo` excludes it). Degenerate case: a group of equal rewards gives exactly 0.
 
         rewards 1 0 0 0:  mean 0.25  ->  0.75 -0.25 -0.25 -0.25
 

@@ -1,4 +1,6 @@
-"""REINFORCE++ with a baseline: above its group's mean, in standard deviations of the whole batch."""
+"""REINFORCE++ with baseline: the reward minus its group's mean, divided by the
+standard deviation of the batch.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ if TYPE_CHECKING:
 
 @ADVANTAGES.register("reinforce_plus_plus_baseline", EstimatorFacts(group_relative=True))
 def reinforce_plus_plus_baseline(rewards: Tensor) -> Tensor:
-    """A = d / (std(d) + 1e-8) with d[p, i] = r[p, i] - mean(r[p]), std over all P x G rollouts. [P, G]
-    gives [P, G], float64.
+    """A = d / (std(d) + 1e-8) with d[p, i] = r[p, i] - mean(r[p]), std over all P x G rollouts. [P, G] gives
+    [P, G], float64. Raises ValueError if G < 2.
 
-    Raises ValueError if G < 2. The mean of d over the batch is 0, so nothing more is subtracted; std and
-    EPSILON are those of `reinforce_plus_plus`. One scale for all groups: unlike `grpo`, a group with little
-    spread stays small. Assumes, like `dr_grpo`, that all prompts' rewards have one scale. Degenerate: a
-    group of equal rewards gives exactly 0.
+    The mean of d over the batch is 0, so nothing more is subtracted; std and EPSILON are those of
+    `reinforce_plus_plus`. All groups share one scale: unlike with `grpo`, the advantages of a group with
+    little spread stay small. Assumes, like `dr_grpo`, that the rewards of all prompts have the same scale.
+    Degenerate case: a group of equal rewards gives exactly 0.
 
         rewards 1 0 / 1 1:  d 0.5 -0.5 / 0 0, std sqrt(0.5 / 4) = 0.353553  ->  1.414214 -1.414214 / 0 0
 

@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out: how far a rollout is above the mean of the others of its group."""
+"""REINFORCE leave-one-out (RLOO): the reward minus the mean of the other rollouts of its group."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @ADVANTAGES.register("rloo", EstimatorFacts(group_relative=True))
 def rloo(rewards: Tensor) -> Tensor:
-    """A[p, i] = r[p, i] - mean of r[p, j] over j != i. [P, G] gives [P, G], float64. Raises
-    ValueError if G < 2.
+    """A[p, i] = r[p, i] - mean of r[p, j] over j != i. [P, G] gives [P, G],
+    float64. Raises ValueError if G < 2.
 
-    Computed as G / (G - 1) (r[p, i] - mean(r[p])), the same number. The baseline does not depend on the
-    rollout that it judges, so the policy gradient is unbiased. Assumes that all prompts' rewards have one
-    scale. Degenerate: a group of equal rewards gives exactly 0.
+    Computed as G / (G - 1) (r[p, i] - mean(r[p])), which is the same number. The baseline does not depend on
+    the rollout itself, so the policy gradient is unbiased. Assumes that the rewards of all prompts have the
+    same scale. Degenerate case: a group of equal rewards gives exactly 0.
 
         rewards 1 0 0 0:  others' means 0 1/3 1/3 1/3  ->  1 -1/3 -1/3 -1/3
 

@@ -1,13 +1,13 @@
-"""How rollouts are rewarded. Scorers run in processes of their own, which are stopped when they hang.
+"""Rewards of rollouts. Scorers run in child processes, which are stopped when they hang.
 
     RolloutBlock -> completions -> scorers (child processes) -> outcomes -> rubric -> ScoreBlock
 
-| word | meaning |
+| term | meaning |
 | --- | --- |
-| scorer | a function that gives one number for one rollout: a component |
-| checker | how the scorer `accuracy` decides whether an answer is right, for one kind of reference |
-| rubric | the weights of the components; what a failure is worth |
-| reward | the weighted sum: what the policy is trained on |
+| scorer | a function that computes one component of the reward of a rollout |
+| checker | decides for the scorer `accuracy` whether an answer is correct, for one kind of reference |
+| rubric | the weights of the components, and the reward of rollouts that could not be scored |
+| reward | the weighted sum of the components, on which the policy is trained |
 
-A rollout that cannot be scored has a status and a reason (`ScoreStatus`); it is never a silent 0.0.
+A rollout that cannot be scored gets a status and a reason (`ScoreStatus`), never a silent 0.0.
 """

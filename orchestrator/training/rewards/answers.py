@@ -5,9 +5,8 @@ r"""Where a response gives its answer.
     hashes    2 + 2 = <<2+2=4>>4\n#### 4               the rest of the line after the last ####, as in GSM8K
     phrase    Therefore, the answer is 4.              the rest of the sentence after the last "answer is"
 
-`reward.answer_formats` lists the formats that count; the first one that finds an answer decides. What a
-model thinks is not an answer: text inside `<think>...</think>`, or after a `<think>` that is never closed, is
-left out before anything is searched.
+`reward.answer_formats` lists the accepted formats; the first one that finds an answer decides. Text inside
+`<think>...</think>`, or after a `<think>` that is never closed, is removed first: reasoning is not an answer.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Literal
 AnswerFormat = Literal["tags", "boxed", "hashes", "phrase"]
 
 _SEARCHED = 100_000
-"""Characters at the end of a response in which its answer is looked for."""
+"""Only this many characters at the end of a response are searched for an answer."""
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
@@ -30,8 +29,8 @@ _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])")
 
 
 def find_answer(text: str, formats: Sequence[AnswerFormat] = ("tags",)) -> str | None:
-    """The answer of a response, without surrounding white space; None if it has none. If the prompt has
-    already opened `<think>`, the text has to begin with it.
+    """Find the answer of a response, without surrounding white space; None if there is none. If the prompt
+    already contains the opening `<think>`, `text` must begin with it.
 
     >>> find_answer("<answer>3</answer> wait, <answer> 4 </answer>")
     '4'
@@ -65,7 +64,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that opens is closed; an escaped brace is no brace."""
+    """Map the position of each opening brace to that of its closing brace. Escaped braces do not count."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for match in _BRACES.finditer(text):
@@ -85,7 +84,7 @@ def _phrase(text: str) -> str | None:
     for match in reversed(list(_PHRASE.finditer(text))):
         line = text[match.end() :].partition("\n")[0]
         sentence = _SENTENCE_END.split(line.strip(), maxsplit=1)[0].strip().rstrip(".!")
-        # Emphasis that began before the phrase ends inside of it or after it: **Answer:** 4
+        # Emphasis that began before the phrase ends inside it or after it: **Answer:** 4
         for mark in ("**", "__"):
             if sentence.count(mark) % 2:
                 sentence = (

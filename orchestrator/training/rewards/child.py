@@ -1,16 +1,16 @@
-"""The process in which scorers run: `python -m orchestrator.training.rewards.child FD`.
+"""The child process in which scorers run: `python -m orchestrator.training.rewards.child FD`.
 
-FD is its end of a `Channel` to the parent.
+FD is the child's end of a `Channel` to the parent.
 
-    the parent sends                                        and gets
+    message from the parent                                 reply
     {"load": {"scorers": {name: key}, ...}}                 {"loaded": {"asynchronous": bool, ...}}
                                                             or {"error": [key, value, allowed, hint]}
     {"block": {"prompts": [...], "max_new_tokens": n}}      {"prepared": true}
     {"score": unit, "rollouts": [...]}                      {"scored": unit, "outcomes": [...]}
     {"vote": unit, "prompt": index, "answers": [...]}       {"voted": unit, "answers": [...]}
 
-A unit is a number that the parent chose. Asynchronous scorers work on several units at once, the others on
-one after the other. Everything that is printed goes to the log, not into the conversation.
+A unit is a number chosen by the parent. Asynchronous scorers work on several units at once, other scorers on
+one at a time. Printed output goes to the log, never to the channel.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Message = Mapping[str, Any]
 
 
 def main(fd: int) -> None:
-    """Serve until the parent closes its end."""
-    sys.stdout = sys.stderr  # a print of a scorer is a log line
+    """Serve requests until the parent closes its end of the channel."""
+    sys.stdout = sys.stderr  # output printed by scorers goes to the log
     os.dup2(sys.stderr.fileno(), 1)
-    # Before a hanging scorer is killed, the parent asks where it is.
+    # Before it kills a hanging scorer, the parent requests the stack with this signal.
     faulthandler.register(signal.SIGUSR1)
     parent = Channel(socket.socket(fileno=fd))
     try:
@@ -54,7 +54,7 @@ def main(fd: int) -> None:
 
 
 def _load(parent: Channel) -> _Server | None:
-    """None if a scorer cannot be loaded; the parent has been told."""
+    """Load the scorers and report to the parent. Returns None if a scorer cannot be loaded."""
     orders = parent.receive()["load"]
     try:
         scorers = {name: load_scorer(key) for name, key in orders["scorers"].items()}
@@ -100,7 +100,7 @@ class _Server:
                 task.add_done_callback(tasks.discard)
             else:
                 self._handle(message)
-        os._exit(0)  # scorers that are still at work are not waited for
+        os._exit(0)  # does not wait for scorers that are still running
 
     def _receive(self, loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[Message | None]) -> None:
         message: Message | None = {}

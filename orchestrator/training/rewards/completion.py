@@ -1,4 +1,4 @@
-"""What a scorer is given, and what a scorer is."""
+"""The input of scorers, and the interfaces that scorers implement."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.training.rewards.answers import AnswerFormat, find_answer
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One rollout: a prompt and the model's response.
+    """One rollout: a prompt and the response of the model.
 
-    `prompt.reference` is what the task knows of the right answer, `prompt.columns` the other columns of its
-    row; `prompt.solution` is always empty. `length` counts the response's tokens, at most `max_new_tokens`.
-    `prefill` is the beginning of the answer that the prompt already contained, such as `<think>` in some chat
-    templates; the model has not repeated it in `text`.
+    `prompt.reference` is the task's reference answer, `prompt.columns` the other columns of its row;
+    `prompt.solution` is always empty. `length` counts the tokens of the response, at most `max_new_tokens`.
+    `prefill` is the beginning of the response that the prompt already contained, such as `<think>` in some
+    chat templates; `text` does not repeat it.
     """
 
     prompt: Prompt
@@ -30,42 +30,50 @@ class Completion:
 
     @property
     def whole_text(self) -> str:
-        """The prefill and the text. A prompt that ends in `<think>` has a prefill in any case."""
+        """The prefill followed by the text. A prompt that ends in `<think>` counts as having a prefill."""
         opened = not self.prefill and self.prompt.text.rstrip().endswith("<think>")
         return ("<think>" if opened else self.prefill) + self.text
 
     @property
     def answer(self) -> str | None:
-        """The answer in the response, as `reward.answer_formats` finds it; None if it has none."""
+        """The answer in the response according to `reward.answer_formats`; None if there is none."""
         return find_answer(self.whole_text, self.answer_formats)
 
 
 class Scorer(Protocol):
-    """Scores one rollout. Any function of this shape is a scorer, and so is an `async def` function, which is
-    awaited, `reward.concurrency` rollouts at a time."""
+    """Scores one rollout. Any function with this signature is a scorer. `async def` functions are awaited,
+    for up to `reward.concurrency` rollouts at once.
+    """
 
     def __call__(self, completion: Completion, /) -> float:
-        """A finite number, to be weighted. May raise: the rollout is then recorded as `crashed`."""
+        """Return a finite number, which the rubric weights. If it raises, the
+        rollout is recorded as `crashed`.
+        """
         ...
 
 
 class BatchedScorer(Protocol):
-    """Scores several rollouts with one call, one number for each. Marked by `@batched`."""
+    """Scores several rollouts with one call. Marked by `@batched`."""
 
     batched: bool
 
     def __call__(self, completions: Sequence[Completion], /) -> Sequence[float]:
-        """As many finite numbers as there are rollouts: at most `reward.concurrency`."""
+        """Return one finite number for each rollout. At most
+        `reward.concurrency` rollouts are passed at once.
+        """
         ...
 
 
 @runtime_checkable
 class PreparedScorer(Protocol):
-    """A scorer that loads something big first. Loading does not count against a rollout's timeout."""
+    """A scorer that loads large resources in advance. Loading does not count
+    towards the timeout of a rollout.
+    """
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
-        """Load what is needed to score rollouts with these references. Called before each block of rollouts,
-        so it must be cheap when there is nothing new to load."""
+        """Load what is needed to score rollouts with these references. It is called before each block, so it
+        must be cheap if there is nothing new to load.
+        """
         ...
 
 
@@ -87,7 +95,7 @@ def batched(scorer: S) -> S:
 def completions_of(
     block: RolloutBlock, max_new_tokens: int, answer_formats: Sequence[AnswerFormat]
 ) -> Iterator[Completion]:
-    """The N rollouts of a block, row for row."""
+    """Yield the N rollouts of a block in row order."""
     for row, (text, length, finish) in enumerate(
         zip(block.texts, block.lengths.tolist(), block.finish.tolist(), strict=True)
     ):

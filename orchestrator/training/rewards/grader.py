@@ -1,4 +1,4 @@
-"""Graders: a `RolloutBlock` in, a `ScoreBlock` out, whatever the scorers do."""
+"""Graders turn a `RolloutBlock` into a `ScoreBlock`, even if scorers hang or crash."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from orchestrator.training.rewards.rubric import Rubric, spelled_answer
 from orchestrator.training.rewards.scorers import load_scorer
 from orchestrator.training.rewards.scoring import Outcome, ScorerSet
 
-UNTRIED = Outcome(ScoreStatus.TIMEOUT, reason="not tried: too many rollouts of its block hung or crashed")
+UNTRIED = Outcome(ScoreStatus.TIMEOUT, reason="not scored: too many rollouts of its block hung or crashed")
 
 
 class RolloutGrader(Protocol):
-    """Grades blocks, one after the other."""
+    """Scores blocks, one after the other."""
 
     def grade(self, block: RolloutBlock, *, count_votes: bool = False) -> ScoreBlock:
-        """The scores of all rollouts. Failures are in `grades` and `reasons`, not raised. `count_votes`: make
-        the answers of a group equal that are equivalent, for a majority vote."""
+        """Score all rollouts. Failures are reported in `grades` and `reasons`, not raised. With
+        `count_votes`, equivalent answers within a group are made equal, for a majority vote.
+        """
         ...
 
     def close(self) -> None:
-        """Release its processes."""
+        """Release the grader's processes."""
         ...
 
 
 class Grader:
-    """Scores in child processes that are stopped and replaced when a rollout takes longer than
-    `timeout_seconds`, or when they die. What they print is appended to the file `output`.
+    """Scores in child processes, which are stopped and replaced when they die or when a rollout takes longer
+    than `timeout_seconds`. Their output is appended to the file `output`.
 
-    A rollout that could not be scored is tried again `retries` times; then it gets the failure reward.
-    One rollout's failure costs no other rollout anything but time, and the time is bounded: a block that
-    cost more processes than its share of the failure budget is not continued, and its remaining rollouts
-    count as failed.
+    A rollout that could not be scored is tried `retries` more times; then it gets the failure reward. The
+    failure of one rollout only costs other rollouts time, and this time is bounded: once a block has lost
+    more processes than its share of the failure budget, its remaining rollouts count as failed.
 
-    Rollouts that are equal in prompt, text, length and finish are scored once: a scorer is a function of
-    them. Raises ConfigError from the first `grade` if a scorer cannot be loaded, WorkerLostError if no
+    Rollouts with equal prompt, text, length and finish are scored once, because a score only depends on
+    these. The first `grade` raises ConfigError if a scorer cannot be loaded, and WorkerLostError if no
     process can be started.
     """
 
@@ -53,11 +53,10 @@ class Grader:
 
     @property
     def pids(self) -> list[int]:
-        """The ids of the processes with scorers."""
+        """The ids of the scorer processes."""
         return self._lanes.pids
 
     def grade(self, block: RolloutBlock, *, count_votes: bool = False) -> ScoreBlock:
-        """The scores of all rollouts; see `RolloutGrader`."""
         return _grade(
             self._config,
             self._rubric,
@@ -68,7 +67,7 @@ class Grader:
         )
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         self._lanes.close()
 
     def __enter__(self) -> Self:
@@ -81,8 +80,8 @@ class Grader:
 
 
 class InlineGrader:
-    """Scores in this process, where a plain scorer cannot be stopped: for tests, simulations
-    and known scorers.
+    """Scores in this process, where hanging scorers cannot be stopped: for tests,
+    simulations and trusted scorers.
     """
 
     def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
@@ -93,7 +92,6 @@ class InlineGrader:
         )
 
     def grade(self, block: RolloutBlock, *, count_votes: bool = False) -> ScoreBlock:
-        """The scores of all rollouts; see `RolloutGrader`."""
         return _grade(
             self._config,
             self._rubric,
@@ -133,7 +131,7 @@ def _grade(
     score: Score,
     vote: Vote | None,
 ) -> ScoreBlock:
-    """Score equal rollouts once, try failed ones again, and find the answers."""
+    """Score equal rollouts once, retry failed ones, and extract the answers."""
     keys = [(each.prompt.prompt_id, each.text, each.length, each.finish) for each in completions]
     distinct = dict(zip(keys, completions, strict=True))
     outcomes = dict(zip(distinct, _with_retries(list(distinct.values()), config.retries, score), strict=True))

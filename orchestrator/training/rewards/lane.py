@@ -1,9 +1,10 @@
-"""One process with scorers, seen from the parent: what it was asked, what it answered, and until when it may.
+"""A scorer process as the parent sees it: the requests in flight, their results, and their deadlines.
 
     LOADING --loaded--> IDLE --block--> PREPARING --prepared--> READY --score--> READY ...
 
-Nothing that the process sends is trusted: an answer that was not asked for, or has another form than it
-should, raises ProtocolError."""
+Nothing that the process sends is trusted: a reply that does not match a request, or is malformed, raises
+ProtocolError.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +29,16 @@ from orchestrator.training.rewards.config import RewardConfig
 from orchestrator.training.rewards.scoring import REASON_LENGTH, TRACEBACK_LENGTH, Outcome, printable
 
 PREPARE_SECONDS = 120.0
-"""How long a process may take to load its scorers, and to prepare them for a block. Many times what a
-loaded machine takes.
+"""Time limit for loading the scorers, and for preparing them for a block: many
+times what a busy machine needs.
 """
 CANCEL_SECONDS = 2.0
-"""How much longer than the timeout asynchronous scorers may take: they are cancelled first,
-in their process.
-"""
+"""Extra time of asynchronous scorers after their timeout, in which their process cancels them."""
 DUMP_SECONDS = 0.2
 
 
 class State(enum.Enum):
-    """See the module."""
+    """The states of a scorer process; the module docstring shows the transitions."""
 
     LOADING = enum.auto()
     IDLE = enum.auto()
@@ -49,7 +48,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rollouts that were sent together, by their rows in the block, and when they have to be answered."""
+    """Rollouts that were sent together, as row numbers of the block, and the deadline of their scores."""
 
     rows: tuple[int, ...]
     deadline: float
@@ -57,7 +56,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """What every lane of a grader has in common."""
+    """Settings that all lanes of a grader share."""
 
     config: RewardConfig
     scorers: Mapping[str, str]
@@ -65,7 +64,7 @@ class LaneSettings:
 
 
 class Lane:
-    """Raises OSError if its process cannot be started."""
+    """One scorer process. The constructor raises OSError if the process cannot be started."""
 
     def __init__(self, settings: LaneSettings) -> None:
         config = settings.config
@@ -81,7 +80,7 @@ class Lane:
         self.asynchronous, self.batched = False, False
         self.units: dict[int, Unit] = {}
         self.alone = False
-        """Whether its only rollout is under suspicion and must not be joined by others."""
+        """Whether its only rollout is a suspect, which must not share the process with other rollouts."""
         self._votes: dict[int, tuple[str, ...]] = {}
         self._next_unit = 0
         self._busy_before = 0.0
@@ -91,7 +90,7 @@ class Lane:
             "answer_formats": list(config.answer_formats),
             "timeout_seconds": config.timeout_seconds,
         }
-        with suppress(OSError):  # it has died already; `receive` notices
+        with suppress(OSError):  # the process has already died, which `receive` reports
             self._process.channel.send({"load": orders}, PREPARE_SECONDS)
 
     @property
@@ -100,12 +99,12 @@ class Lane:
 
     @property
     def in_flight(self) -> int:
-        """Rollouts that it is working on."""
+        """Number of rollouts that it is scoring."""
         return sum(len(unit.rows) for unit in self.units.values())
 
     @property
     def deadline(self) -> float:
-        """When it has to be stopped unless it answers before, on the monotonic clock."""
+        """Time on the monotonic clock at which the process is stopped if it has not replied."""
         if self.state in (State.LOADING, State.PREPARING):
             return self._deadline
         return min((unit.deadline for unit in self.units.values()), default=math.inf)
@@ -114,13 +113,14 @@ class Lane:
         return self._process.channel.fileno()
 
     def begin(self, block: Mapping[str, Any]) -> None:
-        """Send the prompts of a block. Raises OSError or TimeoutError if it is lost."""
+        """Send the prompts of a block. Raises OSError or TimeoutError if the process is lost."""
         self.state, self._deadline = State.PREPARING, time.monotonic() + PREPARE_SECONDS
         self._process.channel.send({"block": block}, PREPARE_SECONDS)
 
     def submit(self, rows: Sequence[int], rollouts: Sequence[Any]) -> None:
-        """Have some rollouts of the block scored. Raises OSError or TimeoutError if it is lost; they are in
-        flight even then."""
+        """Request the scores of some rollouts of the block. Raises OSError or TimeoutError if the process is
+        lost; the rollouts count as in flight even then.
+        """
         grace = CANCEL_SECONDS if self.asynchronous else 0.0
         deadline = time.monotonic() + self._timeout_seconds + grace
         self._next_unit += 1
@@ -129,22 +129,23 @@ class Lane:
         self._process.channel.send(message, self._timeout_seconds)
 
     def vote(self, prompt: int, answers: Sequence[str]) -> Sequence[str]:
-        """The answers with equivalent ones made equal; see `checkers.votes`. Waits for at most the timeout.
-        Raises OSError, EOFError, TimeoutError or ProtocolError if the lane is lost."""
+        """Make equivalent answers equal, see `checkers.votes`. Waits for at most the timeout. Raises OSError,
+        EOFError, TimeoutError or ProtocolError if the process is lost.
+        """
         self._next_unit += 1
         channel = self._process.channel
         channel.send({"vote": self._next_unit, "prompt": prompt, "answers": answers}, self._timeout_seconds)
         answer = _dictionary(channel.receive(self._timeout_seconds))
         found = answer.get("answers")
         if answer.get("voted") != self._next_unit or not _is_texts(found) or len(found) != len(answers):
-            raise ProtocolError("answered a vote with something else")
+            raise ProtocolError("sent an invalid reply to a vote")
         return [printable(each) for each in found]
 
     def receive(self) -> list[tuple[int, Outcome]]:
-        """What has arrived since the last call: outcomes by row. Changes the state.
+        """Process the replies that have arrived and update the state. Returns outcomes by row.
 
-        Raises ConfigError if a scorer cannot be loaded; OSError, EOFError or ProtocolError if
-        the lane is lost.
+        Raises ConfigError if a scorer cannot be loaded; OSError, EOFError or
+        ProtocolError if the process is lost.
         """
         found: list[tuple[int, Outcome]] = []
         for message in self._process.channel.received():
@@ -159,12 +160,12 @@ class Lane:
         return found
 
     def busy_seconds(self) -> float:
-        """How long it has computed since the block was prepared, rather than waited for something."""
+        """CPU seconds used since the block was prepared; time spent waiting does not count."""
         return self._process.busy_seconds() - self._busy_before
 
     def dump(self) -> None:
-        """Have the stacks of its threads written to its log; even code that holds the GIL
-        cannot prevent it.
+        """Make the process write the stacks of its threads to its log. This
+        works even if code holds the GIL.
         """
         if self._process.pid is not None:
             with suppress(ProcessLookupError):
@@ -172,14 +173,14 @@ class Lane:
             time.sleep(DUMP_SECONDS)
 
     def stop(self) -> str:
-        """End it with all that it started; how it ended."""
+        """Stop the process and all of its children. Returns how it ended."""
         return self._process.stop()
 
     def _loaded(self, answer: Mapping[str, Any]) -> None:
         if "error" in answer:
             error = answer["error"]
             if not _is_texts(error) or len(error) != 4:
-                raise ProtocolError("sent an error of another form")
+                raise ProtocolError("sent a malformed error")
             raise ConfigError(*(printable(part) for part in error))
         loaded = _dictionary(answer.get("loaded"))
         self.asynchronous = loaded.get("asynchronous") is True
@@ -190,7 +191,7 @@ class Lane:
         number, outcomes = answer.get("scored"), answer.get("outcomes")
         unit = self.units.get(number) if isinstance(number, int) else None
         if unit is None or not isinstance(outcomes, list):
-            raise ProtocolError("sent an answer to a question that was not asked")
+            raise ProtocolError("sent a reply that matches no request")
         rows = cast("list[object]", outcomes)
         if len(rows) != len(unit.rows):
             raise ProtocolError(f"sent {len(rows)} outcomes for {len(unit.rows)} rollouts")
@@ -203,7 +204,7 @@ class Lane:
             case [int(status), list(components), str(reason), str(trace)]:
                 numbers = cast("list[object]", components)
             case _:
-                raise ProtocolError("sent an outcome of another form")
+                raise ProtocolError("sent a malformed outcome")
         if status not in list(ScoreStatus):
             raise ProtocolError(f"sent the unknown status {status}")
         if len(numbers) != (self._components if status == ScoreStatus.OK else 0):
@@ -211,7 +212,7 @@ class Lane:
         if not all(
             type(number) in (int, float) and abs(cast("float", number)) < math.inf for number in numbers
         ):
-            raise ProtocolError("sent components that are not numbers")
+            raise ProtocolError("sent components that are not finite numbers")
         return Outcome(
             ScoreStatus(status),
             tuple(float(cast("float", number)) for number in numbers),
@@ -238,7 +239,7 @@ def _limits(config: RewardConfig) -> dict[str, int]:
 
 def _dictionary(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ProtocolError("sent something else than an object")
+        raise ProtocolError("sent a message that is not an object")
     return cast("dict[str, Any]", value)
 
 

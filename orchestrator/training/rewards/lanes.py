@@ -1,12 +1,13 @@
-"""Scoring a block of rollouts in processes that hang, die and lie.
+"""Scores a block of rollouts in child processes, which may hang, die or send garbage.
 
-Plain scorers work on one rollout at a time in each process, asynchronous and batched ones on
-`reward.concurrency`. If the scorers spend their time waiting (for a server, a subprocess), more processes are
-started, until `reward.concurrency` rollouts are scored at once; if they compute, one process has to do.
+In each process, plain scorers work on one rollout at a time, asynchronous and batched ones on
+`reward.concurrency`. If the scorers spend their time waiting (for a server or a subprocess), more processes
+are started, until `reward.concurrency` rollouts are scored at once. CPU-bound scorers use a single process.
 
-A process that takes too long or dies is stopped with everything that it started. If it was working on one
-rollout, that rollout is at fault. If it was working on several, each of them is tried again by itself: then
-the fault is its own."""
+A process that takes too long or dies is stopped together with all of its children. If it was working on one
+rollout, that rollout failed. If it was working on several, each of them is scored again by itself, which
+identifies the rollout that caused the failure.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ from orchestrator.training.rewards.lane import PREPARE_SECONDS, Lane, LaneSettin
 from orchestrator.training.rewards.scoring import Outcome
 
 FEWEST_TOLERATED = 4
-"""So many lost processes are tolerated in any block, however small it is."""
+"""Every block tolerates at least this many lost processes, however small it is."""
 GROW_AFTER_SECONDS = 0.3
 """How long scorers must have waited before more processes are started for them."""
 WAITING_SHARE = 0.5
-"""Scorers that use less than this share of a processor are waiting."""
+"""Scorers that use less than this share of a CPU count as waiting."""
 _TICK_SECONDS = 0.1
 _WHO = "the scorers' process"
 
@@ -41,7 +42,7 @@ LOST = (EOFError, OSError, ProtocolError)  # TimeoutError is an OSError
 
 
 class ScorerLanes:
-    """The processes of one grader. They are kept between blocks. Not for use by several threads."""
+    """The scorer processes of a grader, which are reused from block to block. Not thread-safe."""
 
     def __init__(self, config: RewardConfig, scorers: Mapping[str, str], output: Path | None = None) -> None:
         self._config = config
@@ -53,14 +54,15 @@ class ScorerLanes:
         return [lane.pid for lane in self._lanes if lane.pid is not None]
 
     def load(self) -> None:
-        """Wait until the scorers are loaded. Raises ConfigError if they cannot be."""
+        """Wait until the scorers are loaded. Raises ConfigError if one cannot be loaded."""
         while not self._lanes or self._lanes[0].state is State.LOADING:
             _Block(self._config, self._settings, self._lanes, [], []).advance()
 
     def score(self, completions: Sequence[Completion]) -> list[Outcome | None]:
-        """The outcomes, in order; None for rollouts that were not tried because too many were lost before.
+        """Score completions. Returns their outcomes in order; None for those that were not tried because too
+        many processes were lost before.
 
-        Raises ConfigError if a scorer cannot be loaded, WorkerLostError if no process gets ready.
+        Raises ConfigError if a scorer cannot be loaded, and WorkerLostError if no process becomes ready.
         """
         if not completions:
             return []
@@ -72,8 +74,8 @@ class ScorerLanes:
         return block.outcomes
 
     def votes(self, prompt: Completion, answers: Sequence[str]) -> Sequence[str]:
-        """The answers to one prompt with equivalent ones made equal. If that cannot be found
-        out, as they are.
+        """Make equivalent answers to one prompt equal. If the process fails, the
+        answers are returned unchanged.
         """
         prompts, _ = _messages([prompt])
         block = _Block(self._config, self._settings, self._lanes, [], prompts)
@@ -85,17 +87,18 @@ class ScorerLanes:
             return lane.vote(0, answers)
         except LOST as error:
             self._lanes.remove(lane)
-            log.warning("answers are compared as texts: %s (%s)", error or type(error).__name__, lane.stop())
+            reason = error or type(error).__name__
+            log.warning("comparing answers as texts, because a vote failed: %s (%s)", reason, lane.stop())
             return answers
 
     def close(self) -> None:
-        """End every process, at once."""
+        """Stop all processes immediately."""
         while self._lanes:
             self._lanes.pop().stop()
 
 
 class _Block:
-    """One block on its way through the lanes, which it starts, feeds and stops."""
+    """The scoring of one block: starts lanes, distributes the rollouts over them, and stops them."""
 
     def __init__(
         self,
@@ -126,14 +129,14 @@ class _Block:
         return any(lane.state is State.READY for lane in self._lanes)
 
     def begin(self, max_new_tokens: int) -> None:
-        """Send the prompts to the lanes that are left of the block before."""
+        """Send the prompts to the lanes that are still running after the previous block."""
         self._message["max_new_tokens"] = max_new_tokens
         for lane in list(self._lanes):
             if lane.state is not State.LOADING:
                 self._try(lane, lambda lane=lane: lane.begin(self._message))
 
     def advance(self) -> None:
-        """Hand out work, wait for news or for the next deadline, and act on it."""
+        """Distribute work, wait for replies or the next deadline, and handle them."""
         if not self._lanes:
             self._start()
         self._hand_out()
@@ -170,7 +173,7 @@ class _Block:
         lane.submit(rows, [self._rollouts[row] for row in rows])
 
     def _next_rows(self, lane: Lane) -> list[int]:
-        """What an unoccupied part of the lane works on next: a suspect by itself, or what is pending."""
+        """Choose the next rows for a lane: one suspect by itself, or pending rows."""
         if self._suspects and not lane.units:
             lane.alone = True
             return [self._suspects.popleft()]
@@ -181,7 +184,7 @@ class _Block:
         return [self._pending.popleft() for _ in range(count)]
 
     def _grow(self) -> None:
-        """Start more processes if there is work for them and the ones at work are waiting for something."""
+        """Start more processes if rollouts are pending and the busy processes are waiting for something."""
         working = [lane for lane in self._lanes if lane.units]
         free = self._config.concurrency - sum(lane.in_flight for lane in self._lanes)
         if len(working) < len(self._lanes) or not self._pending or free <= 0:
@@ -223,7 +226,7 @@ class _Block:
             self._gone(lane, ScoreStatus.TIMEOUT, f"silent for {PREPARE_SECONDS:g} s")
 
     def _gone(self, lane: Lane, status: ScoreStatus, reason: str) -> None:
-        """Stop a lane that is of no more use, and decide what becomes of its rollouts."""
+        """Stop a lane that failed, and record or reschedule its rollouts."""
         self._lanes.remove(lane)
         how = lane.stop()
         rows = [row for unit in lane.units.values() for row in unit.rows]
@@ -231,7 +234,7 @@ class _Block:
             self._was_not_ready(lane, reason or how)
             return
         reason = reason or f"{_WHO} {how}"
-        log.warning("scorers were stopped: %s", reason)
+        log.warning("a scorer process was stopped: %s", reason)
         self._lost += 1
         if len(rows) == 1:
             self.outcomes[rows[0]] = Outcome(status, reason=reason)
@@ -239,12 +242,12 @@ class _Block:
             self._suspects.extend(rows)
 
     def _was_not_ready(self, lane: Lane, how: str) -> None:
-        """A process that dies between blocks is replaced; one that cannot even get ready is an error."""
+        """A process that dies between blocks is replaced. It is an error if no process becomes ready."""
         when = "while it started" if lane.state is State.LOADING else "while it prepared its scorers"
         log.warning("%s was lost: %s %s", _WHO, how, when)
         self._unready += 1
         if self._lanes:
-            return  # the others go on
+            return  # the other processes continue
         if lane.state is State.LOADING or self._unready > 1:
             again = "" if lane.state is State.LOADING else ", twice"
             raise WorkerLostError(_WHO, f"{how} {when}{again}")
@@ -259,7 +262,7 @@ def _readable(lanes: Sequence[Lane], seconds: float) -> list[Lane]:
 
 
 def _messages(completions: Sequence[Completion]) -> tuple[list[Any], list[Any]]:
-    """Each prompt once, and the rollouts with their prompt's index, as the child reads them."""
+    """Build the messages for the child: each prompt once, and the rollouts with the index of their prompt."""
     indices: dict[str, int] = {}
     prompts: list[Any] = []
     rollouts: list[Any] = []

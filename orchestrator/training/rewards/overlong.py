@@ -1,4 +1,4 @@
-"""DAPO's soft overlong punishment: a gradient against length as a response comes near its limit."""
+"""DAPO's soft overlong punishment: penalises responses whose length approaches the limit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 def overlong_punishment(
     lengths: NDArray[np.int64], limits: NDArray[np.int32] | int, buffer: int
 ) -> NDArray[np.float64]:
-    """What is added to each reward, [N]: 0 up to `limit - buffer` tokens, then linearly down to
-    -1 at the limit.
+    """Compute what is added to each reward, [N]: 0 up to `limit - buffer` tokens, then linearly down to -1 at
+    the limit.
 
     Equation 13 of DAPO (arXiv 2503.14476) with L_max = limit and L_cache = `buffer` > 0. The limit of a
-    rollout is `max_new_tokens`, or less where the context ends earlier; a limit below `buffer` shortens the
+    rollout is `max_new_tokens`, or less if the context ends earlier. A limit below `buffer` shortens the
     buffer, so that an empty response is never punished.
 
     >>> overlong_punishment(np.array([60, 75, 90, 100]), limits=100, buffer=40).tolist()

@@ -1,4 +1,4 @@
-"""The reward workers as one stage."""
+"""A pool of reward workers as one stage."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from orchestrator.training.waiting import Waits
 
 
 class RewardWorker(Protocol):
-    """One worker. Its scorers run in processes of their own, which it can stop."""
+    """One reward worker. It can stop its scorers, which run in child processes."""
 
     @property
     def name(self) -> str:
-        """Stays the same over restarts."""
+        """A name that stays the same over restarts."""
         ...
 
     async def score(self, generated: Generated) -> Scored:
-        """Score every rollout of a block. Raises WorkerLostError if the worker died or hangs."""
+        """Score every rollout of a block. Raises WorkerLostError if the worker dies or hangs."""
         ...
 
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write these groups' rollouts to `directory`; returns `sample` of them."""
+        """Write the rollouts of these groups to `directory`. Returns `sample` of them."""
         ...
 
 
@@ -36,13 +36,12 @@ W = TypeVar("W", bound=RewardWorker)
 
 
 class RewardPool(Generic[W]):
-    """A `RewardStage` over a pool of workers."""
+    """Implements `RewardStage` with a pool of workers."""
 
     def __init__(self, workers: WorkerPool[W], waits: Waits) -> None:
         self._workers, self._waits = workers, waits
 
     async def score(self, generated: Generated) -> Scored:
-        """Score a block on a free worker."""
 
         async def task(worker: W) -> Scored:
             with self._waits.on(WaitKind.SCORE, worker.name):
@@ -53,7 +52,6 @@ class RewardPool(Generic[W]):
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the rollouts of these groups, on a free worker."""
 
         async def task(worker: W) -> list[dict[str, Any]]:
             with self._waits.on(WaitKind.RECORD, worker.name):

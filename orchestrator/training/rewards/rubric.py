@@ -1,4 +1,4 @@
-"""From outcomes to rewards: the weighted sum of the components, and what a failure is worth."""
+"""Computes rewards from outcomes: the weighted sum of the components, or the failure reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OVERLONG = "overlong"
 
 
 class Rubric:
-    """The `reward` group as a function from outcomes to a `ScoreBlock`. It never calls a scorer."""
+    """Computes a `ScoreBlock` from outcomes, as configured by the `reward` group. It never calls a scorer."""
 
     def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
         self.scorers = component_names(config.components)
@@ -30,7 +30,7 @@ class Rubric:
         self._reflects = re.compile(config.reflection_pattern)
 
     def scores(self, block: RolloutBlock, outcomes: Sequence[Outcome], answers: Sequence[str]) -> ScoreBlock:
-        """The rewards of a block whose rollouts have these outcomes and gave these answers, row for row."""
+        """Compute the rewards of a block from the outcomes and answers of its rollouts, in row order."""
         ok = np.array([outcome.status is ScoreStatus.OK for outcome in outcomes], dtype=np.bool_)
         none = (math.nan,) * len(self.scorers)
         table = np.array(
@@ -58,14 +58,15 @@ class Rubric:
 
 
 def spelled_answer(completion: Completion) -> str:
-    """The answer without differences of case and white space; empty if there is none."""
+    """Normalise the case and white space of the answer; empty if there is none."""
     return " ".join((completion.answer or "").casefold().split())
 
 
 def component_names(components: Mapping[str, float]) -> dict[str, str]:
-    """Component name -> scorer key: a registered name is its own, `module:function` is called `function`.
+    """Map component names to scorer keys. A registered name is its own key;
+    `module:function` is called `function`.
 
-    Raises ConfigError if two components would have one name.
+    Raises ConfigError if two components would have the same name.
     """
     names: dict[str, str] = {}
     for key in components:

@@ -1,4 +1,4 @@
-"""Applying scorers to rollouts: plain, asynchronous and batched ones, with every failure as a value."""
+"""Applies plain, asynchronous and batched scorers to rollouts. Failures are returned as values."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the scoring of one rollout ended. `components` has a number for each scorer if it is OK; otherwise
-    `reason` says in a line what went wrong, and `traceback` where, if a scorer raised an exception."""
+    """The result of scoring one rollout. If the status is OK, `components` has a number for
+    each scorer. Otherwise `reason` describes the failure in one line, and `traceback` shows
+    where a scorer raised an exception.
+    """
 
     status: ScoreStatus
     components: tuple[float, ...] = ()
@@ -32,8 +34,9 @@ class Outcome:
 
 
 class ScorerSet:
-    """The scorers of a rubric, by component name. `timeout_seconds` bounds each asynchronous rollout; nothing
-    in this process can bound a plain call."""
+    """The scorers of a rubric, by component name. `timeout_seconds` limits each rollout of asynchronous
+    scorers; plain scorers can only be limited from outside the process.
+    """
 
     def __init__(self, scorers: Mapping[str, AnyScorer], timeout_seconds: float | None = None) -> None:
         self._scorers = dict(scorers)
@@ -42,22 +45,23 @@ class ScorerSet:
         self.batched = any(map(is_batched, scorers.values()))
 
     def prepare(self, references: Sequence[Mapping[str, Any]]) -> None:
-        """Let the scorers load what they need. What they raise is not caught."""
+        """Let the scorers load their resources. Their exceptions are not caught."""
         for scorer in self._scorers.values():
             if isinstance(scorer, PreparedScorer):
                 scorer.prepare(references)
 
     def score_now(self, completions: Sequence[Completion]) -> list[Outcome]:
-        """Score without an event loop around the scorers, unless one of them needs it."""
+        """Score rollouts synchronously. An event loop is only started if a scorer needs it."""
         if self.asynchronous:
-            import asyncio  # takes a third of the start of a process that may not need it
+            import asyncio  # this import takes a third of the start-up time of a process that may not need it
 
             return asyncio.run(self._score_together(completions))
         return _finished(self.score(completions))
 
     async def score(self, completions: Sequence[Completion]) -> list[Outcome]:
-        """The outcomes of some rollouts; batched scorers get all of them in one call. The first scorer that
-        fails decides: the numbers of the others would not add up to a reward."""
+        """Score rollouts; batched scorers get all of them in one call. After the first scorer that fails for
+        a rollout, the others are skipped, because the sum would be incomplete.
+        """
         outcomes: list[Outcome | None] = [None] * len(completions)
         numbers: list[list[float]] = [[] for _ in completions]
         name = ""
@@ -96,7 +100,7 @@ class ScorerSet:
 
 
 class _NoTimeout(contextlib.AbstractAsyncContextManager[None]):
-    """The scorers have no await at which they could be interrupted, and run without an event loop."""
+    """Plain scorers run without an event loop and have no await at which a timeout could interrupt them."""
 
     async def __aenter__(self) -> None:
         pass
@@ -116,7 +120,7 @@ def is_batched(scorer: AnyScorer) -> bool:
 
 
 async def _apply(name: str, scorer: AnyScorer, completions: Sequence[Completion]) -> list[float | Outcome]:
-    """A number for each rollout, or what went wrong with it."""
+    """Apply one scorer to each rollout. Returns a number or the failure of each."""
     if not is_batched(scorer):
         return [await _score_one(name, scorer, completion) for completion in completions]
     if not completions:
@@ -156,19 +160,19 @@ def crashed(name: str, error: BaseException) -> Outcome:
 
 
 def printable(text: str) -> str:
-    """The text with lone surrogates escaped: no file and no terminal could take them."""
+    """Escape lone surrogates, which neither files nor terminals accept."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _described(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - even `str(error)` may be somebody's code
+    except Exception:  # noqa: BLE001 - `str(error)` may run user code
         return type(error).__name__
 
 
 def _traceback(error: BaseException) -> str:
-    """The frames of the scorer, without ours that called it."""
+    """Format the frames of the scorer, without the frames of this module that called it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -195,8 +199,9 @@ def _number(name: str, value: object) -> float | Outcome:
 
 
 def _finished(coroutine: Coroutine[Any, Any, R]) -> R:
-    """The result of a coroutine that waits for nothing, without an event loop: a plain scorer may want to
-    run one of its own."""
+    """Run a coroutine that never waits to completion without an event loop, because a
+    plain scorer may start its own.
+    """
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -1,4 +1,4 @@
-"""A reward outside of a run: can its scorers be loaded, and what does it give to some responses?"""
+"""Tries a reward outside of a run: loads its scorers and scores given responses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from orchestrator.training.rewards.scorers import is_own
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a reward gives to one response."""
+    """The score of one response."""
 
     response: str
     found: str | None
-    """The answer in the response, by `reward.answer_formats`."""
+    """The answer found in the response according to `reward.answer_formats`."""
     reward: float
     components: Mapping[str, float]
     """By name, before weighting; empty if the response could not be scored."""
@@ -32,8 +32,8 @@ class Trial:
 
 
 def check_scorers(config: RewardConfig) -> None:
-    """Raise ConfigError unless every scorer can be loaded. Scorers of others are loaded in a process like the
-    one that will run them; WorkerLostError if that ends the process.
+    """Raise ConfigError unless every scorer can be loaded. Third-party scorers are loaded in a child process
+    like the one that will run them; raises WorkerLostError if that kills the process.
     """
     if all(map(is_own, config.components)):
         return
@@ -47,8 +47,8 @@ def check_scorers(config: RewardConfig) -> None:
 def try_reward(
     config: RewardConfig, max_new_tokens: int, prompt: Prompt, responses: Sequence[str], prefill: str = ""
 ) -> list[Trial]:
-    """Score responses to one prompt as a run would, in processes of their own and without Ray. Without a
-    tokenizer, the length of a response is its number of words. Raises like `Grader`.
+    """Score responses to one prompt as in a run, in child processes but without Ray. Without a tokenizer, the
+    length of a response is its number of words. Raises the same errors as `Grader`.
     """
     block = _block(prompt, responses, prefill)
     found = [each.answer for each in completions_of(block, max_new_tokens, config.answer_formats)]

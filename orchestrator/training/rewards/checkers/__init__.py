@@ -1,15 +1,15 @@
-"""Rule-based checkers: is an answer right? One file for each kind of reference.
+"""Rule-based checkers decide whether an answer is correct. There is one file for each kind of reference.
 
 | reference | checker |
 | --- | --- |
-| `{"checker": name, ...}` | the one of that name |
+| `{"checker": name, ...}` | the checker with that name |
 | `{"dataset": "countdown", "entry": ...}` | `countdown` |
 | `{"dataset": ..., "entry": ...}`, from another reasoning_gym generator | `reasoning_gym` |
 | `{"answer": ...}`, from a file | `mathematics` |
 
-A checker is a function `(answer, reference) -> bool`. It may also say when two answers mean the same
-(`equivalent`), which is how a majority vote counts them. A third party registers one under the entry point
-group `orchestrator.checker`.
+A checker is a function `(answer, reference) -> bool`. It may also define when two answers mean
+the same (`equivalent`), which majority votes use. Third parties register checkers under the entry
+point group `orchestrator.checker`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ class Checker(Protocol):
     """Checks one answer against its reference."""
 
     def __call__(self, answer: str, reference: Mapping[str, Any], /) -> bool:
-        """Whether the answer is fully right. An answer that is merely nonsense is wrong, not an error."""
+        """Return whether the answer is fully correct. An unparsable answer is wrong, not an error."""
         ...
 
 
 @runtime_checkable
 class EquivalenceChecker(Checker, Protocol):
-    """A checker that knows when two answers to one question mean the same."""
+    """A checker that can tell whether two answers to the same question mean the same."""
 
     def equivalent(self, one: str, other: str, reference: Mapping[str, Any], /) -> bool:
-        """Whether the answers are the same answer, right or wrong. Does not look at the right one."""
+        """Return whether the two answers are the same, correct or not, without
+        consulting the correct answer.
+        """
         ...
 
 
@@ -43,10 +45,10 @@ CHECKERS: Registry[Checker, NoFacts] = Registry("checker", "orchestrator.trainin
 
 
 def checker_of(reference: Mapping[str, Any]) -> Checker:
-    """The checker for this reference; imports what it needs.
+    """Return the checker for a reference, and import its dependencies.
 
-    Raises ValueError if the reference is of no known kind, ConfigError if it names a checker that is not
-    registered or not callable.
+    Raises ValueError if the kind of the reference is unknown, and ConfigError if it names a checker that is
+    not registered or not callable.
     """
     name = _name_of(reference)
     checker = CHECKERS.get(name)
@@ -63,16 +65,16 @@ def _name_of(reference: Mapping[str, Any]) -> str:
     if "answer" in reference:
         return "mathematics"
     raise ValueError(
-        f"no checker for a reference with {sorted(reference)}: it needs `dataset` and `entry`, `answer`, or "
+        f"no checker for a reference with {sorted(reference)}: expected `dataset` and `entry`, `answer`, or "
         "`checker`"
     )
 
 
 def votes(answers: Sequence[str], reference: Mapping[str, Any]) -> list[str]:
-    """The answers to one question, with each replaced by the first one that means the same.
+    """Replace each answer to one question by the first answer that means the same.
 
-    So equal strings are votes for one answer. Answers without text stay empty. A checker without `equivalent`
-    counts texts and numbers as equal that differ only in spelling.
+    Equal strings are then votes for the same answer. Answers without text stay empty. Without `equivalent`,
+    only answers that differ in the spelling of a text or a number count as the same.
 
         votes(["12", "7", " 12.0", "", "7"], {"answer": "8"})  ->  ["12", "7", "12", "", "7"]
     """

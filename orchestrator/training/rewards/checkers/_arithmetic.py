@@ -1,4 +1,4 @@
-"""Expressions of + - * / and parentheses on whole numbers, computed exactly and without `eval`."""
+"""Evaluates + - * / and parentheses on integers exactly and without `eval`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
-    """The value of an expression and the numbers in it, in order; None if the text is no such expression.
+    """Evaluate an expression. Returns its value and the numbers in it, in order; None for any other text.
 
     >>> evaluate("6/(1-3/4)")
     (Fraction(24, 1), [6, 1, 3, 4])
@@ -32,7 +32,7 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
         numbers: list[int] = []
         value = _value(ast.parse(text.strip(), mode="eval").body, numbers)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None  # MemoryError is what CPython's parser raises for too deep a nesting
+        return None  # CPython's parser raises MemoryError if the nesting is too deep
     return value, numbers
 
 

@@ -1,7 +1,7 @@
-"""Formulas in Python's notation as sympy expressions, built node by node.
+"""Parses formulas in Python notation into sympy expressions, node by node.
 
-sympy's own `parse_expr` calls `eval` on the text; here only the operators and functions below exist, and
-numbers and powers have limits.
+sympy's own `parse_expr` calls `eval` on the text. This parser only knows the operators and functions below,
+and limits the size of numbers and powers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _CONSTANTS: Mapping[str, Any] = {"pi": sympy.pi, "E": sympy.E, "I": sympy.I}
 
 
 class NotAFormulaError(ValueError):
-    """The text is something else, or its numbers are too large."""
+    """The text is not a formula, or its numbers are too large."""
 
 
 def formula(text: str) -> Any:  # noqa: ANN401 - sympy has no types
-    """The expression. Raises NotAFormulaError.
+    """Parse a formula. Raises NotAFormulaError.
 
     >>> formula("x**2/2 + sin(2*x)"), formula("3*x - x")
     (x**2/2 + sin(2*x), 2*x)
@@ -70,7 +70,7 @@ def _built(node: ast.expr) -> Any:  # noqa: ANN401
 
 def _power(base: Any, exponent: Any) -> Any:  # noqa: ANN401
     if exponent.is_number and abs(exponent) > MAX_EXPONENT:
-        raise NotAFormulaError("an exponent that is too large")
+        raise NotAFormulaError("an exponent is too large")
     if base.is_Integer and exponent.is_Integer and abs(int(base)) > MAX_INTEGER:
-        raise NotAFormulaError("a power that is too large")
+        raise NotAFormulaError("a power is too large")
     return base**exponent

@@ -1,9 +1,9 @@
-r"""Numbers as people and models write them, read exactly.
+r"""Parses numbers as people and models write them, exactly.
 
 Examples: `1,234`, `6.02\times 10^{23}`, `3 1/2`, `18 dollars`.
 
-Nothing is evaluated: the text is matched against the forms below, and numbers are kept as fractions. A text
-that is a calculation (`40+2`), a list (`4 or 5`) or algebra (`5x`) is not a quantity.
+Nothing is evaluated: the text is matched against the patterns below, and numbers are kept as fractions. A
+calculation (`40+2`), a list (`4 or 5`) or an algebraic expression (`5x`) is not a quantity.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 200
-"""A longer text is not a number that somebody wrote down."""
+"""Longer texts are not considered to be numbers."""
 MAX_EXPONENT = 1000
-"""Of ten: a larger one would cost memory, not information."""
+"""Limit of powers of ten: larger ones would only consume memory."""
 
 _DIGITS = r"(?:\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
@@ -68,14 +68,17 @@ _SPELLINGS = {
     "degree": "deg degree degrees",
 }
 _UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in words.split()}
-"""Units that are told apart, by spelling. Any other word is a unit, too, but no reason to call two numbers
-different: `5 apples` and `5 fruits` are both 5."""
+"""Units that are distinguished, by their spellings. Any other word also counts as a unit, but does not make
+two numbers different: `5 apples` and `5 fruits` are both 5.
+"""
 _SHORT_WORDS = _words(
     "um lb lbs ms us ns gal kj cal kw mw wh kwh kv ohm hz khz mhz ghz pa kpa mpa bar atm mol cd rad "
     "ha sq cu mph kph kmh mps per pm am men cup egg box bag car cat dog pen day pie toy hat can jar "
     "cow hen pig boy bus gbp pts pt"
 )
-"""Words of fewer than four letters that are units: the others could be products of variables."""
+"""Words of fewer than four letters that are accepted as units. Other short words
+could be products of variables.
+"""
 _NOT_UNITS = _words(
     "or and not no nor but if then to is are was isn t than when where because so thus either maybe "
     "sqrt sin cos tan log ln exp pi alpha beta gamma delta theta phi lambda omega sigma tau infinity "
@@ -93,15 +96,17 @@ _DELIMITERS = re.compile(r"^(?:\$\$(.+)\$\$|\$(.+)\$|\\\((.+)\\\)|\\\[(.+)\\\])$
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number and its unit. The unit is empty where none was written or where it is not told apart."""
+    """A number and its unit. The unit is empty if none was written or if it is
+    not one that is distinguished.
+    """
 
     value: Fraction
     unit: str = ""
 
     def accepts(self, answer: Quantity) -> bool:
-        """Whether `answer` is this number, the reference. A unit may be missing but must not be another
-        one; a percentage may be given as its number (`50%` accepts 0.5, 50% and 50), and a fraction as its
-        decimal to six places.
+        """Return whether `answer` matches this reference. The unit may be missing but must not be a different
+        one. A percentage also matches its plain number (`50%` accepts 0.5, 50% and 50), and a fraction
+        matches its decimal form with six places.
         """
         if self.unit and answer.unit and self.unit != answer.unit:
             return False
@@ -111,8 +116,8 @@ class Quantity:
 
 
 def _is_rounded(one: Fraction, other: Fraction) -> bool:
-    """Whether one of them has no finite decimal form, and the other one is its decimal with six
-    places or more.
+    """Return whether exactly one of the numbers has no finite decimal form, and the other one is its
+    decimal with at least six places.
     """
     endless = [each for each in (one, other) if not _is_decimal(each)]
     return len(endless) == 1 and round(one, 6) == round(other, 6) and abs(one - other) < Fraction(1, 10**6)
@@ -127,7 +132,7 @@ def _is_decimal(value: Fraction) -> bool:
 
 
 def plain(text: str) -> str:
-    """The text without what only concerns its looks: Markdown, math delimiters, a final full stop, and
+    """Remove what only affects the appearance of a text: Markdown, math delimiters, a final full stop, and
     different Unicode forms of the same characters.
 
     >>> plain(" **−½** "), plain("cafe\u0301."), plain(r"\\(1\\,000\\)")
@@ -151,7 +156,7 @@ def plain(text: str) -> str:
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number that the whole text is, with its unit; None if it is anything else.
+    """Parse a text that is a single number with an optional unit; None for any other text.
 
     >>> quantity("1,234.50 dollars")
     Quantity(value=Fraction(2469, 2), unit='dollar')
@@ -189,14 +194,15 @@ def quantity(text: str) -> Quantity | None:
 
 
 def _number(text: str) -> tuple[Fraction, str] | None:
-    """The unsigned number that the text begins with, and what follows it."""
+    """Parse the unsigned number at the start of the text. Returns it with the remaining text."""
     text = text.lstrip()
     for read in (_read_mixed, _read_fraction, _read_scientific):
         found = read(text)
         if found is not None:
             value, end = found
             rest = text[end:]
-            # `5e`, `12abc` and `3.4.5` are not a number and a unit; a unit may follow a digit (`5kg`) though.
+            # `5e`, `12abc` and `3.4.5` are not a number with a unit, but a unit may
+            # directly follow a digit (`5kg`).
             return (value, rest.strip()) if not rest[:1].isdigit() and rest[:1] != "." else None
     return None
 
@@ -249,7 +255,9 @@ def _multiplier(rest: str) -> tuple[int, str]:
 
 
 def _unit(rest: str) -> str | None:
-    """The unit that the rest of a text is: empty if it is not told apart, None if it is something else."""
+    """Parse the rest of a text as a unit: empty if it is not one that is
+    distinguished, None if it is not a unit.
+    """
     if not _UNIT.fullmatch(rest):
         return None
     words = re.findall(r"[^\W\d_]+", rest.casefold())

@@ -1,8 +1,7 @@
-"""Countdown: does the expression use exactly the given numbers and reach the target?
+"""Countdown: checks that an expression uses exactly the given numbers and reaches the target.
 
-The rule of reasoning_gym's own scorer, which evaluates the model's text as Python through sympy (about 1
-ms, and whatever that text says). Here only + - * / and parentheses on whole numbers exist, and
-arithmetic is exact.
+The rule is the same as in reasoning_gym's own scorer, which evaluates the text of the model as Python through
+sympy (in about 1 ms). This checker only accepts + - * / and parentheses on integers, and computes exactly.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from orchestrator.training.rewards.checkers._arithmetic import evaluate
 
 
 class Countdown:
-    """`reference["entry"]["metadata"]` has `numbers` and `target`.
+    """Expects `numbers` and `target` in `reference["entry"]["metadata"]`.
 
     >>> reference = {"entry": {"metadata": {"numbers": [3, 6, 2], "target": 7}}}
     >>> countdown("+3+6-2", reference), countdown("7", reference)
@@ -31,7 +30,9 @@ class Countdown:
         return value == metadata["target"] and sorted(used) == sorted(metadata["numbers"])
 
     def equivalent(self, one: str, other: str, reference: Mapping[str, Any], /) -> bool:
-        """The same value of the same numbers: `1+2+4` and `2+1+4` are one answer, `7` is another."""
+        """Two answers are the same if they have the same value and use the same numbers: `1+2+4` and `2+1+4`
+        are the same answer, `7` is another.
+        """
         first, second = evaluate(one), evaluate(other)
         if first is None or second is None:
             return False

@@ -1,8 +1,8 @@
-"""Answers from files: words, numbers and LaTeX, compared by value where they have one.
+"""Checks answers to questions from files: words, numbers and LaTeX, compared by value if they have one.
 
-In this order: the same text, apart from case, white space, Markdown and Unicode forms; the same number, with
-its unit; the same mathematics by math-verify, for references that are mathematics at all. (Words are not: as
-products of letters, "Paris" and "pairs" are equal.)
+An answer matches if it is the same text except for case, white space, Markdown and Unicode forms; or the same
+number and unit; or, for mathematical references, if math-verify finds it equivalent. (Words are not passed to
+math-verify: as products of letters, "Paris" and "pairs" are equal.)
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from orchestrator.training.rewards.checkers import CHECKERS
 from orchestrator.training.rewards.checkers._quantities import plain, quantity
 
 MAX_LENGTH = 2000
-"""A longer answer is compared as text only."""
+"""Longer answers are only compared as text."""
 _MATHEMATICAL = re.compile(r"\d|\\|^[A-Za-z]$")
 _LETTER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])\)")
 _SAME_SYMBOLS = ((r"\varnothing", r"\emptyset"),)
 
-# It warns that its own timeouts are off. They rely on SIGALRM; here the whole process is stopped instead.
+# math-verify warns that its timeouts are off. They rely on SIGALRM; here the
+# whole process is stopped instead.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 class Mathematics:
-    """`reference["answer"]` is a text, a number, or a list of accepted ones; of GSM8K's worked solutions,
-    what follows `####` is the answer.
+    """`reference["answer"]` is a text, a number, or a list of accepted answers. In worked solutions of GSM8K,
+    the answer is the text after `####`.
 
-    Where the reference is one number the answer must be one number, too: neither a list that contains it nor
-    a calculation that results in it. Nothing equals an empty reference or NaN."""
+    If the reference is a number, the answer must be a single number: a list that contains it or a calculation
+    that results in it is wrong. Nothing equals an empty reference or NaN.
+    """
 
     def __call__(self, answer: str, reference: Mapping[str, Any], /) -> bool:
         expected = reference["answer"]
@@ -82,9 +84,9 @@ def _same_mathematics(expected: str, answer: str, *, one_number: bool) -> bool:
 
 
 def _parse(text: str) -> list[Any]:
-    """What math-verify reads in `text`, taken as one LaTeX formula; empty if nothing.
+    """Parse `text` with math-verify as one LaTeX formula; empty if it finds nothing.
 
-    Its other reader, of plain expressions, ends in `eval` and is left out.
+    math-verify's other parser, for plain expressions, calls `eval` and is not used.
     """
     for spelling, symbol in _SAME_SYMBOLS:
         text = text.replace(spelling, symbol)

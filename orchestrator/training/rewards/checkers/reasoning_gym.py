@@ -1,8 +1,11 @@
-"""Answers to reasoning_gym's generated questions, by the scorer of each dataset: a score of 1 is right.
+"""Checks answers to reasoning_gym's generated questions with the scorer of each
+dataset: a score of 1 is correct.
 
-Some of those scorers interpret the answer as Python. A model's text must never run as code, so the scorers in
-`REPLACED` are not called; the functions here accept the same answers without evaluating them. A test reads
-the source of every installed scorer and fails if one that interprets text is in neither table below."""
+Some of those scorers interpret the answer as Python. The text of a model must never run as code, so
+the scorers in `REPLACED` are not called; the functions here accept the same answers without
+evaluating them. A test reads the source of every installed scorer and fails if one that interprets
+text is in neither of the tables below.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,16 @@ from orchestrator.training.rewards.checkers._arithmetic import evaluate
 from orchestrator.training.rewards.checkers._formulas import NotAFormulaError, formula
 
 MAX_LENGTH = 20_000
-"""A longer answer is wrong: no question has one, and upstream's parsers are not made for it."""
+"""Longer answers are wrong: no question has such an answer, and upstream's parsers are not made for it."""
 
 Entry = Mapping[str, Any]
 
 
 @CHECKERS.register("reasoning_gym")
 def check_reasoning_gym(answer: str, reference: Mapping[str, Any]) -> bool:
-    """`reference` has the `dataset` and its `entry`. Raises what upstream's scorer raises if it cannot score
-    the dataset's own answer either; an answer that it merely fails to parse is wrong."""
+    """Expects `dataset` and `entry` in `reference`. An answer that upstream's scorer fails to parse is wrong;
+    the error is only raised if the scorer cannot score the correct answer either.
+    """
     name, entry = reference["dataset"], reference["entry"]
     if len(answer) > MAX_LENGTH:
         return False
@@ -92,11 +96,12 @@ REPLACED: Mapping[str, Callable[[str, Entry], bool]] = {
     "spiral_matrix": _same_stripped_text,
     "string_insertion": _same_text,
 }
-"""Datasets whose own scorers call `eval` or sympy's `parse_expr` on the answer. (`countdown`, too, has a
-checker of its own.) For partial credit they also read Python literals; a partly right answer is wrong here.
+"""Replacements for scorers that call `eval` or sympy's `parse_expr` on the answer. (`countdown`
+also has its own checker.) The originals also read Python literals to give partial credit; here, a
+partly correct answer is wrong.
 """
 
 INTERPRETS_ITS_REFERENCE = frozenset({"number_sorting"})
-"""Datasets whose scorers call `eval` on the entry's own answer, which the generator wrote, and never
-on the model's.
+"""Datasets whose scorers call `eval` on the reference answer, which the generator wrote, and
+never on the answer of the model.
 """

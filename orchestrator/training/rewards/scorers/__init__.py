@@ -1,10 +1,10 @@
-"""Scorers by name, one file each. `reward.components` chooses and weights them.
+"""The registry of scorers, with one file for each. `reward.components` selects and weights them.
 
     @SCORERS.register("brevity")
     def brevity(completion: Completion) -> float: ...
 
-A third party registers one under the entry point group `orchestrator.scorer`, or names a function directly:
-`my_package.my_module:function` in place of a registered name.
+Third parties register scorers under the entry point group `orchestrator.scorer`, or `reward.components` names
+a function directly as `my_package.my_module:function`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SCORERS: Registry[AnyScorer, NoFacts] = Registry(
 
 
 def load_scorer(key: str) -> AnyScorer:
-    """The scorer of a registered name, or the function at `module:function`.
+    """Return the scorer of a registered name, or the function at `module:function`.
 
-    Raises ConfigError if there is none, if its module cannot be imported, or if it cannot be called
-    with one argument.
+    Raises ConfigError if it does not exist, if its module cannot be imported, or if it
+    cannot be called with one argument.
     """
     try:
         scorer = _find(key)
@@ -48,12 +48,12 @@ def load_scorer(key: str) -> AnyScorer:
         hint = f"{error}; further arguments need default values"
         raise ConfigError(_KEY, key, "a function of one Completion", hint) from error
     except ValueError:
-        pass  # a function in C has no signature to look at
+        pass  # functions implemented in C have no signature
     return cast("AnyScorer", scorer)
 
 
 def is_own(key: str) -> bool:
-    """Whether the scorer is one of this package."""
+    """Whether the scorer is part of this package."""
     return key.isidentifier() and importlib.util.find_spec(f"{__name__}.{key}") is not None
 
 
@@ -63,7 +63,7 @@ def _find(key: str) -> object:
 
 
 def _import_failure(error: Exception) -> str:
-    """What went wrong, and on which line of the scorer's module, where there is one."""
+    """Describe the error, with the line of the scorer's module that raised it, if there is one."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {error}"
     inside_import = frame.filename.startswith("<frozen") or frame.filename in (__file__, importlib.__file__)

@@ -1,4 +1,4 @@
-"""Is the answer right?"""
+"""Scores whether the answer is correct."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from orchestrator.training.rewards.scorers import SCORERS
 
 
 class Accuracy:
-    """1.0 if the answer is fully right by the checker of the prompt's reference, else 0.0.
+    """1.0 if the checker of the prompt's reference finds the answer fully correct, else 0.0.
 
-    A response without an answer is wrong. So is one to which the task's own scorer gives partial credit: a
-    model that is paid for trying learns to try.
+    A response without an answer gets 0.0, and so does a partly correct answer: a model that is rewarded for
+    attempts learns to produce attempts.
     """
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
         """Import the checkers that these references need."""
         for reference in references:
-            with suppress(ValueError):  # no checker: scoring says so, for each rollout
+            with suppress(ValueError):  # a missing checker is reported when a rollout is scored
                 checker_of(reference)
 
     def __call__(self, completion: Completion, /) -> float:
-        """Raises ValueError if no checker reads the reference."""
+        """Raises ValueError if no checker accepts the reference."""
         answer = completion.answer
         if answer is None:
             return 0.0

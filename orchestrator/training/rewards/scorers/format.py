@@ -1,4 +1,4 @@
-"""Is the response one `<think>...</think>` followed by one `<answer>...</answer>`, and nothing else?"""
+"""Scores whether a response is one `<think>...</think>` followed by one `<answer>...</answer>`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 @SCORERS.register("format")
 def format_reward(completion: Completion) -> float:
-    """1.0 or 0.0. White space may surround the tags. A prompt whose chat template ends in `<think>` has
-    opened the first tag already, and the model must not open it again.
+    """Return 1.0 if it is, else 0.0. Only white space may surround the tags. If the chat template ends the
+    prompt with `<think>`, the first tag is already open, and the model must not open it again.
 
     The format reward of DeepSeek-R1-Zero (arXiv 2501.12948, section 2.2.2).
     """

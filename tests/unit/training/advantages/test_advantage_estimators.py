@@ -95,7 +95,7 @@ def test_rounding_noise_is_not_blown_up_to_an_advantage() -> None:
 
 @pytest.mark.parametrize("name", sorted(GROUP_RELATIVE))
 def test_a_group_of_one_has_no_baseline(name: str) -> None:
-    with pytest.raises(ValueError, match="got 2 groups of 1, allowed: 1 or more of 2 or more"):
+    with pytest.raises(ValueError, match="got 2 groups of 1, allowed: at least 1 group of at least 2"):
         ADVANTAGES.get(name)(rewards([1.0], [0.0]))
 
 
