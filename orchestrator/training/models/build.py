@@ -1,4 +1,4 @@
-"""From a `ModelConfig` to a model and its tokenizer: the only way in which models are built."""
+"""Builds models and their tokenizers from a `ModelConfig`. All models are built here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.training.models.config import ModelConfig
 
 
 def build_model(config: ModelConfig, seed: int, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model on the CPU, in evaluation mode, with its parameters in `dtype` (None: the config's). Buffers
-    keep their own precision. Dropout is off, also in training mode.
+    """Build the model on the CPU, in evaluation mode, with its parameters in `dtype` (None: the config's).
+    Buffers keep their own precision. Dropout is off, also in training mode.
 
-    `seed` decides a random start and nothing else; torch's global generator is not touched. Two calls with
-    the same config and seed give bit-equal weights. Raises ConfigError for a missing folder, package or file
-    and for a context that the model can't hold.
+    `seed` only affects random initialisation; torch's global generator is not touched. Two calls with the
+    same config and seed give bit-equal weights. Raises ConfigError for a missing folder, package or file, and
+    if `context` exceeds what the model supports.
     """
     if config.path is not None or config.family == "pretrained":
         model = folder.load_model(config)
@@ -32,7 +32,7 @@ def build_model(config: ModelConfig, seed: int, *, dtype: torch.dtype | None = N
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of that model. Raises ConfigError for a missing folder, package or file."""
+    """Build the model's tokenizer. Raises ConfigError for a missing folder, package or file."""
     if config.path is not None or config.family == "pretrained":
         return folder.load_tokenizer(config)
     if config.family == "deepseek_v3_from_scratch":
@@ -41,10 +41,10 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def read_architecture(config: ModelConfig) -> PreTrainedConfig | None:
-    """The model's transformers config, without reading weights; None for a GGUF file, whose header takes
-    seconds to read.
+    """Read the model's transformers config without its weights. Returns None for a GGUF file,
+    whose header takes seconds to read.
 
-    Raises ConfigError as `build_model` does.
+    Raises ConfigError like `build_model`.
     """
     if config.path is not None or config.family == "pretrained":
         return folder.load_architecture(config)
@@ -54,7 +54,7 @@ def read_architecture(config: ModelConfig) -> PreTrainedConfig | None:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raise ConfigError for a model that `build_model` would refuse, without reading its weights."""
+    """Raise ConfigError if `build_model` would reject the model. Does not read the weights."""
     architecture = read_architecture(config)
     if architecture is None:
         gguf_package.locate(config)
@@ -68,5 +68,5 @@ def _require_context(config: ModelConfig, architecture: PreTrainedConfig) -> Non
     limit = getattr(architecture.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context > limit:
         raise ConfigError(
-            "model.context", str(config.context), f"at most {limit}", "the model was built for no more"
+            "model.context", str(config.context), f"at most {limit}", "the limit of the model's architecture"
         )

@@ -14,7 +14,9 @@ from orchestrator.training.models.origin import Origin
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The contents of the card. `lineage` are the ids of the runs that trained the model, last one first."""
+    """Contents of the model card. `lineage` holds the ids of the runs that
+    trained the model, newest first.
+    """
 
     run_id: str
     job: str
@@ -26,14 +28,14 @@ class CardFacts:
     task: str
     data_sha256: Mapping[str, str]
     settings: Mapping[str, Any]
-    """Config keys that influence what was learned, with their values."""
+    """Config keys that affect training, with their values."""
     heldout: tuple[int, float] | None
     """(step, accuracy) of the newest evaluation up to the step."""
     cost: str | None
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text. Unknown facts are called unknown."""
+    """Render the card. Unknown values are stated as unknown."""
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -101,5 +103,5 @@ def _with_source(origin: Origin) -> str:
 
 
 def _licence_id(licence: str | None) -> str:
-    """The hub's identifier of a licence; `other` if there is none."""
+    """Return the hub's identifier of a licence; `other` if there is none."""
     return "other" if licence is None else licence.lower().replace(" ", "-")

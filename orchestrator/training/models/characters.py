@@ -6,9 +6,9 @@ of the answer format are single tokens.
 
 As with every tokenizer of transformers, the literal text `<eos>` stands for that special token.
 
-There is no unknown token, so the tokenizer itself refuses a character outside the vocabulary, here and in
-plain transformers. `encode_text` in `training/prompts/chat_template.py` turns the refusal into an error that
-names the character.
+There is no unknown token: the tokenizer raises an error for a character outside the vocabulary, here and in
+plain transformers. `encode_text` in `training/prompts/chat_template.py` turns it into an error that names
+the character.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CHARACTERS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace
 
 
 def character_tokenizer(context: int) -> PreTrainedTokenizerFast:
-    """The tokenizer: ids 0, 1, 2 are pad, bos, eos; then the tags; then the characters in
-    ASCII order. 103 tokens in all.
+    """Build the tokenizer. Ids 0, 1, 2 are pad, bos and eos, followed by the tags and the characters in
+    ASCII order: 103 tokens in total.
 
-    `context` is the most tokens that a model with this tokenizer reads. Encoding adds no bos: the models are
-    trained without one.
+    `context` is the maximum number of tokens of a model with this tokenizer. Encoding adds no bos, because
+    the models are trained without one.
     """
     tokens = [PAD, BOS, EOS, *TAGS, *CHARACTERS]
     backend = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}))

@@ -1,5 +1,5 @@
-"""A small DeepSeek-V3 with random weights: latent attention, shared and routed experts, sigmoid router with a
-selection bias.
+"""A small DeepSeek-V3 with random weights: latent attention, shared and routed experts, and a
+sigmoid router with a selection bias.
 
 The architecture is transformers' `DeepseekV3ForCausalLM` (DeepSeek-V3 technical report,
 https://arxiv.org/abs/2412.19437) at a small size.
@@ -22,13 +22,13 @@ _DERIVED = {"vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_
 
 
 def tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
-    """The character tokenizer for `config.context` tokens."""
+    """Build the character tokenizer for `config.context` tokens."""
     return character_tokenizer(config.context)
 
 
 def random_start(config: ModelConfig, seed: int) -> DeepseekV3ForCausalLM:
-    """A model of the shape in `config.architecture`, float32. Raises ConfigError for a key that the
-    architecture does not have.
+    """Build a randomly initialised float32 model of the shape in `config.architecture`. Raises ConfigError
+    for a key that the architecture does not have.
     """
     architecture = architecture_config(config)
     with torch.random.fork_rng(devices=[]):
@@ -37,8 +37,8 @@ def random_start(config: ModelConfig, seed: int) -> DeepseekV3ForCausalLM:
 
 
 def architecture_config(config: ModelConfig) -> DeepseekV3Config:
-    """The transformers config: `config.architecture`, with vocabulary, special tokens
-    and context from the tokenizer.
+    """Build the transformers config from `config.architecture`. The vocabulary and special tokens come from
+    the tokenizer, the context from `model.context`.
     """
     known = DeepseekV3Config().to_dict()
     for key in config.architecture:
@@ -47,7 +47,7 @@ def architecture_config(config: ModelConfig) -> DeepseekV3Config:
                 f"model.architecture.{key}",
                 "a value",
                 "no value",
-                "the tokenizer and model.context decide it",
+                "it is derived from the tokenizer and model.context",
             )
         if key not in known:
             raise ConfigError(f"model.architecture.{key}", "an unknown key", ", ".join(sorted(known)))
@@ -63,7 +63,10 @@ def architecture_config(config: ModelConfig) -> DeepseekV3Config:
         architecture = DeepseekV3Config(**config.architecture, **derived)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(
-            "model.architecture", str(config.architecture), "what DeepseekV3Config accepts", str(error)
+            "model.architecture",
+            str(config.architecture),
+            "arguments that DeepseekV3Config accepts",
+            str(error),
         ) from error
     noisy = switch_off_dropout(architecture)
     if noisy:

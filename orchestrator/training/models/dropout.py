@@ -1,8 +1,8 @@
-"""Dropout is switched off in every model.
+"""Switches off dropout in every model.
 
-The learner computes probabilities in training mode and the rollout engine in evaluation mode. With dropout
-the two would differ (by 0.08 nats a token in the mean at `attention_dropout: 0.1`), and so would two passes
-of the learner over the same tokens: ratios of probabilities would measure the noise of dropout.
+The learner computes probabilities in training mode, the rollout engine in evaluation mode. With dropout the
+two would differ (by 0.08 nats per token on average at `attention_dropout: 0.1`), and so would two passes of
+the learner over the same tokens: importance ratios would measure the noise of dropout.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 _NAMES = ("dropout", "pdrop", "layerdrop", "jitter_noise")
-"""Parts of the names under which transformers' configs keep rates of noise that only training has."""
+"""Parts of the names of config keys in transformers that hold rates of training noise."""
 
 
 def switch_off_dropout(architecture: PreTrainedConfig) -> list[str]:
-    """Set every rate of dropout (and of router noise) to 0, in place, before the model is built. Returns the
-    keys that were not 0.
+    """Set every dropout rate (and router noise) to 0, in place, before the model is built.
+    Returns the keys that were not 0.
     """
     changed: list[str] = []
     for key, value in architecture.to_dict().items():

@@ -1,4 +1,4 @@
-"""A trained model as a folder that plain transformers loads."""
+"""Exports a trained model as a folder that plain transformers loads."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def write_model(
     folder: Path,
     stops: Collection[int] = (),
 ) -> int:
-    """Write config, generation config, safetensors and tokenizer into `folder`: the model of `config` with
-    the weights `tensors`, in the config's dtype. Returns the number of parameters.
+    """Write config, generation config, safetensors and tokenizer of the model of `config` with the weights
+    `tensors` into `folder`, in the config's dtype. Returns the number of parameters.
 
-    `stops` are the tokens that ended answers in training; `generate` of transformers will stop at them too.
-    Raises CheckpointError if the weights are not this model's, ConfigError if the model that the run started
-    from no longer exists (its config and tokenizer are needed).
+    `stops` are the tokens that ended responses in training; `generate` of transformers will also stop at
+    them. Raises CheckpointError if the weights do not belong to this model, and ConfigError if the initial
+    model of the run no longer exists (its config and tokenizer are needed).
     """
     model = build_model(config, seed)
     replace_weights(model, tensors)
@@ -39,7 +39,7 @@ def write_model(
 
 @torch.no_grad()
 def replace_weights(model: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy parameters and persistent buffers in place, by name. A tied weight may have either name.
+    """Copy parameters and persistent buffers in place, by name. A tied weight may have either of its names.
 
     Raises CheckpointError for an unknown name, a wrong shape, or a missing weight.
     """

@@ -24,8 +24,9 @@ from orchestrator.training.models.dropout import switch_off_dropout
 
 
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
-    """The transformers config of the model in `config.path`, with dropout switched off. Raises ConfigError
-    naming `model.path` if there is none, `model.architecture` if it differs from the config's.
+    """Load the transformers config of the model in `config.path`, with dropout switched
+    off. Raises ConfigError for `model.path` if there is none, and for `model.architecture`
+    if it differs from the folder's.
     """
     folder = _existing(config, "config.json")
     try:
@@ -40,7 +41,7 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
-    """The model in `config.path`, float32. Raises ConfigError naming `model.path` if there is none."""
+    """Load the model in `config.path` in float32. Raises ConfigError for `model.path` if there is none."""
     architecture = load_architecture(config)
     require_weights(config)
     try:
@@ -55,7 +56,7 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
 
 
 def require_weights(config: ModelConfig) -> None:
-    """Raise ConfigError unless the files that hold the weights are in `config.path`."""
+    """Raise ConfigError unless all weight files exist in `config.path`."""
     folder = _existing(config, "config.json")
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
@@ -71,7 +72,7 @@ def require_weights(config: ModelConfig) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer in `config.path`. Raises ConfigError naming `model.path` if there is none."""
+    """Load the tokenizer in `config.path`. Raises ConfigError for `model.path` if there is none."""
     folder = _existing(config, "tokenizer_config.json")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -80,8 +81,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write config, safetensors and tokenizer, so that plain transformers loads them:
-    `AutoModelForCausalLM.from_pretrained(folder)`.
+    """Write config, safetensors and tokenizer in the layout that
+    `AutoModelForCausalLM.from_pretrained(folder)` loads.
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -104,7 +105,9 @@ def _existing(config: ModelConfig, needed: str) -> Path:
 
 
 def _check_architecture(config: ModelConfig, found: PreTrainedConfig) -> None:
-    """Raise ConfigError unless the shape in the config is the folder's: a plan for another shape is wrong."""
+    """Raise ConfigError unless the shape in the config is the folder's, because a plan
+    for another shape would be wrong.
+    """
     for key, wanted in config.architecture.items():
         value = getattr(found, key, None)
         if value != wanted and not isinstance(wanted, dict):

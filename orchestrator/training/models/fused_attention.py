@@ -1,9 +1,9 @@
-"""Latent attention through the fused kernels of `scaled_dot_product_attention`.
+"""Multi-head latent attention through the fused kernels of `scaled_dot_product_attention`.
 
-The keys of multi-head latent attention are wider than its values (they have a rotary part), and every fused
-kernel needs equal widths: torch falls back to plain matrix products that keep all scores, forward and
-backward. Values padded with zero columns are as wide as the keys. They only widen the output, whose extra
-columns are zero and are cut off. The result equals the plain products up to the rounding of float addition.
+The keys of latent attention are wider than its values (they have a rotary part), but every fused kernel needs
+equal widths: torch falls back to plain matrix products that keep all attention scores for the backward pass.
+Here the values are padded with zero columns to the width of the keys. The additional output columns are zero
+and are cut off. The result equals the plain products up to floating-point rounding.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_padded_values"
-"""The value of `model.config._attn_implementation` for a model whose values are padded."""
+"""The value of `model.config._attn_implementation` for models with padded values."""
 
 
 def pad_values_for_fused_kernels(model: PreTrainedModel) -> bool:
-    """Make `model` pad the values of its attention if it uses `sdpa` and they are narrower than its keys.
-    Returns whether it pads them.
+    """Pad the values in the attention of `model` if it uses `sdpa` and its values are narrower than its
+    keys. Returns whether it does.
     """
     config = model.config
     keys, values = getattr(config, "qk_head_dim", 0), getattr(config, "v_head_dim", 0)
@@ -41,8 +41,8 @@ def padded_values_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers' `sdpa`: query and key [n, heads, t, k], value [n, heads, t, v] with v <= k give
-    [n, t, heads, v].
+    """Like transformers' `sdpa`: query and key [n, heads, t, k] and value [n, heads, t, v]
+    with v <= k give [n, t, heads, v].
     """
     width = value.shape[-1]
     padded = F.pad(value, (0, key.shape[-1] - width))

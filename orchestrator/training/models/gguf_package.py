@@ -1,4 +1,4 @@
-"""Load a pretrained model from a GGUF file inside an installed package: real weights, nothing to download.
+"""Loads a pretrained model from a GGUF file inside an installed package: real weights without a download.
 
 transformers dequantises the file, which gives an ordinary model that trains and exports like any other. Only
 the file is used: the package's code and its dependencies are not imported and need not be installed.
@@ -27,7 +27,7 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
     loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     assert isinstance(loaded, PreTrainedModel)
     # Move the weights to a fresh model of the same class. The loaded one remembers that it was quantised, and
-    # an export that says so would not load in plain transformers.
+    # an export with that mark would not load in plain transformers.
     architecture = type(loaded.config).from_dict(
         {
             key: value

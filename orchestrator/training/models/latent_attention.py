@@ -40,22 +40,21 @@ def decode_in_latent_space(model: PreTrainedModel) -> int:
 
 
 class LatentDecodingAttention(DeepseekV3Attention):
-    """DeepSeek-V3's attention that decodes in latent space. `decode_in_latent_space` creates
-    it from an existing one.
+    """DeepSeek-V3's attention with decoding in latent space.
+    `decode_in_latent_space` converts existing modules.
     """
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base announces three results and returns two)
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base class declares three results and returns two)
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
-        **kwargs: Any,  # noqa: ANN401  (what the base class takes)
+        **kwargs: Any,  # noqa: ANN401  (as in the base class)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As the base class: (output [n, t, hidden], None). `attention_mask` is
-        additive [n, 1, t, columns], or None. transformers calls the cache `past_key_values` up to 5.23 and
-        `cache` from 5.24 on.
+        """Like the base class: returns (output [n, t, hidden], None). `attention_mask` is additive [n, 1, t,
+        columns], or None. transformers calls the cache `past_key_values` up to 5.23 and `cache` from 5.24 on.
         """
         known = past_key_values if cache is None else cache
         if known is None or hidden_states.shape[1] != 1:
@@ -80,8 +79,8 @@ class LatentDecodingAttention(DeepseekV3Attention):
     def _project(
         self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query [n, heads, nope] and its rotary part [n, heads, rotary]; latent [n, 1, 1, r] and rotary key
-        [n, 1, 1, rotary].
+        """Project the query [n, heads, nope] and its rotary part [n, heads, rotary], the latent [n, 1, 1, r]
+        and the rotary key [n, 1, 1, rotary].
         """
         rows = hidden_states.shape[0]
         if self.q_proj is not None:
@@ -101,7 +100,7 @@ class LatentDecodingAttention(DeepseekV3Attention):
 def _scores(
     mask: torch.Tensor | None, query: torch.Tensor, keys: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """mask + scaling * query . keys, [n, heads, columns]."""
+    """Compute mask + scaling * query . keys, [n, heads, columns]."""
     if mask is None:
         return torch.bmm(query, keys.transpose(1, 2)) * scaling
     return torch.baddbmm(mask[:, 0].to(query.dtype), query, keys.transpose(1, 2), alpha=scaling)

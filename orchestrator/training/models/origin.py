@@ -1,4 +1,4 @@
-"""Which published model a run started from, and under which licence."""
+"""Determines the published model that a run started from, and its licence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.training.models.config import ModelConfig
 
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 PROVENANCE = "provenance.json"
-"""The file of an exported folder that says where its model came from."""
+"""File in an exported folder that records the origin of its model."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
@@ -26,7 +26,7 @@ class Origin:
     """The model that the first run started from."""
 
     name: str
-    """Its id on the Hugging Face hub if known, else the name of its folder or config. Never a path."""
+    """Its id on the Hugging Face hub if known, otherwise the name of its folder or config. Never a path."""
     kind: str
     """`from scratch`, `folder` or `package`."""
     where: str | None
@@ -42,7 +42,7 @@ class Origin:
 
 
 def origin_of(config: ModelConfig) -> Origin:
-    """The origin of a model that none of our runs has trained before. Unknown facts are None."""
+    """Return the origin of the initial model of the first run. Unknown facts are None."""
     if config.path is not None:
         folder = Path(config.path)
         name = config.base_model or _published_name(folder) or folder.resolve().name
@@ -53,7 +53,9 @@ def origin_of(config: ModelConfig) -> Origin:
 
 
 def _published_name(folder: Path) -> str | None:
-    """What the folder says about its model: our own export, the hub's cache, or transformers' config."""
+    """Find the published name in the folder: in the provenance of our own export, the path of the hub's
+    cache, or transformers' config.
+    """
     exported = _read_json(folder / PROVENANCE).get("origin")
     if isinstance(exported, dict) and isinstance(exported.get("name"), str):
         return str(exported["name"])
@@ -65,7 +67,7 @@ def _published_name(folder: Path) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Empty if the file is missing or not a JSON object."""
+    """Read a JSON object; empty if the file is missing or contains anything else."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -84,7 +86,7 @@ def _package(name: str, package: str) -> Origin:
 
 
 def _licence_of_folder(folder: Path) -> str | None:
-    """`license` in the front matter of the folder's model card."""
+    """Read `license` from the front matter of the folder's model card."""
     card = folder / "README.md"
     if not card.is_file():
         return None

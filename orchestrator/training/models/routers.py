@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 BIAS = "e_score_correction_bias"
-"""The buffer of a DeepSeek-V3 router that is added to its scores to choose experts, but not to weight them.
+"""The buffer of a DeepSeek-V3 router that is added to its scores for choosing
+experts, but not for weighting them.
 """
 
 Seen = Callable[[Tensor, Tensor], None]
@@ -24,7 +25,7 @@ Seen = Callable[[Tensor, Tensor], None]
 
 
 def find_routers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The routers by name, in the model's order; none if the model is dense."""
+    """Find the routers by name, in the model's order; none if the model is dense."""
     spread = {
         f"{name}.router": layer.router
         for name, layer in model.named_modules()

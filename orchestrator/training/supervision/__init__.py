@@ -1,1 +1,3 @@
-"""Keeping workers alive: who gets the next task, what happens to the task of a lost worker, and how often."""
+"""Keeps workers alive: assigns tasks, replaces lost workers and retries their
+tasks, within a failure budget.
+"""

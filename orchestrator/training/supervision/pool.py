@@ -1,5 +1,5 @@
-"""A pool of workers of one role: each worker has one task at a time, a lost worker is replaced, and its task
-goes to another one.
+"""A pool of workers of one role. Each worker runs one task at a time; a lost worker is replaced, and
+its task goes to another worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """Anything with a name; what it can do is between the caller and the worker."""
+    """Any object with a name. The tasks decide which methods they call on a worker."""
 
     @property
     def name(self) -> str:
@@ -32,7 +32,7 @@ OnLost = Callable[[WorkerLostError], None]
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Free(Generic[W]):
-    """A free worker. The longest free one comes first, then the one with the lowest index, so that the order
+    """A free worker. Workers are ordered by how long they have been free, then by index, so that the order
     does not depend on the order in which asyncio cancels tasks.
     """
 
@@ -44,10 +44,9 @@ class _Free(Generic[W]):
 class WorkerPool(Generic[W]):
     """Gives each task to the worker that has been free the longest.
 
-    If a worker is lost, its task goes to the next free one while `replace(worker)` builds the successor. More
-    than `max_restarts` losses over the life of the pool raise FailureBudgetExceededError to everybody who
-    waits for a worker. A task may run twice, if its worker is lost after finishing it: the buffer admits a
-    group only once.
+    If a worker is lost, its task goes to the next free worker while `replace(worker)` builds a replacement.
+    After more than `max_restarts` losses, everything that waits for a worker gets FailureBudgetExceededError.
+    A task may run twice if its worker is lost after finishing it; the buffer admits a group only once.
     """
 
     def __init__(
@@ -63,15 +62,14 @@ class WorkerPool(Generic[W]):
         self._restarting: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self.restarts = 0
-        """Workers lost so far."""
+        """Number of workers lost so far."""
         self.width = len(workers)
         self._indices = {worker.name: index for index, worker in enumerate(workers)}
 
     async def start(self, ready: Callable[[W], Awaitable[object]]) -> None:
-        """Wait until every worker is ready, before the first task. A worker that is lost
-        meanwhile is replaced.
+        """Wait until every worker is ready. A worker that is lost meanwhile is replaced.
 
-        Raises FailureBudgetExceededError if too many are lost, and whatever else `ready` raises.
+        Raises FailureBudgetExceededError if too many are lost, and any other error of `ready`.
         """
         tasks = [asyncio.ensure_future(self._start_one(worker, ready)) for worker in self._workers]
         try:
@@ -83,7 +81,7 @@ class WorkerPool(Generic[W]):
         self._free = self._all_free()
 
     async def call(self, task: Callable[[W], Awaitable[T]]) -> T:
-        """Run `task` on a worker, and again on another one if that worker is lost."""
+        """Run `task` on a worker. If that worker is lost, run it again on another one."""
         while True:
             worker = await self._acquire()
             try:
@@ -116,7 +114,7 @@ class WorkerPool(Generic[W]):
             except WorkerLostError as error:
                 lost = error
                 self._count(lost)
-                logger.warning("%s while it was starting; it is replaced", lost)
+                logger.warning("%s while starting; it is being replaced", lost)
             else:
                 return worker
 
@@ -127,7 +125,7 @@ class WorkerPool(Generic[W]):
         return free
 
     async def _acquire(self) -> W:
-        """The next free worker. Raises the error that made a replacement fail."""
+        """Wait for a free worker. Raises the error that made a replacement fail."""
         if self._failed is None:
             self._failed = asyncio.get_running_loop().create_future()
         getter = asyncio.ensure_future(self._free.get())
@@ -177,12 +175,12 @@ class WorkerPool(Generic[W]):
         try:
             self._put_back(await self._replace(worker))
         except WorkerLostError as lost:
-            with contextlib.suppress(FailureBudgetExceededError):  # raised to those who wait for a worker
+            with contextlib.suppress(FailureBudgetExceededError):  # raised to the waiting callers
                 self._restart_later(worker, lost)
-        except Exception as error:  # noqa: BLE001 - every error must reach those who wait for a worker
+        except Exception as error:  # noqa: BLE001 - every error must reach the callers waiting for a worker
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
-            self._failed.exception()  # retrieved: asyncio need not warn if nobody waits for a worker any more
+            self._failed.exception()  # marked as retrieved: asyncio does not warn if no caller waits

@@ -1,5 +1,5 @@
-"""How named tensors travel between learner and rollout workers: as buckets of bytes, copied by a plan.
+"""Transfers named tensors between the learner and rollout workers as buckets of bytes.
 
-buckets      named tensors packed into buckets of bytes, and back
-write_plan   which bytes are copied where when weights are published
+buckets      pack named tensors into buckets of bytes, and unpack them
+write_plan   precomputed copies for publishing the same tensors again and again
 """

@@ -1,17 +1,15 @@
-"""Named tensors as flat byte buckets: how weights leave the learner, cross processes and reach a
-rollout worker.
+"""Packs named tensors into flat byte buckets, in which weights travel from the learner to rollout workers.
 
     ("a", [2, 3]), ("b", [4])  --flatten-->  Bucket(pieces=(a, b), data=uint8[...])  --unflatten-->  the same
 
-A bucket is a numpy array of bytes and a manifest, so an object store can hold and map it without copying. No
-bucket is larger than `bucket_bytes`: a tensor that does not fit is cut into pieces that follow each other. A
-tensor may come in parts, as ranks hold them: the buckets are the same as if it had come whole.
+A bucket is a numpy array of bytes with a manifest, so an object store can hold and map it without copying. No
+bucket is larger than `bucket_bytes`: a tensor that does not fit is split into consecutive pieces. A tensor
+may be passed in parts, as the ranks hold them; the buckets are the same as for the whole tensor.
 
-Each side copies once: into the memory that `allocate` gives, and out of it into the memory that `destination`
-names. Any torch dtype travels, bfloat16 too: numpy sees bytes.
+Each side copies once: into the memory returned by `allocate`, and out of it into the memory returned by
+`destination`. All torch dtypes are supported, including bfloat16, because numpy only sees bytes.
 
-Names are those of `model.state_dict()` in transformers: what `load_state_dict` takes and
-`save_pretrained` starts from.
+Names are those of `model.state_dict()` in transformers, which `load_state_dict` and `save_pretrained` use.
 """
 
 from __future__ import annotations
@@ -35,30 +33,32 @@ NamedTensor = tuple[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TensorPart:
-    """Consecutive elements of a tensor of `shape`, in row-major order, from element `start` on."""
+    """Consecutive elements of a tensor of `shape`, in row-major order, starting at element `start`."""
 
     name: str
     shape: tuple[int, ...]
     start: int
     data: Tensor
     base: Tensor | None = None
-    """What `data` is a view of, where that is a parameter: it may be given other memory later."""
+    """The parameter that `data` is a view of, if any. Its memory may be reallocated later."""
 
 
 Allocate = Callable[[int], NDArray[np.uint8]]
-"""Memory for the next bucket, of that many bytes. It is asked for after the bucket before was taken."""
+"""Allocates that many bytes for the next bucket. It is called after the previous bucket was consumed."""
 
 Destination = Callable[[str], Tensor | None]
-"""Where a weight of that name belongs in the end; None if it can't be written piece by piece."""
+"""Returns the final memory of the weight with that name; None if it cannot be written piece by piece."""
 
 ALIGNMENT = 64
-"""Bytes: every piece starts at a multiple, so that a view of any dtype is aligned (and on a cache line)."""
+"""Bytes. Every piece starts at a multiple, so that a view of any dtype is
+aligned (and starts on a cache line).
+"""
 
 
 class Piece(NamedTuple):
-    """`length` elements of one tensor, from element `start` of its row-major order, at byte `offset` of the
-    bucket. `shape` and `dtype` are the whole tensor's; `dtype` is torch's name without the prefix
-    ("float32", "bfloat16").
+    """`length` elements of one tensor, starting at element `start` in row-major order, stored at byte
+    `offset` of the bucket. `shape` and `dtype` describe the whole tensor; `dtype` is torch's name without the
+    prefix ("float32", "bfloat16").
     """
 
     name: str
@@ -70,35 +70,36 @@ class Piece(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """The piece is all of its tensor."""
+        """Whether the piece is the whole tensor."""
         return self.length == math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Pieces of tensors, and the bytes that they point into."""
+    """Pieces of tensors, and the bytes that contain them."""
 
     pieces: tuple[Piece, ...]
     data: NDArray[np.uint8]  # [bytes]
 
 
 def new_bytes(size: int) -> NDArray[np.uint8]:
-    """Fresh memory, not initialised: an `Allocate`."""
+    """The default `Allocate`: new, uninitialised memory."""
     return np.empty(size, dtype=np.uint8)
 
 
 def nowhere(name: str) -> None:
-    """No weight has a place yet: a `Destination`."""
+    """The default `Destination`: no weight has a destination."""
 
 
 def flatten(
     tensors: Iterable[NamedTensor | TensorPart], bucket_bytes: int, allocate: Allocate = new_bytes
 ) -> Iterator[Bucket]:
-    """Pack tensors, in order, into buckets of at most `bucket_bytes`. Holds one bucket at a time, and nothing
-    beside it if the tensors are contiguous; they may lie on a GPU. The parts of a tensor follow each other.
+    """Pack tensors, in order, into buckets of at most `bucket_bytes`. Only one bucket is held at a
+    time, plus a temporary copy of tensors that are not contiguous; the tensors may be on a GPU. The
+    parts of a tensor must be consecutive.
 
-    `allocate` may give the same memory again: then a bucket is valid until the next one is asked for. Raises
-    ValueError if `bucket_bytes` is less than one aligned element needs (64).
+    `allocate` may return the same memory again: then a bucket is only valid until the next one is requested.
+    Raises ValueError if `bucket_bytes` is smaller than one aligned element (64 bytes).
     """
     for filling, placed in groupby(placements(tensors, bucket_bytes), lambda each: each.filling):
         writing = Writing(allocate(bucket_bytes))
@@ -108,7 +109,7 @@ def flatten(
 
 
 class Placed(NamedTuple):
-    """`length` elements of `part.data`, from `first` on: at byte `offset` of a bucket."""
+    """Places `length` elements of `part.data`, starting at `first`, at byte `offset` of a bucket."""
 
     filling: Filling
     part: TensorPart
@@ -118,9 +119,9 @@ class Placed(NamedTuple):
 
 
 def placements(tensors: Iterable[NamedTensor | TensorPart], bucket_bytes: int) -> Iterator[Placed]:
-    """What `flatten` copies where, bucket by bucket. Only shapes and dtypes are looked at: tensors may be on
-    the device "meta". A bucket is full when the next one's first placement comes. Raises ValueError as
-    `flatten` does.
+    """Compute the copies of `flatten`, bucket by bucket. Only shapes and dtypes are used: tensors may
+    be on the device "meta". A bucket is complete when the first placement of the next one is yielded.
+    Raises ValueError like `flatten`.
     """
     if bucket_bytes < ALIGNMENT:
         raise ValueError(f"bucket_bytes: got {bucket_bytes}, allowed: {ALIGNMENT} or more")
@@ -137,7 +138,7 @@ def placements(tensors: Iterable[NamedTensor | TensorPart], bucket_bytes: int) -
 
 
 class Filling:
-    """A bucket on its way to being full: what lies where in it, without its memory."""
+    """The layout of a bucket while it is being filled, without its memory."""
 
     def __init__(self, size: int) -> None:
         self.pieces: list[Piece] = []
@@ -145,12 +146,12 @@ class Filling:
 
     @property
     def used(self) -> int:
-        """Bytes, as they are sent."""
+        """Number of bytes that are sent."""
         return min(self._size, _aligned(self._end))
 
     def takes(self, part: TensorPart, taken: int) -> bool:
-        """There is room for what follows the part's first `taken` elements; for some of it, if the tensor
-        fits no bucket or has begun.
+        """Whether there is room for the elements after the first `taken` ones of the part. A tensor that fits
+        into no bucket, or was already started, only needs room for some of its elements.
         """
         size, start = part.data.element_size(), part.start + taken
         room = (self._size - self._offset(start)) // size
@@ -160,7 +161,7 @@ class Filling:
         return room > 0 and (whole <= room or whole * size > self._size)
 
     def add(self, part: TensorPart, taken: int) -> tuple[int, int]:
-        """Give room to as much of that as there is; the number of elements, and at which byte."""
+        """Place as many of the elements after `taken` as fit. Returns their number and byte offset."""
         data, start = part.data, part.start + taken
         size, offset = data.element_size(), self._offset(start)
         length = min(data.numel() - taken, (self._size - offset) // size)
@@ -173,18 +174,20 @@ class Filling:
         return length, offset
 
     def bucket(self, data: NDArray[np.uint8]) -> Bucket:
-        """As it is now, with its memory."""
+        """Return the bucket in its present state, with its memory."""
         return Bucket(tuple(self.pieces), data[: self.used])
 
     def _offset(self, start: int) -> int:
-        """Where the element `start` of a tensor goes: what continues the last piece follows it at once."""
+        """Byte offset for the element `start` of a tensor. An element that continues the
+        last piece directly follows it.
+        """
         return self._end if start else _aligned(self._end)
 
 
 class Move(NamedTuple):
-    """`size` bytes between byte `offset` of a bucket and byte `first` of a tensor in host memory.
+    """A copy of `size` bytes between byte `offset` of a bucket and byte `first` of a tensor in host memory.
 
-    The tensor's `address` is asked for each time: it may be given other memory.
+    `address` is called for every copy, because the memory of the tensor may be reallocated.
     """
 
     offset: int
@@ -194,7 +197,7 @@ class Move(NamedTuple):
 
 
 class Writing:
-    """A bucket's memory, to be written."""
+    """Writes tensors into the memory of a bucket."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         self.data, self._address = data, data.ctypes.data
@@ -210,13 +213,13 @@ class Writing:
 
 
 def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> Iterator[NamedTensor]:
-    """The tensors again, in order; each is valid until the next one is asked for.
+    """Unpack the tensors, in order. Each one is valid until the next one is requested.
 
-    A tensor is copied to `destination(name)`, if that has its shape and is contiguous, and comes as that very
-    memory; one that was not cut only if that is in host memory and has its dtype, too. Otherwise a tensor
-    that lies in one bucket is a view of the bucket's bytes, not to be written to, and one that was cut is
-    put together in memory of its own. Raises ValueError if pieces of a tensor are missing
-    or out of order.
+    A tensor is copied to `destination(name)` if that has its shape and is contiguous, and the destination
+    itself is yielded; for a tensor that was not split, the destination must also be in host memory and have
+    its dtype. Otherwise a tensor that lies in one bucket is yielded as a view of the bucket, which must not
+    be written to, and a tensor that was split is assembled in new memory. Raises ValueError if pieces of a
+    tensor are missing or out of order.
     """
     unfinished: tuple[str, Tensor, int] | None = None  # name, flat tensor, elements that have arrived
     for bucket in buckets:
@@ -245,7 +248,7 @@ def unflatten(buckets: Iterable[Bucket], destination: Destination = nowhere) -> 
 
 
 def joined(tensors: Iterable[NamedTensor | TensorPart]) -> Iterator[NamedTensor]:
-    """The same with parts put together: each tensor whole, in memory of its own where it came in parts."""
+    """Assemble tensors that are passed in parts; the other tensors are yielded unchanged."""
     whole = torch.empty(0)
     for item in tensors:
         if not isinstance(item, TensorPart):
@@ -260,7 +263,7 @@ def joined(tensors: Iterable[NamedTensor | TensorPart]) -> Iterator[NamedTensor]
 
 
 class _Reading:
-    """A bucket's bytes as tensors."""
+    """Reads a bucket's bytes as tensors."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         self._data, self._address = data, data.ctypes.data
@@ -268,18 +271,18 @@ class _Reading:
     @functools.cached_property
     def _bytes(self) -> Tensor:
         with warnings.catch_warnings():
-            # Arrays that an object store maps are read-only, and torch has no read-only tensors; `unflatten`
-            # says not to write.
+            # Arrays that an object store maps are read-only, but torch has no read-only tensors. `unflatten`
+            # documents that views must not be written to.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(self._data)
 
     def view(self, piece: Piece) -> Tensor:
-        """[length], of the bucket's memory."""
+        """A view of the bucket's memory, [length]."""
         dtype = dtype_named(piece.dtype)
         return self._bytes[piece.offset : piece.offset + piece.length * dtype.itemsize].view(dtype)
 
     def in_place(self, piece: Piece, place: Tensor | None) -> Tensor:
-        """A whole tensor, copied to its place if it can be; else a view."""
+        """Return a whole tensor, copied to its destination if possible, otherwise as a view."""
         fits = place is not None and place.shape == piece.shape and place.dtype == dtype_named(piece.dtype)
         if place is None or not fits or not is_plain(place):
             return self.view(piece).view(piece.shape)
@@ -297,7 +300,7 @@ def _aligned(size: int) -> int:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Its elements follow each other in memory that this process can copy from and to."""
+    """Whether the elements are contiguous in memory that this process can copy from and to."""
     return tensor.is_cpu and tensor.is_contiguous()
 
 
@@ -308,7 +311,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def _room_for(piece: Piece, destination: Destination) -> Tensor:
-    """Flat memory for the whole tensor that `piece` is part of."""
+    """Return flat memory for the whole tensor of `piece`."""
     found = destination(piece.name)
     if found is not None and tuple(found.shape) == piece.shape and found.is_contiguous():
         return found.detach().view(-1)

@@ -1,5 +1,5 @@
-"""Buckets of tensors that lie at the same place for every version: what goes where is found out once, and a
-version is then one memmove a tensor. Ranks of one host can write the same memory, a part each.
+"""Writes the same tensors into buckets repeatedly. The layout is computed once; each version is then one
+memmove per tensor. Ranks on one host can write their own parts into the same memory.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from orchestrator.training.tensors.buckets import (
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
-    """A bucket, and what of it this process writes."""
+    """The contents of a bucket, and the copies with which this process writes its part."""
 
     pieces: tuple[Piece, ...]
     used: int
-    """Bytes of it that are sent."""
+    """Bytes of the bucket that are sent."""
     moves: tuple[Move, ...]
     copies: tuple[tuple[int, Tensor, int, int], ...]
-    """Of tensors that are not plain host memory: byte in the bucket, tensor, first element, elements."""
+    """Copies of tensors that are not plain host memory: byte in the bucket, tensor,
+    first element, number of elements.
+    """
 
     @classmethod
     def of(cls, placed: Sequence[Placed]) -> BucketPlan:
-        """All of one bucket's placements."""
+        """Build the plan from all placements of one bucket."""
         moves: list[Move] = []
         copies: list[tuple[int, Tensor, int, int]] = []
         for each in placed:
@@ -56,7 +58,7 @@ class BucketPlan:
         return cls(tuple(filling.pieces), filling.used, tuple(moves), tuple(copies))
 
     def write(self, data: NDArray[np.uint8]) -> None:
-        """This process's part of the bucket, to its memory."""
+        """Write this process's part of the bucket into its memory."""
         if self.moves:
             address, memmove = data.ctypes.data, ctypes.memmove
             for offset, source, first, size in self.moves:
@@ -68,28 +70,30 @@ class BucketPlan:
 
 
 class WritePlan:
-    """Which bytes of which bucket this process writes. Every rank's plan has the same buckets."""
+    """The buckets, and the bytes that this process writes into them. The
+    buckets are the same on every rank.
+    """
 
     def __init__(self, parts: Iterable[TensorPart], bucket_bytes: int) -> None:
-        """`parts` in order, as for `flatten`; what is on the device "meta" is another rank's to write. The
-        tensors stay what they are as long as the plan is used; their contents may change.
+        """`parts` are ordered as for `flatten`. Parts on the device "meta" are written by other ranks. The
+        tensors must stay the same objects as long as the plan is used; their contents may change.
 
-        Raises ValueError if `bucket_bytes` is less than one aligned element needs (64).
+        Raises ValueError if `bucket_bytes` is smaller than one aligned element (64 bytes).
         """
         self.bucket_bytes = bucket_bytes
         buckets = groupby(placements(parts, bucket_bytes), lambda placed: placed.filling)
         self.buckets = tuple(BucketPlan.of(list(placed)) for _, placed in buckets)
         self.contents = [(bucket.pieces, bucket.used) for bucket in self.buckets]
-        """Of each bucket: its pieces, and how many of its bytes are sent."""
+        """For each bucket: its pieces, and how many of its bytes are sent."""
 
     def fill(self, allocate: Allocate) -> Iterator[Bucket]:
-        """The buckets, where this process writes all there is."""
+        """Write and yield the buckets, if this process writes all of their bytes."""
         for bucket in self.buckets:
             data = allocate(self.bucket_bytes)
             bucket.write(data)
             yield Bucket(bucket.pieces, data[: bucket.used])
 
     def write(self, memory: Sequence[NDArray[np.uint8]]) -> None:
-        """This process's part of each bucket, to its memory."""
+        """Write this process's part of each bucket into its memory."""
         for bucket, data in zip(self.buckets, memory, strict=True):
             bucket.write(data)

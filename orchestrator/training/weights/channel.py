@@ -28,7 +28,7 @@ def new_identity() -> bytes:
 
 
 class WeightHandle(Protocol):
-    """What the handles of all channels have in common."""
+    """The common interface of the handles of all channels."""
 
     @property
     def identity(self) -> bytes:

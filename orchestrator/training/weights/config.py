@@ -1,4 +1,4 @@
-"""Configuration of the weight transfer from the learner to the rollout workers."""
+"""The `weights` group of the config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.training.settings import Settings
 
 
 class WeightsConfig(Settings):
-    """The `weights` group."""
+    """How weights are transferred from the learner to the rollout workers."""
 
     channel: Literal["auto", "object_store", "shared_memory"]
     """`shared_memory`: the learner writes each version once, into memory that all processes of a host read;
@@ -19,6 +19,6 @@ class WeightsConfig(Settings):
     the object store.
     """
     timeout_seconds: float = Field(gt=0)
-    """How long learner ranks on one host wait for each other while they write a version together. A rank that
-    dies is noticed at once.
+    """How long learner ranks on one host wait for each other while they write a version together. The death
+    of a rank is detected immediately.
     """

@@ -1,8 +1,7 @@
-"""One rank's side of publishing a version. How the ranks work together depends on where they are and how the
-model is partitioned:
+"""Publishes the weights of one rank. How the ranks cooperate depends on their hosts and on the sharding:
 
-- All ranks are on one host, weights go through shared memory, and no tensor has to be assembled first: each
-  rank writes its own part.
+- If all ranks are on one host, weights go through shared memory, and no tensor has to be gathered first,
+  each rank writes its own part.
 - Otherwise rank 0 gathers the weights, bucket by bucket, and its channel publishes them.
 """
 
@@ -22,7 +21,7 @@ from orchestrator.training.weights.writers import PeerWriter, PeerWriters
 
 
 class Rank(Protocol):
-    """What the publisher needs of a learner rank; see `Learner`."""
+    """The part of the `Learner` interface that the publisher uses."""
 
     def weights(self, allocate: Allocate = ...) -> Iterator[Bucket]: ...
 

@@ -1,4 +1,4 @@
-"""Where learner ranks of one host meet to write weights together."""
+"""How the learner ranks of one host find each other to write weights together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where the learner ranks of one host find each other."""
+    """The address at which the learner ranks of one host find each other."""
 
     name: str
     """Unique on the host. Any local user can list it."""

@@ -65,7 +65,7 @@ class Segment:
             more = max(1, have, index + 1 - have)
             start = PAGE + have * stride
             os.ftruncate(self.descriptor, start + more * stride)
-            self._length = 0  # a block takes the place of the manifest
+            self._length = 0  # a block overwrites the manifest
             mapping = mmap.mmap(self.descriptor, more * stride, offset=start)
             self.blocks += [np.frombuffer(mapping, np.uint8, size, number * stride) for number in range(more)]
         return self.blocks[index]

@@ -1,13 +1,12 @@
-"""Learner ranks on one host write a version together, each its own part, into a segment that
-rank 0 publishes:
+"""Learner ranks on one host write a version together, each its own part, into a segment of rank 0:
 
     rank 0    picks a segment -> sends its number -> writes its part -> waits for all -> publishes
     peers                        receive the number -> write their part -> report that they are done
 
-They talk over a Unix socket in Linux's abstract namespace: it leaves no file behind, and a closed
-connection shows at once that a process died. Both sides check that the other one runs as the same user (the
-kernel vouches for that), and a peer has to send the run's secret first. Rank 0 drops any other connection
-and goes on waiting.
+They communicate over a Unix socket in Linux's abstract namespace: it leaves no file behind, and the death of
+a process closes its connection immediately. Both sides check that the other process runs as the same user
+(the kernel guarantees this), and a peer must send the run's secret first. Rank 0 drops any other connection
+and continues to wait.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class PeerWriters:
     def _is_peer(self, connection: socket.socket) -> bool:
         process, user = _credentials(connection)
         if user != os.getuid():
-            logger.warning("weights: refused process %d of user %d", process, user)
+            logger.warning("weights: rejected process %d of user %d", process, user)
             return False
         connection.settimeout(min(_HANDSHAKE_SECONDS, self.timeout_seconds))
         try:
@@ -117,7 +116,7 @@ class PeerWriters:
         except OSError:  # it closed the connection or sent nothing
             secret = b""
         if not hmac.compare_digest(secret, self._secret):
-            logger.warning("weights: refused process %d, which does not know the run's secret", process)
+            logger.warning("weights: rejected process %d, which does not know the run's secret", process)
             return False
         return True
 
@@ -196,8 +195,8 @@ def _credentials(connection: socket.socket) -> tuple[int, int]:
 
 
 def _receive(connection: socket.socket, size: int, timeout_seconds: float) -> bytes:
-    """The next message, of `size` bytes. Blocks rather than polls: polling would take the cores from the
-    ranks that have to answer.
+    """Receive the next message, of `size` bytes. Blocks instead of polling, which would take CPU time from
+    the ranks that have to answer.
     """
     connection.settimeout(timeout_seconds)
     try:
