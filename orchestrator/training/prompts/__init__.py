@@ -1,4 +1,4 @@
-"""Where the next prompt comes from, and how it is rendered for a model.
+"""Loads the prompts of a task and renders them for a model.
 
     source (a generator, files) -> questions (with the template applied) -> split by content
         -> prompts, in a seeded order -> chat template -> tokens

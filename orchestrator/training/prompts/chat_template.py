@@ -1,20 +1,20 @@
-"""From text to tokens and back. This is the only module that renders prompts: the engines, the cold start,
-the evaluation and the checks before a run all use it, so that they agree token for token.
+"""Tokenizes prompts and decodes responses. Engines, cold start, evaluation and the checks before a run all
+render prompts through this module, so that they agree token for token.
 
     tokenizer with a chat template           tokenizer without one (a base model)
-    the text becomes the user's message,     the text as it is, after the special tokens that
-    followed by the header of the            the tokenizer itself puts in front of a text
+    the text becomes the user's message,     the text itself, after the special tokens
+    followed by the header of the            that the tokenizer puts in front of a text
     assistant's turn                         (BOS)
 
-A chat template decides more than the header. These decisions are explicit here:
+A chat template also makes other decisions, which are explicit here:
 
-- `RenderedPrompt.prefill` is the beginning of the answer that the template has already written, such as the
+- `RenderedPrompt.prefill` is the beginning of the response that the template has already written, such as the
   `<think>` in the templates of DeepSeek-R1's distilled models. The model continues from there and does not
-  repeat it. A scorer that checks the form of an answer must therefore read `prefill + response`.
+  repeat it. A scorer that checks the format of a response must therefore read `prefill + response`.
 - `end_of_turn` is the token that ends the assistant's turn. It need not be the tokenizer's end-of-sequence
   token: for Qwen2.5's base models it is `<|im_end|>`, while `eos_token` is `<|endoftext|>`.
 - `stop_tokens` are all tokens at which a rollout ends.
-- A template writes BOS or leaves it out as its authors decided. Nothing is added to it, as in transformers'
+- Some templates write BOS, others do not. Nothing is added to the output of the template, as in transformers'
   own `apply_chat_template(tokenize=True)`.
 """
 
@@ -30,40 +30,42 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.errors import ConfigError
 
 _PREFILL = re.compile(r"<think>\s*(?:</think>\s*)?$")
-"""What a template may write of an answer: an opened thought, or an empty one where thinking is turned off."""
+"""The beginning of a response that a template may write: an open thought, or
+an empty one if thinking is off.
+"""
 _QUESTION, _ANSWER = "1+1", "SampleAnswer"
 _BATCH = 1000
-"""Texts tokenized in one call."""
+"""Number of texts that are tokenized in one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """What a model reads before it answers."""
+    """The tokens that a model reads before it responds."""
 
     tokens: list[int]
     prefill: str
-    """The beginning of the answer that the prompt already contains (`<think>`
+    """The beginning of the response that the prompt already contains (`<think>`
     and white space); usually empty.
     """
 
 
 def render(tokenizer: PreTrainedTokenizerFast, text: str) -> RenderedPrompt:
-    """The prompt for `text`.
+    """Render the prompt for `text`.
 
-    Raises ConfigError if the chat template refuses the message, if `text` has a character that the vocabulary
-    lacks, or if no token results.
+    Raises ConfigError if the chat template rejects the message, if `text` contains a character that the
+    vocabulary lacks, or if the result has no tokens.
     """
     (rendered,) = render_all(tokenizer, [text])
     return rendered
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The tokens of `render`."""
+    """Return only the tokens of `render`."""
     return render(tokenizer, text).tokens
 
 
 def render_all(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Iterator[RenderedPrompt]:
-    """`render` for each text, tokenized in batches."""
+    """Apply `render` to each text, tokenized in batches."""
     is_base = tokenizer.chat_template is None
     for first in range(0, len(texts), _BATCH):
         batch = texts[first : first + _BATCH]
@@ -76,17 +78,17 @@ def render_all(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Iter
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The tokens of `text`, without any special token around them: what a model writes.
+    """Tokenize `text` without any special token around it, as a model would write it.
 
-    Raises ConfigError naming the characters that the vocabulary lacks: an unknown token in their place would
-    change the text without anyone noticing.
+    Raises ConfigError naming the characters that the vocabulary lacks: unknown tokens
+    would silently change the text.
     """
     (ids,) = _encode_all(tokenizer, [text], prefix=False)
     return ids
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Iterator[list[int]]:
-    """`encode_text` for each text, in batches."""
+    """Apply `encode_text` to each text, in batches."""
     for first in range(0, len(texts), _BATCH):
         yield from _encode_all(tokenizer, texts[first : first + _BATCH], prefix=False)
 
@@ -94,10 +96,10 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> It
 def decode_responses(
     tokenizer: PreTrainedTokenizerFast, responses: Sequence[Sequence[int]], stops: Set[int] = frozenset()
 ) -> tuple[str, ...]:
-    """The text of each response without padding, BOS, EOS and the tokens in `stops`.
+    """Decode each response, without padding, BOS, EOS and the tokens in `stops`.
 
-    Other special tokens are shown. The tags of the answer format are special tokens in some vocabularies, and
-    scorers must see what the model wrote.
+    Other special tokens are kept. The tags of the answer format are special tokens in some
+    vocabularies, and scorers must see them.
     """
     ends = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     hidden = stops | {token for token in ends if isinstance(token, int)}
@@ -106,7 +108,7 @@ def decode_responses(
 
 
 def without_prefill(answer: str, prefill: str) -> str:
-    """What a model has to write so that `prefill` and it together are `answer`.
+    """Remove `prefill` from the start of `answer`: what remains for the model to write.
 
     >>> without_prefill("<think>1+1=2</think>2", "<think>\\n")
     '1+1=2</think>2'
@@ -116,7 +118,7 @@ def without_prefill(answer: str, prefill: str) -> str:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The token that ends an answer: the first special token that the chat template writes after the
+    """Return the token that ends a response: the first special token that the chat template writes after the
     assistant's message, or else the end-of-sequence token. Raises ConfigError if there is neither.
     """
     found = None if tokenizer.chat_template is None else _end_of_turn_in_template(tokenizer)
@@ -135,8 +137,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int:
 def stop_tokens(
     tokenizer: PreTrainedTokenizerFast, declared: int | Sequence[int] | None = None
 ) -> frozenset[int]:
-    """The tokens at which a rollout ends: the end of a turn, the end of the sequence, and those `declared` in
-    the model's generation config. Raises ConfigError if there is none.
+    """Return the tokens at which a rollout ends: the end of the turn, the end of the sequence, and those
+    `declared` in the model's generation config. Raises ConfigError if there is none.
     """
     found = {end_of_turn(tokenizer)}
     if isinstance(tokenizer.eos_token_id, int):
@@ -152,12 +154,12 @@ def _as_users_message(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
         raise ConfigError(
             "model",
             f"a chat template that fails on a user's message: {error}",
-            "a chat template for single-turn conversations without a system prompt",
+            "a chat template that accepts a single user message without a system prompt",
         ) from error
 
 
 def _end_of_turn_in_template(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """None if the template shows no end: it fails on an assistant's message, or
+    """Return None if the template shows no end of turn: it fails on an assistant's message, or
     writes no special token after it.
     """
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
@@ -176,8 +178,8 @@ def _end_of_turn_in_template(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 
 def _encode_all(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, prefix: bool) -> list[list[int]]:
-    """The tokens of each text, with `prefix` after those that the tokenizer puts in front of a text. What it
-    puts behind a text (EOS) is left out: the model would take the prompt for finished.
+    """Tokenize each text; with `prefix`, including the special tokens that the tokenizer puts in front of a
+    text. Special tokens after the text (EOS) are removed, because they would end the prompt.
     """
     try:
         encoded = tokenizer(
@@ -202,8 +204,8 @@ def _encode_all(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, pre
 
 
 def _require_known(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    """Raise ConfigError if a part of `text` became the unknown token. That token may also be written in the
-    text: in some vocabularies it is the end-of-sequence token, which chat templates use.
+    """Raise ConfigError if a part of `text` became the unknown token. The text may also contain that token
+    itself: in some vocabularies it is the end-of-sequence token, which chat templates use.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     unknown = {
@@ -216,7 +218,7 @@ def _require_known(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
 
 
 def _first_unknown(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> ConfigError:
-    """The error for the first text that can't be tokenized."""
+    """Build the error for the first text that cannot be tokenized."""
     text = next((text for text in texts if not _is_known(tokenizer, text)), texts[0])
     return _unknown(text, {character for character in text if not _is_known(tokenizer, character)})
 

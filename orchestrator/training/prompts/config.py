@@ -10,10 +10,10 @@ from orchestrator.training.settings import Settings
 
 
 class TaskConfig(Settings):
-    """The `task` group."""
+    """The prompts, their reference answers, and their split into training and held-out prompts."""
 
     name: str
-    """The name in reports, and the beginning of its prompt ids."""
+    """Name of the task in reports, and prefix of its prompt ids."""
     source: Literal["reasoning_gym", "jsonl", "parquet", "dataset_folder"]
     """`reasoning_gym`: the generator `dataset` with `options`; `jsonl` and `parquet`: the file
     `path`; `dataset_folder`: a Hugging Face dataset saved by `save_to_disk`, or a folder of its
@@ -23,25 +23,28 @@ class TaskConfig(Settings):
     options: dict[str, Any]
     """Arguments of the generator."""
     path: str | None
-    """The file or folder of a `source` that reads one."""
+    """The file or folder of the prompts, for all sources except `reasoning_gym`."""
     prompt_field: str
-    """The column that holds the question (files and folders)."""
+    """Column with the question (files and folders)."""
     answer_field: str
-    """The column that holds the reference answer (files and folders): a text, a number, or a list of
-    accepted ones. Scorers see the remaining columns as `completion.prompt.columns`."""
+    """Column with the reference answer (files and folders): a text, a number, or a list of accepted answers.
+    Scorers can read the remaining columns as `completion.prompt.columns`.
+    """
     solution_field: str | None
-    """The column that holds a worked solution for the cold start, if there is one."""
+    """Column with a worked solution for a cold start; null if there is none."""
     template: str
-    """The prompt, with `{question}` or other columns of a row in it (for a reasoning_gym entry: the
-    fields of its metadata, such as countdown's `{numbers}` and `{target}`). Lists are joined by
-    commas; `{{` and `}}` write braces. It must ask for what the reward reads. A model with a chat
-    template gets it as the user's message."""
+    """Template of the prompt, with `{question}` or other columns of a row as placeholders (for a
+    reasoning_gym entry, the fields of its metadata, such as countdown's `{numbers}` and `{target}`). Lists
+    are joined by commas; `{{` and `}}` write braces. The template should ask for the answer format that the
+    reward expects. For a model with a chat template, it is the user's message.
+    """
     solutions: str | None
-    """The registered function that writes worked solutions for a cold start; null: none."""
+    """Registered name of the function that writes worked solutions for a cold start; null: none."""
     train_size: int = Field(ge=1)
-    """Distinct training prompts."""
+    """Number of distinct training prompts."""
     heldout_size: int = Field(ge=1)
-    """Distinct held-out prompts. None of them is trained on."""
+    """Number of distinct held-out prompts. They are never trained on."""
     seed: int = Field(ge=0)
-    """Seed of the generator and of the split. It is not the run's seed, so runs that
-    are compared share their data."""
+    """Seed of the generator and of the split. It is independent of the run's seed, so that runs with
+    different seeds use the same data.
+    """

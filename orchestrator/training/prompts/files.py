@@ -1,4 +1,4 @@
-"""Questions from a user's own data: JSON Lines, Parquet, folders of either, and the Arrow folders that
+"""Reads questions from files: JSON Lines, Parquet, folders of either, and the Arrow folders that
 Hugging Face `datasets` saves.
 """
 
@@ -20,22 +20,22 @@ from orchestrator.training.prompts.references import accepted_answers
 from orchestrator.training.prompts.template import render
 
 Row = tuple[str, Mapping[str, Any]]
-"""The place of a row (`path:line`, for error messages) and its columns."""
+"""The location of a row (`path:line`, for error messages) and its columns."""
 
 MAX_LINE_BYTES = 16 * 2**20
-"""The longest line of a JSON Lines file. No context holds a question of that size."""
+"""Maximum length of a line of a JSON Lines file. No context holds a question of that size."""
 MAX_DEPTH = 100
-"""The deepest nesting of a row of a JSON Lines file."""
+"""Maximum nesting depth of a row of a JSON Lines file."""
 
 _SPLITS = ("train", "test", "validation")
 
 
 def file_questions(config: TaskConfig) -> QuestionStream:
-    """The rows of the file `path`, or of the files in the folder `path`, shuffled by `task.seed`.
+    """Read the rows of the file `path`, or of the files in the folder `path`, shuffled by `task.seed`.
 
-    A folder with a split `test` (or else `validation`) beside `train` keeps them apart: held-out questions
-    come from the former, training questions from `train`. Raises DatasetError, naming the file and its line,
-    for data that can't be read or used.
+    If a folder has a split `test` (or else `validation`) besides `train`, held-out questions come
+    from it and training questions from `train`. Raises DatasetError, naming the file and its line,
+    for data that cannot be read or used.
     """
     path = Path(config.path or "")
     if config.source == "dataset_folder":
@@ -62,7 +62,7 @@ def _question(config: TaskConfig, row: Row) -> Question:
     where, columns = row
     text = _column(row, config.prompt_field)
     if not isinstance(text, str) or not text.strip():
-        raise DatasetError(where, f"{config.prompt_field}: {text!r}", "a text that is not empty")
+        raise DatasetError(where, f"{config.prompt_field}: {text!r}", "a non-empty text")
     answer = accepted_answers(where, config.answer_field, _column(row, config.answer_field))
     hidden = {config.answer_field}
     solution = ""
@@ -98,7 +98,7 @@ def _existing(path: Path, exists: Callable[[Path], bool], what: str) -> Path:
 
 
 def _folder_splits(folder: Path) -> dict[str, list[Path]]:
-    """The folder's files by split; all under `train` if there is no split to hold out."""
+    """Group the folder's files by split. Without a split to hold out, all of them are under `train`."""
     _existing(folder, Path.is_dir, "an existing folder")
     if (folder / "dataset_dict.json").is_file():
         names = _file_names(folder / "dataset_dict.json", lambda saved: saved["splits"])
@@ -113,7 +113,7 @@ def _folder_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The Arrow files of one dataset that `save_to_disk` wrote, in its order."""
+    """List the Arrow files of one dataset written by `save_to_disk`, in its order."""
     names = _file_names(
         folder / "state.json", lambda saved: [entry["filename"] for entry in saved["_data_files"]]
     )
@@ -131,8 +131,8 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def _split_name(file: Path) -> str:
-    """`data/test-00000-of-00001.parquet` and `test/0.jsonl` belong to the split `test`; a file whose path
-    names no split belongs to `train`.
+    """Determine the split of a file: `data/test-00000-of-00001.parquet` and `test/0.jsonl` belong to `test`.
+    Files whose path names no split belong to `train`.
     """
     for part in reversed(file.parts):
         for split in _SPLITS:
@@ -142,14 +142,14 @@ def _split_name(file: Path) -> str:
 
 
 def _file_names(path: Path, listed: Callable[[Any], list[Any]]) -> list[str]:
-    """The names that a file of `save_to_disk` lists. Raises DatasetError for a file in another format, and
-    for a name that leads out of the folder.
+    """Read the names listed in a file of `save_to_disk`. Raises DatasetError for a file in another format,
+    and for a name that points outside the folder.
     """
     try:
         names = listed(json.loads(path.read_text()))
     except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DatasetError(str(path), "unreadable JSON", "what save_to_disk wrote", reason) from error
+        raise DatasetError(str(path), "unreadable JSON", "a file written by save_to_disk", reason) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise DatasetError(str(path), repr(name), "names of files and folders beside it")
@@ -175,7 +175,7 @@ def _json_lines(file: Path) -> Iterator[Row]:
             number += 1
             where = f"{file}:{number}"
             if len(line) > MAX_LINE_BYTES:
-                raise DatasetError(where, "a longer line", f"lines of at most {MAX_LINE_BYTES:,} bytes")
+                raise DatasetError(where, "an oversized line", f"lines of at most {MAX_LINE_BYTES:,} bytes")
             if line.strip():
                 yield where, _json_row(where, line)
 
@@ -190,7 +190,7 @@ def _json_row(where: str, line: bytes) -> Mapping[str, Any]:
         raise _too_deep(where) from error
     if not isinstance(row, dict):
         raise DatasetError(where, type(row).__name__, allowed)
-    # Counting brackets is cheap, and rows with so many are rare.
+    # Counting brackets is cheap, and rows with that many are rare.
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(row) > MAX_DEPTH:
         raise _too_deep(where)
     return row
@@ -206,7 +206,7 @@ def _depth(value: object) -> int:
 
 
 def _too_deep(where: str) -> DatasetError:
-    return DatasetError(where, "a deeper row", f"rows nested at most {MAX_DEPTH} levels deep")
+    return DatasetError(where, "a row with deeper nesting", f"rows nested at most {MAX_DEPTH} levels deep")
 
 
 def _parquet(file: Path) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """Questions of a reasoning_gym generator, with the entries that its own scorer needs.
 
-This module is imported only if `task.source` is `reasoning_gym`: the library takes most of a second to load.
+This module is only imported if `task.source` is `reasoning_gym`, because the library
+takes most of a second to load.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from orchestrator.training.reasoning_gym_import import (
     missing_solver,
 )
 
-# Exceptions of generators whose options can't be met: assertions, ValueErrors,
-# errors of `random` for empty ranges.
+# Exceptions of generators whose options cannot be satisfied: assertions, ValueErrors, errors
+# of `random` for empty ranges.
 _GENERATOR_ERRORS = (AssertionError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError)
 _COUNTDOWN_ATTEMPTS = 1000
-# The metadata of an entry contains its solution too; these fields can't be used in a template.
+# The metadata of an entry also contains its solution; these fields cannot be used in a template.
 _GIVES_AWAY = re.compile("answer|solution")
 _GIVES_AWAY_IN = {"countdown": {"expression"}}
 
 
 def generated_questions(config: TaskConfig) -> QuestionStream:
-    """An endless stream: the generator's entries 0, 1, 2, ... under seeds far from
+    """Return an endless stream of the generator's entries 0, 1, 2, ... Its seeds are far from
     those of any other `task.seed`.
 
-    Raises ConfigError for an unknown dataset, for wrong options, and for a dataset
-    that can't be scored from JSON.
+    Raises ConfigError for an unknown dataset, for invalid options, and for a dataset
+    that cannot be scored from JSON.
     """
     name = config.dataset or ""
     if name not in DATASETS:
@@ -67,8 +68,9 @@ def generated_questions(config: TaskConfig) -> QuestionStream:
 
 
 class FastCountdown(CountdownDataset):
-    """reasoning_gym's countdown with integer arithmetic. The original evaluates each expression with sympy,
-    which takes about 1 ms."""
+    """reasoning_gym's countdown with integer arithmetic. The original evaluates each expression with
+    sympy, which takes about 1 ms.
+    """
 
     def _generate_expression(self, rng: Random) -> tuple[str, list[int], int]:
         config = self.config
@@ -79,13 +81,15 @@ class FastCountdown(CountdownDataset):
             if config.min_target <= target <= config.max_target:
                 return expression, numbers, target
         raise ValueError(
-            f"no target from {config.min_target} to {config.max_target} in {_COUNTDOWN_ATTEMPTS} attempts"
+            f"found no target from {config.min_target} to {config.max_target} "
+            f"in {_COUNTDOWN_ATTEMPTS} attempts"
         )
 
 
 def _fold(numbers: list[int], operators: tuple[str, ...], rng: Random) -> tuple[str, int]:
-    """Random operators from left to right. A division with a remainder becomes a
-    subtraction, so that values stay integers."""
+    """Combine the numbers with random operators from left to right. A division with a remainder becomes a
+    subtraction, so that values stay integers.
+    """
     expression, value = str(numbers[0]), numbers[0]
     for number in numbers[1:]:
         operator = rng.choice(operators)
@@ -146,8 +150,9 @@ def _question(config: TaskConfig, entry: dict[str, Any]) -> Question:
 
 
 def _content(name: str, entry: Mapping[str, Any]) -> str:
-    """Equal for entries that are the same question: for countdown, the
-    numbers in any order and the target."""
+    """Build a key that is equal for equivalent questions: for countdown, the
+    sorted numbers and the target.
+    """
     if name == "countdown":
         metadata = entry["metadata"]
         return f"{sorted(metadata['numbers'])} {metadata['target']}"
@@ -155,7 +160,7 @@ def _content(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _check_gradable(name: str, dataset: ProceduralDataset, entry: dict[str, Any]) -> None:
-    """Raise ConfigError if the dataset's scorer fails on JSON: a few compare
+    """Raise ConfigError if the dataset's scorer fails on JSON: a few scorers compare
     tuples, which JSON turns into lists.
     """
     answer = entry["answer"]
@@ -168,7 +173,7 @@ def _check_gradable(name: str, dataset: ProceduralDataset, entry: dict[str, Any]
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists as tuples: YAML has no tuples, and generators expect them."""
+    """Convert lists to tuples, which generators expect and YAML lacks."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
@@ -176,6 +181,6 @@ def _bad_options(config: TaskConfig, error: Exception) -> ConfigError:
     return ConfigError(
         "task.options",
         json.dumps(config.options, default=str),
-        f"options that reasoning_gym's {config.dataset} can meet",
+        f"options that reasoning_gym's {config.dataset} can satisfy",
         f"{type(error).__name__}: {error}",
     )

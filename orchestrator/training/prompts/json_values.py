@@ -1,4 +1,4 @@
-"""Rows as plain JSON values: what travels to the scorers' process."""
+"""Converts rows to plain JSON values, which are sent to the scorer processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """NumPy numbers become Python's, other objects (fractions, decimals, dates) their text, bytes None."""
+    """Convert NumPy numbers to Python numbers, bytes to None, and other objects
+    (fractions, decimals, dates) to text.
+    """
     return json.loads(json.dumps(dict(values), default=_plain))
 
 

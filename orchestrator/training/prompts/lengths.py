@@ -1,8 +1,8 @@
-"""How many tokens the prompts of a task have. All of them are tokenized before a run starts.
+"""Counts the tokens of a task's prompts. All prompts are tokenized before a run starts.
 
 The number of characters is no substitute: a hundred characters of Chinese may be three hundred tokens, and a
-hundred words of English fewer. For large tasks the result is kept in the user's cache folder, under a digest
-of the prompts and the tokenizer, so that a resumed or repeated run does not tokenize them again.
+hundred words of English fewer. For large tasks the result is cached in the user's cache folder, under a
+digest of the prompts and the tokenizer, so that a resumed or repeated run does not tokenize them again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from orchestrator.training.prompts.chat_template import render_all
 from orchestrator.training.prompts.source import EpochPrompts
 
 CACHED_FROM = 10_000
-"""The smallest number of prompts whose lengths are kept on disk: fewer are tokenized in a second."""
+"""Lengths are cached on disk for at least this many prompts; fewer are tokenized in a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLengths:
-    """The tokens of a task's prompts, chat template included."""
+    """Statistics of the token counts of a task's prompts, including the chat template."""
 
     longest: str
     """Id of the prompt with the most tokens."""
@@ -36,7 +36,7 @@ class PromptLengths:
 
     @property
     def most(self) -> int:
-        """Tokens of the longest prompt."""
+        """Number of tokens of the longest prompt."""
         return max(self.counts)
 
     @property
@@ -45,13 +45,13 @@ class PromptLengths:
         return sum(self.counts.values())
 
     def at_least(self, tokens: int) -> int:
-        """Number of prompts of `tokens` tokens or more."""
+        """Number of prompts with at least `tokens` tokens."""
         return sum(count for length, count in self.counts.items() if length >= tokens)
 
 
 def prompt_lengths(tokenizer: PreTrainedTokenizerFast, prompts: EpochPrompts) -> PromptLengths:
-    """The lengths of all prompts, training and held-out. Raises ConfigError for a
-    prompt that can't be tokenized.
+    """Return the lengths of all prompts, training and held-out. Raises ConfigError for a
+    prompt that cannot be tokenized.
     """
     if len(prompts.all_prompts) < CACHED_FROM:
         return _measured(tokenizer, prompts)
@@ -75,20 +75,20 @@ def _measured(tokenizer: PreTrainedTokenizerFast, prompts: EpochPrompts) -> Prom
 
 
 def _cache_folder() -> Path:
-    """Follows the XDG base directory specification. The folder need not exist."""
+    """Return the cache folder according to the XDG base directory specification. It need not exist."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/")) / ".cache")
     return base / "orchestrator" / "prompt-lengths"
 
 
 def _digest(tokenizer: PreTrainedTokenizerFast, prompts: EpochPrompts) -> str:
-    """Of everything that the lengths depend on."""
+    """Hash everything that the lengths depend on."""
     parts = (prompts.digest, tokenizer.backend_tokenizer.to_str(), json.dumps(tokenizer.chat_template))
     special = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
     return hashlib.sha256("\0".join((*parts, special)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _read(file: Path) -> PromptLengths | None:
-    """None if the file is missing or not as `_write` leaves it."""
+    """Read a cached result; None if the file is missing or malformed."""
     try:
         saved = json.loads(file.read_text())
         return PromptLengths(str(saved["longest"]), {int(n): int(c) for n, c in saved["counts"].items()})
@@ -97,7 +97,7 @@ def _read(file: Path) -> PromptLengths | None:
 
 
 def _write(file: Path, lengths: PromptLengths) -> None:
-    """A cache that can't be written is no error: the prompts are tokenized again."""
+    """Write a result to the cache. Failures are ignored: the prompts are then tokenized again."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

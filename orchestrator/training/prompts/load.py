@@ -1,4 +1,4 @@
-"""From a task's config to its prompts."""
+"""Loads the prompts of a task from its config."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from orchestrator.training.records import Prompt
 logger = logging.getLogger(__name__)
 
 _ESCAPED_NEWLINE = re.compile(r"\\n(?!abla|atural|e\b|eg|eq|ewline|exists|i\b|leq|mid|ot|parallel|u\b)")
-"""A backslash and an n that do not begin a command of LaTeX."""
+"""A backslash followed by n, unless it begins a LaTeX command."""
 
 
 def load_prompts(config: TaskConfig, seed: int, *, with_solutions: bool = True) -> EpochPrompts:
-    """The task's prompts, in an order seeded by `seed` (the run's; the data depends on `task.seed` alone).
+    """Load the task's prompts, in an order seeded by `seed` (the run's seed; the
+    data only depends on `task.seed`).
 
-    Worked solutions are written only `with_solutions`: a cold start needs them, other runs don't. Raises
-    DatasetError for data that can't be read, ConfigError for a generator, a template or a writer of solutions
-    that can't be used, and for too few distinct questions.
+    Worked solutions are only written `with_solutions`, for a cold start. Raises DatasetError for data
+    that cannot be read, and ConfigError for an unusable generator, template or solution writer, or
+    for too few distinct questions.
     """
     if _ESCAPED_NEWLINE.search(config.template):
         logger.warning(
-            "task.template contains a backslash followed by n, which the model will read as such. For a new "
-            "line write the template in a YAML file, or in bash as $'task.template=\"{question}\\nAnswer:\"'"
+            "task.template contains a backslash followed by n, which the model will see literally. For a "
+            "line break, write the template in YAML, or in bash as $'task.template=\"{question}\\nAnswer:\"'"
         )
     writer = SOLUTIONS.get(config.solutions) if with_solutions and config.solutions is not None else None
     split = split_questions(_stream(config), config.train_size, config.heldout_size)
@@ -41,7 +42,7 @@ def load_prompts(config: TaskConfig, seed: int, *, with_solutions: bool = True) 
     write = None if writer is None else _seeded(writer, config, train)
     if write is not None:
         for prompt_id in train:
-            write(prompt_id, 0)  # a question without a solution is reported now, not in the middle of a run
+            write(prompt_id, 0)  # report a question without a solution now, not in the middle of a run
     return EpochPrompts(_prompts(train), _prompts(heldout), seed, write)
 
 
@@ -64,7 +65,9 @@ def _prompts(questions: Mapping[str, Question]) -> list[Prompt]:
 
 
 def _seeded(writer: SolutionWriter, config: TaskConfig, questions: Mapping[str, Question]) -> WriteSolution:
-    """The writer with new random numbers for each prompt and epoch, the same in every run."""
+    """Wrap the writer so that it gets new random numbers for each prompt and epoch,
+    which are the same in every run.
+    """
 
     def write(prompt_id: str, epoch: int) -> str:
         rng = random.Random(f"solutions/{config.seed}/{prompt_id}/{epoch}")

@@ -1,4 +1,4 @@
-"""Checks of a task's prompts against a model's tokenizer, before anything starts."""
+"""Checks a task's prompts against a model's tokenizer before a run starts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 def check_prompts(
     model: ModelConfig, prompts: EpochPrompts, max_new_tokens: int, *, replays_solutions: bool
 ) -> None:
-    """Raise PromptTooLongError if a prompt leaves no room for an answer in `model.context`, and ConfigError
-    if a prompt can't be tokenized or, for an engine that replays solutions, if a worked solution is missing
-    or too long. Solutions that are written anew in every epoch are checked as they are in the first.
+    """Raise PromptTooLongError if a prompt leaves no room for a response in `model.context`. Raise
+    ConfigError if a prompt cannot be tokenized or, for an engine that replays solutions, if a worked solution
+    is missing or too long. If solutions are rewritten in every epoch, those of the first epoch are checked.
     """
     tokenizer = build_tokenizer(model)
     lengths = prompt_lengths(tokenizer, prompts)

@@ -1,4 +1,4 @@
-"""What every source yields: questions, before they are split into training and held-out ones."""
+"""The questions that sources yield, before the split into training and held-out questions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 class Question:
     """One row of a source.
 
-    `text` is what the model will read: the task's template with the row's fields in it. Questions with the
-    same `content` count as the same question: all orders of the numbers of a countdown puzzle share it,
-    though their texts differ. Writers of worked solutions read `fields`; scorers may read `columns`.
+    `text` is the prompt: the task's template with the fields of the row. Questions with the same `content`
+    count as the same question: all orders of the numbers of a countdown puzzle share it, though their texts
+    differ. Solution writers read `fields`; scorers may read `columns`.
     """
 
     text: str
@@ -26,15 +26,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class QuestionStream:
-    """The questions of a source in the order of their use. `heldout` is None if held-out questions come from
-    `questions` too.
+    """The questions of a source in order. `heldout` is None if held-out questions
+    are also taken from `questions`.
 
-    An `endless` stream (a generator) repeats itself sooner or later; a finite one ends. Error messages name
-    the source by `key` (a config key or a path) and `origin` (a phrase).
+    An `endless` stream (a generator) eventually repeats itself; a finite one ends. Error messages name the
+    source by `key` (a config key or a path) and `origin` (a phrase).
     """
 
     questions: Iterator[Question | None]
-    """None stands for a failed attempt of the source to make a question; more may follow."""
+    """None is a failed attempt of the source to make a question; more may follow."""
     heldout: Iterator[Question | None] | None
     endless: bool
     key: str
@@ -42,7 +42,7 @@ class QuestionStream:
 
 
 def normalised(text: str) -> str:
-    """The text in lower case with single spaces: questions that differ only in
+    """Convert the text to lower case with single spaces. Questions that only differ in
     case and white space are the same.
     """
     return " ".join(text.casefold().split())

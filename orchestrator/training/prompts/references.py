@@ -1,4 +1,4 @@
-"""Reference answers in a user's data: which values are usable, and what is refused."""
+"""Validates the reference answers in files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from orchestrator.errors import DatasetError
 
 Answer = str | int | float
-ALLOWED = "a text or a number, or a list of accepted ones"
+ALLOWED = "a text, a number, or a list of accepted answers"
 
 
 def accepted_answers(where: str, column: str, value: object) -> Answer | list[Answer]:
-    """The reference answer in `value`: a text, a number, or a list of accepted answers.
+    """Return the reference answer in `value`: a text, a number, or a list of accepted answers.
 
-    Raises DatasetError naming the row and its column for everything else, and for what no answer
-    equals or an empty one does: nothing, NaN, infinity, true and false, a blank text, a GSM8K solution
-    without an answer after `####`.
+    Raises DatasetError naming the row and its column for all other values, and for values that no answer can
+    match or that match an empty answer: an empty list, NaN, infinity, true and false, a blank text, and a
+    GSM8K solution without an answer after `####`.
     """
     if isinstance(value, list):
         if not value:
@@ -39,7 +39,7 @@ def _single(where: str, column: str, value: Any) -> Answer:  # noqa: ANN401
 
 
 def _is_visible(text: str) -> bool:
-    """Whether there is more than white space, zero-width characters and byte order marks."""
+    """Whether the text contains more than white space, zero-width characters and byte order marks."""
     return any(character.isprintable() and not character.isspace() for character in text)
 
 

@@ -1,4 +1,4 @@
-"""Prompts in a seeded order, epoch after epoch, resumable."""
+"""Yields prompts in a seeded order, epoch after epoch. The position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ class WriteSolution(Protocol):
 
 
 class EpochPrompts:
-    """Hands out every training prompt once an epoch; the order of an epoch is a
-    pure function of (seed, epoch).
+    """Yields every training prompt once per epoch. The order of an epoch is a pure function of (seed, epoch).
 
-    With `write`, the prompts of each epoch have new worked solutions. A cold start of many epochs on one
-    solution for each prompt would memorise it, its random choices included.
+    With `write`, the prompts get new worked solutions in each epoch. A cold start of many epochs on a single
+    solution per prompt would memorise it, including its random choices.
 
-    It is also the fake of its port: tests construct it from prompts of their own.
+    There is no separate fake of this class: tests construct it from their own prompts.
     """
 
     def __init__(
@@ -48,12 +47,12 @@ class EpochPrompts:
         self._order = epoch_order(seed, 0, len(self._train))
 
     def __len__(self) -> int:
-        """The number of training prompts, which is one epoch."""
+        """The number of training prompts, which is the length of an epoch."""
         return len(self._train)
 
     @property
     def all_prompts(self) -> list[Prompt]:
-        """All prompts, training first, then held-out, without the solutions that `write` would write."""
+        """All prompts, training first, then held-out, without the solutions of `write`."""
         return [*self._train, *self._heldout]
 
     @property
@@ -62,7 +61,7 @@ class EpochPrompts:
         return [self._worked(prompt, 0) for prompt in self._train]
 
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` training prompts. The next epoch follows when one is exhausted."""
+        """Return the next `count` training prompts. The next epoch begins when one is exhausted."""
         taken: list[Prompt] = []
         while len(taken) < count:
             if self._position == len(self._train):
@@ -74,7 +73,7 @@ class EpochPrompts:
         return taken
 
     def heldout(self, count: int) -> list[Prompt]:
-        """The first `count` held-out prompts, always the same; never one that `take` returns.
+        """Return the first `count` held-out prompts, which are always the same. `take` never returns them.
 
         Raises ConfigError if there are fewer.
         """
@@ -85,12 +84,12 @@ class EpochPrompts:
         return list(self._heldout[:count])
 
     def get(self, prompt_id: str) -> Prompt:
-        """The prompt with that id, training or held-out, with the solution that it had when `take` last
-        returned it. Raises CheckpointError if the task has no such prompt.
+        """Return the prompt with that id, training or held-out, with the solution that it had when `take`
+        last returned it. Raises CheckpointError if the task has no such prompt.
         """
         if prompt_id not in self._by_id:
             raise CheckpointError(
-                f"no prompt {prompt_id!r}: the task's data is not what the run started with"
+                f"no prompt {prompt_id!r}: the task's data has changed since the run started"
             )
         prompt = self._by_id[prompt_id]
         if self._write is None or prompt_id not in self._rows:
@@ -105,21 +104,21 @@ class EpochPrompts:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over ids and texts of all prompts, which identifies the data in a manifest."""
+        """SHA-256 over the ids and texts of all prompts, which identifies the data in a manifest."""
         digest = hashlib.sha256()
         for prompt in (*self._train, *self._heldout):
             digest.update(f"{prompt.prompt_id}\0{prompt.text}\0".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position as JSON. The prompts themselves are loaded again from the config."""
+        """The position as JSON. The prompts themselves are loaded from the config again."""
         return {"epoch": self._epoch, "position": self._position, "digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a position. Raises CheckpointError if the prompts differ from those of the state."""
+        """Continue from a saved position. Raises CheckpointError if the prompts have changed."""
         if state["digest"] != self.digest:
             raise CheckpointError(
-                "the task's prompts are not those of the checkpoint: its file, options or template changed"
+                "the task's prompts have changed since the checkpoint: check its file, options and template"
             )
         self._move_to(int(state["epoch"]), int(state["position"]))
 
@@ -130,7 +129,7 @@ class EpochPrompts:
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
-    """A permutation of `range(size)`."""
+    """Return a permutation of `range(size)`."""
     order = list(range(size))
     random.Random(f"prompts/{seed}/{epoch}").shuffle(order)
     return order

@@ -1,8 +1,8 @@
-"""Training and held-out questions that share neither text nor content.
+"""Splits questions into training and held-out ones that share neither text nor content.
 
-The held-out questions are the first ones of the stream with distinct contents. Training gets those that
-follow and share no content with them. The held-out set therefore does not depend on `train_size`: runs with
-more training data are evaluated on the same questions.
+The held-out questions are the first ones of the stream with distinct contents. The training questions follow
+and share no content with them. The held-out set therefore does not depend on `train_size`: runs with more
+training data are evaluated on the same questions.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Split:
 
 
 def split_questions(stream: QuestionStream, train_size: int, heldout_size: int) -> Split:
-    """The first `heldout_size` questions of distinct content, then `train_size`
+    """Take the first `heldout_size` questions of distinct content, then `train_size`
     distinct questions of other content.
 
-    Raises DatasetError if the source has no question, and ConfigError with the number of distinct questions
-    if there are too few.
+    Raises DatasetError if the source has no questions, and ConfigError with the number of distinct
+    questions if there are too few.
     """
     questions = _until_exhausted(stream.questions) if stream.endless else _made(stream.questions)
     taken = _Taken()
@@ -47,7 +47,7 @@ def split_questions(stream: QuestionStream, train_size: int, heldout_size: int) 
     raise ConfigError(
         "task.train_size, task.heldout_size",
         f"{train_size}, {heldout_size}",
-        f"at most what {stream.origin} has: {found}",
+        f"at most the distinct prompts of {stream.origin}: {found}",
         "repeated prompts and reorderings of held-out ones are not counted",
     )
 
@@ -63,7 +63,7 @@ class _Taken:
         return question.content in self._contents or normalised(question.text) in self._texts
 
     def is_new(self, question: Question) -> bool:
-        """True for the first question with its content and its text."""
+        """Record the question. Returns True if its text and its content are new."""
         if self.shares(question):
             return False
         self._contents.add(question.content)
@@ -76,7 +76,7 @@ def _made(questions: Iterator[Question | None]) -> Iterator[Question]:
 
 
 def _until_exhausted(questions: Iterator[Question | None]) -> Iterator[Question]:
-    """The questions of a generator, until it has repeated itself for so long
+    """Yield the questions of a generator until it has repeated itself for so long
     that another new one is unlikely.
 
     If one of n + 1 equally likely questions is still unseen, 10 n draws miss it with probability e^-10.

@@ -1,4 +1,4 @@
-"""The text of a prompt: the task's template with the fields of a question in it."""
+"""Renders the task's template with the fields of a question."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PIECE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
 def render(template: str, fields: Mapping[str, Any], hidden: Set[str]) -> str:
-    """`template` with each `{field}` replaced. Braces inside a value are text. `{{` and `}}` write braces;
-    other braces stay as they are.
+    """Replace each `{field}` in `template`. Braces inside a value are kept. `{{` and `}}` write braces; other
+    braces stay unchanged.
 
-    Lists are joined by commas. Raises ConfigError if the template names a field that is missing or `hidden`,
-    because it contains the answer.
+    Lists are joined by commas. Raises ConfigError if the template names a field that is missing or is
+    `hidden` because it contains the answer.
 
     >>> render("{question} \\\\boxed{}", {"question": "What is {1}?"}, set())
     'What is {1}? \\\\boxed{}'
@@ -36,7 +36,7 @@ def render(template: str, fields: Mapping[str, Any], hidden: Set[str]) -> str:
 
 
 def template_fields(template: str) -> set[str]:
-    """The fields that the template names."""
+    """The names of the fields in the template."""
     return {match.group(1) for match in _PIECE.finditer(template)} - {None}
 
 
@@ -51,5 +51,5 @@ def _unknown(name: str, allowed: list[str]) -> ConfigError:
         "task.template",
         f"{{{name}}}",
         ", ".join(f"{{{field}}}" for field in allowed),
-        "write {{ and }} for braces that are text",
+        "write {{ and }} for literal braces",
     )

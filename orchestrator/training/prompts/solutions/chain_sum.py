@@ -1,9 +1,9 @@
-"""Sums worked out from left to right: the traces that a cold start on `chain_sum` imitates.
+"""Writes sums from left to right: the solutions that a cold start on `chain_sum` imitates.
 
     5 - 3 + 6=    <think>5-3=2 2+6=8</think><answer>8</answer>
 
-Every partial sum is written out, so each step of a trace adds two numbers. The traces contain no random
-choice and no self-check: reinforcement learning can only make the sums more reliable.
+Every partial sum is written out, so each step of a trace adds two numbers. The traces contain neither random
+choices nor self-checks: reinforcement learning can only make the sums more reliable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _EXPRESSION = re.compile(r"-?\d+(?: [+-] -?\d+)*")
 
 @SOLUTIONS.register("chain_sum")
 def chain_sum(row: Mapping[str, Any], rng: random.Random) -> str:
-    """The trace for the chain_sum entry in `row`, whose `expression` has integers, plus and minus.
+    """Write the trace for the chain_sum entry in `row`, whose `expression`
+    consists of integers, plus and minus.
 
     Raises ConfigError if the row has no such expression.
     """
@@ -30,7 +31,7 @@ def chain_sum(row: Mapping[str, Any], rng: random.Random) -> str:
         raise ConfigError(
             "task.solutions",
             "chain_sum",
-            "a task whose rows have an `expression` of integers, plus and minus, as chain_sum's have",
+            "a task whose rows have an `expression` of integers, plus and minus, such as chain_sum",
             f"this row has {', '.join(map(str, row))}",
         )
     first, *rest = expression.split(" ")

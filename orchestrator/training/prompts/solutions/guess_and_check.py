@@ -1,17 +1,18 @@
-"""Countdown by guessing, checking, and guessing again: the traces that a cold start imitates.
+"""Solves countdown by guessing, checking, and guessing again: the solutions that a cold start imitates.
 
     3,6,2=7    <think>3+6+2=11/7? wait, 3+6-2=7/7!</think><answer>3+6-2</answer>
 
-The numbers keep their order and get signs. Each guess is worked out in full, the target is written beside its
-result, and a mark says whether the two are equal (`!`) or not (`?`). After a miss a trace says "wait, " and
-tries the next choice of signs, in a fixed order from a random start, so that no guess is repeated. One habit
+The numbers keep their order and get signs. Each guess is evaluated, the target is written beside the result,
+and a mark says whether the two are equal (`!`) or not (`?`). After a miss a trace says "wait, " and tries the
+next combination of signs, in a fixed order from a random start, so that no guess is repeated. One behaviour
 is left for reinforcement learning to discover: most traces give up after a first guess that misses and answer
-it anyway, and some answer without checking. The rewards then show that checking and going on pays.
+with it anyway, and some answer without checking. The rewards then show that checking and continuing pays off.
 
 The explicit comparison makes the cold start reliable. Without the mark, only the choice between "wait" and
 the end of the thought shows that a guess was compared with the target, and after a first miss that choice is
-random. With the mark, but with the target only at the beginning of the prompt, some seeds learnt to add and
-not to compare. With the target copied beside the result, comparing needs only neighbouring characters.
+random. With the mark, but with the target only at the beginning of the prompt, models learned with some seeds
+to add but not to compare. With the target copied beside the result, only neighbouring characters have to be
+compared.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.prompts.solutions import SOLUTIONS
 
 UNCHECKED = 0.1
-"""Share of traces that answer with their first guess without working it out."""
+"""Share of traces that answer with their first guess without evaluating it."""
 GIVES_UP = 0.6
-"""Share of traces that answer with a first guess that misses. It is above one half, so
-the most likely behaviour of the model is to give up. Traces that go on never give up, so
-every choice of signs is practised."""
+"""Share of traces that answer with a first guess that misses. It is above one half, so giving up is
+the most likely behaviour of the model. Traces that continue never give up, so that every
+combination of signs is practised.
+"""
 
 Signs = tuple[str, ...]
 
 
 @SOLUTIONS.register("guess_and_check")
 def guess_and_check(row: Mapping[str, Any], rng: random.Random) -> str:
-    """A trace for the countdown entry in `row` (`numbers` and `target`; plus and minus only).
+    """Write a trace for the countdown entry in `row` (`numbers` and `target`; plus and minus only).
 
-    Raises ConfigError if the row has no such numbers, or if no choice of signs gives the target.
+    Raises ConfigError if the row has no such numbers, or if no combination of signs gives the target.
     """
     numbers, target = _read(row)
     choices = signs_in_order(len(numbers))
@@ -60,7 +62,7 @@ def guess_and_check(row: Mapping[str, Any], rng: random.Random) -> str:
 
 
 def signs_in_order(count: int) -> list[Signs]:
-    """All choices of `count` signs with a plus among them, those with fewer minus signs first.
+    """List all combinations of `count` signs that contain a plus, fewest minus signs first.
 
     >>> ["".join(signs) for signs in signs_in_order(2)]
     ['++', '+-', '-+']
@@ -70,7 +72,7 @@ def signs_in_order(count: int) -> list[Signs]:
 
 
 def expression(numbers: Sequence[int], signs: Signs) -> str:
-    """The numbers with their signs, without a leading plus.
+    """Write the numbers with their signs, without a leading plus.
 
     >>> expression([3, 6, 2], ("+", "-", "+"))
     '3-6+2'

@@ -27,7 +27,7 @@ def test_the_state_is_three_small_fields() -> None:
 def test_changed_data_is_noticed_at_resume() -> None:
     state = EpochPrompts(prompts("train", 5), [], seed=0).state_dict()
     changed = EpochPrompts(prompts("train", 5, word="another"), [], seed=0)
-    with pytest.raises(CheckpointError, match="not those of the checkpoint"):
+    with pytest.raises(CheckpointError, match="have changed since the checkpoint"):
         changed.load_state_dict(state)
 
 

@@ -93,7 +93,7 @@ def test_fast_countdown_obeys_its_options(operators: tuple[str, ...]) -> None:
 
 def test_too_few_distinct_questions_says_how_many_there_are() -> None:
     options = COUNTDOWN | {"max_value": 2, "operators": ["+"]}
-    with pytest.raises(ConfigError, match="has: 2 held-out prompts and 4 for training"):
+    with pytest.raises(ConfigError, match="these options: 2 held-out prompts and 4 for training"):
         load_prompts(task(options=options, template="{numbers}={target}", heldout_size=2), seed=0)
 
 

@@ -59,7 +59,7 @@ def test_heldout_of_its_own_is_kept_apart_by_content() -> None:
 
 
 def test_too_small_a_heldout_split_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"at most what my\.jsonl has: 1 held-out prompts"):
+    with pytest.raises(ConfigError, match=r"at most the distinct prompts of my\.jsonl: 1 held-out prompts"):
         split_questions(finite(question("a"), heldout=[question("b")]), train_size=1, heldout_size=2)
 
 
