@@ -1,1 +1,1 @@
-"""What a run tells people: trackers (MLflow), rollouts on disk to read, a step's sums, learning curves."""
+"""What a run reports to people: trackers (MLflow), recorded rollouts, summary metrics and learning curves."""

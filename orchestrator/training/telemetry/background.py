@@ -1,20 +1,20 @@
-"""A tracker that never blocks and never fails: a thread of its own talks to the wrapped one.
+"""A tracker that never blocks and never fails: its own thread calls the wrapped tracker.
 
     loop --log--> bounded queue in memory --thread, every `interval_seconds`--> wrapped tracker --> server
                                              ^
     metrics.jsonl --what the server lacks----+   when the run is opened, and before it is closed
 
-- The wrapped tracker is *built* on the thread too, so that importing MLflow and migrating its
-  database delay nothing.
-- Metrics of several steps travel in one request, ahead of everything else: an artifact store that is down
-  does not hold them up.
-- An unavailable server is asked again after `first_retry_seconds`, twice that, and so on up to
-  `max_retry_seconds`; meanwhile records wait in the queue, in order. When it is full the oldest go first.
+- The wrapped tracker is also *built* on the thread, so that importing MLflow and migrating its
+  database do not delay the run.
+- Metrics of several steps are sent in one request, before everything else: an unavailable artifact
+  store does not delay them.
+- An unavailable server is tried again after `first_retry_seconds`, twice that, and so on up to
+  `max_retry_seconds`; meanwhile records wait in the queue, in order. If it is full, the oldest are dropped.
 - `metrics.jsonl` is the source of truth (`history`). When the run is opened, and again before it is closed,
-  the thread hands all its rows to the wrapped tracker, which skips the steps that the server has: what an
-  earlier attempt could not send before it was killed, and what an outage pushed out of the queue, arrives
-  late instead of never.
-- `finish` waits until everything is sent, at most `finish_seconds`, then says how many records were lost.
+  the thread passes all its rows to the wrapped tracker, which skips the steps that the server has. Metrics
+  that an earlier attempt could not send, or that were dropped during an outage, therefore arrive late
+  instead of never.
+- `finish` waits until everything is sent, at most `finish_seconds`, then reports how many records were lost.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ from orchestrator.training.telemetry.tracker import (
 logger = logging.getLogger(__name__)
 
 History = Callable[[], Iterable[MetricRow]]
-"""Reads every metric row of the run, from all its attempts."""
+"""Reads all metric rows of the run, from all its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of the wrapped tracker. Only `rollouts` may be dropped to make room; uploads that fail let
-    others go first."""
+    """A call of the wrapped tracker. Only `rollouts` may be dropped to make room; failed
+    uploads go to the end of the queue.
+    """
 
     kind: Literal["metadata", "artifact", "rollouts"]
     what: str
@@ -54,11 +55,12 @@ class _Call:
 
 
 class BackgroundTracker:
-    """Wraps the tracker that `make` builds. No method raises, and only `finish` waits. Used once: `start`,
-    calls, `finish`.
+    """Wraps the tracker that `make` builds. No method raises, and only `finish` waits. An instance is used
+    once: `start`, calls, `finish`.
 
     `history` reads the rows of metrics.jsonl; None if there is no such file. `on_problem` is called at most
-    once for each attempt, on the tracker's thread, with the reason why nothing is tracked at the moment."""
+    once per attempt, on the tracker's thread, with the reason why tracking currently fails.
+    """
 
     def __init__(
         self,
@@ -85,12 +87,12 @@ class BackgroundTracker:
 
     @property
     def lost(self) -> int:
-        """Records that were dropped, refused or never sent."""
+        """Number of records that were dropped, rejected or never sent."""
         with self._changed:
             return self._lost + self._lost_rows
 
     def start(self, identity: RunIdentity) -> None:
-        """Start the thread; the first thing it does is to open the run."""
+        """Start the thread, which opens the run first."""
         self._thread = threading.Thread(target=self._work, args=(identity,), name="tracker", daemon=True)
         self._thread.start()
 
@@ -110,7 +112,7 @@ class BackgroundTracker:
         self._put(_Call("metadata", "the parameters", lambda tracker: tracker.log_params(params)))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Upload the file as it is when the thread comes to it."""
+        """Upload the file with its contents at the time of the upload."""
         self._put(_Call("artifact", f"{path.name}", lambda tracker: tracker.log_artifact(path, folder)))
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -122,8 +124,8 @@ class BackgroundTracker:
         self._put(_Call("metadata", f"the tag {key}", lambda tracker: tracker.set_tag(key, value)))
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run once everything is sent. Waits up to the deadline: an event loop calls
-        it in a thread.
+        """Close the run once everything is sent. Blocks up to the deadline, so an event
+        loop must call it in a thread.
         """
         with self._changed:
             self._outcome = outcome
@@ -139,7 +141,7 @@ class BackgroundTracker:
                 lost,
             )
 
-    # -- the queue; callers hold the lock
+    # -- the queue (called with the lock held)
 
     def _put(self, call: _Call) -> None:
         with self._changed:
@@ -156,8 +158,8 @@ class BackgroundTracker:
             self._lost_rows += 1
 
     def _bound_calls(self) -> None:
-        """Drop the oldest rollouts. With none left the queue grows: parameters, tags and artifacts are
-        few in any run.
+        """Drop the oldest rollouts. If none are left the queue grows, because a run has few
+        parameters, tags and artifacts.
         """
         if len(self._calls) <= self._delivery.capacity:
             return
@@ -168,7 +170,7 @@ class BackgroundTracker:
                 return
 
     def _abandon(self) -> None:
-        """Nothing will be sent any more: what waits is lost."""
+        """Stop sending. Records that are still queued are lost."""
         self._lost += self._in_flight + len(self._rows) + len(self._calls)
         self._in_flight = 0
         self._rows.clear()
@@ -196,15 +198,13 @@ class BackgroundTracker:
                 backoff = min(
                     backoff * 2 or self._delivery.first_retry_seconds, self._delivery.max_retry_seconds
                 )
-            except Exception as error:  # noqa: BLE001  whatever opening or closing a run raises, training goes on without a tracker
+            except Exception as error:  # noqa: BLE001  training continues without a tracker if opening or closing a run fails
                 self._report_problem(f"stopped: {error}")
                 with self._changed:
                     self._abandon()
 
     def _wait(self, backoff: float) -> bool:
-        """Wait for something to send, then a little for more; or for the server to come back.
-        False at the end.
-        """
+        """Wait until the next records are sent or the server is tried again. Returns False at the end."""
         with self._changed:
             if backoff:
                 pause = self._delivery.first_retry_seconds if self._outcome else backoff
@@ -230,14 +230,14 @@ class BackgroundTracker:
             self._on_problem(reason)
 
     def _catch_up(self, tracker: Tracker) -> None:
-        """Send what metrics.jsonl has and the server lacks."""
+        """Send the rows of metrics.jsonl that the server lacks."""
         if self._history is None:
             return
         try:
             tracker.log_rows(list(self._history()))
         except TrackerUnavailableError:
             raise
-        except Exception as error:  # noqa: BLE001  an unreadable file or a refusal costs these records, not the run
+        except Exception as error:  # noqa: BLE001  an unreadable file or a rejection must not stop the run
             logger.warning("tracking: metrics.jsonl was not sent: %s", error)
         else:
             with self._changed:
@@ -259,7 +259,7 @@ class BackgroundTracker:
                     self._in_flight = 0
                     self._bound_rows()
             raise
-        except Exception as error:  # noqa: BLE001  a tracker's bug or refusal costs these records, not the run
+        except Exception as error:  # noqa: BLE001  a bug or rejection in the tracker must not stop the run
             self._drop("metrics", len(rows), error)
         self._landed()
 
@@ -275,12 +275,14 @@ class BackgroundTracker:
             except TrackerUnavailableError:
                 self._put_back(call)
                 raise
-            except Exception as error:  # noqa: BLE001  a tracker's bug or refusal costs this record, not the run
+            except Exception as error:  # noqa: BLE001  a bug or rejection in the tracker must not stop the run
                 self._drop(call.what, 1, error)
             self._landed()
 
     def _put_back(self, call: _Call) -> None:
-        """Metadata keeps its place (a tag's last value must win); uploads let the others pass."""
+        """Metadata keeps its place, because the last value of a tag must win;
+        uploads go to the end of the queue.
+        """
         with self._changed:
             if self._ended:
                 return

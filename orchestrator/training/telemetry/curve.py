@@ -1,8 +1,8 @@
-"""Draws learning curves as PNG for trackers, READMEs and slides, with Matplotlib's object
-interface (no global state).
+"""Draws learning curves as PNG for trackers, READMEs and slides, with Matplotlib's
+object interface (no global state).
 
-Text is large on purpose, so that the picture of 2400 x 1400 pixels is readable on a phone
-that is 390 pixels wide.
+Text is large on purpose, so that the picture of 2400 x 1400 pixels is readable on a
+phone that is 390 pixels wide.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ INK, FAINT, GRID, BAND = "#1f2328", "#656d76", "#e4e7eb", "#f5f6f8"
 SEED_COLOURS = ("#0f7b55", "#2563eb", "#c2410c", "#8347c4", "#0e7490", "#a16207")
 TEXT, NOTE = 20, 18
 LABEL_MARGIN = 0.32
-"""Room for the names of the curves, right of the last step, as a share of the steps' width."""
+"""Room for the labels of the curves, to the right of the last step, as a share of the width of the steps."""
 LABEL_GAP = 0.085
-"""The least distance between two labels, in units of the y axis."""
+"""Minimum distance between two labels, in units of the y axis."""
 RIGHT_EDGE = 1 / (1 + LABEL_MARGIN)
 """The position of the last step, as a share of the axis."""
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -161,7 +161,7 @@ def _mark_stages(axes: Axes, panels: Sequence[Panel]) -> None:
 
 
 def _end_labels(stages: Sequence[StageCurve]) -> list[Label]:
-    """Labels with the curves' names and last values. For noisy curves this is the smoothed value."""
+    """Label the curves with their names and last values; for noisy curves, with the last smoothed value."""
     curves = (
         ("held-out", HELDOUT, [stage.heldout for stage in stages]),
         ("training", TRAIN, [smooth(stage.train) for stage in stages]),

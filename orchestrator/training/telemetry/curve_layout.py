@@ -36,7 +36,7 @@ class StageCurve:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The part of the x axis, which reaches from 0 to 1, that shows a stage."""
+    """The part of the x axis, from 0 to 1, that shows a stage."""
 
     stage: StageCurve
     left: float
@@ -51,8 +51,8 @@ class Panel:
         return [(self.x(step), value) for step, value in series]
 
     def ticks(self, count: int, *, is_last: bool) -> list[tuple[float, str]]:
-        """About `count` round step numbers. A stage's last tick is left out if the next
-        stage begins there with 0.
+        """About `count` round step numbers. The last tick of a stage is omitted if the
+        next stage begins there with 0.
         """
         steps = nice_steps(self.stage.last_step, count if is_last else 2)
         kept = [step for step in steps if is_last or step <= 0.6 * self.stage.last_step]

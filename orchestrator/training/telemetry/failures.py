@@ -1,8 +1,7 @@
-"""Rollouts that could not be scored, written down at once: they can be read even if the run stops because of
-them, and before their step is recorded.
+"""Writes rollouts that could not be scored to disk immediately, so that they are readable even if they stop
+the run, and before their step is recorded.
 
-Each reward worker appends to a file of its own, `rollouts/failed-<worker>.jsonl`, one
-JSON object per rollout.
+Each reward worker appends to its own file, `rollouts/failed-<worker>.jsonl`, one JSON object per rollout.
 """
 
 from __future__ import annotations
@@ -16,14 +15,16 @@ from typing import Any
 from orchestrator.training.records import Finish, RolloutBlock, ScoreBlock, ScoreStatus
 
 MOST_WRITTEN = 500
-"""How many failures one process of a worker writes at most: a scorer that always fails says nothing new."""
+"""Maximum number of failures that one process of a worker writes. A scorer that
+always fails adds nothing new.
+"""
 SHOWN_RESPONSE = 2000
 
 log = logging.getLogger(__name__)
 
 
 def failed_rollouts(step: int, block: RolloutBlock, scores: ScoreBlock) -> Iterator[dict[str, Any]]:
-    """The rollouts of a block that could not be scored, with what is known of them."""
+    """Yield the rollouts of a block that could not be scored, with all known details."""
     for row, grade in enumerate(scores.grades.tolist()):
         if grade != ScoreStatus.OK:
             group = row // block.group_size
@@ -47,7 +48,7 @@ def failed_rollouts(step: int, block: RolloutBlock, scores: ScoreBlock) -> Itera
 
 
 def describe_failure(failed: dict[str, Any]) -> str:
-    """A failed rollout for people: what went wrong, where, and the response that it went wrong with."""
+    """Format a failed rollout for people: what went wrong, where, and the response."""
     response = str(failed["response"])
     cut = "..." if len(response) > SHOWN_RESPONSE else ""
     lines = [
@@ -66,26 +67,28 @@ class FailureLog:
         self._left = MOST_WRITTEN
 
     def write(self, step: int, block: RolloutBlock, scores: ScoreBlock) -> str:
-        """Write the block's failures; a description of the first one, empty if there is none. A disk that
-        refuses costs the record, not the run."""
+        """Write the block's failures. Returns a description of the first one, empty if there is none. An
+        error of the disk loses the record but does not stop the run.
+        """
         failures = list(failed_rollouts(step, block, scores))
         if not failures:
             return ""
         described = describe_failure(failures[0])
-        log.error("%d of %d rollouts could not be scored, such as %s", len(failures), len(block), described)
+        log.error("%d of %d rollouts could not be scored. Example: %s", len(failures), len(block), described)
         kept, self._left = failures[: self._left], max(self._left - len(failures), 0)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(each) + "\n" for each in kept)
         except OSError as error:
-            log.warning("failures were not recorded: %s", error)
+            log.warning("failed rollouts were not recorded: %s", error)
         return described
 
 
 def read_failures(directory: Path) -> list[dict[str, Any]]:
-    """The failed rollouts of a run, in the order of steps; empty if there are none. A line that is still
-    being written is left out."""
+    """Read the failed rollouts of a run, in step order; empty if there are none. A line that is
+    still being written is skipped.
+    """
     rows: list[dict[str, Any]] = []
     for path in sorted(directory.glob("failed-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

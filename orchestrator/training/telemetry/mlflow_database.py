@@ -1,8 +1,8 @@
-"""A new MLflow database, made in a process of its own.
+"""Creates a new MLflow database in a child process.
 
-Two seconds of migrations would compete with the controller for this process, and Alembic, which MLflow
-migrates with, keeps the migration that is going on in module globals: another database that is migrated at
-the same time in the same process (the ledger, say) breaks both.
+Two seconds of migrations would delay the controller. Also, MLflow migrates with Alembic, which keeps
+the current migration in module globals: migrating another database (such as the ledger) in the same
+process at the same time breaks both.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ TIMEOUT_SECONDS = 180
 
 
 def ensure_database(uri: str) -> None:
-    """Make the SQLite database of `uri`, with MLflow's tables, if it is missing; nothing for any other URI.
+    """Create the SQLite database of `uri`, with MLflow's tables, if it is
+    missing. Does nothing for other URIs.
 
-    The file appears at once and whole, so that runs which start together can all try. Raises
-    TrackerRefusedError if MLflow can't make it.
+    The complete file appears atomically, so runs that start together can all try. Raises
+    TrackerRefusedError if MLflow cannot create it.
     """
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     if not uri.startswith(SQLITE) or path.exists():
@@ -46,7 +47,7 @@ def _create(path: Path) -> None:
             command, env=environment, check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        raise TrackerUnavailableError(f"MLflow made no database in {TIMEOUT_SECONDS} s") from error
+        raise TrackerUnavailableError(f"MLflow created no database within {TIMEOUT_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         last_line = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise TrackerRefusedError(f"MLflow could not make its database {path.name}: {last_line}") from error
+        raise TrackerRefusedError(f"MLflow could not create its database {path.name}: {last_line}") from error

@@ -1,9 +1,9 @@
-"""The MLflow adapter: the only module that imports mlflow (seconds of import: build it where nothing waits,
-see `background`).
+"""The MLflow adapter: the only module that imports mlflow. The import takes seconds and should happen
+on the thread of `background`.
 
-It speaks to `MlflowClient` with explicit run ids; there is no active run, so several runs can be tracked from
-one process. A run is found again by its tag `orchestrator.run_id`, which is how a resume continues it and how
-a stage finds its pipeline.
+It uses `MlflowClient` with explicit run ids instead of an active run, so one process can track
+several runs. Runs are found by their tag `orchestrator.run_id`, which is how a resume continues a run
+and how a stage finds its pipeline.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
 PARAM_CHARACTERS = 6000
 TABLES_LISTED = 64
-"""The tag that makes the UI show tables holds 8,000 characters."""
+"""The tag that makes the UI show tables is limited to 8,000 characters."""
 
 RETRYABLE_4XX = {401, 403, 408, 425, 429}
 """A token that is being renewed, a timeout, a rate limit."""
@@ -49,7 +49,7 @@ RETRYABLE_4XX = {401, 403, 408, 425, 429}
 class MLflowTracker:
     """Tracks one run in MLflow.
 
-    `artifact_root` is where a new experiment keeps its artifacts; None leaves it to the server.
+    `artifact_root` is the artifact location of a new experiment; None leaves the choice to the server.
     """
 
     def __init__(self, uri: str, experiment: str, clock: Clock, artifact_root: Path | None = None) -> None:
@@ -60,7 +60,8 @@ class MLflowTracker:
     def start(self, identity: RunIdentity) -> None:
         """Open the run: a new one, or the one tagged with this `run_id`."""
         with _classified("start the run"):
-            # MLflow logs every migration of a new database; on a terminal that tears the progress view.
+            # MLflow logs every migration of a new database, which would disrupt the
+            # progress view on a terminal.
             for name in ("alembic", "mlflow.store.db.utils"):
                 logging.getLogger(name).setLevel(logging.WARNING)
             client = MlflowClient(tracking_uri=self._uri)
@@ -77,11 +78,10 @@ class MLflowTracker:
             self._open.link_parent()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of `step`, measured now."""
         self.log_rows([MetricRow(step, self._clock.now_ns(), metrics)])
 
     def log_rows(self, rows: Sequence[MetricRow]) -> None:
-        """The metrics of several steps in as few requests as MLflow allows."""
+        """Log the metrics of several steps in as few requests as MLflow allows."""
         run = self._run()
         with _classified("log metrics"):
             run.link_parent()
@@ -96,8 +96,8 @@ class MLflowTracker:
                 run.logged(batch)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The resolved config under dotted names. Parameters are immutable in MLflow: those that the run has
-        are not sent again.
+        """Log the resolved config under dotted names. Parameters are immutable in MLflow, so those that
+        the run already has are skipped.
         """
         run = self._run()
         with _classified("log parameters"):
@@ -111,7 +111,7 @@ class MLflowTracker:
                 run.client.log_batch(run.mlflow_id, params=fresh[start : start + PARAMS_A_BATCH])
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Upload the file. Raises TrackerRefusedError if there is no such file."""
+        """Upload the file. Raises TrackerRefusedError if it does not exist."""
         run = self._run()
         if not path.is_file():
             raise TrackerRefusedError(f"artifact {path} is not a file")
@@ -119,10 +119,10 @@ class MLflowTracker:
             run.client.log_artifact(run.mlflow_id, str(path), folder or None)
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """`rollouts/step-<step>.json`, in the format that MLflow shows as a table (and
-        `mlflow.load_table` reads).
+        """Write `rollouts/step-<step>.json`, in the format that MLflow shows as a table
+        (and `mlflow.load_table` reads).
 
-        Written as one small file per step, without pandas and without reading back older ones, which
+        Each step is one small file, written without pandas and without reading older ones back, which
         `MlflowClient.log_table` would do.
         """
         run = self._run()
@@ -134,14 +134,13 @@ class MLflowTracker:
             run.list_table(path)
 
     def set_tag(self, key: str, value: str) -> None:
-        """Set or replace a tag."""
         run = self._run()
         with _classified(f"set the tag {key}"):
             run.client.set_tag(run.mlflow_id, key, value)
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run with MLflow's status for the outcome; the outcome itself is the tag
-        `orchestrator.state`.
+        """Close the run with MLflow's status for the outcome. The tag
+        `orchestrator.state` holds the outcome itself.
         """
         run = self._run()
         with _classified("finish the run"):
@@ -156,7 +155,7 @@ class MLflowTracker:
 
 
 class _OpenRun:
-    """A run that was found or made, and what is known of it."""
+    """An open run in MLflow, with a cache of the data that it already has."""
 
     def __init__(
         self,
@@ -174,8 +173,8 @@ class _OpenRun:
         self._tables: list[str] = []
 
     def link_parent(self) -> None:
-        """Make the run a child of its pipeline. The pipeline's own tracker may still be opening it: then the
-        next call tries again.
+        """Make the run a child of its pipeline. If the pipeline's own tracker has not opened it
+        yet, the next call tries again.
         """
         if self._unlinked_parent is None:
             return
@@ -185,15 +184,16 @@ class _OpenRun:
             self._unlinked_parent = None
 
     def raise_if_deleted(self) -> None:
-        """A deleted run refuses metrics until somebody restores it: they wait, as for a
-        server that is away.
+        """A deleted run rejects metrics until it is restored. They are kept, as
+        if the server were unavailable.
         """
         if self.client.get_run(self.mlflow_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise TrackerUnavailableError(f"The MLflow run {self.mlflow_id} is deleted: restore it.")
 
     def new_metrics(self, rows: Sequence[MetricRow]) -> list[Metric]:
-        """The values that the run does not have yet. A batch whose answer was lost is sent again whole:
-        MLflow keeps one of two equal values."""
+        """Select the values that the run does not have yet. A batch whose response was lost is sent again in
+        full; MLflow stores equal values once.
+        """
         fresh: dict[tuple[str, int], Metric] = {}
         for row in rows:
             for name, value in row.metrics.items():
@@ -214,8 +214,8 @@ class _OpenRun:
         return self._steps[key]
 
     def list_table(self, path: str) -> None:
-        """Tell the UI that the artifact is a table: the first one and the newest ones, as many
-        as the tag holds.
+        """Register the artifact as a table in the UI. The tag holds the first table
+        and as many of the newest as fit.
         """
         if path not in self._tables:
             self._tables.append(path)
@@ -247,7 +247,7 @@ def _experiment(client: MlflowClient, name: str, artifact_root: Path | None) -> 
     found = client.get_experiment_by_name(name)
     if found is None:
         location = artifact_root.resolve().as_uri() if artifact_root else None
-        with contextlib.suppress(MlflowException):  # another run made it in this moment
+        with contextlib.suppress(MlflowException):  # another run has just created it
             return client.create_experiment(name, artifact_location=location)
         found = client.get_experiment_by_name(name)
     if found is None:
@@ -261,7 +261,7 @@ def _experiment(client: MlflowClient, name: str, artifact_root: Path | None) -> 
 
 
 def _find(client: MlflowClient, experiment_id: str, run_id: str) -> str | None:
-    """MLflow's id of our run, the newest if there are several."""
+    """Return MLflow's id of our run, the newest if there are several."""
     tagged = f"tags.`{RUN_ID_TAG}` = '{run_id}'"
     runs = client.search_runs([experiment_id], filter_string=tagged, max_results=1)
     return runs[0].info.run_id if runs else None
@@ -281,8 +281,8 @@ def _tags(identity: RunIdentity) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _classified(what: str) -> Generator[None]:
-    """MLflow, its HTTP client, its database driver and its artifact stores each raise errors of their own:
-    two kinds leave this module.
+    """Map the errors of MLflow, its HTTP client, its database driver and its artifact stores to the two
+    error classes of the Tracker port.
     """
     try:
         yield
@@ -291,7 +291,7 @@ def _classified(what: str) -> Generator[None]:
     except MlflowException as error:
         status = int(error.get_http_status_code())
         if 400 <= status < 500 and status not in RETRYABLE_4XX:
-            raise TrackerRefusedError(f"MLflow refused to {what}: {error.message}") from error
+            raise TrackerRefusedError(f"MLflow rejected the request to {what}: {error.message}") from error
         raise TrackerUnavailableError(f"MLflow could not {what}: {error.message}") from error
     except Exception as error:
         raise TrackerUnavailableError(f"MLflow could not {what}: {type(error).__name__}: {error}") from error

@@ -1,13 +1,14 @@
 """A share measured on groups of rollouts, with the sample size that its confidence interval needs.
 
-The rollouts of one prompt resemble each other, so N rollouts of P prompts tell less about the true share than
-N independent ones would. The variance of the share p is estimated from the groups (the ratio estimator for
+The rollouts of one prompt are correlated, so N rollouts of P prompts say less about the true share than N
+independent ones would. The variance of the share p is estimated from the groups (the ratio estimator for
 clusters, Cochran, Sampling Techniques, 3rd ed., section 9A.2):
 
     v = P / (P - 1) * sum over groups of (t - p n)^2 / N^2        t of the group's n rollouts count
 
-and the effective sample size is the n for which p (1 - p) / n = v, kept between P and N. Where all or none of
-the rollouts count, or there is one group, v says nothing: the effective size is then N.
+The effective sample size is the n for which p (1 - p) / n = v, limited to the range from P
+to N. If all or none of the rollouts count, or if there is only one group, v cannot be
+estimated: the effective size is then N.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
-    """Sums over groups; `a + b` are the sums over the groups of both, `Proportion()` is zero.
+    """Sums over groups, which can be added; `Proportion()` is zero.
 
-    Two prompts with two rollouts each, all of the first prompt's and none of the second's counting: p = 1/2,
-    v = 2 * (1 + 1) / 16 = 1/4, so p (1 - p) / v = 1, which is raised to P = 2.
+    Example: two prompts with two rollouts each, where all rollouts of the first prompt count and none of the
+    second: p = 1/2, v = 2 * (1 + 1) / 16 = 1/4, so p (1 - p) / v = 1, which is raised to P = 2.
     """
 
     groups: int = 0
     count: int = 0
-    """N, the rollouts of all groups."""
+    """N, the number of rollouts of all groups."""
     total: int = 0
-    """The rollouts that count."""
+    """The number of rollouts that count."""
     total_squares: int = 0
     """The sum of t^2 over the groups."""
     products: int = 0
@@ -51,12 +52,12 @@ class Proportion:
 
     @property
     def value(self) -> float:
-        """The share; NaN without any rollout."""
+        """The share; NaN without rollouts."""
         return self.total / self.count if self.count else math.nan
 
     @property
     def effective_n(self) -> float:
-        """How many independent rollouts tell as much; NaN without any rollout."""
+        """The number of independent rollouts with the same variance; NaN without rollouts."""
         if not self.count:
             return math.nan
         share = self.value
@@ -70,7 +71,7 @@ class Proportion:
 def proportion(
     counts: NDArray[np.bool_], group_size: int, among: NDArray[np.bool_] | None = None
 ) -> Proportion:
-    """Which rollouts count, [P * G] in groups of `group_size`; only those `among` are looked at.
+    """Sum up which rollouts count, [P * G] in groups of `group_size`; only those in `among` are considered.
 
     >>> proportion(np.array([True, True, False, False]), group_size=2).effective_n
     2

@@ -1,5 +1,5 @@
-"""Rollouts on disk, to read: one Parquet file a recorded step, one row a rollout. Runs next to the data, in
-a reward worker.
+"""Writes rollouts to Parquet: one file per recorded step, one row per rollout. It runs in a
+reward worker, next to the data.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ SAMPLE_COLUMNS = [
 
 
 class RolloutRecorder:
-    """Writes the rollouts of a step in full, and picks a few of them for a tracker.
+    """Writes the rollouts of a step in full, and samples a few of them for a tracker.
 
-    Columns: `step group_id prompt_id prompt response reward accuracy reflected length finish grade reason
-    traceback version` and `component/<name>` for every term of the rubric. `finish` and `grade` are
-    lower-case names; `version` is the oldest among the rollout's tokens; `accuracy` and the components are
-    null where the grading failed.
+    Columns: `step group_id prompt_id prompt response reward accuracy reflected length finish grade
+    reason traceback version` and `component/<name>` for every term of the rubric. `finish` and `grade`
+    are lower-case names; `version` is the oldest among the rollout's tokens; `accuracy` and the
+    components are null if scoring failed.
     """
 
     def record(
         self, step: int, parts: Sequence[BatchPart], directory: Path, kind: RecordKind = "step"
     ) -> Path:
-        """Write `<directory>/<kind>-<step>.parquet`, whole or not at all; its path. Raises OSError if the
-        disk refuses it.
+        """Write `<directory>/<kind>-<step>.parquet` atomically and return its path. Raises
+        OSError if the disk rejects it.
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = recorded_path(directory, step, kind)
         tables = [_table(step, part) for part in parts]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else _table_of({})
-        # Not `.parquet`: a reader that lists the folder never sees a file that is still being written.
+        # Not `.parquet`, so that no reader of the folder sees a file that is still being written.
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             pq.write_table(table, partial, compression="zstd")
@@ -61,8 +61,8 @@ class RolloutRecorder:
         return path
 
     def sample(self, parts: Sequence[BatchPart], k: int, seed: int) -> list[dict[str, Any]]:
-        """`k` rollouts (all if there are fewer) drawn without replacement, in their order; the same seed
-        draws the same ones.
+        """Draw `k` rollouts (all if there are fewer) without replacement, in their order. The
+        same seed draws the same ones.
         """
         places = [
             (part, int(row)) for part in parts for row in rows_of(part.groups, part.rollouts.group_size)
@@ -72,17 +72,17 @@ class RolloutRecorder:
 
 
 def recorded_path(directory: Path, step: int, kind: RecordKind = "step") -> Path:
-    """Where the rollouts of a step are: `<directory>/step-000012.parquet`."""
+    """The path of a step's rollouts: `<directory>/step-000012.parquet`."""
     return directory / f"{kind}-{step:06d}.parquet"
 
 
 def recorded_steps(directory: Path, kind: RecordKind = "step") -> list[int]:
-    """The steps that were recorded, in order; empty if the folder is missing."""
+    """The recorded steps, in order; empty if the folder is missing."""
     return sorted(int(path.stem.removeprefix(f"{kind}-")) for path in directory.glob(f"{kind}-*.parquet"))
 
 
 def read_recorded(directory: Path, step: int, kind: RecordKind = "step") -> list[dict[str, Any]]:
-    """The recorded rows of a step. Raises FileNotFoundError if it was not recorded."""
+    """Read the recorded rows of a step. Raises FileNotFoundError if it was not recorded."""
     return pq.ParquetFile(recorded_path(directory, step, kind)).read().to_pylist()
 
 
@@ -116,7 +116,7 @@ def _table(step: int, part: BatchPart) -> pa.Table:
 
 
 def _texts(values: Sequence[str]) -> pa.Array:
-    """Lone surrogates, which no Parquet file can hold, are escaped."""
+    """Escape lone surrogates, which Parquet cannot store."""
     return pa.array([value.encode(errors="backslashreplace").decode() for value in values], pa.string())
 
 
@@ -141,7 +141,7 @@ _SCHEMA = pa.schema(
 
 
 def _table_of(columns: dict[str, Any]) -> pa.Table:
-    """The schema's columns first, null where missing, then the components."""
+    """Build a table with the columns of the schema first, null where missing, then the components."""
     size = len(next(iter(columns.values()))) if columns else 0
     fixed = {field.name: columns.pop(field.name, pa.nulls(size, field.type)) for field in _SCHEMA}
     fields = [*_SCHEMA, *(pa.field(name, pa.float64()) for name in columns)]
@@ -153,7 +153,8 @@ def _oldest_versions(block: RolloutBlock) -> NDArray[np.int64]:
     oldest = np.full(len(block), -1, dtype=np.int64)
     filled = np.flatnonzero(block.lengths > 0)
     if len(filled):
-        # Empty rollouts own no token, so the starts of the others cut `versions` exactly at their borders.
+        # Empty rollouts have no tokens, so the starts of the others split `versions`
+        # exactly at their boundaries.
         oldest[filled] = np.minimum.reduceat(block.versions, block.offsets[:-1][filled])
     return oldest
 

@@ -1,7 +1,7 @@
-"""What several sampled answers to each held-out prompt say: does one of them reach the right answer
-(pass@k), and does their vote (maj@k)?
+"""Metrics of several sampled answers to each held-out prompt: whether one of them is correct (pass@k), and
+whether the majority is (maj@k).
 
-A worked example, four answers to one prompt, of which the second and the fourth are right:
+A worked example: four answers to one prompt, of which the second and the fourth are correct:
 
     answers   "7"  "12"  ""  "12"
     pass@1    1 - C(2, 1) / C(4, 1) = 1/2
@@ -23,11 +23,12 @@ from orchestrator.training.telemetry.summary import ACCURACY, Mean, merged
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The probability that at least one of k answers is right, drawn without replacement from `samples`
-    answers of which `right` are: 1 - C(n - c, k) / C(n, k), without bias for k independent answers.
+    """Return the probability that at least one of k answers is correct, drawn without replacement from
+    `samples` answers of which `right` are: 1 - C(n - c, k) / C(n, k), an unbiased estimate for k independent
+    answers.
 
-    Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1. Raises ValueError for a k that is not
-    1 to `samples`.
+    Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1. Raises ValueError for a k outside 1 to
+    `samples`.
 
     >>> pass_at_k(samples=4, right=2, k=1), pass_at_k(samples=4, right=3, k=2)
     (0.5, 1.0)
@@ -38,21 +39,21 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str]) -> int | None:
-    """The place of the answer with the most votes: where it is given first. Of answers with as many votes the
-    one that is given first wins; empty ones have no vote. None if there is no other.
+    """Return the first index of the answer with the most votes. Ties go to the answer that is given first;
+    empty answers have no vote. None if all answers are empty.
 
     Self-consistency, Wang et al. 2022, https://arxiv.org/abs/2203.11171.
 
     >>> majority(["7", "12", "", "12"]), majority(["b", "a", "a", "b"])
     (1, 0)
     """
-    # A Counter lists what is as frequent in the order in which it came.
+    # A Counter lists equally frequent items in the order in which they were first counted.
     ranking = Counter(answer for answer in answers if answer).most_common(1)
     return answers.index(ranking[0][0]) if ranking else None
 
 
 def shown_ks(samples: int) -> list[int]:
-    """The k of pass@k that are reported: the powers of two below `samples`, and itself.
+    """List the k of pass@k that are reported: the powers of two below `samples`, and `samples`.
 
     >>> shown_ks(6), shown_ks(8)
     ([1, 2, 4, 6], [1, 2, 4, 8])
@@ -61,11 +62,11 @@ def shown_ks(samples: int) -> list[int]:
 
 
 def sampled_answer_means(rollouts: RolloutBlock, scores: ScoreBlock) -> dict[str, Mean]:
-    """Sums over the block's prompts of `pass_at_<k>` and `maj_at_<G>`, G answers each.
+    """Sum `pass_at_<k>` and `maj_at_<G>` over the block's prompts, with G answers each.
 
-    An answer that could not be graded is none: pass@k of a prompt is then of fewer samples, and is left out
-    where k are not there. maj@G is wrong where nobody answers; it is missing where the scores have no
-    answers. Empty for a rubric without accuracy.
+    Answers that could not be scored are left out: pass@k of a prompt is then computed from fewer samples, and
+    is omitted if there are fewer than k. maj@G counts as wrong if no response has an answer; it is omitted if
+    the scores have no answers. Empty for a rubric without accuracy.
     """
     if ACCURACY not in scores.components:
         return {}
@@ -81,7 +82,7 @@ def sampled_answer_means(rollouts: RolloutBlock, scores: ScoreBlock) -> dict[str
 
 
 def prompt_values(size: int, right: Sequence[bool], answers: Sequence[str] | None) -> dict[str, float]:
-    """The values of one prompt with `size` answers, of those that were graded."""
+    """Compute the values of one prompt with `size` answers, from those that were scored."""
     values = {f"pass_at_{k}": pass_at_k(len(right), sum(right), k) for k in shown_ks(size) if k <= len(right)}
     if answers is not None and right:
         winner = majority(answers)

@@ -1,5 +1,5 @@
-"""What a block of graded rollouts adds up to: small sums, made next to the data, that a
-controller merges by `+`.
+"""Summarises blocks of scored rollouts as small sums. They are computed next to the data,
+and the controller adds them up.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """Sums over rollouts; `a + b` are the sums over both, `BlockSummary()` is zero.
+    """Sums over rollouts, which can be added; `BlockSummary()` is zero.
 
-    `components` counts graded rollouts only: a rollout whose grading failed has a reward (the failure
-    policy's), but no accuracy. The example of the module `records`: rewards 1 0 1 0 and lengths 2 2 2 3
-    give `reward/mean` 0.5, `reward/std` 0.5 and `rollout/length_mean` 2.25.
+    `components` only counts scored rollouts: a rollout that could not be scored has a reward
+    (`reward.failure_reward`), but no accuracy. In the example of the module `records`, the rewards 1 0 1 0
+    and the lengths 2 2 2 3 give `reward/mean` 0.5, `reward/std` 0.5 and `rollout/length_mean` 2.25.
     """
 
     rollouts: int = 0
@@ -51,16 +51,16 @@ class BlockSummary:
     reward_square_total: float = 0.0
     components: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
     right: Proportion = field(default_factory=Proportion)
-    """Of the graded rollouts, those whose answer is right; empty for a rubric without accuracy."""
+    """The scored rollouts with a correct answer; empty for a rubric without accuracy."""
     truncated: Proportion = field(default_factory=Proportion)
     reflected: Proportion = field(default_factory=Proportion)
     answered: Proportion = field(default_factory=Proportion)
-    """Those in which the reward finds an answer; empty where it does not say."""
+    """The rollouts that contain an answer; empty if the scores have no answers."""
     work: TokenWork = field(default_factory=TokenWork)
     sampled: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
-    """`pass_at_<k>` and `maj_at_<k>` over the prompts, where held-out answers were sampled."""
+    """`pass_at_<k>` and `maj_at_<k>` over the prompts, if held-out answers were sampled."""
     failure: str = ""
-    """A description of one of the failed rollouts; empty without any."""
+    """A description of one of the failed rollouts; empty without failures."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -81,21 +81,21 @@ class BlockSummary:
 
     @property
     def reward_mean(self) -> float:
-        """Mean reward over all rollouts; NaN without any."""
+        """Mean reward over all rollouts; NaN without rollouts."""
         return self.reward_total / self.rollouts if self.rollouts else math.nan
 
     @property
     def reward_std(self) -> float:
-        """Standard deviation of the reward over all rollouts (divided by N, not N - 1); NaN without any."""
+        """Standard deviation of the reward over all rollouts (divisor N, not N - 1); NaN without rollouts."""
         if not self.rollouts:
             return math.nan
         return math.sqrt(max(self.reward_square_total / self.rollouts - self.reward_mean**2, 0.0))
 
     def metrics(self) -> dict[str, float]:
-        """`reward/*`, `accuracy/train`, `rollout/*` and `eval/*` by name, and the sample sizes `*_n` that the
-        intervals of shares follow from. A mean of nothing is left out, never 0.0.
+        """The metrics `reward/*`, `accuracy/train`, `rollout/*` and `eval/*`, and the sample sizes `*_n` from
+        which the confidence intervals of shares follow. Means without any value are omitted, never 0.0.
         """
-        # An accuracy may be a share of an answer; only whole ones have a proportion.
+        # An accuracy may be fractional; only correct answers (1.0) have a proportion.
         accuracy = self.components.get(ACCURACY, Mean())
         values = {
             "reward/mean": self.reward_mean,
@@ -123,7 +123,7 @@ class BlockSummary:
 def summarise(
     rollouts: RolloutBlock, scores: ScoreBlock, groups: Sequence[int] | None = None
 ) -> BlockSummary:
-    """Sums over the block's rollouts, or over those of its `groups` (row numbers) only."""
+    """Sum over the block's rollouts, or only over those of `groups` (row numbers)."""
     size = rollouts.group_size
     rows = rows_of(groups, size) if groups is not None else np.arange(len(rollouts), dtype=np.int64)
     rewards, lengths = scores.rewards[rows], rollouts.lengths[rows]
@@ -149,7 +149,7 @@ def summarise(
 
 
 def rows_of(groups: Iterable[int], group_size: int) -> NDArray[np.int64]:
-    """The rollouts of those groups of a block, in order.
+    """Return the row numbers of the rollouts of those groups, in order.
 
     >>> rows_of([0, 2], group_size=2).tolist()
     [0, 1, 4, 5]
@@ -159,8 +159,9 @@ def rows_of(groups: Iterable[int], group_size: int) -> NDArray[np.int64]:
 
 
 def _sampling(prompts: NDArray[np.int64], responses: NDArray[np.int64]) -> TokenWork:
-    """Of prompts of so many tokens, [P], and their responses, [P, G]: a prompt is read once for its group,
-    which predicts the first token of each response; the last one of a response is never read.
+    """Compute the work of sampling from prompts of these lengths, [P], and their responses, [P,
+    G]: a prompt is read once per group, which predicts the first token of each response; the last
+    token of a response is never read.
     """
     read = np.maximum(responses - 1, 0)
     pairs = (prompts * (prompts + 1) // 2).sum() + (read * prompts[:, None] + read * (read + 1) // 2).sum()
@@ -168,7 +169,7 @@ def _sampling(prompts: NDArray[np.int64], responses: NDArray[np.int64]) -> Token
 
 
 def merged(one: Mapping[str, Mean], other: Mapping[str, Mean]) -> dict[str, Mean]:
-    """The sums over both, by name, in the order of `one`."""
+    """Add the sums by name, in the order of `one`."""
     names = [*one, *(name for name in other if name not in one)]
     return {name: one.get(name, Mean()) + other.get(name, Mean()) for name in names}
 

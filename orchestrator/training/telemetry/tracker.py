@@ -1,8 +1,8 @@
-"""The Tracker port: where a run's metrics, parameters and artifacts go, to be looked at and compared. And its
-in-memory twin.
+"""The Tracker port, which receives a run's metrics, parameters and artifacts for people to view and compare;
+and its in-memory implementation.
 
-A tracker is for people. It may lose records and only warns: what a run must not lose is in its run directory
-and in the usage events.
+A tracker is not a record of truth: it may lose records with a warning. Data that must not be lost is in the
+run directory and in the usage events.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from orchestrator.clock import Clock
 from orchestrator.errors import OrchestratorError
 
 Outcome = Literal["done", "failed", "budget", "drained"]
-"""How a run ended, in the words of `orchestrator runs`."""
+"""How a run ended, in the terms of `orchestrator runs`."""
 
 
 class TrackerUnavailableError(OrchestratorError):
-    """The tracking server can't be reached or can't answer now: the same call may succeed later."""
+    """The tracking server cannot be reached or cannot answer now. The same call may succeed later."""
 
 
 class TrackerRefusedError(OrchestratorError):
-    """The tracking server will never take this record: trying again is useless."""
+    """The tracking server will never accept this record. Retrying is useless."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """Which run this is. A tracker finds the run by `run_id` again after a resume, and its parent by
-    `parent_run_id` (the pipeline's run id; None if the run is no stage of a pipeline).
+    """Identifies a run. After a resume, a tracker finds the run by `run_id` and its parent by `parent_run_id`
+    (the pipeline's run id; None if the run is not a stage of a pipeline).
     """
 
     run_id: str
@@ -46,8 +46,8 @@ class RunIdentity:
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """The metrics of one step and when they were measured (nanoseconds since the epoch): a line
-    of metrics.jsonl.
+    """The metrics of one step and the time of their measurement (nanoseconds since the
+    epoch): a line of metrics.jsonl.
     """
 
     step: int
@@ -56,36 +56,37 @@ class MetricRow:
 
 
 class Tracker(Protocol):
-    """One run's place in a tracking system. `start` comes first, `finish` last, everything else between them.
+    """A run in a tracking system. `start` is called first, `finish` last.
 
-    Each metric has one value a step, in whatever order the steps arrive: a row that is logged again, by a
-    resumed run or a replay of metrics.jsonl, changes nothing. Raises TrackerUnavailableError where trying
-    again may help and TrackerRefusedError where it will not."""
+    Each metric has one value per step, and steps may arrive in any order. Logging a row again has no effect,
+    which makes resumes and replays of metrics.jsonl safe. Raises TrackerUnavailableError if trying again may
+    help and TrackerRefusedError if it will not.
+    """
 
     def start(self, identity: RunIdentity) -> None:
-        """Open the run: a new one, or the one that `run_id` had before it was interrupted."""
+        """Open the run: a new one, or the existing one with this `run_id`."""
         ...
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of `step`, measured now."""
+        """Log the metrics of `step`, measured now."""
         ...
 
     def log_rows(self, rows: Sequence[MetricRow]) -> None:
-        """The metrics of several steps at once, each with its own time."""
+        """Log the metrics of several steps at once, each with its own time."""
         ...
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The resolved config, as nested as it is. A parameter that the run has already keeps
-        its first value.
+        """Log the resolved config, which may be nested. A parameter that the run
+        already has keeps its first value.
         """
         ...
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Upload the file into `folder` of the run's artifacts, over an older one of its name."""
+        """Upload the file into `folder` of the run's artifacts, replacing an older one of the same name."""
         ...
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table of a few rollouts of `step`, to read."""
+        """Log a few rollouts of `step` as a table."""
         ...
 
     def set_tag(self, key: str, value: str) -> None:
@@ -93,13 +94,13 @@ class Tracker(Protocol):
         ...
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run. `drained` and `budget` runs may be started again."""
+        """Close the run. Runs that ended as `drained` or `budget` may be started again."""
         ...
 
 
 def tracking_key(name: str) -> str:
-    """A metric's name as every tracker takes it: `@` reads `_at_`, and what is not a letter, digit, or one of
-    `_-. :/` reads `_`.
+    """Convert a metric's name to the characters that every tracker accepts: `@` becomes `_at_`, and all
+    characters except letters, digits and `_-. :/` become `_`.
 
     >>> tracking_key("reward/pass@1")
     'reward/pass_at_1'
@@ -108,7 +109,7 @@ def tracking_key(name: str) -> str:
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters under dotted names; a list is one value.
+    """Flatten nested parameters to dotted names. A list is a single value.
 
     >>> flatten({"learner": {"zero_stage": 1, "adam_betas": [0.9, 0.99]}})
     {'learner.zero_stage': '1', 'learner.adam_betas': '[0.9, 0.99]'}
@@ -124,7 +125,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class MemoryTracker:
-    """Keeps everything in dicts: the fake of the port, for simulations and tests."""
+    """Keeps everything in dicts: the in-memory implementation for simulations and tests."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -137,12 +138,11 @@ class MemoryTracker:
         self.outcome: Outcome | None = None
 
     def start(self, identity: RunIdentity) -> None:
-        """Open the run, or open it again."""
+        """Open the run for the first time or again."""
         self.identity, self.outcome = identity, None
         self.tags |= identity.tags
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of `step`, measured now."""
         self.log_rows([MetricRow(step, self._clock.now_ns(), metrics)])
 
     def log_rows(self, rows: Sequence[MetricRow]) -> None:
@@ -153,7 +153,7 @@ class MemoryTracker:
                     bisect.insort(series, (row.step, value))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The resolved config; the first value of a parameter stays."""
+        """Log the resolved config. The first value of a parameter is kept."""
         self.params = flatten(params) | self.params
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -163,15 +163,12 @@ class MemoryTracker:
         self.artifacts[f"{folder}/{path.name}" if folder else path.name] = path.read_bytes()
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the rows."""
         self.rollouts[step] = [dict(row) for row in rows]
 
     def set_tag(self, key: str, value: str) -> None:
-        """Set or replace a tag."""
         self.tags[key] = value
 
     def finish(self, outcome: Outcome) -> None:
-        """Close the run."""
         self.outcome = outcome
 
 

@@ -1,4 +1,6 @@
-"""From the `tracking` group to the tracker of a run. Imports MLflow only on the tracker's own thread."""
+"""Builds the tracker of a run from the `tracking` group. MLflow is only
+imported on the tracker's own thread.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ def build_tracker(
     history: History | None = None,
     on_problem: Callable[[str], None] | None = None,
 ) -> Tracker:
-    """A tracker for one run, not yet started. With `uri: null` MLflow's database and artifacts are
-    under `output_dir`.
+    """Build the tracker of one run without starting it. With `uri: null`, MLflow's database and artifacts
+    are stored under `output_dir`.
     """
     if config.backend == "none":
         return NullTracker()
@@ -31,11 +33,12 @@ def build_tracker(
 
 
 def connect_mlflow(config: TrackingConfig, output_dir: Path, clock: Clock) -> Tracker:
-    """The MLflow adapter itself, whose calls wait for the server. Takes seconds the first time: MLflow's
-    import, a new database.
+    """Build the MLflow adapter, whose calls block on the server. The first call takes seconds for importing
+    MLflow and creating its database.
     """
-    # What MLflow reads when it is imported, and at its requests. A user's own values win. Its 7 retries with
-    # growing pauses would hold a flush past any deadline: `BackgroundTracker` is the one that retries.
+    # MLflow reads these when it is imported and for each request. Values set by the user have priority.
+    # Its default of 7 retries with growing pauses would exceed the deadlines of `BackgroundTracker`,
+    # which does the retries itself.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

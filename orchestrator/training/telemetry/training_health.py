@@ -1,14 +1,14 @@
-"""Recognises runs that train on nothing: the loss is finite, the steps go by, and no rollout
-teaches anything.
+"""Detects runs that do not learn: the loss is finite and steps complete, but the
+rollouts carry no training signal.
 
-Each check looks at the metrics of one step. A problem is reported once, after it held for `START_STEPS`
-steps without a break from the first step of the run (for all of its steps, if it has fewer), or for
-`LATER_STEPS` steps at any other time: a single odd batch late in a run is no news, the same thing from the
-first step on is. The checks are ordered from
-cause to consequence, and only the first one that holds is counted: rollouts that are all cut off have no
-answers, so their rewards are equal, so the gradient is zero, and a person needs to hear about the first.
+Each check looks at the metrics of one step. A problem is reported once, after it has held without
+interruption for `START_STEPS` steps from the first step of the run (or for all steps of a shorter run), or
+for `LATER_STEPS` steps at any later time: a single odd batch late in a run is normal, but not from the
+first step on. The checks are ordered from cause to consequence, and only the first one that holds is
+reported: if all rollouts are cut off, there are no answers, so all rewards are equal and the gradient is
+zero, but the cut-off is the cause.
 
-Rollouts that are all right are equal too. That is success, except at the start: then the task is too easy.
+Equal rewards because all rollouts are correct mean success, except at the start, when the task is too easy.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ START_STEPS = 3
 LATER_STEPS = 10
 """Steps after which a problem that began later is reported."""
 NEARLY_ALL = 0.98
-"""A share of the rollouts that counts as all of them: one lucky rollout in a hundred hides no problem."""
+"""This share of the rollouts counts as all of them, because a single lucky rollout in a
+hundred must not hide a problem.
+"""
 NO_SPREAD = 1e-9
-"""Standard deviations and gradient norms up to this one are rounding errors."""
+"""Standard deviations and gradient norms up to this value count as rounding errors."""
 
 Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class LearningSignal:
-    """Where the run's gradient comes from."""
+    """The source of the run's gradient."""
 
     imitates: bool
-    """The rollouts are worked solutions that are learnt by heart: rewards are only reported."""
+    """The rollouts are worked solutions, which the model imitates; rewards are only reported."""
     group_relative: bool
-    """Advantages compare the rollouts of one group: a group of equal rewards has none."""
+    """Advantages compare the rollouts of one group, so a group of equal rewards has no gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class _Check:
     what: str
     advice: str
     imitation: bool
-    """Whether it also concerns runs that imitate worked solutions."""
+    """Whether the check also applies to runs that imitate worked solutions."""
 
 
 def _grades_failed(metrics: Metrics) -> bool:
@@ -79,7 +81,7 @@ CHECKS = (
     _Check(
         "grades_failed",
         _grades_failed,
-        "No rollout could be graded.",
+        "No rollout could be scored.",
         "Look at `orchestrator rollouts RUN --failed`, and try the reward with `orchestrator reward try`.",
         imitation=True,
     ),
@@ -95,7 +97,7 @@ CHECKS = (
         _no_answers,
         "No rollout has an answer that the reward can find.",
         "Compare the rollouts (`orchestrator rollouts RUN`) with the answer format that the reward expects; "
-        "the task's template should ask for it.",
+        "the task's template should ask for that format.",
         imitation=True,
     ),
     _Check(
@@ -124,7 +126,7 @@ CHECKS = (
 
 
 class TrainingHealth:
-    """Watches a run of `steps` steps; `observe` each of them in order."""
+    """Watches a run of `steps` steps. `observe` must be called for each of them in order."""
 
     def __init__(self, signal: LearningSignal, steps: int) -> None:
         self._checks = tuple(_relevant_checks(signal))
@@ -132,14 +134,14 @@ class TrainingHealth:
         self._steps = 0
         self._first_step: int | None = None
         self._streaks = dict.fromkeys((check.problem for check in self._checks), 0)
-        """For how many steps each check has held without a break."""
+        """For how many consecutive steps each check has held."""
         self._accuracies: deque[float] = deque(maxlen=LATER_STEPS)
         """The accuracy of the newest steps."""
         self._reported: set[str] = set()
 
     def restart(self, history: Iterable[tuple[int, Metrics]]) -> None:
-        """Go on after the steps in `history`, which were made by an earlier attempt or before a rollback.
-        What they show was reported then.
+        """Continue after the steps in `history`, which come from an earlier attempt or precede a rollback.
+        Their problems were already reported.
         """
         self._steps, self._first_step = 0, None
         self._streaks = dict.fromkeys(self._streaks, 0)
@@ -148,7 +150,7 @@ class TrainingHealth:
             self.observe(step, metrics)
 
     def observe(self, step: int, metrics: Metrics) -> TrainingWarning | None:
-        """The problem that this step makes certain; None if there is none, or it was reported before."""
+        """Return the problem that this step confirms; None if there is none, or if it was reported before."""
         if "reward/mean" not in metrics:
             return None  # an evaluation before the first step
         self._steps += 1
