@@ -1,7 +1,7 @@
 """Held-out evaluation: the same rollouts and rewards as training, without a learner.
 
-Every prompt is answered once, greedily: that is `accuracy/heldout`. Where pass@k and maj@k are wanted, each
-prompt gets further answers, sampled with a temperature and top-p of their own.
+Every prompt is answered once, greedily, for `accuracy/heldout`. For pass@k and maj@k, each prompt gets
+additional answers, sampled with their own temperature and top-p.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from orchestrator.training.usage import Activity
 
 T = TypeVar("T")
 Answered = tuple[Scored, tuple[Span, ...]]
-"""The graded answers to some of the prompts, and the spans of making them."""
+"""The scored answers to some of the prompts, and the spans of time they took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Held-out metrics (`accuracy/heldout`, ...), the time they took, and the size of the answers."""
+    """Held-out metrics (`accuracy/heldout`, ...), their spans of time, and the size of the answers."""
 
     metrics: dict[str, float]
     spans: tuple[Span, ...]
@@ -35,7 +35,9 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class SampledAnswers:
-    """How many answers to each prompt are sampled besides the greedy one, and how. `count` 0: none."""
+    """How many answers to each prompt are sampled in addition to the greedy
+    one, and how. 0 disables sampling.
+    """
 
     count: int
     temperature: float
@@ -43,7 +45,9 @@ class SampledAnswers:
 
 
 SEED = 0x65766C
-"""Of every evaluation of every run; it is no likely seed of a run, whose groups have the same ids."""
+"""The seed of every evaluation of every run. It is an unlikely seed of a run,
+whose groups have the same ids.
+"""
 
 HELDOUT = {
     "accuracy/heldout": "accuracy/train",
@@ -54,12 +58,12 @@ HELDOUT = {
     "heldout/length_mean": "rollout/length_mean",
     "heldout/truncated_fraction": "rollout/truncated_fraction",
 }
-"""The held-out metrics, and what a summary of the greedy answers calls each of them."""
+"""Held-out metrics, and their names in a summary of the greedy answers."""
 
 
 class Evaluator:
     """Answers every held-out prompt once, greedily, and records the answers under `directory`. Sampled
-    answers are only counted (`eval/pass_at_<k>`, `eval/maj_at_<k>`).
+    answers only enter metrics (`eval/pass_at_<k>`, `eval/maj_at_<k>`).
     """
 
     def __init__(
@@ -77,8 +81,8 @@ class Evaluator:
         self._max_new_tokens, self._sampled = max_new_tokens, sampled
 
     async def evaluate(self, step: int) -> Evaluated:
-        """Metrics of the newest weights, after `step` updates; none if there are no prompts. Raises
-        DataLostError if answers, or the weights to answer with, were lost.
+        """Compute the metrics of the newest weights, after `step` updates; none if there are no prompts.
+        Raises DataLostError if answers, or the weights to sample them with, were lost.
         """
         shares = [(first, last) for first, last in itertools.pairwise(self._bounds()) if first < last]
         if not shares:
@@ -107,7 +111,9 @@ class Evaluator:
         return SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=self._max_new_tokens, seed=0)
 
     def _random_sampling(self) -> SamplingParams:
-        """Every evaluation uses the same random numbers, so that two of them differ only by the weights."""
+        """Every evaluation uses the same random numbers, so that two
+        evaluations only differ by the weights.
+        """
         sampled = self._sampled
         return SamplingParams(sampled.temperature, sampled.top_p, self._max_new_tokens, SEED)
 
@@ -126,7 +132,7 @@ class Evaluator:
 
 
 def _sums(parts: Sequence[Answered]) -> dict[str, float]:
-    """The metrics of all parts together; empty for no parts."""
+    """Merge the summaries of all parts and return their metrics; empty without parts."""
     if not parts:
         return {}
     summary = parts[0][0].summary
@@ -136,7 +142,7 @@ def _sums(parts: Sequence[Answered]) -> dict[str, float]:
 
 
 async def _all(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All answers, or the first error: the questions that are still under way then are cancelled first."""
+    """Await all answers. On the first error, cancel the remaining ones and raise it."""
     tasks = [asyncio.ensure_future(question) for question in questions]
     try:
         return await asyncio.gather(*tasks)

@@ -1,7 +1,7 @@
-"""What can happen to a run besides an ordinary step: one small record for each kind of event.
+"""Everything that can happen in a run besides an ordinary step: one small record for each kind of event.
 
-An `Observer` receives them. `kind` names the event in `events.jsonl`; the record's fields are its particulars
-there. `message` says the same to a person; it is empty for events that only matter to programs.
+An `Observer` receives them. `kind` names the event in `events.jsonl`, whose other columns are the fields of
+the record. `message` is a sentence for the terminal; it is empty for events that only programs need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.clock import NANOSECONDS
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A rollout or reward worker died or stopped answering; its pool replaces it."""
+    """A rollout or reward worker died or stopped responding. Its pool replaces it."""
 
     kind: ClassVar[str] = "worker_lost"
     worker: str
@@ -25,14 +25,13 @@ class WorkerLost:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"{self.worker} was lost and is being replaced: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerLost:
-    """A learner rank died during `step`. All ranks are rebuilt and restored from the last checkpoint;
-    `groups_dropped` groups in flight or ready at that moment are sampled again.
+    """A learner rank died during `step`. All ranks are rebuilt and restored from the last checkpoint; the
+    `groups_dropped` groups that were in flight or ready are sampled again.
     """
 
     kind: ClassVar[str] = "learner_lost"
@@ -43,7 +42,6 @@ class LearnerLost:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"{self.worker} was lost after step {self.step}; rebuilding the learner: {self.reason}"
 
 
@@ -94,7 +92,6 @@ class Waiting:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         since = datetime.fromtimestamp(self.since_ns // NANOSECONDS, UTC)
         usual = "" if self.usual_seconds is None else f" (usually {self.usual_seconds:.2g} s)"
         reason = f": {self.reason}" if self.reason else ""
@@ -112,14 +109,13 @@ class WaitEnded:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"no longer waiting for {_WAITS[self.what].format(self.where)}, after {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutsLost:
-    """The rollouts of these groups disappeared with the process or node that held them. They are sampled
-    again under the same ids.
+    """The rollouts of these groups were lost with the process or node that held them. They are
+    sampled again under the same ids.
     """
 
     kind: ClassVar[str] = "rollouts_lost"
@@ -128,13 +124,12 @@ class RolloutsLost:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"the rollouts of {len(self.groups)} groups were lost and are sampled again: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsLost:
-    """The published weights of `version` can't be read any more. The learner publishes them again."""
+    """The published weights of `version` can no longer be read. The learner publishes them again."""
 
     kind: ClassVar[str] = "weights_lost"
     reason: str
@@ -142,13 +137,12 @@ class WeightsLost:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"the published weights of version {self.version} were lost: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class AnswersLost:
-    """An evaluation lost answers, or the weights to answer with; it is repeated."""
+    """An evaluation lost answers, or the weights to sample them with. It is repeated."""
 
     kind: ClassVar[str] = "answers_lost"
     step: int
@@ -156,13 +150,12 @@ class AnswersLost:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"the evaluation after step {self.step} is repeated, its answers were lost: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordLost:
-    """The rollouts of `step` could not be written to disk. Training goes on without this record."""
+    """The rollouts of `step` could not be written to disk. Training continues without this record."""
 
     kind: ClassVar[str] = "record_lost"
     step: int
@@ -172,20 +165,18 @@ class RecordLost:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"the rollouts of step {self.step} were not recorded: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The run continues from the checkpoint after `step`; 0 is its beginning."""
+    """The run continues from the checkpoint after `step`, or from its beginning if `step` is 0."""
 
     kind: ClassVar[str] = "restored"
     step: int
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"continuing after step {self.step}" if self.step else "starting again from the beginning"
 
 
@@ -198,7 +189,7 @@ class CheckpointWritten:
 
     @property
     def message(self) -> str:
-        """Empty: a checkpoint is no news."""
+        """Checkpoints are not announced on the terminal."""
         return ""
 
 
@@ -213,15 +204,12 @@ class ScoringFailed:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal, with the whole description."""
         return f"a rollout could not be scored: {self.description}"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingWarning:
-    """The run trains, but probably on nothing; `check` says what to look at. See
-    `telemetry.training_health`.
-    """
+    """The run probably does not learn; `check` says what to look at. See `telemetry.training_health`."""
 
     kind: ClassVar[str] = "training_warning"
     step: int
@@ -232,14 +220,13 @@ class TrainingWarning:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"{self.what} {self.check}"
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingUnavailable:
-    """The tracking server can't be reached or refuses the run. metrics.jsonl has everything; what is
-    missing is sent when the server answers again, or when the run is resumed.
+    """The tracking server cannot be reached or rejects the run. metrics.jsonl contains all metrics; the
+    missing ones are sent when the server responds again, or when the run is resumed.
     """
 
     kind: ClassVar[str] = "tracking_unavailable"
@@ -247,7 +234,6 @@ class TrackingUnavailable:
 
     @property
     def message(self) -> str:
-        """A sentence for the terminal."""
         return f"tracking is unavailable, metrics are kept in metrics.jsonl: {self.reason}"
 
 
@@ -269,7 +255,7 @@ TrainingEvent = (
 
 
 def event_fields(event: TrainingEvent) -> dict[str, Any]:
-    """The event's particulars as plain JSON.
+    """The fields of the event as plain JSON.
 
     >>> event_fields(RolloutsLost("node 3 died", (7, 9)))
     {'reason': 'node 3 died', 'groups': [7, 9]}

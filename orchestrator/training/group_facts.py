@@ -1,8 +1,8 @@
-"""What the controller has to know about a group of rollouts, computed next to the data.
+"""What the controller needs to know about a group of rollouts, computed next to the data.
 
-DAPO keeps a group only if 0 < (right rollouts) < G (https://arxiv.org/abs/2503.14476, equations 8 and 11).
-The whole reward is another criterion: it also differs in a group of wrong rollouts of which one has the right
-format, or in a group of right ones of which one is too long.
+DAPO keeps a group only if 0 < (correct rollouts) < G (https://arxiv.org/abs/2503.14476, equations 8 and 11).
+The alternative criterion is the whole reward, which also differs in a group of wrong rollouts if one of them
+has the correct format, or in a group of correct rollouts if one of them is too long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from orchestrator.training.records import RolloutBlock, ScoreBlock, WeightVersion
 
 ACCURACY = "accuracy"
-"""The reward component that is 1.0 where a rollout is right."""
+"""The reward component that is 1.0 if a rollout is correct."""
 
 Criterion = Literal["accuracy", "reward"]
 
@@ -26,16 +26,16 @@ class GroupFacts:
     tokens: int
     reward_mean: float
     informative: bool
-    """Whether the rollouts differ by the criterion, so that comparing them teaches something."""
+    """Whether the rollouts differ by the criterion, so that the group has a training signal."""
     solved: bool
-    """Whether every rollout is right; False if accuracy is no component of the reward."""
+    """Whether all rollouts are correct; False if accuracy is not a component of the reward."""
 
 
 def group_facts(
     block: RolloutBlock, scores: ScoreBlock, criterion: Criterion = "reward"
 ) -> tuple[GroupFacts, ...]:
-    """The facts of every group of a block, in the block's order. `criterion` is what must differ in an
-    informative group: which rollouts are right, or the rewards.
+    """Compute the facts of every group of a block, in order. `criterion` is what must differ within an
+    informative group: whether rollouts are correct, or their rewards.
     """
     return tuple(_facts_of(block, scores, criterion, row) for row in range(len(block.group_ids)))
 

@@ -1,30 +1,31 @@
-"""The loop: the only place where the stages meet.
+"""The training loop, which connects all stages.
 
     prompts --> rollouts --> rewards --> buffer --> learner --> weights --> rollouts ...
         producer: one task            |        trainer: one task
-        follows every request         |        one batch a step
+        starts a task per request     |        one batch per step
 
-Who waits for whom:
+Who waits for what:
 
-- The *producer* waits for room in the buffer (back-pressure), takes prompts and sends a request to the
-  rollout workers. Each request is followed by a task of its own: generate, then score, then admit its
-  groups. The rollouts of a worker that finishes early are graded while others still sample.
-- The *trainer* waits for the batch of its version, updates, publishes the new weights and releases the batch:
-  that makes room.
+- The *producer* waits for room in the buffer (back-pressure), takes prompts and sends requests to the rollout
+  workers. Each request has its own task: generate, then score, then admit its groups. The rollouts of a
+  worker that finishes early are scored while others are still sampling.
+- The *trainer* waits for the batch of its version, updates, publishes the new weights and releases the batch,
+  which makes room.
 
 With `max_staleness: 0` the buffer has room only after a publish, so the two alternate: synchronous training.
 With k they overlap, at most k batches ahead. There is no other mode.
 
-What is repaired, and where:
+Which failures are repaired, and where:
 
-- A lost rollout or reward worker is replaced by its pool; the loop never sees it.
+- A lost rollout or reward worker is replaced by its pool; the loop does not notice.
 - Lost rollouts (the node that held them died) go to the buffer's backlog and are requested again under their
   ids. Lost weights are published again by the trainer. Both count against `max_data_losses`.
-- A lost learner rank is seen wherever it is noticed: all ranks are rebuilt, the last checkpoint is restored,
-  newer rollouts are dropped and counted, and training continues, at most `max_learner_rebuilds` times.
-- Rollouts that can't be recorded (a full disk) are counted by the `TolerantRecorder`.
+- A lost learner rank can surface in any call to the learner: all ranks are rebuilt, the last checkpoint is
+  restored, newer rollouts are dropped and counted, and training continues, at most `max_learner_rebuilds`
+  times.
+- Rollouts that cannot be recorded (a full disk) are counted by the `TolerantRecorder`.
 
-Everything else that is raised ends the run.
+Any other error ends the run.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from orchestrator.training.tally import StepBudgets, StepTally
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """The few numbers that the loop itself needs; everything else belongs to a stage."""
+    """The settings that the loop itself needs; all others belong to a stage."""
 
     steps: int
     seed: int
@@ -71,9 +72,9 @@ class LoopSettings:
     top_p: float
     max_new_tokens: int
     evaluate_every: int
-    """0: no evaluation."""
+    """0 disables evaluation."""
     checkpoint_every: int
-    """0: only after the last step and when asked to stop."""
+    """0: only after the last step and before a requested stop."""
     record_every: int
     sampled_rollouts: int
     dynamic_sampling: bool
@@ -85,7 +86,7 @@ class LoopSettings:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What the loop drives. None of them knows the loop."""
+    """The components that the loop drives. None of them knows the loop."""
 
     prompts: PromptSource
     rollouts: RolloutStage
@@ -98,7 +99,7 @@ class Stages:
 
 
 class TrainingLoop:
-    """Drives the stages from one weight version to the next. Use once: `await loop.run()`."""
+    """Drives the stages from one weight version to the next. An instance is used once: `await loop.run()`."""
 
     def __init__(
         self, settings: LoopSettings, stages: Stages, buffer: Buffer, directory: Path, clock: Clock
@@ -119,16 +120,16 @@ class TrainingLoop:
 
     def request_stop(self, reason: OrchestratorError) -> None:
         """Stop before the next step: write a checkpoint, then raise `reason` (DrainedError,
-        BudgetStopError). Rollouts under way are abandoned; a resumed run requests them again. Call it from
-        the event loop's thread.
+        BudgetStopError). Rollouts in flight are abandoned; a resumed run requests them again. Must be
+        called from the event loop's thread.
         """
         self._stop_reason = self._stop_reason or reason
         self._buffer.notify()
 
     async def run(self, resume: bool = False) -> StepReport:
-        """Train to the last step and export the model; returns the last report. Raises the reason it was
-        asked to stop for, or what ended the run. A checkpoint under way is completed first, unless the
-        run is cancelled.
+        """Train to the last step, export the model and return the last report. Raises the reason of a
+        requested stop, or the error that ended the run. A checkpoint that is being written is completed
+        first, unless the run is cancelled.
         """
         checkpoints = self._stages.checkpoints
         try:
@@ -179,7 +180,7 @@ class TrainingLoop:
 
     @contextlib.asynccontextmanager
     async def _producing(self) -> AsyncGenerator[None]:
-        """The producer runs beside the trainer; the first error of either ends both and is raised."""
+        """Run the producer beside the trainer. The first error of either ends both and is raised."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 producer = tasks.create_task(self._produce(tasks))
@@ -202,8 +203,8 @@ class TrainingLoop:
                 tasks.create_task(self._follow(self._to_request(share)))
 
     def _next_groups(self, count: int) -> list[PendingGroup]:
-        """Request up to `count` groups: first the buffer's backlog, then new prompts, but no more than the
-        remaining steps will train on.
+        """Request up to `count` groups, first from the buffer's backlog, then with new prompts, but no more
+        than the remaining steps will train on.
         """
         groups = self._buffer.request_again(count, self._step)
         needed = (self._settings.steps - self._step) * self._buffer.groups_per_batch
@@ -229,7 +230,7 @@ class TrainingLoop:
         return RolloutRequest(pairs, self._step, settings.group_size, sampling)
 
     async def _follow(self, request: RolloutRequest) -> None:
-        """Take one request from prompts to admitted groups."""
+        """Take one request from its prompts to admitted groups."""
         groups = [group_id for group_id, _ in request.groups]
         try:
             generated = await self._stages.rollouts.generate(request)
@@ -262,13 +263,15 @@ class TrainingLoop:
         try:
             self._tally.resampled(discarded)
         except FailureBudgetExceededError:
-            await self._write_record(self._step + 1, discarded)  # what the run failed of, to read
+            await self._write_record(self._step + 1, discarded)  # the rollouts that made the run fail
             raise
 
     # -- trainer
 
     async def _update(self) -> tuple[Batch, Updated]:
-        """Train on the next batch. Rollouts that are gone before the learner has them are sampled again."""
+        """Train on the next batch. Rollouts that were lost before the learner
+        received them are sampled again.
+        """
         while True:
             batch = await self._next_batch()
             try:
@@ -281,8 +284,8 @@ class TrainingLoop:
                 return batch, updated
 
     async def _next_batch(self) -> Batch:
-        """Wait for the batch of this step. A stop is obeyed, and lost weights are published
-        again, meanwhile.
+        """Wait for the batch of this step. Meanwhile, handle a requested stop
+        and publish lost weights again.
         """
         while True:
             await self._stop_if_asked()
@@ -301,9 +304,9 @@ class TrainingLoop:
         self._buffer.notify()
 
     async def _evaluate(self, step: int) -> dict[str, float]:
-        """Held-out metrics after `step` updates, where they are due: before the first step, after the last,
-        and every so often. An evaluation that lost its answers or the weights is repeated, with weights
-        published anew.
+        """Compute held-out metrics after `step` updates if they are due: before the first step, after the
+        last, and at every multiple of `evaluate_every`. An evaluation that lost its answers or the weights is
+        repeated after publishing the weights again.
         """
         every, last = self._settings.evaluate_every, self._settings.steps
         if every == 0 or (step % every and step != last):
@@ -330,7 +333,7 @@ class TrainingLoop:
         try:
             return self._tally.report(batch, updated, evaluated, self._buffer.refused)
         except FailureBudgetExceededError:
-            await self._write_record(self._step, batch.tickets)  # what the run failed of, to read
+            await self._write_record(self._step, batch.tickets)  # the rollouts that made the run fail
             raise
 
     async def _record(self, batch: Batch) -> None:
@@ -352,7 +355,7 @@ class TrainingLoop:
             raise self._stop_reason
 
     async def _checkpoint(self, now: bool = False) -> None:
-        """Write a checkpoint if one is due. Raises what went wrong with the previous one."""
+        """Write a checkpoint if one is due. Raises the error of the previous one if it failed."""
         self._stages.checkpoints.raise_if_failed()
         every, last = self._settings.checkpoint_every, self._settings.steps
         if not now and self._step != last and (every == 0 or self._step % every):
@@ -369,7 +372,7 @@ class TrainingLoop:
         self._tally.times.add(spans)
 
     async def _restore(self) -> None:
-        """Continue from the newest good checkpoint, or from the start if there is none yet."""
+        """Continue from the newest valid checkpoint, or from the start if there is none."""
         self._tally.forget()
         self._losses.weights_missing = False
         prompts = self._stages.prompts
@@ -384,14 +387,16 @@ class TrainingLoop:
 
 
 def _split(groups: Sequence[PendingGroup], shares: int) -> list[Sequence[PendingGroup]]:
-    """At most `shares` contiguous parts whose sizes differ by at most one; none is empty."""
+    """Split into at most `shares` contiguous, non-empty parts whose sizes differ by at most one."""
     count = min(shares, len(groups))
     bounds = [len(groups) * share // count for share in range(count + 1)]
     return [groups[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside nested groups: the others are its echo (tasks cancelled because of it)."""
+    """Return the first error inside nested groups. The others are its consequences
+    (tasks cancelled because of it).
+    """
     cause: BaseException = group
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]

@@ -1,5 +1,5 @@
-"""What a run was made of, so that it can be repeated or doubted: commit, packages, machine,
-data, model, seeds.
+"""The provenance of a run, so that its result can be reproduced or checked: commit,
+packages, machine, data, model, seeds.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ PACKAGES = ("rl-orchestrator", "ray", "torch", "deepspeed", "transformers", "mlf
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a report says of a run's config. Whoever starts the run writes them down, because a report can't
-    interpret a config: the components that it names may not be installed where the report is made.
+    """Facts about a run's config that reports show. They are written when the run starts, because the
+    components that a config names may not be installed where a report is made.
     """
 
     model: str = ""
     task: str = ""
     plays_back: bool = False
-    """The rollouts are worked solutions, not the model's own."""
+    """Whether the rollouts are worked solutions rather than samples of the model."""
     reflection_pattern: str = ""
-    """The regular expression by which a rollout is known to check itself."""
+    """The regular expression that marks rollouts as reflecting on their own reasoning."""
     settings: tuple[tuple[str, str], ...] = ()
-    """(name, value) of what decides a result, in words: `("batch", "32 prompts x 8 rollouts")`."""
+    """(name, value) of the settings that affect the result, in words:
+    `("batch", "32 prompts x 8 rollouts")`.
+    """
 
     @property
     def title(self) -> str:
-        """`tiny_moe on countdown`."""
+        """Title of the report, such as `tiny_moe on countdown`."""
         return f"{self.model} on {self.task}" if self.model and self.task else "Learning curve"
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> RunFacts:
-        """The facts in a manifest; none in one of an older version."""
+        """Read the facts from a manifest; empty for manifests of older versions."""
         found = manifest.get("facts", {})
         return cls(
             model=found.get("model", ""),
@@ -59,10 +61,10 @@ def build_manifest(
     model: Path | None,
     facts: RunFacts,
 ) -> dict[str, Any]:
-    """The manifest as JSON.
+    """Build the manifest as JSON.
 
-    `data_sha256` are the prompts' digests by stage; `model` is the folder that the run starts from; None for
-    a random start.
+    `data_sha256` holds the digests of the prompts by stage. `model` is the folder of the initial model;
+    None for random initialisation.
     """
     return {
         "run_id": run_id,
@@ -78,7 +80,7 @@ def build_manifest(
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files, in order of their names."""
+    """SHA-256 over the names and contents of a folder's files, sorted by name."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(folder)).encode())
@@ -94,7 +96,7 @@ def file_digest(path: Path) -> str:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether the tree had changes; None outside a checkout (an installed wheel)."""
+    """The commit and whether the working tree had changes; None outside a checkout (an installed wheel)."""
     try:
         commit = _run_git(folder, "rev-parse", "HEAD")
         changed = _run_git(folder, "status", "--porcelain", "--untracked-files=no")

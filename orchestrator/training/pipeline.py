@@ -1,5 +1,5 @@
-"""What a file in `jobs/` can ask for: train this run, or carry out one of its stages and go on from
-the model it made.
+"""The interface of the files in `jobs/`: train this run, or run one of its stages and
+continue from the resulting model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ JOBS_PACKAGE = "jobs"
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A Hugging Face folder, and the run that made it: the lineage of whatever starts from it."""
+    """A Hugging Face folder, and the run that trained it, which is the lineage of runs that start from it."""
 
     path: Path
     run_id: str
 
 
 class Job(Protocol):
-    """One run, as its job's file sees it.
+    """One run, as seen by its job file.
 
-    A stage that was carried out before an interruption is not repeated.
+    A stage that was completed before an interruption is not repeated.
     """
 
     async def train(self) -> TrainedModel:
@@ -36,13 +36,13 @@ class Job(Protocol):
         ...
 
     async def stage(self, name: str, start_from: TrainedModel | None = None) -> TrainedModel:
-        """Carry out the stage `name` of this run's config, as a run of its own."""
+        """Run the stage `name` of this run's config as its own run."""
         ...
 
 
 def find_job(name: str) -> Callable[[Job], Awaitable[None]]:
-    """The coroutine function `run` of `jobs/<name>.py`, or of an entry point of that name in the group
-    `orchestrator.job`. Raises ConfigError if there is neither.
+    """Find the coroutine function `run` of `jobs/<name>.py`, or of the entry point `<name>` in the group
+    `orchestrator.job`. Raises ConfigError if neither exists.
     """
     module = f"{JOBS_PACKAGE}.{name}"
     if importlib.util.find_spec(module) is not None:

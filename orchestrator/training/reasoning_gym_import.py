@@ -1,9 +1,9 @@
-"""The only place that imports reasoning_gym, so that it can be imported without three of its dependencies.
+"""Imports reasoning_gym. All imports go through this module, which makes three of its dependencies optional.
 
-`import reasoning_gym` imports each of its datasets, and with them three packages that are published as
-source only, one of them a C extension. Four datasets of more than a hundred use them. Where one of the three
-is not installed, a module that raises an error on use takes its place in `sys.modules`; `missing_solver` says
-which datasets that affects.
+`import reasoning_gym` imports each of its datasets, and with them three packages that are only published
+as source, one of them a C extension. Only four of more than a hundred datasets use them. If one of the
+three is not installed, `sys.modules` gets a placeholder that raises an error on use; `missing_solver`
+says which datasets are affected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SOLVER_OF = {
 
 
 class _NotInstalled(ModuleType):
-    """Stands in for a package that reasoning_gym imports but most of its datasets never use."""
+    """A placeholder for a package that reasoning_gym imports but most of its datasets never use."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -30,7 +30,7 @@ class _NotInstalled(ModuleType):
 
 
 def missing_solver(dataset: str) -> str | None:
-    """The package that `dataset` needs and that is not installed, if there is one."""
+    """Return the package that `dataset` needs and that is not installed; None if nothing is missing."""
     solver = _SOLVER_OF.get(dataset)
     return solver if isinstance(sys.modules.get(solver or ""), _NotInstalled) else None
 
@@ -43,7 +43,7 @@ def _stand_in_for_missing_solvers() -> None:
 
 _stand_in_for_missing_solvers()
 
-# These imports need the stand-ins.
+# These imports need the placeholders.
 from reasoning_gym import get_score_answer_fn  # noqa: E402
 from reasoning_gym.dataset import ProceduralDataset  # noqa: E402
 from reasoning_gym.factory import DATASETS, create_dataset  # noqa: E402

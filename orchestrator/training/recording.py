@@ -1,8 +1,8 @@
-"""Writing rollouts to disk for people to read, without letting a full disk end the run.
+"""Records rollouts on disk without letting a full disk end the run.
 
-A record that cannot be written is lost: the loss is counted and reported as an event. More than `budget`
-lost records end the run with FailureBudgetExceededError: nobody wants a week of training that left
-nothing to read.
+A record that cannot be written is lost: the loss is counted and reported as an event. More than
+`budget` lost records end the run with FailureBudgetExceededError, so that a long run cannot finish
+without any readable rollouts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.training.supervision.failure_budget import FailureBudget
 
 
 class TolerantRecorder:
-    """Records rollouts through the reward workers, which hold them; tolerates `budget` losses in all."""
+    """Records rollouts through the reward workers, which hold them. Tolerates `budget` losses in total."""
 
     def __init__(self, rewards: RewardStage, observer: Observer, budget: int) -> None:
         self._rewards, self._observer = rewards, observer
@@ -28,8 +28,8 @@ class TolerantRecorder:
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the rollouts of these groups under `directory`; returns `sample` of them, none if the record
-        was lost. Raises FailureBudgetExceededError if it is one loss too many.
+        """Write the rollouts of these groups under `directory`. Returns `sample` of them, none if the record
+        was lost. Raises FailureBudgetExceededError if the loss exceeds the budget.
         """
         try:
             return await self._rewards.record(step, tickets, directory, kind, sample)

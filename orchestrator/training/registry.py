@@ -1,4 +1,4 @@
-"""Registries: the components that a config chooses by name, and the facts that other code may rely on.
+"""Registries of the components that a config selects by name, and the facts that other code relies on.
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class EstimatorFacts:
@@ -11,13 +11,13 @@
     @ADVANTAGES.register("rloo", EstimatorFacts(group_relative=True))
     def rloo(rewards: Tensor) -> Tensor: ...
 
-A name is looked up among the registered components, then as the module of that name inside the package (so
+A name is looked up among the registered components, then as a module of that name inside the package (so
 only the components that a run uses are imported), then among the entry points `orchestrator.<kind>` of
-installed packages. A third party therefore adds a component without a fork, and it is validated exactly like
-ours: rules and planners ask `Registry.facts(name)` and never compare names.
+installed packages. Third parties can therefore add components without a fork, and these are validated exactly
+like built-in ones: rules and planners ask `Registry.facts(name)` and never compare names.
 
-A component that is registered without facts has the defaults of its facts class. Choose defaults that are
-safe for a component about which nothing is known.
+A component that is registered without facts gets the defaults of its facts class. Choose defaults that are
+safe for an unknown component.
 """
 
 from __future__ import annotations
@@ -38,23 +38,25 @@ F = TypeVar("F")
 
 @dataclass(frozen=True, slots=True)
 class NoFacts:
-    """The facts of a kind of component about which nothing needs to be known before it runs."""
+    """For kinds of components that declare no facts."""
 
 
 class Registry(Generic[T, F]):
-    """The components of one kind by name: `T` is the component's type, `F` the class of its facts."""
+    """The components of one kind by name. `T` is the type of the components, `F` the class of their facts."""
 
     def __init__(self, kind: str, package: str, facts: type[F], *, key: str = "") -> None:
-        """`kind` names the entry point group `orchestrator.<kind>`; `package` is where the modules of our own
-        components are; `facts` is a dataclass whose fields all have defaults (`NoFacts` if there are none);
-        `key` is the config key that error messages name (by default the kind).
+        """`kind` names the entry point group `orchestrator.<kind>`; `package` contains the modules of the
+        built-in components; `facts` is a dataclass whose fields all have defaults (`NoFacts` if there are
+        none); `key` is the config key that error messages name (by default the kind).
         """
         self._kind, self._package, self._default_facts, self._key = kind, package, facts, key or kind
         self._components: dict[str, T] = {}
         self._facts: dict[str, F] = {}
 
     def register(self, name: str, facts: F | None = None) -> Callable[[T], T]:
-        """A decorator that registers a component. Raises ValueError if another component has the name."""
+        """Return a decorator that registers a component. It raises ValueError if
+        another component has the name.
+        """
 
         def add(component: T) -> T:
             if self._components.setdefault(name, component) is not component:
@@ -66,7 +68,9 @@ class Registry(Generic[T, F]):
         return add
 
     def get(self, name: str) -> T:
-        """The component of that name. Raises ConfigError if there is none, or if it cannot be imported."""
+        """Return the component with that name. Raises ConfigError if it does
+        not exist or cannot be imported.
+        """
         if name not in self._components:
             self._import(name)
         if name not in self._components:
@@ -74,8 +78,8 @@ class Registry(Generic[T, F]):
         return self._components[name]
 
     def facts(self, name: str) -> F:
-        """The facts that the component declared, or the defaults of its kind. Raises
-        ConfigError as `get` does.
+        """Return the facts that the component declared, or the defaults of its kind.
+        Raises ConfigError like `get`.
         """
         self.get(name)
         return self._facts[name] if name in self._facts else self._default_facts()
@@ -99,5 +103,5 @@ class Registry(Generic[T, F]):
                 if point.name == name:
                     self._components.setdefault(name, point.load())
         except (ImportError, AttributeError) as error:
-            allowed = "a component that can be imported"
+            allowed = "an importable component"
             raise ConfigError(self._key, name, allowed, f"{type(error).__name__}: {error}") from error

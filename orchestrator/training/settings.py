@@ -1,4 +1,4 @@
-"""The base class of every config: frozen, complete, and closed to unknown keys."""
+"""The base class of all configs: frozen, complete, and closed to unknown keys."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen pydantic model that forbids unknown keys and never guesses types from strings of
-    the wrong kind.
+    """A frozen pydantic model that rejects unknown keys, infinity and NaN.
 
-    Defaults live in `conf/`, not here: a value that a run used can always be read in its `config.yaml`.
+    Defaults are in `conf/`, not here, so that every value of a run can be read in its `config.yaml`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

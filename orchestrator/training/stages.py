@@ -1,9 +1,8 @@
-"""The seams of the loop: what it asks of each stage. Real stages are actors on a cluster, their twins live
-in `simulation`.
+"""Interfaces between the loop and its stages. Real stages are actors on a cluster; `simulation` has fakes.
 
-Everything a stage returns is small: handles that only other stages open, and the spans of time that it used
-(`Span`). Awaiting a stage raises the errors of `orchestrator.errors`; what a stage could repair by itself (a
-lost rollout worker) never reaches the loop.
+Everything that a stage returns is small: handles that only other stages open, and spans of time (`Span`).
+Awaiting a stage raises the errors of `orchestrator.errors`. Failures that a stage can repair by itself (a
+lost rollout worker) never reach the loop.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ WeightRef = NewType("WeightRef", object)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What an actor did from `start_ns` to `end_ns`: the usage event's twin, for the step's own timing.
+    """What an actor did from `start_ns` to `end_ns`: the same data as in the usage
+    event, for the timing of a step.
 
-    `role` is None where no actor but the controller did it.
+    `role` is None if the controller did it rather than an actor.
     """
 
     activity: Activity
@@ -48,7 +48,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Groups to sample: `groups` are (group id, prompt), requested while the learner was at `step`."""
+    """A request to sample groups: `groups` are (group id, prompt), requested
+    while the learner was at `step`.
+    """
 
     groups: tuple[tuple[int, Prompt], ...]
     step: int
@@ -58,13 +60,13 @@ class RolloutRequest:
 
     @property
     def samples_heldout(self) -> bool:
-        """Whether it asks for sampled answers to held-out prompts, not for the greedy ones."""
+        """Whether it requests sampled rather than greedy answers to held-out prompts."""
         return self.activity is Activity.EVALUATE and self.sampling.temperature > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished request: the handle of its `RolloutBlock`, and its size."""
+    """The result of a request: the handle of its `RolloutBlock`, and the number of tokens."""
 
     request: RolloutRequest
     block: BlockRef = field(repr=False)
@@ -73,20 +75,20 @@ class Generated:
 
 
 class Summary(Protocol):
-    """Sums over some rollouts, made next to the data, so that the controller only adds up a few numbers."""
+    """Sums over rollouts, computed next to the data, so that the controller only adds up a few numbers."""
 
     def __add__(self, other: Self, /) -> Self:
         """The sums over the rollouts of both."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """`reward/*`, `accuracy/train` and `rollout/*`; `eval/*` of sampled held-out answers."""
+        """The metrics `reward/*`, `accuracy/train` and `rollout/*`; `eval/*` for sampled held-out answers."""
         ...
 
     @property
     def failure(self) -> str:
         """A description of one of the rollouts that could not be scored: the reason in its first line, then
-        the traceback and the response. Empty without any.
+        the traceback and the response. Empty without failures.
         """
         ...
 
@@ -98,7 +100,7 @@ class Summary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A graded block: one ticket a group (they carry the handles) and the sums for the step's metrics."""
+    """A scored block: one ticket per group (with the handles) and the sums for the metrics of the step."""
 
     tickets: tuple[GroupTicket, ...]
     summary: Summary
@@ -107,7 +109,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """A finished learner step."""
+    """The result of a learner step."""
 
     report: StepReport
     spans: tuple[Span, ...]
@@ -115,7 +117,7 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
-    """Version `version` of the weights; `handle` is what a rollout worker pulls them with."""
+    """Version `version` of the weights; rollout workers pull them with `handle`."""
 
     version: WeightVersion
     handle: WeightRef = field(repr=False)
@@ -123,57 +125,57 @@ class PublishedWeights:
 
 
 class RolloutStage(Protocol):
-    """Samples rollouts, with the newest weights it was told of."""
+    """Samples rollouts with the most recent weights passed to `use`."""
 
     @property
     def width(self) -> int:
-        """How many requests it can work on at once."""
+        """Number of requests that it can work on at once."""
         ...
 
     def use(self, weights: PublishedWeights) -> None:
-        """Requests that start from here on are sampled with these weights."""
+        """Use these weights for all requests that start from now on."""
         ...
 
     async def generate(self, request: RolloutRequest) -> Generated:
-        """Run a request to its end. Raises DataLostError if the weights in use can't be read any more."""
+        """Run a request to completion. Raises DataLostError if the weights in use can no longer be read."""
         ...
 
 
 class RewardStage(Protocol):
-    """Grades rollouts and writes them to disk: it is where they are read."""
+    """Scores rollouts and writes them to disk, because the reward workers hold them."""
 
     async def score(self, generated: Generated) -> Scored:
-        """Score every rollout of a block. Raises DataLostError if the block is gone."""
+        """Score every rollout of a block. Raises DataLostError if the block is lost."""
         ...
 
     async def record(
         self, step: int, tickets: Sequence[GroupTicket], directory: Path, kind: RecordKind, sample: int
     ) -> list[dict[str, Any]]:
-        """Write the rollouts of these groups in full under `directory`; returns `sample` of them, to read.
+        """Write the rollouts of these groups in full under `directory`. Returns `sample` of them.
 
-        Raises StorageError if the disk refuses them, DataLostError if they are gone.
+        Raises StorageError if the disk rejects them, DataLostError if they are lost.
         """
         ...
 
 
 class Savable(Protocol):
-    """What a checkpoint is made of: the state of all learner ranks."""
+    """The contents of a checkpoint: the state of all learner ranks."""
 
     async def save(self, directory: Path, step: int) -> tuple[Span, ...]:
-        """Write all ranks' state, after `step` steps, into `directory`. Raises CheckpointError or OSError if
-        the disk refuses.
+        """Write the state of all ranks, after `step` steps, into `directory`. Raises CheckpointError, or
+        OSError if the disk rejects it.
         """
         ...
 
     async def snapshot(self, step: int) -> tuple[Span, ...]:
-        """Copy all ranks' state, after `step` steps, to memory: what `write` writes, whatever is
-        trained in between.
+        """Copy the state of all ranks, after `step` steps, to memory for
+        `write`, regardless of later updates.
         """
         ...
 
     async def write(self, directory: Path) -> None:
-        """Like `save`, with the state of the last `snapshot`; other calls, but for `snapshot`,
-        may run meanwhile.
+        """Like `save`, with the state of the last `snapshot`. Calls other than
+        `snapshot` may run at the same time.
         """
         ...
 
@@ -183,18 +185,18 @@ class Savable(Protocol):
 
 
 class LearnerStage(Savable, Protocol):
-    """Updates the model: all ranks as one."""
+    """Updates the model. All ranks act as one."""
 
     async def update(self, batch: Batch) -> Updated:
         """Train on the batch. Raises WorkerLostError if a rank died, NonFiniteError before a bad update is
-        applied, and DataLostError if rollouts of the batch are gone: then no rank has changed, and each is
-        ready for another batch.
+        applied, and DataLostError if rollouts of the batch are lost; in the last case no rank has changed,
+        and all are ready for another batch.
         """
         ...
 
     async def publish(self, version: WeightVersion) -> PublishedWeights:
-        """Make the current weights available as `version`: a newer one than the last, or the last one again
-        if its weights were lost.
+        """Make the current weights available as `version`, which is newer than the last one, or the last one
+        again if its weights were lost.
         """
         ...
 
@@ -203,45 +205,43 @@ class LearnerStage(Savable, Protocol):
         ...
 
     async def rebuild(self) -> None:
-        """Replace all ranks by fresh ones, with the weights that the run started from."""
+        """Replace all ranks by new ones, with the initial weights of the run."""
         ...
 
 
 class PromptSource(Protocol):
-    """Where the next prompt comes from; resumable."""
+    """Yields prompts in a reproducible order. Its position can be saved and restored."""
 
     def take(self, count: int) -> Sequence[Prompt]:
-        """The next `count` training prompts."""
+        """Return the next `count` training prompts."""
         ...
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first `count` held-out prompts; never one that `take` returns."""
+        """Return the first `count` held-out prompts. `take` never returns them."""
         ...
 
-    def get(self, prompt_id: str) -> Prompt:
-        """The prompt of that id."""
-        ...
+    def get(self, prompt_id: str) -> Prompt: ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Its position, as JSON."""
+        """The position as JSON."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a position."""
+        """Continue from a saved position."""
         ...
 
 
 class Observer(Protocol):
-    """Receives what happens: trackers, the progress view, a budget. Must not block. What it
-    raises ends the run.
+    """Receives reports and events, for trackers, the progress view and budgets. Must not
+    block. Its exceptions end the run.
     """
 
     def on_step(self, report: StepReport) -> None:
-        """A step (or the evaluation before the first) ended."""
+        """Called after each step and after the evaluation before the first step."""
         ...
 
     def on_event(self, event: TrainingEvent) -> None:
-        """Something worth a line in events.jsonl: a lost worker, a checkpoint, a restore."""
+        """Called for everything that is recorded in events.jsonl: a lost worker, a checkpoint, a restore."""
         ...
 
     def on_groups(self, record: GroupRecord) -> None:
@@ -249,5 +249,5 @@ class Observer(Protocol):
         ...
 
     def on_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Some rollouts of a step, to read."""
+        """Called with a sample of a step's rollouts for people to read."""
         ...

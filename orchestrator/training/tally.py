@@ -1,4 +1,4 @@
-"""Adds up what happens between two reports, and turns it into the metrics of a step."""
+"""Accumulates what happens between two reports, and computes the metrics of a step from it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from orchestrator.training.stages import Scored, Summary, Updated
 from orchestrator.training.timing import StepTimes
 
 MOST_REASONS_SHOWN = 5
-"""How many reasons for failed scores a run reports as they happen. All of them are in its files."""
+"""How many different reasons of scoring failures a run reports as they
+occur. All of them are in its files.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class StepBudgets:
-    """What is tolerated in one step; beyond it the run fails."""
+    """The failures that are tolerated in one step. Beyond them the run fails."""
 
     resampled_groups: int
-    """Groups discarded because their rollouts were all alike (dynamic sampling)."""
+    """Number of groups discarded because their rollouts were all alike (dynamic sampling)."""
     failed_grades: float
-    """Share of the rollouts that could not be graded."""
+    """Share of the rollouts that could not be scored."""
 
 
 class StepTally:
-    """The rollouts that arrived, the groups that were discarded and the time that passed since
-    the last report.
-    """
+    """The rollouts, discarded groups and times since the last report."""
 
     def __init__(self, budgets: StepBudgets, clock: Clock) -> None:
         self._budgets = budgets
@@ -38,8 +38,8 @@ class StepTally:
         self._reasons_seen: set[str] = set()
 
     def arrived(self, scored: Scored) -> str:
-        """A request was generated and scored. Describes a rollout that could not be scored if its reason is
-        new; empty otherwise.
+        """Record the result of a request. Returns a description of a rollout that could not be scored if its
+        reason is new; otherwise an empty string.
         """
         self._summary = scored.summary if self._summary is None else self._summary + scored.summary
         failure = scored.summary.failure
@@ -51,39 +51,39 @@ class StepTally:
 
     @property
     def trains_on_solved_groups(self) -> bool:
-        """Whether this step takes groups without a signal: its budget for replacing them is used up, and most
-        of those that it replaced were solved, so the task is nearly learned.
+        """Whether this step accepts groups without a training signal: the budget for replacing them is used
+        up, and most of the replaced groups were solved, so the task is nearly learned.
         """
         return self._resampled >= self._budgets.resampled_groups and 2 * self._solved > self._resampled
 
     def resampled(self, groups: Sequence[GroupTicket]) -> None:
-        """Groups without a signal were discarded. Raises FailureBudgetExceededError if they are too many for
-        one step and most of them are unsolved.
+        """Record discarded groups without a training signal. Raises FailureBudgetExceededError if there are
+        too many in one step and most of them are unsolved.
         """
         self._resampled += len(groups)
         self._solved += sum(group.solved for group in groups)
         budget = self._budgets.resampled_groups
         if self._resampled > budget and not self.trains_on_solved_groups:
             raise FailureBudgetExceededError(
-                "groups without a signal in one step",
+                "groups without a training signal in one step",
                 self._resampled,
                 budget,
-                "most had no right rollout: the task is too hard for the model",
+                "most had no correct rollout, so the task is too hard for the model",
             )
 
     def forget(self) -> None:
-        """Drop everything so far: these steps are repeated from a checkpoint."""
+        """Drop everything since the last report, because these steps are repeated from a checkpoint."""
         self._summary, self._resampled, self._solved = None, 0, 0
         self.times.forget()
 
     def report(
         self, batch: Batch, updated: Updated, evaluated: Mapping[str, float], refused: int
     ) -> StepReport:
-        """The metrics of the step that trained on `batch`: the learner's, the evaluation's, sums over the
-        rollouts that arrived since the last report, and where the time went. `refused` groups were
-        refused by the buffer.
+        """Compute the metrics of the step that trained on `batch`: those of the learner and the
+        evaluation, sums over the rollouts since the last report, and times. `refused` is the number of
+        groups that the buffer refused.
 
-        Raises FailureBudgetExceededError if too many rollouts could not be graded.
+        Raises FailureBudgetExceededError if too many rollouts could not be scored.
         """
         arrived = self._summary.metrics() if self._summary else {}
         sampled = self._summary.work if self._summary else TokenWork()
@@ -112,7 +112,7 @@ class StepTally:
             rollouts = round(arrived["rollout/count"])
             example = self._summary.failure.partition("\n")[0] if self._summary else ""
             raise FailureBudgetExceededError(
-                "rollouts that could not be graded in one step",
+                "rollouts that could not be scored in one step",
                 round(failed * rollouts),
                 int(budget * rollouts),
                 f"{example}; `orchestrator rollouts RUN --failed` shows all of them, with tracebacks",

@@ -1,4 +1,6 @@
-"""Where the time of a step went, from the spans that its stages report and the waits of the loop itself."""
+"""Computes how the time of a step was spent, from the spans that its stages
+report and the waits of the loop.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ STAGE_ACTIVITY: dict[str, Activity] = {
 
 
 def covered_ns(spans: Iterable[Span], start_ns: int, end_ns: int) -> int:
-    """Nanoseconds between `start_ns` and `end_ns` in which at least one span was open.
+    """Nanoseconds between `start_ns` and `end_ns` that are covered by at least one span.
 
     >>> a, b = Span(Activity.GENERATE, 0, 5), Span(Activity.SCORE, 3, 8)
     >>> covered_ns([a, b], 0, 10)
@@ -40,8 +42,8 @@ def covered_ns(spans: Iterable[Span], start_ns: int, end_ns: int) -> int:
 
 
 def step_timing(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, float]:
-    """`time/*` metrics in seconds: the step, the union of each stage's spans inside it, and what no span
-    covers (`time/orchestration`), also as a share of the step.
+    """Compute the `time/*` metrics in seconds: the step, the union of each stage's spans inside it, and the
+    time that no span covers (`time/orchestration`), also as a share of the step.
     """
     wall = end_ns - start_ns
     metrics = {"time/step": wall / 1e9}
@@ -57,8 +59,8 @@ def step_timing(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, 
 def utilisation(
     spans: Sequence[Span], actors: Mapping[Role, Set[str]], start_ns: int, end_ns: int
 ) -> dict[str, float]:
-    """`utilisation/<role>`: the share of the time of a role's `actors` in which they were at work, the
-    mean over them.
+    """Compute `utilisation/<role>`: the share of time in which the `actors` of a role were busy, averaged
+    over the actors.
 
     >>> spans = [Span(Activity.SCORE, 0, 5, Role.REWARD, "reward-0")]
     >>> utilisation(spans, {Role.REWARD: frozenset({"reward-0", "reward-1"})}, 0, 10)
@@ -100,12 +102,12 @@ class StepTimes:
                 self._actors.setdefault(span.role, set()).add(span.actor)
 
     def forget(self) -> None:
-        """Drop the spans so far: their steps are repeated."""
+        """Drop the spans so far, because their steps are repeated."""
         self._spans = []
 
     @contextlib.contextmanager
     def waiting(self, what: Wait) -> Generator[None]:
-        """Measure the body of the `with` as a wait of the loop."""
+        """Measure the body of the `with` statement as a wait of the loop."""
         self._waiting[what] = self._clock.now_ns()
         try:
             yield
@@ -113,9 +115,9 @@ class StepTimes:
             self._waited[what] += self._clock.now_ns() - self._waiting.pop(what)
 
     def take(self) -> dict[str, float]:
-        """The metrics `time/*` and `utilisation/*` of the step that ends now; the next one begins.
+        """Return the metrics `time/*` and `utilisation/*` of the step that ends now, and begin the next one.
 
-        A wait that goes on is divided between the two.
+        A wait that is still going on is split between the two.
         """
         start, end = self._start_ns, self._clock.now_ns()
         metrics = step_timing(self._spans, start, end) | utilisation(self._spans, self._actors, start, end)

@@ -1,12 +1,12 @@
-"""The usage events of training: the only vocabulary that it shares with the ledger.
+"""The usage events of training, which are all that training and the ledger have in common.
 
-Training emits, and never reads back. A `UsageSink` appends an event to a local spool before it counts as
-sent; `launch/` ships the spool to a ledger, once, by event id. Times are integer
+Training only emits events and never reads them. A `UsageSink` appends an event to a local spool before it
+counts as sent; `launch/` ships the spool to a ledger, exactly once by event id. Times are integer
 nanoseconds since the epoch, UTC.
 
 - a *lease*: one accelerator (or CPU slot) held by this run from `opened` to `closed`;
-- a *span*: what an actor did inside a lease, role x activity. What no span covers is idle. Spans of several
-  actors that share one slot may overlap; the ledger splits the overlap equally.
+- a *span*: what an actor did during a lease, as a role and an activity. Time that no span covers is idle.
+  Spans of several actors that share one slot may overlap; the ledger splits the overlap equally.
 
 An event is one flat JSON object with `schema` = 1, `event_id` and `type` (the snake_case class name).
 docs/reference/usage-events.md lists the fields.
@@ -47,8 +47,8 @@ class Activity(StrEnum):
 
 
 class CloseReason(StrEnum):
-    """Why a lease ended. LOST: its holder was seen to be dead; the time since its last sign of life is
-    `lost`, not idle.
+    """Why a lease ended. LOST means that its holder was found dead; the time since its last sign of life
+    is then `lost` instead of idle.
     """
 
     RELEASED = "released"
@@ -56,16 +56,16 @@ class CloseReason(StrEnum):
 
 
 def new_event_id() -> str:
-    """A fresh id; two events never share one, however many actors emit.
+    """Create an event id that is unique across all actors.
 
-    It begins with the time, so that the ids of one time lie side by side in a database's index.
+    It begins with the time, so that ids of the same period are adjacent in a database index.
     """
     return f"{time.time_ns():016x}{os.urandom(8).hex()}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunDeclared:
-    """Who a run belongs to and what it is for. Said once for each attempt, before its leases."""
+    """The owner and purpose of a run, emitted once per attempt before its leases."""
 
     type: ClassVar[str] = "run_declared"
     event_id: str
@@ -84,7 +84,7 @@ class RunDeclared:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PurposeSet:
-    """What a run turned out to be for, whatever it was declared for: `failed`, if it came to no good end."""
+    """The final purpose of a run, which replaces the declared one; `failed` if the run did not succeed."""
 
     type: ClassVar[str] = "purpose_set"
     event_id: str
@@ -95,7 +95,7 @@ class PurposeSet:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeaseOpened:
-    """From `at_ns` on the run holds one `resource` ("gpu" or "cpu") of kind `sku`, slot `slot` of `node`."""
+    """From `at_ns` on, the run holds one `resource` ("gpu" or "cpu") of kind `sku`, slot `slot` of `node`."""
 
     type: ClassVar[str] = "lease_opened"
     event_id: str
@@ -112,7 +112,7 @@ class LeaseOpened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeaseClosed:
-    """The run gave the slot back at `at_ns`, or lost it."""
+    """The run released the slot at `at_ns`, or lost it."""
 
     type: ClassVar[str] = "lease_closed"
     event_id: str
@@ -133,8 +133,8 @@ class Heartbeat:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpanRecorded:
-    """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end). `step` is the learner
-    step it served; `tokens` what it sampled or trained, 0 where that has no meaning.
+    """`actor` used the lease for `activity` from `start_ns` to `end_ns` (start <= end), for learner step
+    `step`. `tokens` is the number of tokens sampled or trained, 0 if that has no meaning.
     """
 
     type: ClassVar[str] = "span_recorded"
@@ -153,7 +153,7 @@ UsageEvent = RunDeclared | PurposeSet | LeaseOpened | LeaseClosed | Heartbeat | 
 
 
 def event_to_json(event: UsageEvent) -> str:
-    """One line of a spool: the event's fields with its `type` and `schema`."""
+    """Format an event as a line of a spool: its fields, `type` and `schema`."""
     fields: dict[str, Any] = {"schema": SCHEMA_VERSION, "type": event.type}
     for name in event.__slots__:
         fields[name] = getattr(event, name)
@@ -161,29 +161,28 @@ def event_to_json(event: UsageEvent) -> str:
 
 
 class UsageSink(Protocol):
-    """Where events go. Must not block on anything but a local append, and must not lose what it accepted."""
+    """Receives usage events. It must not block except for a local append, and
+    must not lose accepted events.
+    """
 
-    def emit(self, event: UsageEvent) -> None:
-        """Accept `event`."""
-        ...
+    def emit(self, event: UsageEvent) -> None: ...
 
 
 class MemorySink:
-    """Keeps events in a list: the fake of the port, for simulations and tests."""
+    """Keeps events in a list: the in-memory implementation for simulations and tests."""
 
     def __init__(self) -> None:
         self.events: list[UsageEvent] = []
 
     def emit(self, event: UsageEvent) -> None:
-        """Accept `event`."""
         self.events.append(event)
 
 
 class SpoolSink:
-    """Appends each event as one line to a file of its own, with one `write` system call.
+    """Appends each event as one line to its own file, with a single `write` system call.
 
-    A line handed to the kernel survives the death of this process; a machine that loses power loses at most
-    what its page cache held. One process writes a spool file; readers take only lines that end in a newline.
+    A line that the kernel has accepted survives the death of this process; a power failure loses at most the
+    contents of the page cache. Each spool file has one writer; readers only take lines that end in a newline.
     """
 
     def __init__(self, path: Path) -> None:
@@ -192,13 +191,13 @@ class SpoolSink:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def emit(self, event: UsageEvent) -> None:
-        """Accept `event`; raises OSError if the disk refuses it: then no part of it is left in the file."""
+        """Append an event. Raises OSError if the disk rejects it; no part of it is left in the file then."""
         line = (event_to_json(event) + "\n").encode()
         written = os.write(self._fd, line)
         if written != len(line):
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-            raise OSError(errno.ENOSPC, "the spool took half a line", str(self._path))
+            raise OSError(errno.ENOSPC, "only a part of the line was written", str(self._path))
 
     def close(self) -> None:
-        """Close the file; `emit` must not be called again."""
+        """Close the file. `emit` must not be called afterwards."""
         os.close(self._fd)

@@ -1,4 +1,4 @@
-"""Measures what an actor does on its slot, for the ledger and for the step's own timing."""
+"""Measures the activities of an actor on its slot, for the ledger and for the timing of steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from orchestrator.training.usage import Activity, Role, SpanRecorded, UsageSink,
 
 @dataclass(slots=True)
 class Measure:
-    """Filled in while a span is open: the tokens that it sampled or trained."""
+    """The tokens that were sampled or trained during a span. Set it while the span is open."""
 
     tokens: int = 0
 
 
 class UsageMeter:
-    """Belongs to one actor on one slot. A span is emitted when it closes, also when its body raised: the time
-    was used. An actor with several accelerators uses all their leases at once.
+    """Measures one actor on one slot. A span is also emitted if its body raises, because the time was used.
+    An actor with several accelerators uses all their leases at once.
     """
 
     def __init__(self, sink: UsageSink, clock: Clock, leases: Sequence[str], actor: str, role: Role) -> None:
@@ -30,7 +30,7 @@ class UsageMeter:
 
     @contextlib.contextmanager
     def span(self, activity: Activity, step: int) -> Generator[Measure]:
-        """The body of the `with` is `activity` for learner step `step`."""
+        """Measure the body of the `with` statement as `activity` for learner step `step`."""
         measure, start_ns = Measure(), self._clock.now_ns()
         try:
             yield measure
@@ -53,6 +53,6 @@ class UsageMeter:
                 )
 
     def take(self) -> tuple[Span, ...]:
-        """The spans closed since the last `take`: an actor returns them with its answer."""
+        """Return the spans that were closed since the last call. Actors return them with their results."""
         spans, self._taken = tuple(self._taken), []
         return spans

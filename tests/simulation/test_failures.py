@@ -186,7 +186,7 @@ def test_a_disk_that_stays_full_has_a_budget(tmp_path: Path) -> None:
 def test_groups_without_a_signal_have_a_budget(tmp_path: Path) -> None:
     error, _ = end_of(replace(BASE, dynamic_sampling=True, max_resampled=0.0), tmp_path)
     assert type(error) is FailureBudgetExceededError
-    assert (error.what, error.budget) == ("groups without a signal in one step", 0)
+    assert (error.what, error.budget) == ("groups without a training signal in one step", 0)
 
 
 def test_rollouts_that_cannot_be_graded_have_a_budget(
@@ -198,7 +198,7 @@ def test_rollouts_that_cannot_be_graded_have_a_budget(
     )
     error, simulation = end_of(replace(BASE, max_staleness=0), tmp_path)
     assert type(error) is FailureBudgetExceededError
-    assert (error.what, error.count, error.budget) == ("rollouts that could not be graded in one step", 8, 0)
+    assert (error.what, error.count, error.budget) == ("rollouts that could not be scored in one step", 8, 0)
     assert simulation.trace.reports == []
 
 

@@ -47,14 +47,14 @@ def test_room_is_one_batch_more_than_the_staleness_bound() -> None:
 
 
 def test_more_groups_than_there_is_room_for() -> None:
-    with pytest.raises(ValueError, match="asked for 3 groups, there is room for 2"):
+    with pytest.raises(ValueError, match="cannot request 3 groups: there is room for 2"):
         Buffer(2, 0).request([requested(0), requested(1), requested(2)])
 
 
 def test_a_group_that_is_active_already() -> None:
     buffer = Buffer(2, 0)
     buffer.request([requested(7)])
-    with pytest.raises(ValueError, match="group 7 is outstanding already"):
+    with pytest.raises(ValueError, match="group 7 is already outstanding"):
         buffer.request([requested(7)])
 
 
@@ -151,7 +151,7 @@ def test_lost_groups_are_requested_again_under_their_ids_at_the_new_version() ->
     with pytest.raises(KeyError):
         buffer.release(batch)
     assert buffer.request_again(2, version=1) == [requested(0, 1), requested(1, 1)]
-    with pytest.raises(ValueError, match="group 3 is outstanding already"):
+    with pytest.raises(ValueError, match="group 3 is already outstanding"):
         buffer.request([requested(3)])
     assert not buffer.admit(ticket(3))  # nobody asked for it since it was lost
     assert [group.group_id for group in buffer.outstanding()] == [0, 1, 2, 3]
@@ -168,7 +168,7 @@ def test_more_of_the_backlog_than_there_is_room_for() -> None:
     buffer = full(2, 0)
     buffer.lose([0, 1])
     buffer.request([requested(2)])
-    with pytest.raises(ValueError, match="asked for 2 groups, there is room for 1"):
+    with pytest.raises(ValueError, match="cannot request 2 groups: there is room for 1"):
         buffer.request_again(2, version=0)
     assert [group.group_id for group in buffer.request_again(1, version=0)] == [0]
 
