@@ -94,7 +94,7 @@ class BudgetGuard:
                 due -= covered
             except ReservationEndedError as ended:
                 # It expired while the ledger was unavailable, or an earlier attempt to settle it was stored
-                # although the connection was lost before the answer. The rest is reserved again.
+                # although the connection was lost before the response. The rest is reserved again.
                 due -= ended.spent
         if due > 0 and self.names:
             name = self._new_name()

@@ -1,5 +1,5 @@
-"""Derives lines from events in plain Python. This defines what the ledger says; it is too slow for millions
-of spans, which the mart is for.
+"""Derives lines from events in plain Python. This is the reference implementation of booking, but too slow
+for millions of spans, for which the mart exists.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from orchestrator.ledger.events import UsageStated
 class Entry(NamedTuple):
     """`day` counts from 1970-01-01 UTC.
 
-    `unit_price` (money per accelerator-hour, in `currency`) is empty where the price book decides.
+    `unit_price` (money per accelerator-hour, in `currency`) is empty if the price book determines it.
     """
 
     day: int

@@ -52,7 +52,7 @@ class RunDeclared:
 
 @dataclass(frozen=True, slots=True)
 class PurposeSet:
-    """What a run turned out to be for (`final`, `failed`, ...), stated after it was declared.
+    """The final purpose of a run (`final`, `failed`, ...), stated after its declaration.
 
     The latest one counts.
     """

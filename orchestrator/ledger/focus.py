@@ -195,7 +195,7 @@ def write_csv(rows: Sequence[FocusRow], path: Path) -> None:
     """Write CSV in UTF-8: decimals with all their places, times as `2026-11-01T00:00:00Z`, null
     as an empty cell.
 
-    Text that a spreadsheet would take for a formula is prefixed with a quote (`exports.text.csv_text`).
+    Text that a spreadsheet would treat as a formula is prefixed with a quote (`exports.text.csv_text`).
     """
     import csv
 

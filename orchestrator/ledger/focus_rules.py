@@ -117,7 +117,7 @@ def _row(row: Mapping[str, object]) -> Iterator[str]:
     yield from _service(row)
     for one, other in _TOGETHER:
         if one in row and (row[one] is None) != (row.get(other) is None):
-            yield f"{other}: must be null exactly where {one} is"
+            yield f"{other}: must be null if and only if {one} is"
     yield from _usage(row)
 
 
@@ -142,7 +142,7 @@ def _service(row: Mapping[str, object]) -> Iterator[str]:
 
 
 def _usage(row: Mapping[str, object]) -> Iterator[str]:
-    """Rules for usage charges, and for what only they may contain."""
+    """Rules for usage charges, and for the columns that only they may contain."""
     if row["ChargeCategory"] == "Usage" and row["ChargeClass"] is None:
         for name in ("PricingQuantity", "SkuId", "SkuPriceId"):
             if name in row and row[name] is None:

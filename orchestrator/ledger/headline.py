@@ -1,12 +1,12 @@
-"""Headline cost and full cost: what a paper would report, and what the work really took.
+"""Headline cost and full cost: the figure that a paper would report, and the cost of all the work behind it.
 
-The **headline cost** is that of the final runs at the rental price: whole leases including idle time,
-because that is what accelerators x hours means. The **full cost** adds everything else the pipeline used
-(ablations, sweeps, failed attempts, data, evaluation), and billed time that no lease explains.
+The **headline cost** is that of the final runs at the rental price: whole leases including idle time, because
+that is what accelerators x hours means. The **full cost** adds everything else the pipeline used (ablations,
+sweeps, failed attempts, data, evaluation), and billed time that no lease explains.
 
-A line is `recorded`; or `not_published`: an imported account names the stage without a figure, so
-hours and amount are empty rather than zero and `reason` says why; or `unexplained`: billed, but not
-covered by any lease.
+A line is `recorded`; or `not_published`: an imported account names the stage without a
+figure, so hours and amount are empty rather than zero and `reason` says why; or
+`unexplained`: billed, but not covered by any lease.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from orchestrator.ledger.events import Event, PurposeSet, RunDeclared
 
 
 class Labels(NamedTuple):
-    """Who owns a run and what it is for; all empty for a run that was never declared."""
+    """The owner and purpose of a run; all empty for a run that was never declared."""
 
     organisation: str = ""
     cost_centre: str = ""

@@ -16,7 +16,7 @@ from orchestrator.ledger.labels import UNLABELLED, Labels
 class LineKey(NamedTuple):
     """The fields that two entries of the same kind have in common.
 
-    `unit_price` and `currency` are empty where the price book decides.
+    `unit_price` and `currency` are empty if the price book determines them.
     """
 
     day: int

@@ -96,7 +96,7 @@ class Mart:
             return None
         try:
             return self._lines(as_of_ns, keep)
-        except OSError:  # the mart is a cache: where it cannot be written, the journal answers
+        except OSError:  # the mart is only a cache: if it cannot be written, the journal answers
             return None
 
     def _lines(self, as_of_ns: int, keep: Collection[str]) -> tuple[int, Lines] | None:

@@ -8,9 +8,9 @@ Two formats of Ray 2.60 are supported, one JSON object (or a list of them) per l
   `ACTOR_LIFECYCLE_EVENT` to `RAY_DASHBOARD_AGGREGATOR_AGENT_EVENTS_EXPORT_ADDR`, and the receiver stores
   them. Times are nanoseconds.
 
-Each time that Ray starts an actor begins a new **life**. The constructor runs before Ray reports the actor
-as alive, so a life may do work from the moment its process was requested. Neither format includes placement
-groups. With `RAY_enable_ray_event`, Ray writes no export events for actors.
+Each start of an actor begins a new **life** (an incarnation). The constructor runs before Ray reports the
+actor as alive, so a life may do work from the moment its process was requested. Neither format includes
+placement groups. With `RAY_enable_ray_event`, Ray writes no export events for actors.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ class Life:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names under which its work may be booked: the name used by `cost watch`, and `<lease>/<seat>`
-        if the actor is called `<lease>/<seat>/<life>`, as in runs of this project.
+        """The names under which its work may be booked: the name used by `cost watch`, and `<lease>/<slot>`
+        if the actor is called `<lease>/<slot>/<life>`, as in runs of this project.
         """
         watched = f"{self.name or self.class_name}-{self.actor_id[:8]}"
-        seat, slash, number = self.name.rpartition("/")
-        return (watched, seat) if slash and number.isdigit() else (watched,)
+        slot, slash, number = self.name.rpartition("/")
+        return (watched, slot) if slash and number.isdigit() else (watched,)
 
     def overlaps(self, start_ns: int, end_ns: int) -> bool:
         """Whether it was requested before `end_ns` and had not ended by `start_ns`."""

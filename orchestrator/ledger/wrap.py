@@ -1,10 +1,10 @@
-"""Accounts for a command that does not know the ledger: leases what it holds, emits heartbeats while it runs,
-and closes the leases when it ends.
+"""Accounts for a command that does not use the ledger itself: leases its resources, emits heartbeats while it
+runs, and closes the leases when it ends.
 
 Each heartbeat is a span since the previous one. So the time up to the last heartbeat is always work, and
 only the time after it can be lost: if the wrapper is killed, its leases end with its last heartbeat (the
-ledger books the following grace period as `lost`). The command does not outlive its wrapper, because nobody
-would account for it.
+ledger books the following grace period as `lost`). The command does not outlive its wrapper, because its
+usage would not be accounted for.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SET_DEATH_SIGNAL = 1
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a command holds: `count` of `sku` on `node`."""
+    """The resources of a command: `count` of `sku` on `node`."""
 
     resource: str
     sku: str
@@ -52,9 +52,10 @@ class Held:
 
 
 def held_by(environment: Mapping[str, str], gpus: int | None, cpus: int | None, sku: str, node: str) -> Held:
-    """The resources given, else the GPUs in CUDA_VISIBLE_DEVICES, else the CPUs that this process may use.
+    """Return the resources given, else the GPUs in CUDA_VISIBLE_DEVICES, else the
+    CPUs that this process may use.
 
-    Raises LedgerError if that is nothing.
+    Raises LedgerError if there are none.
     """
     visible = [part for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     if gpus is None and cpus is None and visible and visible != ["-1"]:
@@ -138,7 +139,7 @@ def run(
             if code != 0 and not stopped:
                 spool.emit(PurposeSet(_new_id(), now_ns(), run_id, "failed"))
     except BaseException:
-        process.kill()  # do not let it run unaccounted
+        process.kill()  # its usage would not be accounted for
         process.wait()
         raise
     return code if code >= 0 else 128 - code
@@ -157,7 +158,7 @@ def _beat(
     beat = started
     code: int | None = None
     while code is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # still running
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it is still running
             code = process.wait(every_seconds)
         now = max(now_ns(), beat)
         spool.emit(*(_span(lease, beat, now) for lease in leases))

@@ -1,6 +1,6 @@
 """CSV: the rows without their total, with exact numbers.
 
-A text cell that a spreadsheet would take for a formula is prefixed with a quote (`text.csv_text`). Numbers,
+A text cell that a spreadsheet would treat as a formula is prefixed with a quote (`text.csv_text`). Numbers,
 including negative ones, are written unchanged.
 """
 

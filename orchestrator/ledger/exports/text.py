@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """`text` for a CSV cell that no spreadsheet takes for a formula.
+    """`text` for a CSV cell that no spreadsheet treats as a formula.
 
     A quote precedes every `=`, `+`, `-` or `@` (ASCII or full width) that a cell begins with, as OWASP
     recommends. The same holds after a semicolon, which separates cells in many locales.

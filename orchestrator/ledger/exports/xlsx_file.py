@@ -80,8 +80,8 @@ def _write(page: Worksheet, row: int, place: int, cell: Cell) -> None:
         page.cell(row, place, cell)
     elif cell != "":
         target = page.cell(row, place, "no price" if cell is None else printable(str(cell)))
-        target.data_type = "s"  # openpyxl takes text that begins with = for a formula
-        target.quotePrefix = True  # and Excel would, as soon as somebody edits the cell
+        target.data_type = "s"  # openpyxl treats text that begins with = as a formula
+        target.quotePrefix = True  # so does Excel as soon as the cell is edited
 
 
 def _format_numbers(page: Worksheet, sheet: Sheet, last: int) -> None:

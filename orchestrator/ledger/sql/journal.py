@@ -46,7 +46,7 @@ class SqlJournal:
             try:
                 with connection.begin_nested():
                     _insert_events(connection, arrivals, seq, recorded_ns)
-            except IntegrityError:  # some are known already: rare, so only then look up which
+            except IntegrityError:  # some are already known; this is rare, so look them up only now
                 arrivals, known_otherwise = without(arrivals, _known(connection, list(arrivals)))
                 conflicts += known_otherwise
                 _insert_events(connection, arrivals, seq, recorded_ns)
@@ -120,7 +120,7 @@ class SqlJournal:
         return list(runs)
 
     def _wait_for_appends(self) -> None:
-        """Wait for an append in progress: its moment may lie before ours, although it is not yet visible.
+        """Wait for an append in progress: its time may be before ours, although it is not yet visible.
 
         A store that cannot be written has none.
         """

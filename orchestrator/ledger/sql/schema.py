@@ -175,9 +175,5 @@ TRANSFERS = Table(
 Each row has the balance after it.
 """
 Index("transfers_of_budget", TRANSFERS.c.budget, TRANSFERS.c.id)
-"""Two-phase transfers: `reserve`, then one of `settle`, `void`, `expire`.
-
-Each row carries the balance after it.
-"""
 
 APPEND_ONLY = ("events", "runs", "quarantine", "price_books", "postings", "closes", "budgets", "transfers")
