@@ -21,8 +21,8 @@ Which failures are repaired, and where:
 - Lost rollouts (the node that held them died) go to the buffer's backlog and are requested again under their
   ids. Lost weights are published again by the trainer. Both count against `max_data_losses`.
 - A lost learner rank can surface in any call to the learner: all ranks are rebuilt, the last checkpoint is
-  restored, newer rollouts are dropped and counted, and training continues, at most `max_learner_rebuilds`
-  times.
+  restored, newer rollouts are dropped and counted, and training continues, at most
+  `max_learner_rebuilds` times.
 - Rollouts that cannot be recorded (a full disk) are counted by the `TolerantRecorder`.
 
 Any other error ends the run.

@@ -45,7 +45,7 @@ def _train(directory: str) -> None:
     asyncio.run(main())
 
 
-def test_a_kill_at_any_moment_leaves_the_last_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_the_last_complete_checkpoint(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     newest = 0
     for life in range(8):

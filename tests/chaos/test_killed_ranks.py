@@ -50,7 +50,7 @@ class Rank:
 
 
 @pytest.mark.parametrize("_", also_long([0], range(1, ROUNDS)))
-def test_the_death_is_told_and_not_what_it_did_to_the_other_rank(_: int) -> None:
+def test_the_death_of_a_rank_is_reported_rather_than_its_consequences(_: int) -> None:
     """gloo's error on the other rank and Ray's notice come in any order."""
     ranks: list[Any] = [ray.remote(Rank).remote() for _ in range(2)]
     (port,) = quiet_ports(1)

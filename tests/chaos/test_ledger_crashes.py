@@ -71,7 +71,7 @@ def require_each_once(url: str, spool: Path, promised: list[str]) -> None:
     engine.dispose()
 
 
-def test_actors_and_shippers_are_killed_and_every_promise_is_kept(tmp_path: Path):
+def test_killing_actors_and_shippers_loses_no_promised_event(tmp_path: Path):
     chance = random.Random(11)
     url, spool = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "spool"
     engine = open_engine(url)
@@ -99,7 +99,7 @@ def test_actors_and_shippers_are_killed_and_every_promise_is_kept(tmp_path: Path
     require_each_once(url, spool, promised)
 
 
-def test_controllers_are_killed_and_promises_leases_and_budget_are_kept(tmp_path: Path):
+def test_killing_controllers_keeps_promises_leases_and_budget(tmp_path: Path):
     """Each one takes over from the one before: ships what that had left, settles what that had spent."""
     chance = random.Random(11)
     url, spool = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "spool"
@@ -143,7 +143,7 @@ def server() -> Iterator[PostgresServer]:
     made.stop()
 
 
-def test_the_database_is_killed_and_every_promise_is_kept(tmp_path: Path, server: PostgresServer):
+def test_killing_the_database_loses_no_promised_event(tmp_path: Path, server: PostgresServer):
     chance = random.Random(11)
     spool = tmp_path / "spool"
     engine = open_engine(server.url)

@@ -114,7 +114,7 @@ def test_a_signal_stops_a_run_in_an_orderly_way(
     check_stop_at(moment, program, words, run_id)
 
 
-def test_a_second_signal_ends_a_run_at_once(program: Program, small_run: SmallRun) -> None:
+def test_a_second_signal_ends_a_run_immediately(program: Program, small_run: SmallRun) -> None:
     directory = RunDirectory(program.output_dir / "twice")
     with program.start(*small_run("twice", "checkpoint.every=0"), ENDLESS, own_group=True) as process:
         try:
@@ -150,7 +150,7 @@ def test_a_running_run_refuses_another_writer_and_keeps_its_config(
     assert program.json("status", "one-writer")["state"] == "failed"
 
 
-def test_nothing_of_a_killed_run_is_left(program: Program, small_run: SmallRun, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_nothing_behind(program: Program, small_run: SmallRun, tmp_path: Path) -> None:
     directory = RunDirectory(program.output_dir / "killed")
     with program.start(*small_run("killed", "checkpoint.every=0"), ENDLESS) as process:
         try:

@@ -49,10 +49,10 @@ class StoreUnderTest(ABC):
 class CheckpointStoreContract:
     """Subclass it with a fixture `under_test`."""
 
-    def test_an_empty_store_has_no_newest(self, under_test: StoreUnderTest) -> None:
+    def test_an_empty_store_has_no_newest_checkpoint(self, under_test: StoreUnderTest) -> None:
         assert under_test.open().newest() is None
 
-    def test_what_is_put_is_fetched(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
+    def test_a_stored_checkpoint_is_fetched(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path / "here", 40)
         under_test.open().put(checkpoint)
         store = under_test.open()
@@ -97,7 +97,7 @@ class CheckpointStoreContract:
         fetched = under_test.open().fetch("step-000040", tmp_path / "there")
         assert content(fetched) == content(mine)
 
-    def test_whoever_did_not_see_the_last_put_is_refused(
+    def test_a_writer_that_missed_the_last_put_is_rejected(
         self, under_test: StoreUnderTest, tmp_path: Path
     ) -> None:
         old, new = under_test.open(), under_test.open()
@@ -108,7 +108,9 @@ class CheckpointStoreContract:
             old.put(make_checkpoint(tmp_path, 15))
         new.put(make_checkpoint(tmp_path, 30))
 
-    def test_two_that_start_at_once(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
+    def test_only_one_of_two_concurrent_writers_succeeds(
+        self, under_test: StoreUnderTest, tmp_path: Path
+    ) -> None:
         one, two = under_test.open(), under_test.open()
         assert one.newest() is two.newest() is None
         one.put(make_checkpoint(tmp_path, 10))
@@ -116,7 +118,7 @@ class CheckpointStoreContract:
             two.put(make_checkpoint(tmp_path, 11))
 
     @pytest.mark.parametrize("file", ["loop.json", "rank-0-of-1.bin"])
-    def test_a_damaged_copy_is_refused_by_name(
+    def test_a_damaged_copy_is_rejected_by_name(
         self, file: str, under_test: StoreUnderTest, tmp_path: Path
     ) -> None:
         under_test.open().put(make_checkpoint(tmp_path / "here", 40))
@@ -125,16 +127,14 @@ class CheckpointStoreContract:
             under_test.open().fetch("step-000040", tmp_path / "there")
         assert list((tmp_path / "there").iterdir()) == []
 
-    def test_a_damaged_original_is_not_put(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
+    def test_a_damaged_checkpoint_is_not_stored(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path, 40)
         (checkpoint / "loop.json").write_text("{}")
         with pytest.raises(CheckpointError, match=r"loop.json differs"):
             under_test.open().put(checkpoint)
         assert under_test.open().newest() is None
 
-    def test_a_copy_that_was_cut_short_does_not_count(
-        self, under_test: StoreUnderTest, tmp_path: Path
-    ) -> None:
+    def test_an_incomplete_copy_does_not_count(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
         first, second = make_checkpoint(tmp_path / "here", 10), make_checkpoint(tmp_path / "here", 20)
         store = under_test.open()
         store.put(first)
@@ -147,7 +147,7 @@ class CheckpointStoreContract:
         assert again.newest() == "step-000020"
         assert content(again.fetch("step-000020", tmp_path / "there")) == content(second)
 
-    def test_a_store_that_is_out_of_reach(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
+    def test_an_unreachable_store_is_an_error(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path, 10)
         store = under_test.open()
         store.put(checkpoint)
@@ -159,7 +159,7 @@ class CheckpointStoreContract:
         with pytest.raises(CheckpointError, match="could not be"):
             store.fetch(checkpoint.name, tmp_path / "there")
 
-    def test_a_manifest_that_is_not_one(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
+    def test_a_malformed_manifest_is_an_error(self, under_test: StoreUnderTest, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path, 10)
         (checkpoint / MANIFEST).write_text("[]")
         with pytest.raises(CheckpointError, match=MANIFEST):

@@ -47,7 +47,7 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 class LearnerContract:
     """Subclass it with a fixture `learner`: a fresh learner each time, all equal."""
 
-    def test_a_step_turns_version_s_into_s_plus_1_and_moves_the_weights(self, learner: Learner) -> None:
+    def test_a_step_increases_the_version_and_changes_the_weights(self, learner: Learner) -> None:
         before = published(learner)
         report = learner.update(0, batch(0))
         assert report.step == 1
@@ -55,7 +55,7 @@ class LearnerContract:
         assert all(np.isfinite(value) for value in report.metrics.values())
         assert not same_weights(before, published(learner))
 
-    def test_a_loss_that_is_not_finite_is_refused_and_changes_nothing(self, learner: Learner) -> None:
+    def test_a_loss_that_is_not_finite_is_rejected_without_any_change(self, learner: Learner) -> None:
         before = published(learner)
         with pytest.raises(NonFiniteError) as caught:
             learner.update(2, spoilt(batch(0)))
@@ -66,9 +66,7 @@ class LearnerContract:
         with pytest.raises(ValueError, match="got 0 groups"):
             learner.update(0, [])
 
-    def test_a_loaded_learner_goes_on_as_if_it_had_never_stopped(
-        self, learner: Learner, tmp_path: Path
-    ) -> None:
+    def test_a_loaded_learner_continues_exactly(self, learner: Learner, tmp_path: Path) -> None:
         learner.update(0, batch(0))
         learner.save(tmp_path)
         unbroken = learner.update(1, batch(1))
@@ -80,7 +78,7 @@ class LearnerContract:
         assert resumed == unbroken
         assert same_weights(weights, published(learner))
 
-    def test_what_is_written_is_the_state_at_the_snapshot(self, learner: Learner, tmp_path: Path) -> None:
+    def test_the_state_of_the_snapshot_is_written(self, learner: Learner, tmp_path: Path) -> None:
         weights: list[dict[str, Tensor]] = []
         for step in range(2):  # the second snapshot uses the memory of the first
             learner.update(step, batch(step))
@@ -94,7 +92,7 @@ class LearnerContract:
             learner.load(tmp_path / str(step))
             assert same_weights(weights[step], published(learner))
 
-    def test_a_checkpoint_that_is_not_there_is_refused(self, learner: Learner, tmp_path: Path) -> None:
+    def test_a_missing_checkpoint_is_rejected(self, learner: Learner, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             learner.load(tmp_path)
 

@@ -129,7 +129,7 @@ class TestS3Store(CheckpointStoreContract):
         return s3
 
 
-def test_where_things_lie_in_s3(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_the_layout_in_s3(s3: S3UnderTest, tmp_path: Path) -> None:
     s3.open().put(make_checkpoint(tmp_path, 40))
     latest, *files, manifest = sorted(s3.listing())
     assert latest == "latest"
@@ -141,7 +141,7 @@ def test_where_things_lie_in_s3(s3: S3UnderTest, tmp_path: Path) -> None:
     assert head.get("ChecksumSHA256")
 
 
-def test_a_writer_that_loses_touches_nothing_of_the_winners(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_rejected_writer_changes_nothing_of_the_winners(s3: S3UnderTest, tmp_path: Path) -> None:
     s3.open().put(make_checkpoint(tmp_path / "mine", 40))
     before = {
         key: s3.client.head_object(Bucket=BUCKET, Key=f"{s3.prefix}/{key}")["ETag"] for key in s3.listing()
@@ -154,7 +154,7 @@ def test_a_writer_that_loses_touches_nothing_of_the_winners(s3: S3UnderTest, tmp
     assert before.items() <= after.items()
 
 
-def test_runs_share_a_bucket(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_runs_can_share_a_bucket(s3: S3UnderTest, tmp_path: Path) -> None:
     other = S3UnderTest(s3.client, f"{s3.prefix}0")
     s3.open(keep=1).put(make_checkpoint(tmp_path, 10))
     other.open(keep=1).put(make_checkpoint(tmp_path, 20))
@@ -162,7 +162,7 @@ def test_runs_share_a_bucket(s3: S3UnderTest, tmp_path: Path) -> None:
     assert other.open().newest() == "step-000020"
 
 
-def test_files_of_a_put_that_died_are_removed_later(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_files_of_an_interrupted_put_are_removed_later(s3: S3UnderTest, tmp_path: Path) -> None:
     store = s3.open(keep=1)
     store.put(make_checkpoint(tmp_path, 10))
     s3.client.put_object(Bucket=BUCKET, Key=f"{s3.prefix}/step-000005/abc/half", Body=b"half")
@@ -188,34 +188,34 @@ class Refusing:
 
 
 @pytest.mark.parametrize("key", [MANIFEST, "latest"])
-def test_a_409_is_tried_again(key: str, s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_409_is_retried(key: str, s3: S3UnderTest, tmp_path: Path) -> None:
     refusing = Refusing(s3.client, key, 409, times=3)
     s3.open().put(make_checkpoint(tmp_path, 10))
     assert refusing.asked == 4
     assert s3.open().newest() == "step-000010"
 
 
-def test_a_409_without_end_is_an_error(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_permanent_409_is_an_error(s3: S3UnderTest, tmp_path: Path) -> None:
     refusing = Refusing(s3.client, MANIFEST, 409, times=1000)
     with pytest.raises(CheckpointError, match="Refused"):
         s3.open().put(make_checkpoint(tmp_path, 10))
     assert refusing.asked == 5
 
 
-def test_a_403_is_not_tried_again(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_403_is_not_retried(s3: S3UnderTest, tmp_path: Path) -> None:
     refusing = Refusing(s3.client, MANIFEST, 403, times=1000)
     with pytest.raises(CheckpointError, match="Refused"):
         s3.open().put(make_checkpoint(tmp_path, 10))
     assert refusing.asked == 1
 
 
-def test_a_bucket_that_is_not_there(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_an_error(s3: S3UnderTest, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NoSuchBucket"):
         S3Store(s3.client, "no-such-bucket", "run", keep=1).put(make_checkpoint(tmp_path, 10))
 
 
 @pytest.mark.parametrize("key", [MANIFEST, "latest"])
-def test_an_answer_that_was_lost_on_the_way(key: str, s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_write_whose_response_was_lost_succeeds(key: str, s3: S3UnderTest, tmp_path: Path) -> None:
     """The write happened, its answer did not arrive, and the retry meets 412: our own write, no race."""
     lost: list[str] = []
 
@@ -234,7 +234,7 @@ def test_an_answer_that_was_lost_on_the_way(key: str, s3: S3UnderTest, tmp_path:
     store.put(make_checkpoint(tmp_path, 20))
 
 
-def test_of_many_writers_one_wins(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_only_one_of_many_writers_succeeds(s3: S3UnderTest, tmp_path: Path) -> None:
     stores = [s3.open() for _ in range(6)]
     checkpoints = [make_checkpoint(tmp_path / str(index), 10 + index) for index in range(6)]
     for store in stores:
@@ -270,7 +270,7 @@ def test_a_location_is_a_directory_or_in_s3(
 
 
 @pytest.mark.parametrize("location", ["gs://bucket/prefix", "s3://", "s3:///prefix", "https://host/x"])
-def test_another_location_is_refused(location: str) -> None:
+def test_other_locations_are_rejected(location: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_store(location, "run-1", 2)
     assert (caught.value.key, caught.value.value) == ("checkpoint.store", location)

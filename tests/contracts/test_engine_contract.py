@@ -93,7 +93,7 @@ def ask(case: Case, seed: int = 7, temperature: float = 1.0, max_new_tokens: int
     return case.engine.generate(GenerateRequest([40, 41, 42], PROMPTS, GROUP, sampling))
 
 
-def test_a_block_holds_every_group_as_columns_of_the_promised_types(case: Case):
+def test_a_block_has_every_group_in_columns_of_the_documented_types(case: Case):
     block = ask(case)
     rollouts, tokens = len(PROMPTS) * GROUP, len(block.tokens)
     assert block.prompts == PROMPTS
@@ -155,7 +155,7 @@ def test_loaded_weights_mark_the_tokens_that_follow(case: Case):
     assert set(ask(case).versions.tolist()) == {5}
 
 
-def test_greedy_members_of_a_group_are_equal_and_need_no_seed(case: Case):
+def test_greedy_rollouts_of_a_group_are_equal_for_any_seed(case: Case):
     block, again = ask(case, seed=1, temperature=0.0), ask(case, seed=2, temperature=0.0)
     assert block.texts == again.texts
     for group in range(len(PROMPTS)):
@@ -170,13 +170,13 @@ def test_a_stopped_rollout_ends_with_its_only_end_token(case: Case):
     assert (block.tokens == end).sum() == (block.finish == Finish.STOP).sum()
 
 
-def test_no_rollout_passes_the_context(case: Case):
+def test_no_rollout_exceeds_the_context(case: Case):
     block = ask(case, max_new_tokens=CONTEXT)
     prompt_lengths = np.repeat(np.diff(block.prompt_offsets), GROUP)
     assert (block.lengths + prompt_lengths <= CONTEXT).all()
 
 
-def test_a_prompt_that_fills_the_context_is_refused_by_name(case: Case):
+def test_a_prompt_that_fills_the_context_is_rejected_by_name(case: Case):
     long = Prompt("sums/train/9", "1" * CONTEXT, {}, "<answer>1</answer>")
     request = GenerateRequest([1], [long], GROUP, SamplingParams(1.0, 1.0, 8, 0))
     with pytest.raises(PromptTooLongError, match=f"sums/train/9: got a prompt of {CONTEXT} tokens"):
@@ -184,7 +184,7 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name(case: Case):
 
 
 @SAMPLERS
-def test_a_sampler_obeys_max_new_tokens_and_says_that_it_truncated(factory: Callable[[], Case]):
+def test_a_sampler_obeys_max_new_tokens_and_reports_truncation(factory: Callable[[], Case]):
     block = ask(factory(), max_new_tokens=1)
     assert block.lengths.tolist() == [1] * len(block)
     assert Finish.LENGTH in block.finish.tolist()
@@ -205,7 +205,7 @@ def test_other_weights_give_other_log_probs(factory: Callable[[], Case]):
     assert before.logprobs[0] != ask(case, temperature=0.0).logprobs[0]
 
 
-def test_the_example_samples_what_the_fast_engine_samples():
+def test_the_example_engine_samples_like_the_fast_engine():
     slow, fast = ask(uncached(), max_new_tokens=8), ask(hf(), max_new_tokens=8)
     np.testing.assert_array_equal(slow.tokens, fast.tokens)
     np.testing.assert_allclose(slow.logprobs, fast.logprobs, atol=1e-5)

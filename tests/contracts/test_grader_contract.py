@@ -34,7 +34,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         grader.close()
 
 
-def test_scores_row_for_row(make: Make) -> None:
+def test_scores_are_in_row_order(make: Make) -> None:
     grader = make(reward_config({"format": 2.0, f"{FAKES}:length": 1.0}))
     texts = ["<think>a</think><answer>b</answer>", "b", "ccc", "b"]
     scores = grader.grade(rollout_block(texts, group_size=2))
@@ -50,7 +50,7 @@ def test_references_reach_the_scorers(make: Make) -> None:
     assert grader.grade(block).rewards.tolist() == [1.0, 0.0]
 
 
-def test_one_rollouts_failure_costs_no_other(make: Make) -> None:
+def test_the_failure_of_one_rollout_does_not_affect_others(make: Make) -> None:
     grader = make(reward_config({f"{FAKES}:raises": 1.0}))
     scores = grader.grade(rollout_block(["a", "bad", "c"]))
     assert scores.rewards.tolist() == [1.0, -0.5, 1.0]
@@ -58,7 +58,7 @@ def test_one_rollouts_failure_costs_no_other(make: Make) -> None:
     assert scores.reasons == ("", "raises: RuntimeError: no such proof", "")
 
 
-def test_what_is_no_finite_number_is_invalid(make: Make) -> None:
+def test_results_other_than_finite_numbers_are_invalid(make: Make) -> None:
     grader = make(reward_config({f"{FAKES}:returns_the_wrong_thing": 1.0}))
     scores = grader.grade(rollout_block(["nan", "inf", "string", "none", "huge", "numpy", "bool"]))
     assert scores.grades.tolist() == [ScoreStatus.INVALID] * 5 + [ScoreStatus.OK] * 2
@@ -71,23 +71,23 @@ def test_many_blocks_and_an_empty_one(make: Make) -> None:
         assert grader.grade(rollout_block(texts)).rewards.tolist() == [len(text) for text in texts]
 
 
-def test_texts_of_any_characters(make: Make) -> None:
+def test_texts_may_contain_any_characters(make: Make) -> None:
     grader = make(reward_config({f"{FAKES}:length": 1.0}))
     assert grader.grade(rollout_block(["é", "\ud800", "😀\n\0"])).rewards.tolist() == [1.0, 1.0, 3.0]
 
 
-def test_a_scorer_that_is_not_there(make: Make) -> None:
+def test_an_unknown_scorer_is_an_error(make: Make) -> None:
     with pytest.raises(ConfigError, match="allowed: accuracy, format"):
         make(reward_config({"brevity": 1.0})).grade(rollout_block(["a"]))
 
 
-def test_equal_rollouts_are_equal(make: Make) -> None:
+def test_equal_rollouts_get_equal_scores(make: Make) -> None:
     grader = make(reward_config({f"{FAKES}:length": 1.0}))
     rewards = grader.grade(rollout_block(["aa"] * 50 + ["b"] * 14, group_size=8)).rewards
     np.testing.assert_array_equal(rewards, [2.0] * 50 + [1.0] * 14)
 
 
-def test_retries_grade_again(make: Make, tmp_path: Path) -> None:
+def test_failed_rollouts_are_retried(make: Make, tmp_path: Path) -> None:
     grader = make(reward_config({f"{FAKES}:fails_once": 1.0}, retries=1))
     scores = grader.grade(rollout_block(["a"], reference={"flag": str(tmp_path / "flag")}))
     assert scores.grades.tolist() == [ScoreStatus.OK]
@@ -95,7 +95,7 @@ def test_retries_grade_again(make: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 4, 100])
 @pytest.mark.parametrize("scorer", ["length", "length_later", "lengths"])
-def test_plain_asynchronous_and_batched_scorers_are_all_scorers(
+def test_plain_asynchronous_and_batched_scorers_are_supported(
     make: Make, scorer: str, concurrency: int
 ) -> None:
     grader = make(reward_config({f"{FAKES}:{scorer}": 1.0}, concurrency=concurrency))
@@ -113,7 +113,7 @@ def test_a_failure_comes_with_its_traceback(make: Make, scorer: str) -> None:
     assert scores.tracebacks[0] == ""
 
 
-def test_equivalent_answers_are_one_vote_where_votes_are_counted(make: Make) -> None:
+def test_equivalent_answers_are_one_vote(make: Make) -> None:
     grader = make(reward_config({"accuracy": 1.0}))
     texts = [f"<answer>{answer}</answer>" for answer in ("12", "12.0", "24/2", "7", "7", " 7")]
     block = rollout_block([*texts, "none"], 7, {"answer": "12"})
@@ -130,7 +130,7 @@ def test_scorers_see_prefills_columns_and_answers(make: Make) -> None:
     assert scores.rewards.tolist() == [1.0]
 
 
-def test_accuracy_is_kept_for_every_rollout(make: Make) -> None:
+def test_accuracy_is_reported_for_every_rollout(make: Make) -> None:
     """Also with weight 0: dynamic sampling can filter by correctness rather than by the reward."""
     grader = make(reward_config({"accuracy": 0.0, "format": 1.0}))
     block = rollout_block(["<answer>4</answer>", "<answer>5</answer>"], 2, {"answer": 4})

@@ -116,7 +116,7 @@ def test_the_same_id_with_other_content_is_quarantined_and_the_first_counts(stor
     assert first.event == span("a", 1, 2, event_id="s")
 
 
-def test_bad_lines_and_the_place_in_the_spool_are_kept_with_the_events(stores: Stores):
+def test_bad_lines_and_the_spool_position_are_stored_with_the_events(stores: Stores):
     bad = BadLine("a.jsonl:3", "not JSON", "{oops")
     for offset in (100, 250):
         stores.journal.append([opened("a")], [bad], Cursor("/spool/a.jsonl", offset, 3))
@@ -125,14 +125,14 @@ def test_bad_lines_and_the_place_in_the_spool_are_kept_with_the_events(stores: S
     assert stores.journal.cursor("/spool/b.jsonl") == Cursor("/spool/b.jsonl", 0, 0)
 
 
-def test_the_moment_of_arrival_never_goes_back(stores: Stores, clock: HostClock):
+def test_arrival_times_never_decrease(stores: Stores, clock: HostClock):
     stores.journal.append([opened("a")])
     clock.set_back(1000)
     stores.journal.append([opened("b")])
     assert [row.recorded_ns for row in stores.journal.events()] == [JANUARY, JANUARY]
 
 
-def test_events_can_be_read_as_known_then_and_from_a_place_on(stores: Stores, clock: HostClock):
+def test_events_can_be_read_as_of_a_time_and_from_a_position(stores: Stores, clock: HostClock):
     stores.journal.append([opened("a")])
     clock.advance(10)
     stores.journal.append([opened("b")])
@@ -140,7 +140,7 @@ def test_events_can_be_read_as_known_then_and_from_a_place_on(stores: Stores, cl
     assert ids(stores.journal.events(after_seq=1)) == ["open-b"]
 
 
-def test_the_events_of_a_run_are_its_own_and_those_of_leases_that_served_it(stores: Stores):
+def test_the_events_of_a_run_include_those_of_leases_that_served_it(stores: Stores):
     stores.journal.append(
         [
             declared("r"),
@@ -176,7 +176,7 @@ def test_a_name_is_a_run_or_the_runs_of_a_pipeline(stores: Stores):
     assert stores.journal.runs_of("nobody") == []
 
 
-def test_a_pipeline_had_the_runs_that_were_heard_of_by_then(stores: Stores, clock: HostClock):
+def test_a_pipeline_has_the_runs_known_at_a_time(stores: Stores, clock: HostClock):
     stores.journal.append([declared("r1"), opened("a", "undeclared")])
     then = clock.now_ns()
     clock.advance(1)
@@ -204,9 +204,7 @@ def price_book(amount: str = "2", name: str = "test") -> PriceBook:
     )
 
 
-def test_price_books_are_kept_newest_first_and_an_equal_one_is_not_kept_twice(
-    stores: Stores, clock: HostClock
-):
+def test_price_books_are_stored_newest_first_without_duplicates(stores: Stores, clock: HostClock):
     assert stores.archive.adopt(price_book("2")) and not stores.archive.adopt(price_book("2"))
     clock.advance(5)
     assert stores.archive.adopt(price_book("3")) and stores.archive.adopt(price_book("2"))
@@ -271,7 +269,7 @@ def changes_as_posted(changes: list[CountedLine]) -> list[CountedLine]:
     return [line._replace(key=line.key._replace(unit_price="2", currency="USD")) for line in changes]
 
 
-def test_forty_million_accelerator_hours_in_one_account_are_exact_to_the_nanosecond_and_the_cent(
+def test_forty_million_accelerator_hours_are_exact_to_the_nanosecond_and_the_cent(
     stores: Stores, clock: HostClock
 ):
     """1.44e20 ns, sixteen times what 64 bits hold, in two thousand lines with odd ends; open,
@@ -301,7 +299,7 @@ def test_forty_million_accelerator_hours_in_one_account_are_exact_to_the_nanosec
     assert ledger.report_by(["team"], places=2).ns == total + 2**70
 
 
-def test_the_database_itself_refuses_to_change_or_delete(sql: Stores):
+def test_the_database_rejects_changes_and_deletions(sql: Stores):
     assert sql.engine is not None
     sql.journal.append([declared()], [BadLine("a:1", "bad", "x")])
     sql.archive.adopt(price_book())
@@ -325,7 +323,7 @@ def test_the_database_itself_refuses_to_change_or_delete(sql: Stores):
             connection.execute(text(statement))
 
 
-def test_migrations_go_up_and_down_and_make_the_declared_tables(sql: Stores):
+def test_migrations_upgrade_and_downgrade_and_create_the_declared_tables(sql: Stores):
     assert sql.engine is not None
     assert version_of(sql.engine) == HEAD
     with sql.engine.connect() as connection:
@@ -347,7 +345,7 @@ def test_a_store_that_is_newer_than_this_program_is_refused(sql: Stores):
         require_head(sql.engine)
 
 
-def test_two_engines_that_open_a_new_store_at_once_make_it_once(tmp_path: Path):
+def test_two_processes_that_open_a_new_store_create_it_once(tmp_path: Path):
     engines = [open_engine(f"sqlite:///{tmp_path}/new.db") for _ in range(4)]
     threads = [threading.Thread(target=require_head, args=(engine,)) for engine in engines]
     for thread in threads:
@@ -359,7 +357,7 @@ def test_two_engines_that_open_a_new_store_at_once_make_it_once(tmp_path: Path):
         engine.dispose()
 
 
-def test_a_new_store_that_another_program_is_about_to_write_is_waited_for(tmp_path: Path):
+def test_opening_a_new_store_waits_for_another_writer(tmp_path: Path):
     """SQLite alone would not, for the file can't get a write-ahead log meanwhile."""
     other = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")

@@ -72,7 +72,7 @@ def balance(budgets: Budgets, name: str = "blue") -> tuple[Decimal, Decimal]:
     return status.pending, status.settled
 
 
-def test_what_is_reserved_is_pending_until_it_is_settled_or_voided(budgets: Budgets):
+def test_a_reservation_is_pending_until_it_is_settled_or_voided(budgets: Budgets):
     assert reserve(budgets, "a", "60") == ""
     assert balance(budgets) == (60, 0)
     budgets.settle("a", Decimal("45.50"))
@@ -82,7 +82,7 @@ def test_what_is_reserved_is_pending_until_it_is_settled_or_voided(budgets: Budg
     assert balance(budgets) == (0, Decimal("45.5"))
 
 
-def test_a_reservation_that_the_budget_can_not_cover_is_refused_with_the_figures(budgets: Budgets):
+def test_a_reservation_beyond_the_budget_is_refused_with_the_amounts(budgets: Budgets):
     reserve(budgets, "a", "60")
     assert reserve(budgets, "b", "40.000001") == (
         "budget blue: 40.000001 USD requested, 40.000000 of 100.000000 available"
@@ -100,7 +100,7 @@ def test_a_reservation_is_made_in_all_budgets_or_in_none(budgets: Budgets):
     assert (balance(budgets, "blue"), balance(budgets, "all")) == ((0, 50), (90, 50))
 
 
-def test_what_a_dead_run_reserved_expires_in_all_its_budgets(budgets: Budgets, clock: FakeClock):
+def test_reservations_of_a_dead_run_expire_in_all_its_budgets(budgets: Budgets, clock: FakeClock):
     reserve(budgets, "a", "100", "blue", "all")
     clock.advance(HOUR - 1)
     assert reserve(budgets, "b", "1") != ""
@@ -113,7 +113,7 @@ def test_what_a_dead_run_reserved_expires_in_all_its_budgets(budgets: Budgets, c
     assert budgets.expire() == ["c"]
 
 
-def test_each_operation_said_twice_happens_once(budgets: Budgets):
+def test_repeated_operations_have_no_further_effect(budgets: Budgets):
     for _ in range(2):
         assert reserve(budgets, "a", "60") == ""
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_each_operation_said_twice_happens_once(budgets: Budgets):
         reserve(budgets, "a", "60")
 
 
-def test_more_than_was_reserved_can_not_be_settled(budgets: Budgets):
+def test_more_than_was_reserved_cannot_be_settled(budgets: Budgets):
     reserve(budgets, "a", "60")
     with pytest.raises(LedgerError, match="the amount reserved"):
         budgets.settle("a", Decimal("60.01"))
@@ -134,25 +134,25 @@ def test_more_than_was_reserved_can_not_be_settled(budgets: Budgets):
     assert balance(budgets) == (60, 0)
 
 
-def test_a_budget_has_its_days(budgets: Budgets, clock: FakeClock):
+def test_a_budget_only_applies_on_its_days(budgets: Budgets, clock: FakeClock):
     clock.advance((END - FIRST) * DAY_NS)
     assert reserve(budgets, "a", "1") == "budget blue applies from 2026-02-01 to 2026-02-28"
 
 
-def test_a_budget_covers_what_has_its_labels(budgets: Budgets):
+def test_a_budget_covers_usage_with_its_labels(budgets: Budgets):
     assert budgets.covering({"team": "blue", "project": "x"}) == ["all", "blue"]
     assert budgets.covering({"team": "green"}) == ["all"]
     assert budgets.covering({"team": "blue"}, END) == []
 
 
-def test_a_limit_can_be_changed_and_below_what_is_spent_nothing_more_is_granted(budgets: Budgets):
+def test_a_limit_below_the_spent_amount_grants_no_reservations(budgets: Budgets):
     reserve(budgets, "a", "60")
     budgets.define(budget("blue", "50", team="blue"))
     assert budgets.status("blue").available == -10
     assert reserve(budgets, "b", "0.01") != ""
 
 
-def test_a_threshold_is_said_once(budgets: Budgets):
+def test_a_threshold_is_reported_once(budgets: Budgets):
     reserve(budgets, "a", "49")
     assert budgets.warn_once("blue") == []
     reserve(budgets, "b", "1")
@@ -173,7 +173,7 @@ def test_a_threshold_is_said_once(budgets: Budgets):
     ],
     ids=["no name", "no day", "negative limit", "thresholds out of order"],
 )
-def test_a_budget_that_can_not_be_is_refused(budgets: Budgets, bad: Budget):
+def test_an_invalid_budget_is_rejected(budgets: Budgets, bad: Budget):
     with pytest.raises(LedgerError, match="budget"):
         budgets.define(bad)
     with pytest.raises(LedgerError, match="an existing budget"):
@@ -193,7 +193,7 @@ def test_a_guarded_run_stops_within_its_last_reservation(budgets: Budgets):
     assert guard.uncovered == 0
 
 
-def test_a_guarded_run_that_asked_for_too_little_says_what_was_not_covered(budgets: Budgets):
+def test_a_guarded_run_with_too_small_reservations_reports_the_uncovered_cost(budgets: Budgets):
     budgets.define(budget("run", "10"))
     guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
     guard.advance(Decimal(0), Decimal(4))
@@ -203,9 +203,7 @@ def test_a_guarded_run_that_asked_for_too_little_says_what_was_not_covered(budge
     assert (balance(budgets, "run"), guard.uncovered) == ((0, 9), 11)
 
 
-def test_a_settlement_whose_answer_was_lost_is_counted_once(
-    budgets: Budgets, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_settlement_whose_response_was_lost_counts_once(budgets: Budgets, monkeypatch: pytest.MonkeyPatch):
     budgets.define(budget("run", "10"))
     guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
     guard.advance(Decimal(0), Decimal(4))
@@ -224,7 +222,7 @@ def test_a_settlement_whose_answer_was_lost_is_counted_once(
     assert (balance(budgets, "run"), guard.uncovered) == ((0, Decimal("3.5")), 0)
 
 
-def test_a_guarded_run_settles_again_what_expired(budgets: Budgets, clock: FakeClock):
+def test_a_guarded_run_settles_expired_reservations_again(budgets: Budgets, clock: FakeClock):
     budgets.define(budget("run", "10"))
     guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
     guard.advance(Decimal(0), Decimal(4))
@@ -234,7 +232,7 @@ def test_a_guarded_run_settles_again_what_expired(budgets: Budgets, clock: FakeC
     assert balance(budgets, "run") == (0, 3)
 
 
-def test_a_reservation_that_the_ledger_does_not_know_is_an_error(budgets: Budgets):
+def test_an_unknown_reservation_is_an_error(budgets: Budgets):
     budgets.define(budget("run", "10"))
     guard = BudgetGuard(budgets, lambda: ["run"], "r", 1, HOUR)
     guard.advance(Decimal(0), Decimal(4))
@@ -246,7 +244,7 @@ def test_a_reservation_that_the_ledger_does_not_know_is_an_error(budgets: Budget
 
 
 @pytest.mark.slow
-def test_fifty_runs_at_once_never_settle_above_the_limit(url: str):
+def test_fifty_concurrent_runs_never_settle_more_than_the_limit(url: str):
     """Each run has a connection of its own, and goes on until it is refused; the limit is no
     multiple of a step.
     """

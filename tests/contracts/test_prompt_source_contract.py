@@ -68,7 +68,7 @@ def test_an_epoch_has_every_prompt_once(make: Make) -> None:
     assert list(first) != list(second)
 
 
-def test_how_much_is_taken_at_once_does_not_change_the_order(make: Make) -> None:
+def test_the_order_does_not_depend_on_how_many_prompts_are_taken_at_once(make: Make) -> None:
     at_once, piecewise = make(0), make(0)
     expected = list(at_once.take(30))
     assert [prompt for count in (0, 1, 7, 20, 2) for prompt in piecewise.take(count)] == expected
@@ -89,7 +89,7 @@ def test_a_resumed_source_continues(make: Make, taken: int) -> None:
     assert list(resumed.take(20)) == list(source.take(20))
 
 
-def test_going_back_repeats_the_order(make: Make) -> None:
+def test_restoring_an_earlier_state_repeats_the_order(make: Make) -> None:
     source = make(0)
     state = source.state_dict()
     before = list(source.take(2 * TRAIN))

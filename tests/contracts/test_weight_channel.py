@@ -18,7 +18,7 @@ class TestMemoryChannel(WeightChannelContract):
     def channel(self) -> WeightChannel:
         return MemoryChannel()
 
-    def test_old_versions_are_pushed_out(self, channel: WeightChannel) -> None:
+    def test_old_versions_are_dropped(self, channel: WeightChannel) -> None:
         late, *_ = [channel.publish(version, source(version)) for version in (0, 1, 5)]
         with pytest.raises(
             WeightsNotFoundError, match=r"version 0 are gone: the channel holds \[1, 5\]"

@@ -60,7 +60,7 @@ class TrackerContract:
         assert under_test.tags().items() >= {"model": "tiny_moe", "note": "second"}.items()
         assert under_test.outcome() == "done"
 
-    def test_a_resumed_run_goes_on_without_drawing_a_step_twice(self, under_test: TrackerUnderTest) -> None:
+    def test_a_resumed_run_continues_without_repeated_steps(self, under_test: TrackerUnderTest) -> None:
         first = under_test.new()
         first.start(IDENTITY)
         first.log_params({"steps": 10})
@@ -80,7 +80,7 @@ class TrackerContract:
         assert under_test.params() == {"steps": "10", "added": "True"}
         assert under_test.outcome() == "done"
 
-    def test_a_learner_that_was_restored_reports_a_step_again(self, under_test: TrackerUnderTest) -> None:
+    def test_a_step_that_is_logged_again_has_no_effect(self, under_test: TrackerUnderTest) -> None:
         tracker = under_test.new()
         tracker.start(IDENTITY)
         for step, loss in ((1, 1.0), (2, 2.0), (2, 2.5), (3, 3.0)):
@@ -88,7 +88,7 @@ class TrackerContract:
         tracker.finish("done")
         assert under_test.history("policy/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
-    def test_a_replay_fills_the_holes_and_changes_nothing_else(self, under_test: TrackerUnderTest) -> None:
+    def test_a_replay_only_adds_missing_steps(self, under_test: TrackerUnderTest) -> None:
         """Step 4 was never sent: the run was killed before it could be."""
         first = under_test.new()
         first.start(IDENTITY)
@@ -111,7 +111,7 @@ class TrackerContract:
             (6, 60.0),
         ]
 
-    def test_names_that_a_server_would_refuse(self, under_test: TrackerUnderTest) -> None:
+    def test_names_are_converted_to_accepted_characters(self, under_test: TrackerUnderTest) -> None:
         tracker = under_test.new()
         tracker.start(IDENTITY)
         tracker.log_metrics(1, {"reward/pass@4": 0.5, "reward/a,b": 1.0, "reward/mean": 0.25})

@@ -50,24 +50,22 @@ def same(one: dict[str, Tensor], value: float) -> bool:
 class WeightChannelContract:
     """Subclass it with a fixture `channel`: a fresh one each time."""
 
-    def test_a_version_comes_back_bit_for_bit_however_often_it_is_pulled(
-        self, channel: WeightChannel
-    ) -> None:
+    def test_a_version_is_pulled_bit_equal_any_number_of_times(self, channel: WeightChannel) -> None:
         handle = channel.publish(0, source(0.5))
         assert same(pulled(channel, handle), 0.5)
         assert same(pulled(channel, handle), 0.5)
 
-    def test_a_handle_travels_between_processes(self, channel: WeightChannel) -> None:
+    def test_a_handle_can_be_pickled(self, channel: WeightChannel) -> None:
         handle = channel.publish(0, source(1.0))
         travelled = pickle.loads(pickle.dumps(handle))
         assert same(pulled(channel, travelled), 1.0)
         assert travelled.identity == handle.identity
 
-    def test_a_publish_is_told_from_every_other(self, channel: WeightChannel) -> None:
+    def test_every_publish_has_a_unique_identity(self, channel: WeightChannel) -> None:
         identities = [channel.publish(version, source(1.0)).identity for version in range(3)]
         assert len(set(identities)) == 3
 
-    def test_the_version_before_outlives_the_next_publish(self, channel: WeightChannel) -> None:
+    def test_the_previous_version_survives_the_next_publish(self, channel: WeightChannel) -> None:
         handles = [channel.publish(version, source(version)) for version in (0, 1, 5)]
         assert same(pulled(channel, handles[1]), 1)
         assert same(pulled(channel, handles[2]), 5)
@@ -83,7 +81,7 @@ class WeightChannelContract:
         assert len(slow) == 9
         assert same(slow, 0.0)
 
-    def test_versions_never_fall(self, channel: WeightChannel) -> None:
+    def test_versions_never_decrease(self, channel: WeightChannel) -> None:
         channel.publish(3, source(3))
         with pytest.raises(ValueError, match="cannot publish version 2: version 3 is already published"):
             channel.publish(2, source(4))
@@ -94,7 +92,7 @@ class WeightChannelContract:
         assert same(pulled(channel, again), 3.0)
         assert same(pulled(channel, channel.publish(4, source(4.0))), 4.0)
 
-    def test_a_publish_that_fails_half_way_leaves_the_version_before(self, channel: WeightChannel) -> None:
+    def test_a_failed_publish_keeps_the_previous_version(self, channel: WeightChannel) -> None:
         def broken(allocate: Allocate) -> Iterator[Bucket]:
             yield from source(1.0)(allocate)
             raise OSError("rank 1 was lost")

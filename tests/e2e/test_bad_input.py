@@ -78,7 +78,7 @@ def test_a_prompt_longer_than_the_context_is_named(refused: Any, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_actors_that_do_not_fit_their_slot(refused: Any) -> None:
+def test_actors_that_do_not_fit_into_their_slot(refused: Any) -> None:
     error = refused("cluster.learner.cpus=5", "task.solutions=null")
 
     assert error["key"] == "cluster.slot_cpus"

@@ -31,7 +31,7 @@ def run_python(
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["config", "grpo"], ["runs", "--json"], ["doctor"]])
-def test_what_needs_no_cluster_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+def test_commands_without_a_cluster_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom orchestrator.cli.app import run_command_line\n"
         "run_command_line(sys.argv[1:])\n"
@@ -42,7 +42,7 @@ def test_what_needs_no_cluster_imports_nothing_heavy(arguments: list[str], tmp_p
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_the_console_script_exits_with_the_commands_code(tmp_path: Path) -> None:
+def test_the_console_script_returns_the_exit_code_of_the_command(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("orchestrator")
     command = [script, "run", "grpo", "rollout.group_size=1", f"output_dir={tmp_path / 'runs'}", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -96,7 +96,7 @@ def test_the_commands_of_a_page_run(page: Path, reader: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+def test_the_links_of_a_page_resolve(page: Path) -> None:
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
 
     assert not broken
@@ -119,5 +119,5 @@ SHELL_TRICKS = re.compile(r"/dev/null|\|\| (?:true|test)\b")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_show_what_a_reader_would_type(page: Path) -> None:
+def test_examples_contain_no_test_scaffolding(page: Path) -> None:
     assert [block for block in BLOCK.findall(page.read_text()) if SHELL_TRICKS.search(block[1])] == []

@@ -8,7 +8,7 @@ from tests.golden.training import GOLDEN, STEPS, losses, read
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_losses_are_those_of_the_file(name: str) -> None:
+def test_the_losses_equal_those_of_the_file(name: str) -> None:
     expected = read(name)
     assert len(expected) == STEPS
     # Processors round differently; a change of the formula is larger than this by orders of magnitude.

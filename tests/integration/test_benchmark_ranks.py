@@ -24,12 +24,12 @@ def _raise(rank: int, port: int) -> None:
         raise ValueError("rank 1 is told")
 
 
-def test_an_abort_in_the_interpreters_end_is_not_a_failed_rank(tmp_path: Path) -> None:
+def test_an_abort_during_interpreter_shutdown_is_not_a_failed_rank(tmp_path: Path) -> None:
     start_ranks(2, _write_then_abort_at_exit, str(tmp_path))
     first, second = ((tmp_path / str(rank)).read_text() for rank in (0, 1))
     assert first == second
 
 
-def test_what_a_rank_raises_is_raised() -> None:
+def test_the_error_of_a_rank_is_raised() -> None:
     with pytest.raises(ProcessRaisedException, match="rank 1 is told"):
         start_ranks(2, _raise)

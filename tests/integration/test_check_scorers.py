@@ -29,7 +29,7 @@ def test_scorers_that_can_be_loaded_are_and_their_processes_end() -> None:
         ("tests.fakes.broken_import:scorer", "broken_import.py, line 3"),
     ],
 )
-def test_scorers_that_cannot(key: str, message: str) -> None:
+def test_scorers_that_cannot_be_loaded_are_rejected(key: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_scorers(reward_config({key: 1.0}))
     assert caught.value.key == "reward.components"
@@ -37,6 +37,6 @@ def test_scorers_that_cannot(key: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_module_that_ends_the_process() -> None:
+def test_a_module_that_ends_the_process_is_reported() -> None:
     with pytest.raises(WorkerLostError, match="exited with code 3 while it started"):
         check_scorers(reward_config({"tests.fakes.exiting_import:scorer": 1.0}))

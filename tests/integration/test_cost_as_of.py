@@ -151,7 +151,7 @@ def known_later(books: Books) -> None:
 
 
 @pytest.mark.parametrize("with_mart", [False, True])
-def test_what_was_known_then_is_the_same_bytes_for_ever(
+def test_reports_as_of_a_past_time_keep_their_bytes(
     with_mart: bool,
     tmp_path: Path,
     capfdbinary: pytest.CaptureFixture[bytes],
@@ -170,7 +170,7 @@ def test_what_was_known_then_is_the_same_bytes_for_ever(
         assert books.ask((*question, "--json"), capfdbinary) != then[f"{question} json"], question
 
 
-def test_what_was_known_before_there_were_prices_is_the_same_bytes_for_ever(
+def test_reports_from_before_the_first_price_keep_their_bytes(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     books = Books(tmp_path)
@@ -183,7 +183,7 @@ def test_what_was_known_before_there_were_prices_is_the_same_bytes_for_ever(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_report_of_then_is_what_was_read_then(suffix: str, tmp_path: Path) -> None:
+def test_a_report_as_of_a_time_equals_the_one_written_at_that_time(suffix: str, tmp_path: Path) -> None:
     """Not only --as-of against --as-of: the file of somebody who asked that day, about no moment."""
     books, file = Books(tmp_path), tmp_path / f"costs.{suffix}"
 

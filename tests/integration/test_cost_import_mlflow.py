@@ -86,7 +86,7 @@ def taken(source: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tupl
     return imported, json.loads(capsys.readouterr().out)["rows"]
 
 
-def test_database_and_server_give_the_same_account(
+def test_the_database_and_the_server_give_the_same_import(
     database: str, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     imported, rows = taken(database, tmp_path / "database", capsys)

@@ -62,7 +62,7 @@ def test_a_bill_on_s3_is_reconciled_and_signed(
 
 
 @pytest.mark.parametrize("source", ["s3://bills/nothing", "s3://no-such-bucket/cur"])
-def test_a_bill_that_is_not_there_is_bad_usage(
+def test_a_missing_bill_is_a_usage_error(
     bucket: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["cost", "reconcile", "--cur", source, "--output-dir", str(tmp_path), "--json"]

@@ -21,9 +21,7 @@ pytestmark = pytest.mark.slow
 RECORDING = Path(__file__).parents[2] / "docs" / "examples" / "ray"
 
 
-def test_a_recording_is_compared_and_the_result_signed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recording_is_reconciled_and_signed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--output-dir", str(tmp_path)]
     assert run_command_line(["cost", "ship", str(RECORDING / "ledger"), *where]) == 0
     words = ["cost", "reconcile-ray", str(RECORDING), *where]
@@ -64,7 +62,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.long
 @pytest.mark.ray
-def test_a_real_run_agrees_with_ray_also_where_a_worker_was_killed(
+def test_a_real_run_with_a_killed_worker_matches_rays_events(
     tmp_path: Path, exported: Path, small_run: Callable[..., tuple[str, ...]]
 ) -> None:
     program = Program(tmp_path)

@@ -112,7 +112,7 @@ def test_groups_and_actors_of_a_cluster_are_leased_while_they_live(cluster: Clus
     assert ask("quarantine", *where) == []
 
 
-def test_a_cluster_that_is_not_there_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_cluster_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cost", "watch", "--once", "--json", "--output-dir", str(tmp_path)]
     assert run_command_line([*words, "--address", "http://127.0.0.1:9"]) == 2
     assert json.loads(capsys.readouterr().out)["value"] == "http://127.0.0.1:9"

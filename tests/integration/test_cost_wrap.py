@@ -61,7 +61,7 @@ def sleeping(folder: Path) -> bool:
     return (folder / "pid").exists() and (folder / "pid").read_text() != ""
 
 
-def test_a_killed_wrapper_ends_its_leases_with_its_last_beat(tmp_path: Path) -> None:
+def test_a_killed_wrapper_ends_its_leases_with_its_last_heartbeat(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
     until(lambda: beats(tmp_path) >= 6 and sleeping(tmp_path))
     command = int((tmp_path / "pid").read_text())
@@ -94,7 +94,7 @@ def test_a_stopped_wrapper_stops_its_command_and_settles(tmp_path: Path) -> None
     assert document["idle_ns"] == document["difference_ns"] == 0
 
 
-def test_a_killed_command_is_settled_as_failed(tmp_path: Path) -> None:
+def test_a_killed_command_has_the_purpose_failed(tmp_path: Path) -> None:
     wrapper = wrap(tmp_path, *sleeper(tmp_path))
     until(lambda: sleeping(tmp_path))
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_a_killed_command_is_settled_as_failed(tmp_path: Path) -> None:
     assert [row["purpose"] for row in document["rows"]] == ["failed"]
 
 
-def test_a_ledger_that_is_away_costs_nothing_but_a_message(tmp_path: Path) -> None:
+def test_an_unavailable_ledger_only_causes_a_message(tmp_path: Path) -> None:
     words = [str(PROGRAM), "cost", "wrap", "--output-dir", str(tmp_path), "--run-id", "w", "--cpus", "1"]
     away = ["--ledger", "postgresql://nobody@127.0.0.1:9/ledger"]
     done = subprocess.run([*words, *away, "--", "true"], capture_output=True, text=True, check=False)

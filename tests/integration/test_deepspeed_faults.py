@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("model", ["mixtral", "qwen3_moe"])
-def test_the_presets_of_two_families_do_not_know_the_registry_of_this_transformers(model: str) -> None:
+def test_the_presets_of_two_families_fail_with_this_transformers(model: str) -> None:
     """`learner.expert_parallel._preset` uses the same presets without their adapter."""
     auto_ep = AutoEP(build(model), parse_autoep_config({"enabled": True, "preset_model": model}))
     with pytest.raises(TypeError, match=r"_CanRecordRegistry\.get"):

@@ -146,7 +146,7 @@ print(sorted(os.environ), resource.getrlimit(resource.RLIMIT_FSIZE)[0], flush=Tr
     assert output.read_text() == "before\n['LC_ALL', 'PATH'] 4096\n"
 
 
-def test_a_program_that_is_not_there() -> None:
+def test_a_missing_program_is_an_error() -> None:
     with GuardedProcess(["/no/such/program"], os.environ, {}) as process:
         with pytest.raises(EOFError):
             process.channel.receive(30)

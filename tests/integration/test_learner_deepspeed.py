@@ -84,7 +84,7 @@ def test_packing_and_micro_batches_do_not_change_the_step(monkeypatch: pytest.Mo
         )
 
 
-def test_what_is_uninformative_costs_nothing_and_changes_nothing() -> None:
+def test_uninformative_groups_are_skipped_without_changing_the_update() -> None:
     kept = dataclasses.replace(update_rule(), drop_uninformative=False)
     # Neither balances by rows that are not computed.
     unbalanced = {"router_bias_update_speed": 0.0, "sequence_balance_coefficient": 0.0}
@@ -108,7 +108,7 @@ def test_minibatches_take_one_optimizer_step_each_and_correct_against_the_first(
     assert metrics[gap] == pytest.approx(single[gap], rel=1e-5)
 
 
-def test_a_kl_penalty_is_against_the_model_of_the_start() -> None:
+def test_a_kl_penalty_is_relative_to_the_initial_model() -> None:
     penalised = dataclasses.replace(
         update_rule(), objective=dataclasses.replace(update_rule().objective, kl_coefficient=1.0)
     )
@@ -188,7 +188,7 @@ def test_an_export_loads_in_plain_transformers_with_the_same_logits(tmp_path: Pa
     assert len(AutoTokenizer.from_pretrained(tmp_path)) == len(character_tokenizer(64))
 
 
-def test_a_checkpoint_of_one_zero_stage_is_read_at_every_other(tmp_path: Path) -> None:
+def test_a_checkpoint_of_one_zero_stage_loads_at_every_other(tmp_path: Path) -> None:
     learner = _build(zero_stage=3)
     learner.update(0, batch(0))
     learner.save(tmp_path)
@@ -253,7 +253,7 @@ def test_a_bfloat16_model_has_float32_masters_and_resumes_bit_for_bit(
     learner.close()
 
 
-def test_shapes_that_are_not_exact_are_refused_with_the_reason() -> None:
+def test_inexact_combinations_are_rejected_with_the_reason() -> None:
     with pytest.raises(ConfigError, match=r"learner\.zero_stage: got 0, allowed: 1, 2 or 3"):
         _build(zero_stage=0, dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"learner\.expert_parallel_size: got 2, allowed: a divisor of 1"):

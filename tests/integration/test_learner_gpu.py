@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("model", ["tiny_moe", "qwen3_moe"])
-def test_ranks_over_nccl_train_as_a_plain_process_does(model: str, world_size: int, tmp_path: Path) -> None:
+def test_ranks_over_nccl_train_like_a_plain_process(model: str, world_size: int, tmp_path: Path) -> None:
     if torch.cuda.device_count() < world_size:
         pytest.skip(f"needs {world_size} GPUs")
     cases = [

@@ -71,7 +71,7 @@ class TestLearnerWithAdapters(LearnerContract):
 
 
 @pytest.mark.parametrize("name", ["tiny_moe", "qwen3_moe"])
-def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(name: str) -> None:
+def test_adapters_start_neutral_and_are_the_only_trained_parameters(name: str) -> None:
     plain, model = build(name), _adapted(name)
     assert torch.equal(plain(TOKENS).logits, model(TOKENS).logits)
     trained = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
@@ -107,7 +107,7 @@ def test_merged_and_unmerged_give_the_same_logits(name: str) -> None:
     assert torch.equal(model(TOKENS).logits, unmerged)
 
 
-def test_a_gradient_of_an_adapter_is_that_of_plain_torch() -> None:
+def test_adapter_gradients_equal_those_of_plain_torch() -> None:
     """With dL/dW of the merged weight G: dL/dA = s B^T G and dL/dB = s G A^T."""
     model, merged = _randomised("tiny_moe"), build("tiny_moe")
     merged.load_state_dict(dict(merge_adapters(model.named_parameters(), model)), strict=False)
@@ -129,14 +129,14 @@ def test_a_gradient_of_an_adapter_is_that_of_plain_torch() -> None:
     assert checked > 5
 
 
-def test_layers_that_are_not_there_are_refused() -> None:
+def test_missing_layers_are_rejected() -> None:
     wrong = LoraSettings(rank=2, alpha=4, target_modules=("no_such_proj",))
     with pytest.raises(ConfigError, match=r"learner\.lora\.target_modules: got no_such_proj"):
         add_adapters(build("tiny_moe"), wrong, seed=0)
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_a_kl_penalty_is_against_the_model_without_its_adapters(zero_stage: int) -> None:
+def test_a_kl_penalty_is_relative_to_the_model_without_its_adapters(zero_stage: int) -> None:
     """As against a second copy of the model that the run started from."""
     objective = dataclasses.replace(update_rule().objective, kl_coefficient=1.0)
     rule = dataclasses.replace(update_rule(), objective=objective)
@@ -207,7 +207,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("zero_stage", also_long([1, 3], [2]))
-def test_two_ranks_save_adapters_alone_and_one_goes_on(zero_stage: int, two_ranks: Path) -> None:
+def test_two_ranks_save_only_adapters_and_one_rank_continues(zero_stage: int, two_ranks: Path) -> None:
     folder = two_ranks / str(zero_stage)
     expected: dict[str, Any] = torch.load(folder / "expected.pt")
     saved: dict[str, Tensor] = {}
@@ -233,7 +233,7 @@ def test_adapters_are_not_loaded_into_a_model_without_or_of_another_rank(two_ran
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_adapters_with_layers_that_are_computed_again_and_an_optimizer_on_the_host(zero_stage: int) -> None:
+def test_adapters_work_with_activation_checkpointing_and_an_offloaded_optimizer(zero_stage: int) -> None:
     found: list[tuple[dict[str, float], dict[str, Tensor]]] = []
     saving_memory: dict[str, Any] = {"activation_checkpointing": True, "offload": "optimizer"}
     for changes in (dict[str, Any](), saving_memory):

@@ -72,7 +72,7 @@ class _Saved:
 
 @pytest.mark.parametrize("model", ["tiny_moe", "qwen3_moe"])
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_layers_that_are_computed_again_change_no_bit(zero_stage: int, model: str) -> None:
+def test_activation_checkpointing_changes_no_bit(zero_stage: int, model: str) -> None:
     """Not of a weight, not of a metric: experts' loads are those of the first pass alone."""
     found: list[tuple[list[dict[str, float]], dict[str, Tensor]]] = []
     for again in (False, True):
@@ -86,7 +86,7 @@ def test_layers_that_are_computed_again_change_no_bit(zero_stage: int, model: st
     assert same_weights(weights, same)
 
 
-def test_layers_are_computed_twice_and_keep_less() -> None:
+def test_activation_checkpointing_computes_layers_twice_and_saves_memory() -> None:
     """A router's second pass is not counted, although it happens."""
     passes: dict[bool, int] = {}
     kept: dict[bool, int] = {}
@@ -142,7 +142,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("way", ["offload", "checkpointing"])
 @pytest.mark.parametrize("case", _CASES, ids=str)
-def test_two_ranks_are_exact_each_way(case: Case, way: str, two_ranks: Path) -> None:
+def test_two_ranks_are_exact_with_each_memory_option(case: Case, way: str, two_ranks: Path) -> None:
     """With each rank's own experts, too."""
     plain, saving = (Training(**torch.load(_file(two_ranks, case, name))) for name in ("plain", way))
     assert saving.losses == pytest.approx(plain.losses, rel=1e-6, abs=1e-8)
@@ -153,7 +153,7 @@ def test_two_ranks_are_exact_each_way(case: Case, way: str, two_ranks: Path) -> 
 
 
 @pytest.mark.parametrize("zero_stage", also_long([1, 3], [2]))
-def test_a_checkpoint_is_the_same_wherever_the_optimizer_is(zero_stage: int, tmp_path: Path) -> None:
+def test_checkpoints_do_not_depend_on_the_place_of_the_optimizer(zero_stage: int, tmp_path: Path) -> None:
     case = Case("tiny_moe", 1, 1, zero_stage)
     learner = _rank(case, offload="optimizer")
     learner.update(0, batch(0))

@@ -223,7 +223,7 @@ def test_two_ranks_are_exact_in_every_other_shape_and_model_family(tmp_path: Pat
     assert [row for row in differences if not row.exact] == []
 
 
-def test_deepspeed_takes_the_mean_of_the_norms_of_ranks_for_the_norm(directory: Path) -> None:
+def test_deepspeed_averages_the_gradient_norms_of_ranks(directory: Path) -> None:
     """Why stage 0 clips by itself: its own clipping is wrong where ranks hold different experts. When this
     test fails the fault is gone.
     """
@@ -237,7 +237,7 @@ def test_all_ranks_report_the_same_metrics(directory: Path, index: int) -> None:
 
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
-def test_one_rank_goes_on_from_the_checkpoint_of_two(directory: Path, index: int) -> None:
+def test_one_rank_continues_from_the_checkpoint_of_two(directory: Path, index: int) -> None:
     """At another ZeRO stage, too; and a refused step left no trace in the two ranks' next one."""
     saved = directory / f"saved-{index}"
     single = build_rank(Case("tiny_moe", 1, 1, 3), 0, 0)
@@ -249,7 +249,7 @@ def test_one_rank_goes_on_from_the_checkpoint_of_two(directory: Path, index: int
 
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
-def test_two_ranks_go_on_from_the_checkpoint_of_one(directory: Path, index: int) -> None:
+def test_two_ranks_continue_from_the_checkpoint_of_one(directory: Path, index: int) -> None:
     single, resumed = directory / "single", directory / f"resumed-{index}"
     _assert_same_weights(torch.load(resumed / "weights.pt"), torch.load(single / "weights.pt"))
     reports = [json.loads((path / "reports.json").read_text()) for path in (resumed, single)]
@@ -258,7 +258,7 @@ def test_two_ranks_go_on_from_the_checkpoint_of_one(directory: Path, index: int)
 
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
-def test_what_the_ranks_write_together_is_what_rank_0_gathers(directory: Path, index: int) -> None:
+def test_weights_written_together_equal_those_gathered_by_rank_0(directory: Path, index: int) -> None:
     """By a plan of before a checkpoint was loaded and two steps were taken. At stage 3 there is none."""
     gathered, together = torch.load(directory / f"resumed-{index}" / "together.pt")
     if _SAVED[index].zero_stage == 3:
@@ -280,7 +280,7 @@ def _four_ranks(rank: int, port: int, case: Case, directory: str) -> None:
 
 
 @pytest.mark.long
-def test_of_two_groups_with_the_same_experts_one_writes_them(tmp_path: Path) -> None:
+def test_replicated_experts_are_written_once(tmp_path: Path) -> None:
     """And all four ranks a share of the rest."""
     start_ranks(4, _four_ranks, Case("tiny_moe", 4, 2, 1), str(tmp_path))
     gathered, together = torch.load(tmp_path / "together.pt")
@@ -288,7 +288,7 @@ def test_of_two_groups_with_the_same_experts_one_writes_them(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
-def test_rank_0_holds_no_more_than_a_bucket_of_other_ranks_experts(directory: Path, index: int) -> None:
+def test_rank_0_holds_at_most_one_bucket_of_other_ranks_experts(directory: Path, index: int) -> None:
     """Although one layer of them is larger."""
     case = _SAVED[index]
     config = learner_config(case, "adamw")

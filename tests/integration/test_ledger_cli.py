@@ -77,7 +77,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     return call
 
 
-def test_a_run_is_reported_from_its_spool_whether_or_not_anybody_shipped_it(command: Command, tmp_path: Path):
+def test_a_run_is_reported_whether_or_not_its_spool_was_shipped(command: Command, tmp_path: Path):
     spool(tmp_path, "run-a").close()
     code, report = command("report", "run-a")
     assert code == 0
@@ -88,7 +88,7 @@ def test_a_run_is_reported_from_its_spool_whether_or_not_anybody_shipped_it(comm
     assert report["amount"] == "0.816000"  # 20 hours at half of $0.0816
 
 
-def test_a_pipeline_is_its_runs_and_dimensions_split_it(command: Command, tmp_path: Path):
+def test_a_pipeline_report_has_all_its_runs_split_by_dimensions(command: Command, tmp_path: Path):
     spool(tmp_path, "run-a").close()
     spool(tmp_path, "run-b", team="green").close()
     spool(tmp_path, "run-c", pipeline="other").close()
@@ -103,7 +103,7 @@ def test_a_pipeline_is_its_runs_and_dimensions_split_it(command: Command, tmp_pa
     assert of_run["total"]["ns"] == 20 * HOUR
 
 
-def test_a_run_that_turned_out_to_be_something_else_leaves_the_headline(command: Command, tmp_path: Path):
+def test_a_run_whose_purpose_changes_leaves_the_headline(command: Command, tmp_path: Path):
     for run in ("run-a", "run-b"):
         spool(tmp_path, run).close()
     before = command("headline", "pipe")[1]
@@ -120,9 +120,7 @@ def test_a_run_that_turned_out_to_be_something_else_leaves_the_headline(command:
     assert command("purpose", "nobody", "failed")[0] == 2
 
 
-def test_a_late_line_in_the_spool_is_in_the_next_report_and_a_bad_one_in_the_quarantine(
-    command: Command, tmp_path: Path
-):
+def test_late_lines_enter_the_next_report_and_bad_ones_the_quarantine(command: Command, tmp_path: Path):
     spool(tmp_path, "run-a").close()
     command("report", "run-a")
     path = tmp_path / "run-a" / "ledger" / "1-controller.jsonl"
@@ -137,7 +135,7 @@ def test_a_late_line_in_the_spool_is_in_the_next_report_and_a_bad_one_in_the_qua
     assert rows[1]["row"] == "event out" and "outside lease run-a/0" in rows[1]["reason"]
 
 
-def test_what_a_run_wasted_what_units_cost_and_how_it_goes_on(command: Command, tmp_path: Path):
+def test_waste_unit_costs_and_forecast_of_a_run(command: Command, tmp_path: Path):
     spool(tmp_path, "run-a").close()
     _, waste = command("waste", "run-a")
     assert {row["kind"]: row["accelerator_hours"] for row in waste["rows"] if row["ns"]} == {
@@ -154,9 +152,7 @@ def test_what_a_run_wasted_what_units_cost_and_how_it_goes_on(command: Command, 
     assert {row["team"] for row in trend["rows"]} == {"blue"}
 
 
-def test_a_month_that_is_not_over_is_not_closed_and_the_chain_of_one_that_is_holds(
-    command: Command, tmp_path: Path
-):
+def test_only_past_months_can_be_closed_and_their_chain_is_valid(command: Command, tmp_path: Path):
     assert command("prices", "adopt", "aws") == (0, {"name": "aws", "adopted": True})
     assert command("prices", "adopt", "aws") == (0, {"name": "aws", "adopted": False})
     month = time.strftime("%Y-%m", time.gmtime())
@@ -179,7 +175,7 @@ class Listener(http.server.BaseHTTPRequestHandler):
         return
 
 
-def test_a_budget_warns_once_and_ends_with_three_when_nothing_is_left(command: Command, tmp_path: Path):
+def test_a_budget_warns_once_and_an_exhausted_one_exits_with_3(command: Command, tmp_path: Path):
     spool(tmp_path, "run-a").close()
     Listener.heard = []
     server = http.server.HTTPServer(("127.0.0.1", 0), Listener)
@@ -199,7 +195,7 @@ def test_a_budget_warns_once_and_ends_with_three_when_nothing_is_left(command: C
     assert [message["threshold"] for message in Listener.heard] == ["0.5", "0.8", "0.95"]
 
 
-def test_a_budget_is_compared_with_what_was_used(command: Command, tmp_path: Path):
+def test_a_budget_is_compared_with_the_usage(command: Command, tmp_path: Path):
     spool(tmp_path, "run-a").close()
     first = time.strftime("%Y-%m-%d", time.gmtime(START / 1e9))
     last = time.strftime("%Y-%m-%d", time.gmtime(START / 1e9 + 4 * 86400))
@@ -244,7 +240,7 @@ def test_reports_are_written_in_every_format(command: Command, tmp_path: Path):
         (["trend", "--every", "year"], "--every"),
     ],
 )
-def test_what_can_not_be_done_is_refused_with_two_and_says_why(
+def test_impossible_requests_exit_with_2_and_a_reason(
     command: Command, tmp_path: Path, words: list[str], key: str
 ):
     spool(tmp_path, "run-a").close()

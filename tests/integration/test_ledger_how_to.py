@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "how-to" / "close-a-month.md"
 BLOCK = re.compile(r"^```(bash|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def test_a_month_is_closed_by_the_commands_of_the_page():
+def test_the_commands_of_the_page_close_a_month():
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     program = "\n".join(text for kind, text in blocks if kind == "bash")
     environment = {

@@ -125,7 +125,7 @@ def test_stages_are_children_of_their_pipeline(output_dir: Path) -> None:
     assert mlflow.run("r1-1-sft").data.tags["mlflow.parentRunId"] == mlflow.run("r1-1").info.run_id
 
 
-def test_the_run_says_what_it_is_and_how_it_ended(output_dir: Path) -> None:
+def test_the_run_has_tags_for_its_identity_and_outcome(output_dir: Path) -> None:
     mlflow = MLflowUnderTest(output_dir)
     tracker = mlflow.new()
     tracker.start(IDENTITY)
@@ -142,9 +142,7 @@ def test_the_run_says_what_it_is_and_how_it_ended(output_dir: Path) -> None:
     assert mlflow.run().info.status == "RUNNING"
 
 
-def test_a_table_of_rollouts_is_one_that_mlflow_reads(
-    output_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rollouts_are_logged_as_an_mlflow_table(output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = MLflowUnderTest(output_dir)
     tracker = mlflow.new()
     tracker.start(IDENTITY)
@@ -161,7 +159,7 @@ def test_a_table_of_rollouts_is_one_that_mlflow_reads(
     assert frame.to_dict("records") == [{"prompt": "66+0=", "reward": 1.0}]
 
 
-def test_errors_are_of_two_kinds(output_dir: Path, tmp_path: Path) -> None:
+def test_errors_are_mapped_to_two_classes(output_dir: Path, tmp_path: Path) -> None:
     tracker = MLflowUnderTest(output_dir).new()
     with pytest.raises(TrackerRefusedError, match="not started"):
         tracker.log_metrics(1, {"policy/loss": 1.0})
@@ -189,7 +187,7 @@ def test_a_run_is_tracked_from_the_background(output_dir: Path) -> None:
 ROWS = [MetricRow(step, step * 1_000_000, {"reward/mean": step / 10}) for step in range(1, 9)]
 
 
-def test_steps_that_a_killed_attempt_did_not_send_arrive_with_the_next_one(output_dir: Path) -> None:
+def test_unsent_steps_of_a_killed_attempt_arrive_with_the_next_one(output_dir: Path) -> None:
     """Killed in step 5, with step 4 in metrics.jsonl and not yet sent."""
     mlflow = MLflowUnderTest(output_dir)
     killed = mlflow.new()

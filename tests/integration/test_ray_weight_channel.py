@@ -103,7 +103,7 @@ def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
 
 
 @pytest.mark.parametrize("channel", also_long(["object_store"], ["shared_memory"]))
-def test_two_workers_sample_from_exactly_what_was_published(channel: str, tmp_path: Path) -> None:
+def test_two_workers_sample_with_exactly_the_published_weights(channel: str, tmp_path: Path) -> None:
     parts = _parts(channel, tmp_path)
     publisher, workers = _start(Publisher, parts), [_worker(parts, index) for index in range(2)]
     restored = _start(Publisher, parts, 100)
@@ -120,7 +120,7 @@ def test_two_workers_sample_from_exactly_what_was_published(channel: str, tmp_pa
 
 
 @pytest.mark.parametrize("channel", ["shared_memory"])
-def test_a_worker_finds_the_weights_of_a_killed_learner_gone_and_lives(channel: str, tmp_path: Path) -> None:
+def test_a_worker_survives_the_loss_of_the_weights_of_a_killed_learner(channel: str, tmp_path: Path) -> None:
     """They go with the process; the object store notices some time later."""
     parts = _parts(channel, tmp_path)
     publisher, worker = _start(Publisher, parts), _worker(parts, 0)

@@ -50,7 +50,7 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_a_rollout_that_hangs_is_killed_and_costs_no_other(make: Make) -> None:
+def test_a_hanging_rollout_is_stopped_without_affecting_others(make: Make) -> None:
     grader = make("hangs", timeout_seconds=ENOUGH)
     (pid,) = grader.pids
     scores = grader.grade(rollout_block(["a", "bad", "c", "d"]))
@@ -78,7 +78,7 @@ def test_memory_is_limited(make: Make) -> None:
     assert "MemoryError" in scores.reasons[0]
 
 
-def test_a_block_that_only_hangs_ends_soon(make: Make) -> None:
+def test_a_block_of_hanging_rollouts_ends_soon(make: Make) -> None:
     """40 rollouts that hang cost five children, not forty; the loop then sees that all failed."""
     grader = make("hangs", timeout_seconds=0.3, failure_budget=0.1)
     scores = grader.grade(rollout_block([f"bad {index}" for index in range(40)]))
@@ -98,7 +98,7 @@ def test_loading_does_not_count_against_the_timeout(make: Make) -> None:
     assert scores.grades.tolist() == [ScoreStatus.OK]
 
 
-def test_a_process_that_dies_between_blocks_is_no_rollouts_fault(make: Make) -> None:
+def test_a_process_that_dies_between_blocks_fails_no_rollout(make: Make) -> None:
     grader = make("process_id")
     first = grader.grade(rollout_block(["a"])).rewards[0]
     os.kill(int(first), 9)
@@ -121,14 +121,14 @@ def test_one_process_serves_many_blocks_without_torch(make: Make) -> None:
     assert grader.pids == pids
 
 
-def test_what_scorers_print_is_not_output(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_scorers_does_not_reach_stdout(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     make("prints").grade(rollout_block(["a"]))
     out, err = capfd.readouterr()
     assert "a scorer printed this" not in out
     assert "a scorer printed this" in err
 
 
-def test_what_scorers_print_is_in_the_log_even_if_they_are_killed(tmp_path: Path) -> None:
+def test_output_of_scorers_is_logged_even_if_they_are_killed(tmp_path: Path) -> None:
     log = tmp_path / "reward-0.log"
     config = reward_config({f"{FAKES}:prints": 1.0, f"{FAKES}:holds_the_gil": 1.0}, timeout_seconds=1.0)
     with Grader(config, max_new_tokens=100, output=log) as grader:
@@ -169,7 +169,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("text", ["a", "bad"], ids=["between rollouts", "in C code that holds the GIL"])
-def test_everything_that_a_scorer_started_ends_with_the_grader(make: Make, text: str) -> None:
+def test_all_processes_started_by_a_scorer_end_with_the_grader(make: Make, text: str) -> None:
     others = set(descendants(os.getpid()))  # such as multiprocessing's resource tracker
     grader = make("starts_orphans", timeout_seconds=1.0)
     (pid,) = grader.pids
@@ -192,7 +192,7 @@ def test_everything_that_a_scorer_started_ends_with_the_grader(make: Make, text:
     assert not set(descendants(os.getpid())) - others
 
 
-def test_a_worker_that_is_killed_takes_the_whole_tree_with_it() -> None:
+def test_killing_a_worker_ends_its_whole_process_tree() -> None:
     program = f"""
 import sys, threading, time
 from orchestrator.sandbox.guard import descendants
@@ -235,7 +235,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
-def test_junk_on_the_channel_is_a_crash(make: Make, junk: str) -> None:
+def test_malformed_data_on_the_channel_is_a_crash(make: Make, junk: str) -> None:
     scores = make("sends", timeout_seconds=60.0).grade(rollout_block([junk]))
     assert scores.grades.tolist() == [ScoreStatus.CRASHED]
     assert scores.reasons[0].startswith("the scorers' process ")
@@ -294,14 +294,16 @@ def test_asynchronous_and_batched_scorers_share_one_process(make: Make, scorer: 
     assert len(grader.pids) == 1
 
 
-def test_scorers_that_compute_get_no_more_processes(make: Make) -> None:
+def test_cpu_bound_scorers_get_a_single_process(make: Make) -> None:
     grader = make("computes", concurrency=6, timeout_seconds=120.0)
     assert grader.grade(rollout_block(list("abcdef"))).rewards.tolist() == [1.0] * 6
     assert len(grader.pids) == 1
 
 
 @pytest.mark.parametrize("scorer", ["hangs_later", "blocks_the_loop"])
-def test_an_asynchronous_scorer_that_cannot_be_cancelled_costs_no_other(make: Make, scorer: str) -> None:
+def test_an_asynchronous_scorer_that_ignores_cancellation_does_not_affect_others(
+    make: Make, scorer: str
+) -> None:
     grader = make(scorer, concurrency=4, timeout_seconds=2.0)
     scores = grader.grade(rollout_block(["a", "bad", "c", "d", "e", "f"]))
     assert scores.grades.tolist() == [
@@ -312,7 +314,7 @@ def test_an_asynchronous_scorer_that_cannot_be_cancelled_costs_no_other(make: Ma
 
 
 @pytest.mark.parametrize("scorer", ["dies", "dies_later", "dies_in_a_batch"])
-def test_a_death_costs_no_other_rollout(make: Make, scorer: str) -> None:
+def test_the_death_of_a_process_only_fails_the_rollout_at_fault(make: Make, scorer: str) -> None:
     grader = make(scorer, concurrency=4, timeout_seconds=120.0)
     scores = grader.grade(rollout_block(["a", "b", "bad", "d", "e", "f"]))
     assert scores.grades.tolist() == [*[ScoreStatus.OK] * 2, ScoreStatus.CRASHED, *[ScoreStatus.OK] * 3]

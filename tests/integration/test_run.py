@@ -151,7 +151,7 @@ def test_the_last_checkpoint_exports_the_model_that_the_learner_exported(
     assert "accelerator-hours" in (tmp_path / "exported" / "README.md").read_text()
 
 
-def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -> None:
+def test_a_killed_run_resumes_bit_for_bit(program: Program, small_run: SmallRun) -> None:
     """Synchronous, world size 1: the losses after the resume are those of a run that was never broken."""
     directory = program.output_dir / "broken"
     with going_on(program, *small_run("broken", "checkpoint.every=1")) as process:
@@ -173,7 +173,9 @@ def test_a_killed_run_resumes_bit_equal(program: Program, small_run: SmallRun) -
 
 
 @pytest.mark.long
-def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, small_run: SmallRun) -> None:
+def test_an_interrupted_run_writes_a_checkpoint_and_exits_with_4(
+    program: Program, small_run: SmallRun
+) -> None:
     directory = program.output_dir / "interrupted"
     with going_on(program, *small_run("interrupted", "checkpoint.every=0")) as process:
         wait_for_step(directory, 0, process)
@@ -187,7 +189,7 @@ def test_an_interrupted_run_makes_a_checkpoint_and_exits_4(program: Program, sma
 
 
 @pytest.mark.long
-def test_a_run_goes_on_in_another_shape_and_back(program: Program, small_run: SmallRun) -> None:
+def test_a_run_continues_with_other_ranks_and_back(program: Program, small_run: SmallRun) -> None:
     """Saved by two ranks at ZeRO 2, resumed by one, and by two again; the maths stay refused."""
     run = "reshaped"
     program(*small_run(run, "steps=1", "learner.world_size=2", "learner.zero_stage=2", "evaluation.every=0"))

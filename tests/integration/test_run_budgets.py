@@ -89,7 +89,7 @@ def assert_settled(program: Program, budget: dict[str, Any]) -> None:
 
 
 @pytest.mark.long
-def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
+def test_a_team_budget_stops_a_run_that_continues_when_it_is_raised(
     program: Program, small_run: Callable[..., tuple[str, ...]], hook: Hook
 ) -> None:
     name = run_until_stopped(program, small_run, hook)
@@ -127,7 +127,7 @@ def test_a_run_stops_by_its_teams_budget_and_goes_on_when_that_is_raised(
     assert_settled(program, budget_of(program, name))
 
 
-def test_a_run_goes_on_while_its_ledger_is_away(
+def test_a_run_continues_while_its_ledger_is_unavailable(
     program: Program, small_run: Callable[..., tuple[str, ...]], tmp_path: Path
 ) -> None:
     away = "postgresql://nobody@127.0.0.1:1/nowhere"
@@ -141,7 +141,7 @@ def test_a_run_goes_on_while_its_ledger_is_away(
 
 
 @pytest.mark.long
-def test_a_step_that_does_not_end_is_broken_off_before_the_limit_is_passed(
+def test_a_step_that_does_not_end_is_cancelled_before_the_limit_is_exceeded(
     program: Program, small_run: Callable[..., tuple[str, ...]]
 ) -> None:
     """The first evaluation, whose answers are graded for ever. (Training rollouts under way are given up

@@ -111,7 +111,7 @@ class TestS3Server(CheckpointStoreContract):
         return s3
 
 
-def test_a_file_of_several_parts(s3: S3UnderTest, tmp_path: Path) -> None:
+def test_a_multipart_upload(s3: S3UnderTest, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "here", 10, b"0123456789" * 2000)
     assert (checkpoint / "rank-0-of-1.bin").stat().st_size > 2 * 8 * 1024**2
     s3.open().put(checkpoint)
@@ -119,7 +119,7 @@ def test_a_file_of_several_parts(s3: S3UnderTest, tmp_path: Path) -> None:
     assert (fetched / "rank-0-of-1.bin").read_bytes() == b"0123456789" * 2_000_000
 
 
-def test_keys_that_the_server_does_not_know(endpoint: str, tmp_path: Path) -> None:
+def test_unknown_keys_are_an_error(endpoint: str, tmp_path: Path) -> None:
     with contextlib.closing(client_of(endpoint, secret="wrong")) as client:
         store = S3Store(client, BUCKET, "run", keep=1)
         with pytest.raises(CheckpointError, match=r"403|SignatureDoesNotMatch|Forbidden"):
@@ -128,7 +128,7 @@ def test_keys_that_the_server_does_not_know(endpoint: str, tmp_path: Path) -> No
             store.put(make_checkpoint(tmp_path, 10))
 
 
-def test_a_server_that_is_gone() -> None:
+def test_an_unreachable_server_is_an_error() -> None:
     with socket.socket() as taken:  # so that nobody listens there
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -82,7 +82,7 @@ def fill_at_the_rename(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "fill_the_disk", [fill_while_the_learner_saves, fill_before_the_manifest, fill_at_the_rename]
 )
-def test_a_full_disk_keeps_the_last_good_checkpoint(
+def test_a_full_disk_keeps_the_last_valid_checkpoint(
     fill_the_disk: Callable[[pytest.MonkeyPatch], None],
     asynchronous: bool,
     tmp_path: Path,
@@ -99,7 +99,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
 @pytest.mark.parametrize("write_seconds", [0.0, 1.5, 40.0])
-def test_training_goes_on_while_a_checkpoint_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     write_seconds: float, max_staleness: int, tmp_path: Path
 ) -> None:
     """And a checkpoint that is due earlier than the one before is written waits for it: none is left out."""
@@ -115,7 +115,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert written[step] <= written[step + 5] - write_seconds + 1e-6
 
 
-def test_the_last_checkpoint_that_fails_is_an_error_of_the_run(
+def test_a_failure_of_the_last_checkpoint_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_while_the_learner_saves(monkeypatch)
@@ -139,7 +139,7 @@ def test_a_failed_checkpoint_ends_the_run_at_the_next_step(
 
 
 @pytest.mark.parametrize("at_seconds", [9.0, 9.5, 10.0, 11.0])
-def test_a_stopped_run_waits_for_the_checkpoint_under_way(at_seconds: float, tmp_path: Path) -> None:
+def test_a_stopped_run_waits_for_the_checkpoint_in_progress(at_seconds: float, tmp_path: Path) -> None:
     settings = replace(BASE, timing=Timing(write=100.0))
     with pytest.raises(DrainedError):
         simulate(settings, tmp_path, stop=Stop(at_seconds, DRAINED))
@@ -148,14 +148,14 @@ def test_a_stopped_run_waits_for_the_checkpoint_under_way(at_seconds: float, tmp
     assert_complete(resumed, settings, tmp_path)
 
 
-def test_a_run_that_ends_badly_keeps_the_checkpoint_under_way(tmp_path: Path) -> None:
+def test_a_failing_run_completes_the_checkpoint_in_progress(tmp_path: Path) -> None:
     settings = replace(BASE, timing=Timing(write=100.0), faults=Faults(non_finite_step=6))
     with pytest.raises(NonFiniteError):
         simulate(settings, tmp_path)
     assert names(tmp_path / "checkpoints") == ["step-000005"]
 
 
-def test_a_cancelled_run_gives_up_the_checkpoint_under_way(tmp_path: Path) -> None:
+def test_a_cancelled_run_abandons_the_checkpoint_in_progress(tmp_path: Path) -> None:
     settings = replace(BASE, timing=Timing(write=100.0))
 
     async def main() -> float:
@@ -173,7 +173,7 @@ def test_a_cancelled_run_gives_up_the_checkpoint_under_way(tmp_path: Path) -> No
     assert names(tmp_path / "checkpoints") == []
 
 
-def test_what_a_killed_write_left_over_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_write_are_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-000007.partial").mkdir(parents=True)
     assert_complete(simulate(BASE, tmp_path, resume=True), BASE, tmp_path)
     assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
@@ -196,7 +196,7 @@ def shorten(path: Path) -> None:
 
 @pytest.mark.parametrize("tamper", [change, shorten, Path.unlink])
 @pytest.mark.parametrize("name", [TRAINED, "loop.json"])
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
     name: str, tamper: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     simulate(BASE, tmp_path)
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     verify(newest)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_does_not_start_again(tmp_path: Path) -> None:
     simulate(BASE, tmp_path)
     for checkpoint in complete(tmp_path / "checkpoints"):
         change(checkpoint / TRAINED)
@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_version_is_neither_read_nor_set_aside(tmp_path:
     assert names(tmp_path / "checkpoints") == ["step-000015", "step-000020"]
 
 
-def test_a_learner_that_is_rebuilt_does_without_a_damaged_checkpoint(tmp_path: Path) -> None:
+def test_a_rebuilt_learner_skips_a_damaged_checkpoint(tmp_path: Path) -> None:
     """The run goes on as after any loss, from one checkpoint further back."""
 
     async def main() -> Simulation:
@@ -270,7 +270,9 @@ def test_a_learner_that_is_rebuilt_does_without_a_damaged_checkpoint(tmp_path: P
     "content",
     ["", "{", "[]", "{}", '{"files": {"loop.json": {}}}', '{"format": 1, "files": {}}'],
 )
-def test_a_changed_manifest_is_named(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_manifest_is_reported(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     simulate(BASE, tmp_path)
     manifest = complete(tmp_path / "checkpoints")[-1] / MANIFEST
     manifest.write_text(content)
@@ -278,7 +280,7 @@ def test_a_changed_manifest_is_named(content: str, tmp_path: Path, caplog: pytes
     assert f"continuing from step-000015: {manifest}" in caplog.text
 
 
-def test_a_checkpoint_that_was_half_removed_does_not_count(tmp_path: Path) -> None:
+def test_a_partially_removed_checkpoint_does_not_count(tmp_path: Path) -> None:
     simulate(BASE, tmp_path)
     (tmp_path / "checkpoints" / "step-000020" / MANIFEST).unlink()
     resumed = simulate(BASE, tmp_path, resume=True)
@@ -293,7 +295,7 @@ def mirror_to(store: CheckpointStore, failure_budget: int = 2) -> CheckpointMirr
 
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
-def test_a_new_machine_goes_on_from_the_store(max_staleness: int, tmp_path: Path) -> None:
+def test_a_new_machine_continues_from_the_store(max_staleness: int, tmp_path: Path) -> None:
     settings = replace(BASE, max_staleness=max_staleness, faults=MANY_FAULTS, dynamic_sampling=True)
     store = tmp_path / "store"
     with pytest.raises(DrainedError):
@@ -306,7 +308,7 @@ def test_a_new_machine_goes_on_from_the_store(max_staleness: int, tmp_path: Path
     assert [path.name for path in complete(store)] == ["step-000015", "step-000020"]
 
 
-def test_the_newer_of_the_disk_and_the_store_counts(tmp_path: Path) -> None:
+def test_the_newer_checkpoint_of_disk_and_store_is_used(tmp_path: Path) -> None:
     store, first, second = (tmp_path / name for name in ("store", "first", "second"))
     with pytest.raises(DrainedError):
         simulate(BASE, first, stop=Stop(8.0, DRAINED), mirror=mirror_to(DirectoryStore(store, 2)))
@@ -316,7 +318,7 @@ def test_the_newer_of_the_disk_and_the_store_counts(tmp_path: Path) -> None:
     assert (first / "model" / TRAINED).read_text() == (second / "model" / TRAINED).read_text()
 
 
-def test_the_stores_copy_takes_the_place_of_a_damaged_checkpoint(
+def test_a_damaged_checkpoint_is_replaced_by_the_copy_in_the_store(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, run = tmp_path / "store", tmp_path / "run"
@@ -332,7 +334,7 @@ def test_the_stores_copy_takes_the_place_of_a_damaged_checkpoint(
     assert names(run / "checkpoints") == ["step-000020", "step-000025"]
 
 
-def test_a_damaged_checkpoint_is_not_done_without_while_the_store_can_not_be_asked(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_skipped_while_the_store_is_unreachable(tmp_path: Path) -> None:
     """It may have a good copy."""
     simulate(BASE, tmp_path / "run")
     change(tmp_path / "run" / "checkpoints" / "step-000020" / TRAINED)
@@ -362,14 +364,14 @@ class DownStore(DirectoryStore):
 
 
 @pytest.mark.parametrize("down", [range(1), range(2), range(2, 4)], ids=str)
-def test_a_store_may_be_out_of_reach_for_a_while(down: range, tmp_path: Path) -> None:
+def test_a_store_may_be_unreachable_for_a_while(down: range, tmp_path: Path) -> None:
     store = DownStore(tmp_path / "store", down)
     simulation = simulate(BASE, tmp_path / "run", mirror=mirror_to(store))
     assert_complete(simulation, BASE, tmp_path / "run")
     assert complete(tmp_path / "store")[-1].name == "step-000020"
 
 
-def test_a_drained_run_waits_until_the_store_has_its_checkpoint(tmp_path: Path) -> None:
+def test_a_drained_run_waits_until_its_checkpoint_is_in_the_store(tmp_path: Path) -> None:
     store = DownStore(tmp_path / "store", range(2))
     settings = replace(BASE, checkpoint_every=0)
     with pytest.raises(DrainedError):
@@ -378,7 +380,7 @@ def test_a_drained_run_waits_until_the_store_has_its_checkpoint(tmp_path: Path) 
     assert [path.name for path in complete(tmp_path / "store")] == names(tmp_path / "run" / "checkpoints")
 
 
-def test_a_store_that_stays_out_of_reach_ends_the_run(tmp_path: Path) -> None:
+def test_a_store_that_stays_unreachable_ends_the_run(tmp_path: Path) -> None:
     store = DownStore(tmp_path / "store", range(100))
     with pytest.raises(CheckpointError, match=r"copied 3 times in a row; last: connection refused"):
         simulate(replace(BASE, steps=100), tmp_path / "run", mirror=mirror_to(store))
@@ -386,14 +388,14 @@ def test_a_store_that_stays_out_of_reach_ends_the_run(tmp_path: Path) -> None:
     assert complete(tmp_path / "run" / "checkpoints")[-1].name == "step-000020"
 
 
-def test_a_last_checkpoint_that_does_not_reach_the_store_is_an_error(tmp_path: Path) -> None:
+def test_a_last_checkpoint_that_is_not_stored_is_an_error(tmp_path: Path) -> None:
     store = DownStore(tmp_path / "store", range(3, 100))
     with pytest.raises(CheckpointError, match="connection refused"):
         simulate(BASE, tmp_path / "run", mirror=mirror_to(store))
     assert (tmp_path / "run" / "model" / TRAINED).exists()
 
 
-def test_a_store_that_can_not_be_asked(tmp_path: Path) -> None:
+def test_a_store_that_is_unreachable_at_the_start_is_an_error(tmp_path: Path) -> None:
     deaf = DownStore(tmp_path / "store", range(0), deaf=True)
     with pytest.raises(CheckpointError, match="connection refused"):
         simulate(BASE, tmp_path / "new", resume=True, mirror=mirror_to(deaf))
@@ -403,7 +405,7 @@ def test_a_store_that_can_not_be_asked(tmp_path: Path) -> None:
     assert_complete(resumed, BASE, tmp_path / "old")
 
 
-def test_of_two_controllers_of_one_run_only_one_goes_on(tmp_path: Path) -> None:
+def test_only_one_of_two_controllers_of_a_run_continues(tmp_path: Path) -> None:
     """The first is taken for dead and started again elsewhere, but still runs."""
     settings = replace(BASE, steps=10)
     first = DirectoryStore(tmp_path / "store", 2)

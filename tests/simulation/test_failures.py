@@ -60,7 +60,9 @@ def end_of(settings: SimulationSettings, directory: Path) -> tuple[BaseException
     ],
     ids=["rollout workers", "reward workers", "restarts"],
 )
-def test_more_workers_are_lost_than_tolerated(faults: Faults, evaluate_every: int, tmp_path: Path) -> None:
+def test_losing_more_workers_than_tolerated_ends_the_run(
+    faults: Faults, evaluate_every: int, tmp_path: Path
+) -> None:
     settings = replace(BASE, faults=faults, max_restarts=3, evaluate_every=evaluate_every)
     error, _ = end_of(settings, tmp_path)
     assert type(error) is FailureBudgetExceededError
@@ -68,7 +70,7 @@ def test_more_workers_are_lost_than_tolerated(faults: Faults, evaluate_every: in
 
 
 @pytest.mark.parametrize("faults", [Faults(learner_death=1.0), Faults(learner_death_elsewhere=1.0)])
-def test_more_learners_are_lost_than_tolerated(faults: Faults, tmp_path: Path) -> None:
+def test_losing_more_learners_than_tolerated_ends_the_run(faults: Faults, tmp_path: Path) -> None:
     error, simulation = end_of(replace(BASE, faults=faults, max_learner_rebuilds=3), tmp_path)
     assert type(error) is FailureBudgetExceededError
     assert (error.what, error.count, error.budget) == ("learner ranks lost", 4, 3)
@@ -79,7 +81,9 @@ def test_more_learners_are_lost_than_tolerated(faults: Faults, tmp_path: Path) -
 @pytest.mark.parametrize(
     "faults", [Faults(rollouts_lost=1.0), Faults(weights_lost=1.0), Faults(batch_lost=1.0)], ids=str
 )
-def test_more_data_is_lost_than_tolerated(faults: Faults, evaluate_every: int, tmp_path: Path) -> None:
+def test_losing_more_data_than_tolerated_ends_the_run(
+    faults: Faults, evaluate_every: int, tmp_path: Path
+) -> None:
     """Nobody died: no worker is replaced and no learner rank is rebuilt for it."""
     settings = replace(
         BASE,
@@ -100,7 +104,7 @@ def test_more_data_is_lost_than_tolerated(faults: Faults, evaluate_every: int, t
 @pytest.mark.parametrize(
     "faults", [Faults(rollouts_lost=0.2), Faults(weights_lost=0.2), Faults(batch_lost=0.2)], ids=str
 )
-def test_lost_data_is_made_again_and_nobody_is_restarted(
+def test_lost_data_is_sampled_again_without_restarting_actors(
     faults: Faults, evaluate_every: int, max_staleness: int, tmp_path: Path
 ) -> None:
     settings = replace(
@@ -118,7 +122,7 @@ def test_lost_data_is_made_again_and_nobody_is_restarted(
     assert simulation.learner.rebuilt == simulation.rollouts.restarts == simulation.rewards.restarts == 0
 
 
-def test_weights_that_died_with_their_learner_rebuild_it(
+def test_weights_lost_with_their_learner_lead_to_a_rebuild(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rollout workers notice first, while the trainer waits for their rollouts: publishing
@@ -162,7 +166,7 @@ def test_weights_that_died_with_their_learner_rebuild_it(
 
 
 @pytest.mark.parametrize("evaluate_every", [0, 5], ids=["of steps", "of evaluations"])
-def test_a_full_disk_costs_records_and_not_the_run(evaluate_every: int, tmp_path: Path) -> None:
+def test_a_full_disk_loses_records_but_not_the_run(evaluate_every: int, tmp_path: Path) -> None:
     settings = replace(BASE, faults=Faults(disk_full=1.0), evaluate_every=evaluate_every)
     simulation = simulate(settings, tmp_path)
     lost = [event for event in simulation.trace.events if isinstance(event, RecordLost)]
@@ -175,7 +179,7 @@ def test_a_full_disk_costs_records_and_not_the_run(evaluate_every: int, tmp_path
     assert len(simulation.learner.trained) == BASE.steps * BASE.prompts_per_step
 
 
-def test_a_disk_that_stays_full_has_a_budget(tmp_path: Path) -> None:
+def test_lost_records_have_a_budget(tmp_path: Path) -> None:
     error, simulation = end_of(replace(BASE, faults=Faults(disk_full=1.0), max_lost_records=1), tmp_path)
     assert type(error) is FailureBudgetExceededError
     assert (error.what, error.count) == ("steps whose rollouts could not be recorded", 2)
@@ -183,13 +187,13 @@ def test_a_disk_that_stays_full_has_a_budget(tmp_path: Path) -> None:
     assert max(report.step for report in simulation.trace.reports) == 10
 
 
-def test_groups_without_a_signal_have_a_budget(tmp_path: Path) -> None:
+def test_groups_without_a_training_signal_have_a_budget(tmp_path: Path) -> None:
     error, _ = end_of(replace(BASE, dynamic_sampling=True, max_resampled=0.0), tmp_path)
     assert type(error) is FailureBudgetExceededError
     assert (error.what, error.budget) == ("groups without a training signal in one step", 0)
 
 
-def test_rollouts_that_cannot_be_graded_have_a_budget(
+def test_rollouts_that_cannot_be_scored_have_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = CountingSummary.metrics
@@ -203,7 +207,7 @@ def test_rollouts_that_cannot_be_graded_have_a_budget(
 
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
-def test_a_nan_ends_the_run_and_is_no_reason_to_rebuild(max_staleness: int, tmp_path: Path) -> None:
+def test_a_nan_ends_the_run_without_a_rebuild(max_staleness: int, tmp_path: Path) -> None:
     settings = replace(BASE, max_staleness=max_staleness, faults=Faults(non_finite_step=12))
     error, simulation = end_of(settings, tmp_path)
     assert type(error) is NonFiniteError
@@ -250,7 +254,7 @@ def break_record(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 @pytest.mark.parametrize("evaluate_every", [0, 1])
 @pytest.mark.parametrize("break_stage", [break_generate, break_score, break_update, break_record])
 @pytest.mark.parametrize("error", [ValueError("a bug"), OrchestratorError("on purpose")], ids=repr)
-def test_any_other_error_is_raised_as_it_is(
+def test_other_errors_are_raised_unchanged(
     break_stage: Callable[[pytest.MonkeyPatch, Exception], None],
     error: Exception,
     evaluate_every: int,
@@ -262,7 +266,7 @@ def test_any_other_error_is_raised_as_it_is(
     assert found is error
 
 
-def test_an_observer_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_observer_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise OSError("the disk is full")
 
@@ -284,7 +288,7 @@ def test_a_cancelled_run_leaves_nothing_behind(tmp_path: Path) -> None:
     run_in_virtual_time(main())
 
 
-def test_a_hang_is_found_by_the_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulation_detects_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulation itself: a run that would hang for ever is an error, not a test that never ends."""
 
     async def hang(*_: object) -> None:

@@ -90,7 +90,7 @@ class Watching:
         pass
 
 
-def test_a_run_that_is_asked_to_stop_while_it_trains_makes_a_checkpoint_and_is_resumed(
+def test_a_run_stopped_during_training_writes_a_checkpoint_and_is_resumed(
     tmp_path: Path,
 ) -> None:
     prepared = launch.prepare(compose("grpo", [*SMALL, f"output_dir={tmp_path}"]), "r1")
@@ -115,7 +115,7 @@ def test_a_run_that_is_asked_to_stop_while_it_trains_makes_a_checkpoint_and_is_r
     assert (outcome.directory.record().attempt, outcome.directory.newest_fence()) == (2, 2)
 
 
-def test_a_run_that_was_taken_over_ends_and_leaves_the_state_to_the_new_writer(tmp_path: Path) -> None:
+def test_a_run_that_was_taken_over_ends_without_writing_state(tmp_path: Path) -> None:
     prepared = launch.prepare(compose("grpo", [*SMALL, f"output_dir={tmp_path}"]), "r1")
     directory = type(prepared.directory)(prepared.directory.path)
 

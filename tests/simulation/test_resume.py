@@ -22,7 +22,7 @@ DRAINED = DrainedError("asked to stop")
 @pytest.mark.parametrize("dynamic_sampling", [False, True], ids=["fixed", "dynamic"])
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
 @pytest.mark.parametrize("at_seconds", [0.0, 0.3, 9.0, 30.0])
-def test_a_drained_run_ends_as_if_never_stopped(
+def test_a_drained_and_resumed_run_ends_as_if_never_stopped(
     at_seconds: float, max_staleness: int, dynamic_sampling: bool, tmp_path: Path
 ) -> None:
     settings = replace(BASE, max_staleness=max_staleness, dynamic_sampling=dynamic_sampling, evaluate_every=4)
@@ -76,7 +76,7 @@ def test_a_stop_does_not_wait_for_rollouts(tmp_path: Path) -> None:
     assert run_in_virtual_time(main()) == 10.0
 
 
-def test_the_first_reason_to_stop_counts(tmp_path: Path) -> None:
+def test_the_first_stop_reason_counts(tmp_path: Path) -> None:
     async def main() -> None:
         simulation = assemble(BASE, tmp_path, VirtualClock())
         simulation.loop.request_stop(BudgetStopError("first"))
@@ -104,7 +104,7 @@ def test_a_stop_after_the_last_step_changes_nothing(tmp_path: Path) -> None:
     run_in_virtual_time(main())
 
 
-def test_a_learner_that_dies_while_the_run_is_drained(tmp_path: Path) -> None:
+def test_a_learner_may_die_while_the_run_is_drained(tmp_path: Path) -> None:
     settings = replace(BASE, faults=Faults(learner_death_elsewhere=0.4), seed=8)
     with pytest.raises(DrainedError):
         simulate(settings, tmp_path, stop=Stop(3.0, DRAINED))
@@ -118,7 +118,7 @@ class ControllerKilledError(Exception):
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
 @pytest.mark.parametrize("killed_at", [1, 4, 5, 13])
-def test_a_killed_controller_goes_on_from_the_last_checkpoint(
+def test_a_killed_controller_continues_from_the_last_checkpoint(
     killed_at: int, max_staleness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(BASE, max_staleness=max_staleness, checkpoint_every=4)
@@ -148,7 +148,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"steps": 30}, {"max_staleness": 0}, {"max_staleness": 5}], ids=str)
-def test_a_run_may_go_on_with_other_settings(change: Mapping[str, int], tmp_path: Path) -> None:
+def test_a_run_may_continue_with_other_settings(change: Mapping[str, int], tmp_path: Path) -> None:
     settings = replace(BASE, max_staleness=3)
     with pytest.raises(DrainedError):
         simulate(settings, tmp_path, stop=Stop(8.0, DRAINED))
@@ -156,7 +156,7 @@ def test_a_run_may_go_on_with_other_settings(change: Mapping[str, int], tmp_path
     assert_complete(simulate(changed, tmp_path, resume=True), changed, tmp_path)
 
 
-def test_groups_that_do_not_fit_the_smaller_window_yet_survive_another_stop(tmp_path: Path) -> None:
+def test_groups_beyond_a_smaller_window_survive_another_stop(tmp_path: Path) -> None:
     settings = replace(BASE, max_staleness=3, checkpoint_every=0)
     with pytest.raises(DrainedError):
         simulate(settings, tmp_path, stop=Stop(8.0, DRAINED))
@@ -168,7 +168,7 @@ def test_groups_that_do_not_fit_the_smaller_window_yet_survive_another_stop(tmp_
     assert_complete(simulate(settings, tmp_path, resume=True), settings, tmp_path)
 
 
-def test_fewer_steps_than_there_are_groups_asked_for(tmp_path: Path) -> None:
+def test_a_resumed_run_may_need_fewer_groups_than_are_outstanding(tmp_path: Path) -> None:
     settings = replace(BASE, max_staleness=3, checkpoint_every=0)
     with pytest.raises(DrainedError):
         simulate(settings, tmp_path, stop=Stop(8.0, DRAINED))
@@ -177,9 +177,7 @@ def test_fewer_steps_than_there_are_groups_asked_for(tmp_path: Path) -> None:
     assert len(set(resumed.learner.trained)) == (step + 1) * settings.prompts_per_step
 
 
-def test_a_stop_that_cannot_be_written_down_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_without_a_checkpoint_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints").write_text("a file where a directory must be")
     with pytest.raises(OrchestratorError, match="step 0 could not be written") as caught:
         simulate(BASE, tmp_path, stop=Stop(0.0, DRAINED))

@@ -103,14 +103,14 @@ def test_a_lookahead_is_used(tmp_path: Path) -> None:
     assert max(simulation.learner.staleness) > 0
 
 
-def test_nothing_is_sampled_that_no_step_trains_on(tmp_path: Path) -> None:
+def test_no_group_is_sampled_in_excess(tmp_path: Path) -> None:
     simulation = simulate(replace(BASE, max_staleness=3), tmp_path)
     sampled = sum(report.metrics.get("rollout/count", 0) for report in simulation.trace.reports)
     assert sampled == BASE.steps * BASE.prompts_per_step * BASE.group_size
 
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
-def test_no_steps(max_staleness: int, tmp_path: Path) -> None:
+def test_a_run_of_zero_steps(max_staleness: int, tmp_path: Path) -> None:
     settings = replace(BASE, steps=0, max_staleness=max_staleness, evaluate_every=1)
     simulation = simulate(settings, tmp_path)
     assert simulation.learner.trained == []
@@ -127,19 +127,19 @@ def evaluated_at(simulation: Simulation) -> list[int]:
     [(0, []), (2, [0, 2, 4, 5]), (5, [0, 5]), (7, [0, 5])],
     ids=str,
 )
-def test_when_the_held_out_prompts_are_answered(every: int, expected: list[int], tmp_path: Path) -> None:
+def test_evaluations_happen_at_the_configured_steps(every: int, expected: list[int], tmp_path: Path) -> None:
     settings = replace(BASE, steps=5, evaluate_every=every)
     assert evaluated_at(simulate(settings, tmp_path)) == expected
 
 
 @pytest.mark.parametrize("heldout", [0, 1, 3, 16])
-def test_fewer_held_out_prompts_than_workers(heldout: int, tmp_path: Path) -> None:
+def test_there_may_be_fewer_held_out_prompts_than_workers(heldout: int, tmp_path: Path) -> None:
     settings = replace(BASE, steps=2, evaluate_every=1, heldout_prompts=heldout, rollout_workers=4)
     simulation = simulate(settings, tmp_path)
     assert evaluated_at(simulation) == ([0, 1, 2] if heldout else [])
 
 
-def test_spans_of_past_steps_are_not_kept(tmp_path: Path) -> None:
+def test_spans_of_past_steps_are_dropped(tmp_path: Path) -> None:
     simulation = simulate(replace(BASE, steps=60, max_staleness=3, evaluate_every=10), tmp_path)
     held = simulation.loop._tally.times._spans  # pyright: ignore[reportPrivateUsage]
     assert len(held) <= 8
@@ -160,7 +160,7 @@ def test_the_time_of_a_synchronous_step_adds_up(tmp_path: Path) -> None:
             assert report.metrics[f"utilisation/{role}"] == pytest.approx(share)
 
 
-def test_sampled_held_out_answers_are_counted_besides_the_greedy_ones(tmp_path: Path) -> None:
+def test_sampled_held_out_answers_are_evaluated_besides_the_greedy_ones(tmp_path: Path) -> None:
     """Of four answers to prompt i, i mod 5 are right and come first; 10 prompts: twice 0, 1, 2, 3 and 4."""
     settings = replace(BASE, steps=2, evaluate_every=1, heldout_prompts=10, sampled_answers=4)
     greedy = simulate(replace(settings, sampled_answers=0), tmp_path / "greedy").trace.reports

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.clock import NANOSECONDS, FakeClock, SystemClock
 
 
-def test_a_fake_clock_moves_when_told() -> None:
+def test_a_fake_clock_only_moves_when_advanced() -> None:
     clock = FakeClock(5)
     assert clock.now_ns() == clock.now_ns() == 5
     clock.advance(NANOSECONDS)

@@ -1,4 +1,4 @@
-"""Every file under `conf/`, by name: it composes, validates, loads its data and produces a plan."""
+"""Every file under `conf/` composes, validates, loads its data and produces a plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JOB_OF = {
     "rollout/worked_solutions": "sft",
     "experiment/demo_sft": "sft",
 }
-"""The job that a file is for, where it is not `grpo`."""
+"""The job that a file is for, if it is not `grpo`."""
 
 ALSO = {
     "algorithm/sft": ["rollout=worked_solutions"],
@@ -28,7 +28,7 @@ ALSO = {
     "task/jsonl_example": ["evaluation.prompts=16"],
     "model/pretrained": ["model.path={folder}"],
 }
-"""What a file needs beside it: it leaves a value to the user, or fits some hardware only."""
+"""Overrides that a file needs, because it leaves a value to the user or only fits certain hardware."""
 
 LLAMA = {
     "model_type": "llama",
@@ -86,6 +86,6 @@ def test_active_parameters_are_shown_with_and_without_the_embedding(
     assert "without the embedding" in shown
 
 
-def test_the_files_are_all_there() -> None:
+def test_all_config_files_are_tested() -> None:
     groups = {file.parent.as_posix() for file in FILES}
     assert {"task", "model", "cluster", "price_book", "algorithm", "experiment", "reward"} <= groups

@@ -1,4 +1,4 @@
-"""Wilson intervals against the definition: the shares that a test at 5 % would not reject."""
+"""Wilson intervals compared with the definition: the shares that a test at 5 % would not reject."""
 
 import math
 
@@ -11,7 +11,7 @@ from orchestrator.confidence_intervals import Z95, wilson_interval
 
 @given(st.integers(1, 5000), st.data())
 def test_the_bounds_solve_the_score_equation(n: int, data: st.DataObject) -> None:
-    """A bound b is where |p - b| is exactly z standard errors, with the error computed at b itself."""
+    """At a bound b, |p - b| is exactly z standard errors, with the error computed at b itself."""
     share = data.draw(st.integers(0, n)) / n
     for bound in wilson_interval(share, n):
         if 0 < bound < 1:
@@ -35,11 +35,11 @@ def test_the_figures_of_the_demo(right: int, low: float, high: float) -> None:
     assert [round(100 * bound, 1) for bound in wilson_interval(right / 256, 256)] == [low, high]
 
 
-def test_all_of_a_few_is_far_from_certain() -> None:
+def test_a_perfect_small_sample_has_a_wide_interval() -> None:
     assert wilson_interval(1.0, 4) == (pytest.approx(0.51, abs=0.005), 1.0)
 
 
 @pytest.mark.parametrize(("share", "n"), [(-0.1, 4), (1.1, 4), (0.5, 0), (0.5, -1), (math.nan, 4)])
-def test_what_is_no_share(share: float, n: float) -> None:
+def test_an_invalid_share_is_rejected(share: float, n: float) -> None:
     with pytest.raises(ValueError, match="a share between 0 and 1"):
         wilson_interval(share, n)

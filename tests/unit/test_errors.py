@@ -32,7 +32,7 @@ ARGUMENTS: dict[type[OrchestratorError], tuple[Any, ...]] = {
     NonFiniteError: ("policy/loss", float("inf"), 12),
     OrchestratorError: ("what went wrong",),
 }
-"""By the nearest class that says what it is made of."""
+"""Examples by the nearest class that defines their arguments."""
 
 
 def example(kind: type[OrchestratorError]) -> OrchestratorError:
@@ -87,5 +87,5 @@ def test_exit_codes() -> None:
     assert {kind.exit_code for kind in KINDS if issubclass(kind, ConfigError)} == {2}
 
 
-def test_lost_data_is_told_from_a_lost_worker() -> None:
+def test_lost_data_is_distinguished_from_a_lost_worker() -> None:
     assert not issubclass(DataLostError, WorkerLostError)

@@ -1,4 +1,4 @@
-"""The packages that the how-tos for algorithms, losses and engines describe work as the pages say."""
+"""The packages in the how-tos for algorithms, losses and engines work as described."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCES = {
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """The environment of a user who has installed the packages: what pip writes for their entry points."""
+    """The environment of a user who has installed the packages, with the entry points that pip writes."""
     for package in (ALGORITHMS, ENGINES):
         project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
         metadata = tmp_path / f"{package.name}-0.1.dist-info"
@@ -60,14 +60,14 @@ def test_the_engine_is_chosen_by_its_config(installed: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_estimator_declares_is_checked(installed: dict[str, str]) -> None:
+def test_the_facts_of_the_estimator_are_checked(installed: dict[str, str]) -> None:
     refused = config(installed, ALGORITHMS, "algorithm=success_rate", "rollout.group_size=1")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["key"] == "rollout.group_size"
 
 
 @pytest.mark.slow
-def test_what_the_engine_does_not_declare_is_refused(installed: dict[str, str]) -> None:
+def test_capabilities_that_the_engine_lacks_are_rejected(installed: dict[str, str]) -> None:
     refused = config(installed, ENGINES, "rollout=uncached", "rollout.record_routes=true")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["key"] == "rollout.record_routes"
@@ -109,7 +109,7 @@ def test_the_examples_in_the_docstrings_hold(module: str, installed: dict[str, s
 
 
 @pytest.mark.parametrize("page", SOURCES)
-def test_the_page_shows_the_code_as_it_is(page: str) -> None:
+def test_the_page_shows_the_actual_code(page: str) -> None:
     text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text()
     lines = [line for block in text.split("```python\n")[1:] for line in block.split("```")[0].splitlines()]
     files = [

@@ -1,4 +1,4 @@
-"""A password in `ledger.url` and the path of `budget.webhook` are only in the process that uses them."""
+"""The password in `ledger.url` and the path of `budget.webhook` only exist in the process that uses them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_only_passwords_are_masked(text: str, shown: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_written_and_shown_has_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+def test_passwords_are_neither_written_nor_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for job in ("grpo", "r1_demo"):
         composed = config.compose(job, [f"ledger.url='{URL}'"])
         assert composed.ledger.url == URL
@@ -63,7 +63,9 @@ def test_what_is_written_and_shown_has_no_password(capsys: pytest.CaptureFixture
             assert PASSWORD not in printed and "ann:***@" in printed
 
 
-def test_a_resumed_run_is_told_the_password_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_gets_the_password_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("ORCHESTRATOR_LEDGER_URL", raising=False)
     composed = config.compose("grpo", [f"ledger.url='{URL}'"])
     check_secrets(composed)
@@ -91,7 +93,7 @@ def test_a_resumed_run_is_told_the_password_again(tmp_path: Path, monkeypatch: p
         ("https://hooks.example/", "https://hooks.example/"),
     ],
 )
-def test_of_a_webhook_only_the_server_is_shown(url: str, shown: str) -> None:
+def test_only_the_server_of_a_webhook_is_shown(url: str, shown: str) -> None:
     assert mask_value("budget.webhook", url) == shown
     assert mask_value("--webhook", url) == shown
 
@@ -121,13 +123,13 @@ def test_a_webhook_is_written_and_shown_without_its_path(capsys: pytest.CaptureF
         [f"budget.webhook='{HOOK} s3cr3t'"],
     ],
 )
-def test_an_error_about_a_config_does_not_tell_the_webhook(overrides: list[str]) -> None:
+def test_config_errors_do_not_reveal_the_webhook(overrides: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         config.compose("grpo", overrides)
     assert "s3cr3t" not in f"{caught.value} {caught.value.args}"
 
 
-def test_a_resumed_run_is_told_the_webhook_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_gets_the_webhook_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORCHESTRATOR_BUDGET_WEBHOOK", raising=False)
     composed = config.compose("grpo", [f"budget.webhook={HOOK}"])
     check_secrets(composed)
@@ -142,7 +144,7 @@ def test_a_resumed_run_is_told_the_webhook_again(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_stage_that_was_not_begun_is_told_the_webhook_again(
+def test_a_stage_that_was_not_started_gets_the_webhook_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = tmp_path / "config.yaml"
@@ -157,14 +159,14 @@ def test_a_stage_that_was_not_begun_is_told_the_webhook_again(
 
 
 @pytest.mark.parametrize("path", ["s3cr3t with blanks", "s3cr3t-\u00fc"])
-def test_a_webhook_that_can_not_be_asked_is_not_told(path: str) -> None:
+def test_an_unreachable_webhook_is_not_revealed(path: str) -> None:
     with pytest.raises(OSError, match="invalid URL or no HTTP server") as caught:
         post(f"http://127.0.0.1:1/{path}", {})
     assert "s3cr3t" not in str(caught.value) and caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("url", [f"mysql://ann:{PASSWORD}@db/x", "postgresql://ann:s3cret@db:port/x"])
-def test_a_ledger_that_can_not_be_opened_is_named_without_its_password(url: str) -> None:
+def test_a_ledger_that_cannot_be_opened_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(LedgerError) as caught:
         open_engine(url)
     assert PASSWORD not in str(caught.value) and "s3cret" not in str(caught.value)

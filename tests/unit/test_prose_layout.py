@@ -1,8 +1,8 @@
 """Docstrings and comments are laid out by people: no line is torn off by a tool that rewrapped the text.
 
 A formatter that wraps prose without reading it leaves two marks: a single short word on a line of its own
-under a full line, and diagrams or tables whose lines were broken or joined. Both look like this: a line of
-more than FULL characters, and directly under it, in the same paragraph, one of fewer than SHORT.
+under a full line, and diagrams or tables with broken or joined lines. Both look like this: a line of more
+than FULL characters, and directly below it, in the same paragraph, one of fewer than SHORT.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def torn(lines: Iterable[Line]) -> Iterator[int]:
 
 
 def docstrings(source: str) -> Iterator[list[Line]]:
-    """The lines of every string that stands alone as a statement, without its quotes."""
+    """The lines of every string that is a statement by itself, without its quotes."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.end_lineno:
@@ -111,7 +111,7 @@ def test_a_torn_line_is_found(source: str, tmp_path: Path) -> None:
         "trailing comment",
     ],
 )
-def test_a_line_that_was_meant_is_not(source: str, tmp_path: Path) -> None:
+def test_an_intended_short_line_is_accepted(source: str, tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(source)
     assert torn_in(path) == []

@@ -1,4 +1,4 @@
-"""The reference says what the code says."""
+"""The generated reference matches the code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_error_in_the_reference_is_the_one_printed(capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out) == documented
 
 
-def test_every_key_says_what_it_means() -> None:
+def test_every_key_has_a_description() -> None:
     for name, definition in (
         RunConfig.model_json_schema()["$defs"] | {"": RunConfig.model_json_schema()}
     ).items():

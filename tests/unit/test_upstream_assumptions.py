@@ -16,7 +16,7 @@ PACKAGE = Path(orchestrator.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "reference" / "upstream-assumptions.md"
 LIBRARIES = {"torch", "deepspeed", "transformers", "peft", "ray", "mlflow", "hydra", "omegaconf"}
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit", "_make"}
-"""Documented names that begin with an underscore: of named tuples, and os._exit."""
+"""Documented names that begin with an underscore: those of named tuples, and os._exit."""
 
 
 def rows() -> list[tuple[str, list[str]]]:
@@ -41,7 +41,7 @@ def resolve(name: str) -> object:
 
 
 def private_uses(tree: ast.Module, own: set[str]) -> Iterator[str]:
-    """Private names of LIBRARIES that are imported, and private attributes that nothing here defines."""
+    """Private names of LIBRARIES that are imported, and private attributes that are not defined here."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in LIBRARIES:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
@@ -75,7 +75,7 @@ def test_every_private_name_in_the_code_is_on_the_page() -> None:
     assert {name for name in used if name not in page} == set()
 
 
-def test_every_name_on_the_page_is_used_where_it_says() -> None:
+def test_every_name_on_the_page_is_used_in_the_listed_files() -> None:
     listed = rows()
     assert len(listed) >= 10
     for name, files in listed:

@@ -7,8 +7,8 @@ of the answer format are single tokens.
 As with every tokenizer of transformers, the literal text `<eos>` stands for that special token.
 
 There is no unknown token: the tokenizer raises an error for a character outside the vocabulary, here and in
-plain transformers. `encode_text` in `training/prompts/chat_template.py` turns it into an error that names
-the character.
+plain transformers. `encode_text` in `training/prompts/chat_template.py` turns it into an error
+that names the character.
 """
 
 from __future__ import annotations

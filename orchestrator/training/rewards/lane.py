@@ -2,8 +2,8 @@
 
     LOADING --loaded--> IDLE --block--> PREPARING --prepared--> READY --score--> READY ...
 
-Nothing that the process sends is trusted: a reply that does not match a request, or is malformed, raises
-ProtocolError.
+Nothing that the process sends is trusted: a reply that does not match a request, or is malformed,
+raises ProtocolError.
 """
 
 from __future__ import annotations

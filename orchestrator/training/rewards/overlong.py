@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def overlong_punishment(
     lengths: NDArray[np.int64], limits: NDArray[np.int32] | int, buffer: int
 ) -> NDArray[np.float64]:
-    """Compute what is added to each reward, [N]: 0 up to `limit - buffer` tokens, then linearly down to -1 at
-    the limit.
+    """Compute what is added to each reward, [N]: 0 up to `limit - buffer` tokens, then linearly down
+    to -1 at the limit.
 
     Equation 13 of DAPO (arXiv 2503.14476) with L_max = limit and L_cache = `buffer` > 0. The limit of a
     rollout is `max_new_tokens`, or less if the context ends earlier. A limit below `buffer` shortens the

@@ -24,11 +24,11 @@ from orchestrator.training.telemetry.summary import ACCURACY, Mean, merged
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """Return the probability that at least one of k answers is correct, drawn without replacement from
-    `samples` answers of which `right` are: 1 - C(n - c, k) / C(n, k), an unbiased estimate for k independent
-    answers.
+    `samples` answers of which `right` are: 1 - C(n - c, k) / C(n, k), an unbiased estimate for k
+    independent answers.
 
-    Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1. Raises ValueError for a k outside 1 to
-    `samples`.
+    Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1. Raises ValueError for a k
+    outside 1 to `samples`.
 
     >>> pass_at_k(samples=4, right=2, k=1), pass_at_k(samples=4, right=3, k=2)
     (0.5, 1.0)

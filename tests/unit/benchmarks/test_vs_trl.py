@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/vs_trl.py: what a step is, and what a row says."""
+"""The pure functions of benchmarks/vs_trl.py: reading steps and computing result rows."""
 
 import importlib
 import os
@@ -64,7 +64,7 @@ def test_a_row_has_the_medians_over_the_steps_of_all_rounds(vs_trl: ModuleType) 
     ("speed", "reward", "reached"),
     [(400, 0.5, True), (399, 0.9, False), (900, 0.47, True), (900, 0.46, False)],
 )
-def test_the_target_is_four_times_the_speed_and_no_lower_reward(
+def test_the_target_is_four_times_the_speed_without_a_lower_reward(
     vs_trl: ModuleType, speed: int, reward: float, reached: bool
 ) -> None:
     trl = {"tokens_per_s": 100, "tokens_per_cpu_s": 50, "reward": 0.5, "reward_error": 0.012}
@@ -75,7 +75,7 @@ def test_the_target_is_four_times_the_speed_and_no_lower_reward(
     assert verdict["cpu_speedup"] == 6.0
 
 
-def test_the_first_step_only_warms_up(vs_trl: ModuleType) -> None:
+def test_the_first_step_is_a_warm_up(vs_trl: ModuleType) -> None:
     class Meter:
         def between(self, start_ns: int, end_ns: int) -> float:
             return (end_ns - start_ns) * 3.0
@@ -84,7 +84,7 @@ def test_the_first_step_only_warms_up(vs_trl: ModuleType) -> None:
     assert vs_trl.warmed_up(steps, Meter()) == vs_trl.Round(tuple(steps[1:]), 3.0)
 
 
-def test_a_step_of_ours_is_a_line_of_metrics(vs_trl: ModuleType) -> None:
+def test_our_steps_are_read_from_the_metrics(vs_trl: ModuleType) -> None:
     metrics = {
         "time/step": 0.5,
         "time/generate": 0.2,
@@ -96,7 +96,7 @@ def test_a_step_of_ours_is_a_line_of_metrics(vs_trl: ModuleType) -> None:
     assert vs_trl.our_step(7, metrics) == vs_trl.Step(7, 0.5, 0.2, 14000, 512, 0.3, 0.4)
 
 
-def test_a_step_of_trl_adds_up_its_processes(vs_trl: ModuleType) -> None:
+def test_steps_of_trl_are_summed_over_its_processes(vs_trl: ModuleType) -> None:
     ranks = [
         {"began_ns": 0, "ended_ns": 2_000_000_000, "generate_s": 1.0, "tokens": 30, "rewards": [1.0, 0.0]},
         {"began_ns": 9, "ended_ns": 2_000_000_009, "generate_s": 1.5, "tokens": 40, "rewards": [1.0, 1.0]},
@@ -105,7 +105,7 @@ def test_a_step_of_trl_adds_up_its_processes(vs_trl: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_trl_is_asked_for_what_ours_does(vs_trl: ModuleType, tmp_path: Path) -> None:
+def test_trl_gets_the_same_settings(vs_trl: ModuleType, tmp_path: Path) -> None:
     overrides = [*vs_trl.SAME_FOR_BOTH, *vs_trl.NOT_TIMED, *vs_trl.LAYOUT, "learner.learning_rate=1e-3"]
     config = compose("grpo", [*overrides, f"model.path={tmp_path}"])
     request = vs_trl.trl_request(config, processes=2)
@@ -116,12 +116,12 @@ def test_trl_is_asked_for_what_ours_does(vs_trl: ModuleType, tmp_path: Path) -> 
     assert config.algorithm.kl.coefficient == 0
 
 
-def test_cpu_seconds_lie_on_lines_between_samples(process_cpu: ModuleType) -> None:
+def test_cpu_seconds_are_interpolated_linearly(process_cpu: ModuleType) -> None:
     samples = [(10, 1.0), (20, 3.0), (40, 3.0)]
     assert [process_cpu.interpolated(samples, at) for at in (0, 10, 15, 20, 30, 99)] == [1, 1, 2, 3, 3, 3]
 
 
-def test_a_tree_of_processes_has_its_children(process_cpu: ModuleType) -> None:
+def test_a_process_tree_includes_its_children(process_cpu: ModuleType) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         assert set(process_cpu.tree_cpu_seconds(os.getpid())) >= {os.getpid(), child.pid}

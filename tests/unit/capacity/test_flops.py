@@ -1,4 +1,4 @@
-"""FLOPs: equal to what torch's counter counts of the real models."""
+"""FLOPs: equal to those that torch's counter measures for the real models."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SMALL = small_architectures()
 
 @pytest.fixture(scope="module")
 def plain_torch() -> Iterator[Executor]:
-    """A process in which nothing has used DeepSpeed: it replaces torch's linear function by one that makes a
-    recomputed layer compute its last product again, which torch leaves out.
+    """A process in which nothing has used DeepSpeed. DeepSpeed replaces torch's linear function by one with
+    which a recomputed layer computes its last product again, which torch omits.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield pool
@@ -27,7 +27,7 @@ def plain_torch() -> Iterator[Executor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_flops_are_what_the_counter_counts(name: str, recompute: bool, plain_torch: Executor) -> None:
+def test_flops_equal_those_of_torchs_counter(name: str, recompute: bool, plain_torch: Executor) -> None:
     rows, length = 2, 48
     counted = plain_torch.submit(counted_flops, SMALL[name], rows, length, recompute=recompute)
     forward, both = counted.result()
@@ -37,7 +37,7 @@ def test_flops_are_what_the_counter_counts(name: str, recompute: bool, plain_tor
     assert training_flops(shape, work, causal=False) == pytest.approx(both, rel=1e-9)
 
 
-def test_causal_attention_is_half_the_square_and_the_head_counts_only_trained_tokens() -> None:
+def test_causal_attention_counts_half_and_the_head_only_trained_tokens() -> None:
     shape = read_shape(SMALL["tiny_moe"])
     whole, causal = forward_flops(shape, 100, causal=False), forward_flops(shape, 100)
     assert causal.attention_scores == pytest.approx(whole.attention_scores * 101 / 200)

@@ -1,4 +1,4 @@
-"""Activations and state: against what autograd saves, and against what DeepSpeed was seen to hold."""
+"""Activations and state, compared with what autograd saves and with what DeepSpeed allocates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS, LENGTH, TRAINED = 4, 64, 192
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_activations_are_what_autograd_saves(name: str, half: bool) -> None:
+def test_activations_equal_the_tensors_saved_by_autograd(name: str, half: bool) -> None:
     measured = measured_pass(SMALL[name], ROWS, LENGTH, TRAINED, half=half, recompute=False)
     shape, size = read_shape(SMALL[name]), 2 if half else 4
     planned = micro_batch_activations(shape, MicroBatch(ROWS * LENGTH, TRAINED, False, size, 1))
@@ -38,7 +38,7 @@ def test_recomputed_layers_keep_their_inputs(name: str, half: bool) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_weights_gradients_of_many_experts_are_the_most_of_a_small_micro_batch(recompute: bool) -> None:
+def test_expert_gradients_dominate_a_small_micro_batch(recompute: bool) -> None:
     rows, length = 2, 16
     many = SMALL["qwen3_moe"] | {"num_experts": 64, "moe_intermediate_size": 96}
     measured = measured_pass(many, rows, length, 20, half=False, recompute=recompute)
@@ -62,7 +62,7 @@ def sharded(shape: ModelShape, **changes: int | bool) -> State:
     return learner_state(shape, Sharding(**{**values, **changes}))  # pyright: ignore[reportArgumentType]
 
 
-def test_zero_divides_what_its_stage_says() -> None:
+def test_zero_partitions_the_state_of_its_stage() -> None:
     shape = read_shape(published("qwen3_30b_a3b"))
     n = total_parameters(shape).total
     one, two, three = (sharded(shape, world_size=8, zero_stage=stage) for stage in (1, 2, 3))
@@ -74,7 +74,7 @@ def test_zero_divides_what_its_stage_says() -> None:
     assert (whole.weights, whole.gradients, whole.reduce_buckets) == (4 * n, 4 * n, 0)
 
 
-def test_experts_are_divided_by_their_parallel_size_and_partitioned_over_the_rest() -> None:
+def test_experts_are_sharded_over_the_expert_parallel_ranks_and_partitioned_over_the_others() -> None:
     shape = read_shape(published("qwen3_30b_a3b"))
     parameters = total_parameters(shape)
     spread = sharded(shape, world_size=16, zero_stage=2, expert_parallel_size=8)
@@ -90,7 +90,7 @@ def test_an_offloaded_optimizer_is_in_host_memory() -> None:
     assert there.host >= here.optimizer
 
 
-def test_the_cache_of_latents_is_a_fraction_of_that_of_heads() -> None:
+def test_the_latent_cache_is_a_fraction_of_the_key_value_cache() -> None:
     latent, grouped = (read_shape(published(name)) for name in ("deepseek_v3", "mixtral_8x7b"))
     assert cache_bytes(latent, 1, 1, 2) == 61 * 576 * 2  # 70 KB a token, arXiv:2412.19437 and its successors
     assert cache_bytes(grouped, 2, 10, 2) == 2 * 10 * 32 * 2 * 8 * 128 * 2

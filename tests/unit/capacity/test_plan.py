@@ -1,4 +1,4 @@
-"""Plans: what fits and what does not, and that time and money follow the work."""
+"""Plans: which jobs fit, and how time and cost scale with the work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_demo_model_fits_a_laptop() -> None:
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_names_what_would() -> None:
+def test_a_job_that_does_not_fit_names_changes_that_would() -> None:
     ranks = [
         "learner.world_size=8",
         "rollout.workers=8",
@@ -58,13 +58,13 @@ def test_what_does_not_fit_names_what_would() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_no_rollout_worker_holds_says_so() -> None:
+def test_a_model_too_large_for_a_rollout_worker_is_reported() -> None:
     plan = planned(job(*GPUS, "model=deepseek_v3", "rollout.max_new_tokens=1024"))
     assert any("rollout worker needs 1,3" in reason for reason in plan.reasons)
 
 
 @pytest.mark.slow
-def test_twice_the_prompts_are_twice_the_work_and_a_reference_is_a_forward_pass_more() -> None:
+def test_work_scales_with_prompts_and_a_reference_model_adds_a_forward_pass() -> None:
     once, twice = (job(f"rollout.prompts_per_step={count}", "algorithm=grpo_token") for count in (32, 64))
     assert learn_flops(twice, 400) == pytest.approx(2 * learn_flops(once, 400))
     referenced = job("rollout.prompts_per_step=32")
@@ -72,7 +72,7 @@ def test_twice_the_prompts_are_twice_the_work_and_a_reference_is_a_forward_pass_
     assert learn_flops(referenced, 400) == pytest.approx(4 / 3 * learn_flops(once, 400), rel=1e-9)
 
 
-def test_a_colocated_step_is_the_sum_and_a_split_asynchronous_one_overlaps() -> None:
+def test_colocated_steps_add_up_and_asynchronous_split_steps_overlap() -> None:
     together = planned(job())
     apart = planned(job("cluster.layout=split", "max_staleness=1"))
     step = together.steps[1]
@@ -85,7 +85,7 @@ def test_a_cold_start_generates_nothing() -> None:
     assert planned(found).steps[1].generate == 0
 
 
-def test_one_row_reads_its_own_experts_and_many_rows_read_all() -> None:
+def test_decoding_one_row_reads_its_experts_and_many_rows_read_all() -> None:
     shape = job("model=qwen3_30b_a3b", *GPUS).shape
     total = total_parameters(shape)
     one = touched_weights(shape, 1)
@@ -100,7 +100,7 @@ def test_models_from_scratch_have_the_vocabulary_of_the_character_tokenizer() ->
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_here_is_read(tmp_path: Path) -> None:
+def test_an_existing_model_folder_is_read(tmp_path: Path) -> None:
     config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 2, "vocab_size": 10, "max_position_embeddings": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -110,7 +110,7 @@ def test_a_folder_that_is_here_is_read(tmp_path: Path) -> None:
         job("model=pretrained", f"model.path={tmp_path / 'elsewhere'}")
 
 
-def test_deepseek_v3_took_as_long_as_its_operations_at_the_utilisation_of_published_runs() -> None:
+def test_the_published_training_time_of_deepseek_v3_is_reproduced() -> None:
     """14.8T tokens in rows of 4096 in 2.664 million H800-hours (arXiv:2412.19437, table 1)."""
     from orchestrator.capacity.flops import Pass
 

@@ -1,4 +1,4 @@
-"""Parameters: equal to the real models', tensor by tensor, and to what their authors publish."""
+"""Parameters: equal to those of the real models, tensor by tensor, and to the published totals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_tensors_are_those_of_the_real_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
+def test_missing_config_values_default_to_those_of_transformers(name: str) -> None:
     full = AutoConfig.for_model(**VARIANTS[name]).to_dict()
     assert read_shape(VARIANTS[name]) == read_shape(full)
 
@@ -63,7 +63,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
         ("granite_moe", 3.3, 0.8),
     ],
 )
-def test_totals_are_the_published_ones(name: str, total: float, active: float) -> None:
+def test_totals_match_the_published_ones(name: str, total: float, active: float) -> None:
     shape = read_shape(published(name))
     assert total_parameters(shape).total / 1e9 == pytest.approx(total, rel=0.005)
     # Some count the input embedding among the active parameters, some do not.
@@ -72,7 +72,7 @@ def test_totals_are_the_published_ones(name: str, total: float, active: float) -
     assert bounds[0] * 0.97 <= active <= bounds[1] * 1.03
 
 
-def test_components_add_up_and_the_cache_of_latent_attention_is_its_latent() -> None:
+def test_components_add_up_and_latent_attention_caches_only_its_latents() -> None:
     shape = read_shape(published("deepseek_v3"))
     assert isinstance(shape.attention, LatentAttention)
     assert shape.attention.cached == 512 + 64

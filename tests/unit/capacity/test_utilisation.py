@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: hand-computed numbers, and where there is none."""
+"""Model FLOPs utilisation: hand-computed numbers, and cases without a utilisation."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ SHAPE = ModelShape(
     context=100,
 )
 LINEAR = 3 * (2 * 300 + 2 * 600)
-"""Operations of a token in three layers: projections 2 x 10 x 5 x (2 + 1) elements,
-feed-forward 3 x 10 x 20.
-"""
+"""FLOPs of a token in three layers: projections 2 x 10 x 5 x (2 + 1) elements, feed-forward 3 x 10 x 20."""
 PAIR = 3 * (2 * 2 * (5 + 5))
 HEAD = 2 * 10 * 50
 
@@ -58,7 +56,7 @@ def test_a_step_of_the_simulation(tmp_path: Path) -> None:
         }
 
 
-def test_nothing_done_is_no_utilisation() -> None:
+def test_without_work_there_is_no_utilisation() -> None:
     measured = Utilisation(SHAPE, {Role.LEARNER: 1e6, Role.ROLLOUT: 2e6})
     assert measured.metrics(StepReport(0, {"accuracy/heldout": 0.5})) == {}
     idle = StepReport(1, {"time/learn": 1.0, "time/generate": 0.0}, sampled=TokenWork(1, 1, 1))
@@ -81,7 +79,7 @@ def test_the_learners_rows_are_counted_at_their_own_length() -> None:
     assert trained_on([]) == TokenWork()
 
 
-def test_a_prompt_is_read_once_a_group_and_the_last_token_never() -> None:
+def test_a_prompt_is_read_once_per_group_and_the_last_token_never() -> None:
     part = random_part(0, groups=2, group_size=3)
     prompts = np.diff(part.rollouts.prompt_offsets).tolist()
     pairs = 0
@@ -99,7 +97,7 @@ def test_a_prompt_is_read_once_a_group_and_the_last_token_never() -> None:
 
 
 @pytest.mark.slow
-def test_peaks_are_those_of_the_datasheet_by_role() -> None:
+def test_peaks_come_from_the_datasheet_of_each_role() -> None:
     config = compose("grpo", [*GPUS, "learner.world_size=4", "rollout.workers=2"])
     found = utilisation_of(config)
     assert found is not None
@@ -110,11 +108,11 @@ def test_peaks_are_those_of_the_datasheet_by_role() -> None:
 
 
 @pytest.mark.parametrize("overrides", [[], [*GPUS, "cluster.sku=mystery"]], ids=["CPU slot", "unknown SKU"])
-def test_without_a_published_peak_there_is_none(overrides: list[str]) -> None:
+def test_without_a_published_peak_there_is_no_utilisation(overrides: list[str]) -> None:
     assert utilisation_of(compose("grpo", overrides)) is None
 
 
-def test_played_back_solutions_are_not_sampled() -> None:
+def test_replayed_solutions_do_not_count_as_sampled() -> None:
     found = utilisation_of(compose("sft", [*GPUS, "task=countdown"]))
     assert found is not None
     assert set(found.peaks) == {Role.LEARNER}
@@ -127,7 +125,7 @@ def test_a_shared_accelerator_counts_for_each_of_its_roles() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [("peak: published", "peak: guessed"), ("    peak: measured\n", "")])
-def test_a_table_must_say_where_a_peak_is_from(old: str, new: str, tmp_path: Path) -> None:
+def test_a_table_must_name_the_source_of_a_peak(old: str, new: str, tmp_path: Path) -> None:
     table = tmp_path / "mine.yaml"
     text = TABLE.read_text()
     assert old in text

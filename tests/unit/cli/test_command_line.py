@@ -1,4 +1,4 @@
-"""The command line in this process: what it prints for people and for scripts, and its exit codes."""
+"""The command line in this process: its output for people and for scripts, and its exit codes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
-    """What would have been started: it ends drained at once."""
+    """Records what would have been started. The job ends immediately as drained."""
     calls: Started = []
     directory = RunDirectory(tmp_path / "started" / RUN_ID)
 
@@ -142,14 +142,14 @@ def test_help_names_every_command(call: Call, arguments: tuple[str, ...]) -> Non
 
 
 @pytest.mark.slow
-def test_config_prints_yaml_for_people_and_json_for_scripts(call: Call) -> None:
+def test_config_prints_yaml_by_default_and_json_on_request(call: Call) -> None:
     text, document = call("config", "grpo", "seed=7"), call("config", "grpo", "seed=7", "--json")
     assert (text.code, document.code) == (0, 0)
     assert yaml.safe_load(text.out) == document.json == compose("grpo", ["seed=7"]).to_json()
 
 
 @pytest.mark.slow
-def test_config_of_a_stage_is_what_the_stage_will_run_with(call: Call) -> None:
+def test_the_config_of_a_stage_is_the_one_it_will_run_with(call: Call) -> None:
     answer = call("config", "r1_demo", "seed=7", "--stage", "cold_start", "--json")
     assert (answer.json["job"], answer.json["seed"]) == ("sft", 7)
     refused = call("config", "r1_demo", "--stage", "no_such", "--json")
@@ -163,7 +163,7 @@ def test_config_schema_is_a_json_schema(call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_run_hands_the_composed_config_over_and_exits_with_its_code(call: Call, started: Started) -> None:
+def test_run_passes_the_composed_config_on_and_returns_the_exit_code(call: Call, started: Started) -> None:
     answer = call(
         "run", "grpo", "--run-id", "mine", "task=chain_sum", "--json", "--address", "auto", "seed=2"
     )
@@ -174,7 +174,7 @@ def test_run_hands_the_composed_config_over_and_exits_with_its_code(call: Call, 
 
 
 @pytest.mark.slow
-def test_run_takes_every_kind_of_override_and_a_folder_of_ones_own(
+def test_run_accepts_all_kinds_of_overrides_and_a_custom_config_folder(
     call: Call, started: Started, tmp_path: Path
 ) -> None:
     own = tmp_path / "it's mine" / "task"
@@ -224,7 +224,7 @@ def test_bad_input_starts_nothing_and_exits_2(
 
 
 @pytest.mark.slow
-def test_resume_finds_the_run_and_passes_overrides_on(
+def test_resume_finds_the_run_and_forwards_overrides(
     call: Call, started: Started, recorded_run: RunDirectory
 ) -> None:
     assert call("resume", "20261124", "steps=9").code == 4
@@ -232,7 +232,7 @@ def test_resume_finds_the_run_and_passes_overrides_on(
 
 
 @pytest.mark.slow
-def test_runs_and_status_have_the_keys_that_scripts_rely_on(call: Call, recorded_run: RunDirectory) -> None:
+def test_runs_and_status_have_the_documented_json_keys(call: Call, recorded_run: RunDirectory) -> None:
     [run] = call("runs", "--json").json
     assert {"run_id", "job", "state", "purpose", "started", "ended"} <= set(run)
     assert (run["run_id"], run["state"], run["started"]) == (RUN_ID, "done", "2026-11-24T06:57:08Z")
@@ -269,20 +269,22 @@ def test_runs_prints_one_line_for_each_run_on_a_terminal_of_80_columns(
     assert max(map(len, lines)) <= 80
 
 
-def test_no_runs_is_an_empty_list_and_a_sentence(call: Call) -> None:
+def test_without_runs_json_is_an_empty_list_and_text_a_sentence(call: Call) -> None:
     assert call("runs", "--json").json == []
     assert "no runs" in call("runs").out
 
 
 @pytest.mark.slow
-def test_output_dir_says_where_runs_live(call: Call, recorded_run: RunDirectory, tmp_path: Path) -> None:
+def test_output_dir_selects_the_folder_of_runs(
+    call: Call, recorded_run: RunDirectory, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     assert call("runs", "--json", "--output-dir", str(elsewhere)).json == []
     assert len(call("runs", "--json", "--output-dir", str(recorded_run.path.parent)).json) == 1
 
 
 @pytest.mark.slow
-def test_rollouts_are_those_of_the_newest_step_or_the_one_asked_for(
+def test_rollouts_are_those_of_the_newest_or_the_requested_step(
     call: Call, recorded_run: RunDirectory
 ) -> None:
     assert {row["step"] for row in call("rollouts", "latest", "--json").json} == {2}
@@ -330,7 +332,7 @@ def test_rollouts_that_could_not_be_scored(call: Call, recorded_run: RunDirector
         assert text in shown
 
 
-def test_why_a_rollout_failed_is_not_cut_off(
+def test_the_reason_of_a_failed_rollout_is_not_cut_off(
     call: Call, recorded_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -343,7 +345,7 @@ def test_why_a_rollout_failed_is_not_cut_off(
     assert "--worst" not in shown
 
 
-def test_logs_are_the_log_and_the_events(call: Call, recorded_run: RunDirectory) -> None:
+def test_logs_show_the_log_and_the_events(call: Call, recorded_run: RunDirectory) -> None:
     answer = call("logs", "latest", "--json").json
     assert answer["lines"] == ["one", "two"]
     assert answer["events"] == [{"event": "worker_lost", "time_ns": AT_NS, "worker": "rollout-0"}]
@@ -365,7 +367,7 @@ def test_logs_show_what_workers_logged_and_scorers_printed(call: Call, recorded_
     ]
 
 
-def test_logs_of_a_pipeline_have_those_of_its_newest_stage(
+def test_logs_of_a_pipeline_include_its_newest_stage(
     call: Call, recorded_run: RunDirectory, tmp_path: Path
 ) -> None:
     pipeline = RunDirectory(tmp_path / "runs" / "20261124-065700-r1_demo-ffff")
@@ -401,7 +403,7 @@ def test_a_run_of_another_version_is_named_as_one(
     ("state", "code"),
     [(RunState.DONE, 0), (RunState.FAILED, 1), (RunState.BUDGET, 3), (RunState.DRAINED, 4)],
 )
-def test_watch_exits_as_the_run_did(
+def test_watch_returns_the_exit_code_of_the_run(
     call: Call, recorded_run: RunDirectory, state: RunState, code: int
 ) -> None:
     recorded_run.write_state(state, "for a reason", AT_NS)
@@ -426,7 +428,7 @@ def test_watch_waits_for_the_end(
     assert looks == [2.0, 2.0, 2.0]
 
 
-def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorded_run: RunDirectory) -> None:
+def test_stop_only_interrupts_the_process_of_the_run(call: Call, recorded_run: RunDirectory) -> None:
     script = (
         "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    print('up', flush=True)\n    time.sleep(300)\n"
@@ -445,7 +447,7 @@ def test_stop_interrupts_the_process_of_the_run_and_no_other(call: Call, recorde
     assert "is not running: it is failed" in call("stop", RUN_ID, "--json").json["error"]
 
 
-def test_stop_refuses_what_it_cannot_stop(
+def test_stop_rejects_runs_that_it_cannot_stop(
     call: Call, recorded_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(pid: int, number: int) -> None:
@@ -461,7 +463,7 @@ def test_stop_refuses_what_it_cannot_stop(
     assert "another machine or container (another host)" in answer.json["error"]
 
 
-def test_doctor_says_what_is_there_and_what_to_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_lists_what_is_installed_and_what_to_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = call("doctor", "--json")
     assert {"python", "torch", "ray", "deepspeed", "disk", "cpus", "gpu"} <= {
         check["check"] for check in answer.json
@@ -474,7 +476,7 @@ def test_doctor_says_what_is_there_and_what_to_do(call: Call, monkeypatch: pytes
     assert call("doctor").code == 1
 
 
-def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_commands_have_their_own_parser(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     import orchestrator.cli.cost.app
 
     seen: list[list[str]] = []
@@ -489,7 +491,7 @@ def test_the_ledgers_commands_have_a_parser_of_their_own(call: Call, monkeypatch
     assert seen == [["wrap", "team=x", "--", "sleep", "--json", "1"], ["--help"]]
 
 
-def test_a_file_that_the_disk_refuses_is_one_sentence(
+def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(path: Path) -> None:

@@ -45,7 +45,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_shards(model: PreTrainedModel, directory: Path) -> None:
-    """Two ranks' shards as `shards.py` describes them: the first parameter is cut in the middle."""
+    """The shards of two ranks as described in `shards.py`, with the first parameter split in the middle."""
     parameters = dict(model.named_parameters())
     owned: list[dict[str, Any]] = [{}, {}]
     for index, (name, parameter) in enumerate(parameters.items()):
@@ -87,7 +87,7 @@ def test_the_newest_checkpoint_loads_in_plain_transformers_bit_for_bit(exported:
     assert model.generation_config.eos_token_id == expected.config.eos_token_id
 
 
-def test_the_model_card_says_what_is_known_and_what_is_not(exported: Path) -> None:
+def test_the_model_card_states_known_and_unknown_facts(exported: Path) -> None:
     _, front, text = (exported / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "other"
     assert "base_model" not in yaml.safe_load(front)
@@ -128,7 +128,7 @@ def test_another_step(output_dir: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
-def test_what_is_refused_writes_nothing(
+def test_rejected_exports_write_nothing(
     output_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = tmp_path / "full"
@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_an_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plug_ins_that_the_run_was_trained_with_are_not_needed(
+def test_exporting_does_not_need_the_plug_ins_of_the_run(
     output_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = output_dir / RUN_ID / "config.yaml"

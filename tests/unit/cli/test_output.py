@@ -1,4 +1,4 @@
-"""Tables on a narrow terminal: no number is cut or wrapped, text is folded and whole."""
+"""Tables on a narrow terminal: numbers are never cut or wrapped, text is folded without losing any of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOTAL = ("", "", "", "2,788,000.123457", "5,575,987.500001", "", "")
 
 
 @pytest.mark.parametrize("width", [80, 60, 20])
-def test_numbers_are_whole_and_text_is_folded(
+def test_numbers_are_never_cut_and_text_is_folded(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))

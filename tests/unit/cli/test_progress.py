@@ -29,7 +29,7 @@ def lines(console: Console) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_in_a_pipe_one_line_now_and_then() -> None:
+def test_a_pipe_gets_one_line_now_and_then() -> None:
     console, clock = pipe(), FakeClock()
     with Progress("grpo", 100, console, "USD", line_every_seconds=10, clock=clock) as progress:
         for step in range(1, 101):
@@ -46,14 +46,14 @@ def test_in_a_pipe_one_line_now_and_then() -> None:
     assert all(line.startswith("grpo  step") and "1.50 USD" in line for line in lines(console))
 
 
-def test_in_a_pipe_a_message_is_a_line_as_it_is() -> None:
+def test_a_pipe_gets_each_message_as_one_line() -> None:
     console = pipe()
     with Progress("grpo", 10, console, "USD", clock=FakeClock()) as progress:
         progress.message("worker [rollout-1] was lost: killed; its groups went to others")
     assert lines(console) == ["grpo  worker [rollout-1] was lost: killed; its groups went to others"]
 
 
-def test_on_a_terminal_the_last_frame_stays() -> None:
+def test_a_terminal_keeps_the_last_frame() -> None:
     console = terminal()
     with Progress("grpo", 2, console, "USD", clock=FakeClock()) as progress:
         progress.update(StepReport(1, {"accuracy/heldout": 0.25}), None)
@@ -91,7 +91,7 @@ def start_stage(pipeline: RunDirectory, name: str) -> RunDirectory:
 
 
 def history(pipeline: RunDirectory) -> Iterator[None]:
-    """What happens to the pipeline between two looks at it."""
+    """Changes of the pipeline between two updates of the view."""
     sft = start_stage(pipeline, "sft")
     yield
     sft.append_metrics(1, {"policy/loss": 2.0}, 3 * SECOND)
@@ -128,7 +128,7 @@ def test_watching_on_a_terminal_keeps_finished_stages_in_view(pipeline: RunDirec
     assert any("r1-1 · sft  step 2/2" in line for line in lines(console))
 
 
-def test_watching_nothing_says_so(tmp_path: Path) -> None:
+def test_watching_without_a_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError):
         watch(RunDirectory(tmp_path / "missing"), pipe(), "USD")
 

@@ -20,7 +20,7 @@ def tried(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str,
     return json.loads(capsys.readouterr().out)
 
 
-def test_rewards_and_components(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rewards_and_components_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     right, wrong, none = tried(
         capsys, *REFERENCE, "--answer", RIGHT, "--answer", "<answer>41</answer>", "--answer", "42"
     )
@@ -37,7 +37,7 @@ def test_rewards_and_components(capsys: pytest.CaptureFixture[str]) -> None:
     assert (none["reward"], none["found"]) == (0.0, None)
 
 
-def test_overrides_and_a_bare_reference(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_and_plain_references_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ("reward=accuracy", "reward.answer_formats=[boxed,phrase]")
     boxed, phrase = tried(
         capsys, *overrides, "--reference", "42", "--answer", r"\boxed{42}", "--answer", "The answer is 41."
@@ -46,7 +46,7 @@ def test_overrides_and_a_bare_reference(capsys: pytest.CaptureFixture[str]) -> N
     assert phrase["found"] == "41"
 
 
-def test_a_scorer_of_ones_own_sees_the_row_and_can_be_debugged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_custom_scorer_sees_the_row_and_can_be_debugged(capsys: pytest.CaptureFixture[str]) -> None:
     key = r"+reward.components={tests.fakes.scorers\:needs_tests: 1.0}"
     (good,) = tried(capsys, key, "--row", '{"tests": ["a", "b"]}', *REFERENCE, "--answer", RIGHT)
     assert good["components"] == {"accuracy": 1.0, "format": 1.0, "needs_tests": 2.0}
@@ -56,7 +56,7 @@ def test_a_scorer_of_ones_own_sees_the_row_and_can_be_debugged(capsys: pytest.Ca
     assert "in needs_tests" in bad["traceback"]
 
 
-def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_output_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     key = r"+reward.components={tests.fakes.scorers\:needs_tests: 1.0}"
     assert run_command_line(["reward", "try", key, *REFERENCE, "--answer", RIGHT]) == 0
     out = capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_the_view_shows_sampled_held_out_answers() -> None:
     assert "pass@1" not in text
 
 
-def test_the_view_shows_what_a_person_asks() -> None:
+def test_the_view_shows_progress_rewards_and_cost() -> None:
     shown = snapshot()
     shown.add(0, 1 * SECOND, {"accuracy/heldout": 0.31})
     for step in range(1, 6):
@@ -82,7 +82,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert all(len(line.rstrip()) <= width for line in drawn(shown, width).splitlines())
 
 
-def test_nothing_is_claimed_before_anything_was_measured() -> None:
+def test_the_view_shows_no_figures_before_the_first_measurement() -> None:
     assert snapshot().seconds_left() is None
     text = drawn(snapshot())
     assert "left" not in text
@@ -90,7 +90,7 @@ def test_nothing_is_claimed_before_anything_was_measured() -> None:
     assert "tokens/s" not in text
 
 
-def test_the_estimate_is_the_mean_step_without_hiccups() -> None:
+def test_the_time_estimate_ignores_outliers() -> None:
     shown = snapshot(steps=100)
     times = [0, 2, 4, 6, 500, 502, 504]  # the laptop was closed for a while
     for step, at in enumerate(times):
@@ -98,7 +98,7 @@ def test_the_estimate_is_the_mean_step_without_hiccups() -> None:
     assert shown.seconds_left() == pytest.approx(2 * (100 - 6))
 
 
-def test_the_estimate_counts_evaluations_as_often_as_they_come() -> None:
+def test_the_time_estimate_includes_evaluations_in_proportion() -> None:
     shown, now = snapshot(steps=60), 0
     for step in range(31):
         now += (4 if step % 5 == 0 else 1) * SECOND
@@ -106,7 +106,7 @@ def test_the_estimate_counts_evaluations_as_often_as_they_come() -> None:
     assert shown.seconds_left() == pytest.approx(30 * (1 + 3 / 5))
 
 
-def test_steps_that_are_made_again_replace_the_older_ones() -> None:
+def test_repeated_steps_replace_the_older_ones() -> None:
     shown = snapshot()
     for step in (1, 2, 3, 4):
         shown.add(step, step * SECOND, {"reward/mean": float(step)})
@@ -116,7 +116,7 @@ def test_steps_that_are_made_again_replace_the_older_ones() -> None:
     assert shown.seconds_left() is None  # the pause between is not a step
 
 
-def test_charts_of_different_frequency_line_up() -> None:
+def test_charts_of_different_frequency_are_aligned() -> None:
     every = [(step, float(step)) for step in range(101)]
     tenth = every[::10]
     dense, sparse = sparkline(every, 100, 20), sparkline(tenth, 100, 20)
@@ -125,7 +125,7 @@ def test_charts_of_different_frequency_line_up() -> None:
     assert sparkline([(50, 1.0)], 100, 20, (0.0, 1.0)) == " " * 10 + "█" * 10
 
 
-def test_a_line_for_a_log() -> None:
+def test_the_log_line() -> None:
     shown = snapshot(steps=3)
     shown.add(1, 1 * SECOND, {"reward/mean": 0.5, "accuracy/heldout": 0.25, "policy/loss": 0.0})
     shown.add(2, 3 * SECOND, {"reward/mean": 0.75})

@@ -1,6 +1,4 @@
-"""Signals of a process, heard on a thread: before there is a run, once, twice, and while the main
-thread is busy.
-"""
+"""Signals handled on a thread: before a run exists, once, twice, and while the main thread is busy."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ def process(code: str) -> Generator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_before_the_run_a_signal_ends_the_process_with_4(number: signal.Signals) -> None:
+def test_a_signal_before_the_run_ends_the_process_with_code_4(number: signal.Signals) -> None:
     with process(BEFORE_THE_RUN) as running:
         running.send_signal(number)
         _, err = running.communicate()
@@ -57,7 +55,7 @@ def test_before_the_run_a_signal_ends_the_process_with_4(number: signal.Signals)
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_the_first_signal_asks_and_the_second_one_ends_the_process_at_once(number: signal.Signals) -> None:
+def test_the_first_signal_requests_a_stop_and_the_second_one_ends_the_process(number: signal.Signals) -> None:
     with process(IN_THE_RUN) as running:
         assert running.stdout is not None
         running.send_signal(signal.SIGTERM)

@@ -28,7 +28,7 @@ def _has_no_controls(text: str) -> bool:
 
 @pytest.mark.slow
 @given(st.text(st.characters()))
-def test_what_is_printable_has_no_control_characters(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = terminal.printable(text)
     assert _has_no_controls(shown)
     shown.encode("utf-8")  # no lone surrogate is left
@@ -41,7 +41,7 @@ def test_ordinary_text_is_not_changed(text: str) -> None:
 
 
 @given(st.text(st.characters()))
-def test_escaped_json_is_the_same_document_and_shows_no_controls(text: str) -> None:
+def test_escaped_json_is_the_same_document_without_control_characters(text: str) -> None:
     written = terminal.json_text(json.dumps({"text": text}, ensure_ascii=False))
     assert json.loads(written) == {"text": text}
     assert _has_no_controls(written)
@@ -70,7 +70,7 @@ def test_no_kind_of_output_interprets_markup_or_escapes(
     assert ":skull:" in out
 
 
-def test_plain_text_goes_to_the_stream_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_text_goes_to_the_requested_stream(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.say(HOSTILE)
     terminal.say("error \x1b[31m", err=True)
     out, err = capsys.readouterr()
@@ -83,11 +83,11 @@ WAYS_TO_PRINT = re.compile(
 )
 PACKAGE = Path(orchestrator.__file__).parent
 MAY_PRINT = {"cli/terminal.py", "cli/stop_signals.py"}
-"""The second one prints one constant sentence, before anything else is imported."""
+"""The second one prints one constant sentence before anything else is imported."""
 
 
-def test_nothing_else_prints() -> None:
-    """Whatever is printed goes through `orchestrator.cli.terminal`."""
+def test_no_other_module_prints() -> None:
+    """All other output goes through `orchestrator.cli.terminal`."""
     found = [
         f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
         for path in sorted(PACKAGE.rglob("*.py"))

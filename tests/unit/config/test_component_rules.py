@@ -1,5 +1,5 @@
-"""Combinations of components that would compute something else than they say, also for components
-of a third party.
+"""Combinations of components that would compute something other than intended are rejected,
+also for third-party components.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIS = "algorithm.off_policy.correction=truncated_importance_sampling"
 
 
 def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
-    """The problems of a config by key."""
+    """The problems of a config, by key."""
     try:
         compose(job, list(overrides))
     except InvalidConfigError as error:
@@ -100,7 +100,7 @@ def test_a_combination_is_accepted(job: str, overrides: str) -> None:
 
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Components of a third party, each called `theirs`, without facts."""
+    """Third-party components without facts, each called `theirs`."""
     registries: list[Registry[object, object]] = [ADVANTAGES, LOSSES, ENGINES]  # pyright: ignore[reportAssignmentType]
     for registry in registries:
         monkeypatch.setitem(registry._components, "theirs", object())  # pyright: ignore[reportPrivateUsage]
@@ -110,7 +110,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
-def test_a_loss_of_a_third_party_is_checked_by_what_it_declares() -> None:
+def test_a_third_party_loss_is_checked_by_its_facts() -> None:
     chosen = ("algorithm=grpo_token", "algorithm.loss=theirs", "algorithm.dual_clip=null")
     assert refusals("grpo", *chosen) == {}
     assert refusals("grpo", *chosen, "max_staleness=2").keys() == {"max_staleness"}
@@ -121,7 +121,7 @@ def test_a_loss_of_a_third_party_is_checked_by_what_it_declares() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
-def test_an_estimator_of_a_third_party_is_checked_by_what_it_declares() -> None:
+def test_a_third_party_estimator_is_checked_by_its_facts() -> None:
     chosen = ("algorithm=grpo_token", "algorithm.advantage=theirs")
     assert refusals("grpo", *chosen).keys() == {"algorithm.drop_uninformative"}
     ADVANTAGES.register("theirs", EstimatorFacts(group_relative=True))(ADVANTAGES.get("theirs"))
@@ -131,7 +131,7 @@ def test_an_estimator_of_a_third_party_is_checked_by_what_it_declares() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
-def test_an_engine_of_a_third_party_is_checked_by_what_it_declares() -> None:
+def test_a_third_party_engine_is_checked_by_its_facts() -> None:
     chosen = ("rollout.engine=theirs", "rollout.temperature=0.8")
     assert refusals("grpo", *chosen) == {}
     assert refusals("grpo", *chosen, "rollout.record_routes=true").keys() == {"rollout.record_routes"}

@@ -1,4 +1,4 @@
-"""Composing and validating configs: what is there composes, and what is impossible is named."""
+"""Composing and validating configs: shipped files compose, and impossible values are reported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refused(job: str, *overrides: str) -> ConfigError:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", FILES.jobs())
-def test_every_job_composes_to_a_config_that_bears_its_name(job: str) -> None:
+def test_every_job_composes_to_a_config_with_its_name(job: str) -> None:
     config = compose(job)
     assert config.job == job
     assert validate(yaml.safe_load(config.to_yaml())) == config
@@ -99,7 +99,7 @@ def test_an_experiment_of_another_job_is_refused(tmp_path: Path) -> None:
     assert (error.key, error.value, error.allowed) == ("job", "sft", "grpo")
 
 
-def test_a_job_of_ones_own_comes_from_a_folder(tmp_path: Path) -> None:
+def test_a_custom_job_is_read_from_a_folder(tmp_path: Path) -> None:
     text = (conf_dir() / "grpo.yaml").read_text().replace("job: grpo", "job: mine")
     (tmp_path / "mine.yaml").write_text(text)
     assert compose("mine", [f"hydra.searchpath=['file://{tmp_path}']"]).job == "mine"
@@ -267,7 +267,7 @@ def test_a_text_with_special_characters_needs_no_quotes(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_text_with_special_characters_reaches_stages_and_resumed_runs_as_it_is() -> None:
+def test_text_with_special_characters_reaches_stages_and_resumed_runs_unchanged() -> None:
     text = "it's {question} #1; 50 % = (李明)"
     config = compose("r1_demo", [f"team={text}", f"stages.grpo.project={text}"])
     stages = {stage.name: compose_stage(stage) for stage in config.stages}
@@ -277,20 +277,20 @@ def test_a_text_with_special_characters_reaches_stages_and_resumed_runs_as_it_is
 
 
 @pytest.mark.parametrize("override", ["team='a", 'team="a', "learner.adam_betas=[0.8", "budget={limit: 1"])
-def test_a_broken_value_is_refused_with_the_quoting_that_works(override: str) -> None:
+def test_a_malformed_value_is_rejected_with_the_correct_quoting(override: str) -> None:
     with pytest.raises(ConfigError, match="quoted twice") as caught:
         compose("grpo", [override])
     assert caught.value.value == override
 
 
-def test_a_list_without_brackets_is_refused_with_the_quoting_that_works() -> None:
+def test_a_list_without_brackets_is_rejected_with_the_correct_quoting() -> None:
     with pytest.raises(ConfigError, match="""'team="a,b"'"""):
         compose("grpo", ["team=a,b"])
     assert compose("grpo", ['team="a,b"']).team == "a,b"
 
 
 @pytest.mark.slow
-def test_a_mapping_of_free_keys_is_replaced_and_a_part_of_the_config_is_merged() -> None:
+def test_mappings_with_free_keys_are_replaced_and_config_groups_are_merged() -> None:
     assert compose("grpo", ["reward.components={accuracy: 1.0}"]).reward.components == {"accuracy": 1.0}
     only = compose("grpo", ["reward.components={accuracy: 1.0}", "+reward.components.format=0.2"])
     assert only.reward.components == {"accuracy": 1.0, "format": 0.2}
@@ -301,7 +301,7 @@ def test_a_mapping_of_free_keys_is_replaced_and_a_part_of_the_config_is_merged()
 
 
 @pytest.mark.slow
-def test_a_home_folder_is_found_behind_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_after_a_key_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     config = compose("grpo", ["output_dir=~/runs", "checkpoint.store=~/kept"])
     assert (str(config.output_dir), config.checkpoint.store) == ("/home/ann/runs", "/home/ann/kept")
@@ -313,14 +313,16 @@ def test_an_output_folder_that_no_url_can_hold_is_refused(folder: str) -> None:
         compose("grpo", [f"output_dir={folder}"])
 
 
-def test_a_mapping_may_name_keys_that_the_default_lacks() -> None:
-    """Such as a scorer of an installed plug-in: one that is not registered is named, and nothing else."""
+def test_a_mapping_may_contain_keys_that_the_default_lacks() -> None:
+    """For example the scorer of an installed plug-in. A scorer that is not registered
+    is reported, and no other key.
+    """
     with pytest.raises(ConfigError) as caught:
         compose("grpo", ["reward.components={boxed_of_mine: 1.0}"])
     assert (caught.value.key, caught.value.value) == ("reward.components", "boxed_of_mine")
 
 
-def test_all_problems_are_listed_and_the_first_is_the_errors_own() -> None:
+def test_all_problems_are_listed_and_the_error_is_about_the_first() -> None:
     error = refused("grpo", "rollout.group_size=1", "learner.minibatches=7", "evaluation.prompts=100000")
     assert isinstance(error, InvalidConfigError)
     assert [problem.key for problem in error.problems] == [
@@ -335,7 +337,7 @@ def test_all_problems_are_listed_and_the_first_is_the_errors_own() -> None:
 
 
 @pytest.mark.slow
-def test_a_pipeline_hands_its_overrides_to_its_stages() -> None:
+def test_a_pipeline_passes_its_overrides_to_its_stages() -> None:
     pipeline = compose("r1_demo", ["seed=3", "rollout.workers=1", "stages.grpo.steps=7"])
     stages = {stage.name: compose_stage(stage) for stage in pipeline.stages}
     assert list(stages) == ["cold_start", "grpo"]
@@ -351,7 +353,7 @@ def test_a_budget_is_exact_money() -> None:
     assert config.to_json()["budget"]["limit"] == "0.1"
 
 
-def test_what_a_run_wrote_down_is_what_it_had(tmp_path: Path) -> None:
+def test_a_saved_config_is_read_back_unchanged(tmp_path: Path) -> None:
     config = compose("grpo", ["task=chain_sum", "budget.limit=12.50", "learner.learning_rate=1e-8"])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert load(tmp_path / "config.yaml") == config
@@ -392,7 +394,7 @@ def test_a_resumed_run_may_change_its_shape_and_length() -> None:
         ("learner.world_size=7", "learner.world_size"),
     ],
 )
-def test_a_resumed_run_keeps_its_maths(override: str, key: str) -> None:
+def test_a_resumed_run_cannot_change_its_algorithm(override: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         with_resume_overrides(composed("grpo"), [override])
     assert caught.value.key == key
@@ -400,7 +402,7 @@ def test_a_resumed_run_keeps_its_maths(override: str, key: str) -> None:
 
 
 def test_a_context_may_grow_on_resume_and_not_shrink() -> None:
-    """A prompt that turned out too long for the context loses no run."""
+    """A prompt that turns out to be too long for the context does not ruin the run."""
     config = composed("grpo")
     larger = config.model.context * 2
     resumed = with_resume_overrides(config, [f"model.context={larger}"])
@@ -410,7 +412,7 @@ def test_a_context_may_grow_on_resume_and_not_shrink() -> None:
         with_resume_overrides(resumed, [f"model.context={larger - 1}"])
 
 
-def test_a_refusal_says_why() -> None:
+def test_a_rejected_change_explains_the_reason() -> None:
     with pytest.raises(ConfigError) as caught:
         with_resume_overrides(composed("grpo"), ["learner.learning_rate=1"])
     assert "optimizer state belongs to" in caught.value.hint
@@ -428,17 +430,17 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("key", config_keys(RunConfig))
 def test_every_key_either_may_change_on_resume_or_has_a_reason_why_not(key: str) -> None:
-    """A new key belongs into one of the tables of orchestrator/config/resume_rules.py."""
+    """A new key must be added to one of the tables of orchestrator/config/resume_rules.py."""
     assert may_change(key) != (why_fixed(key) is not None)
 
 
 @pytest.mark.parametrize("entry", [*CHANGEABLE, *FIXED])
-def test_the_tables_name_keys_that_there_are(entry: str) -> None:
+def test_the_resume_tables_name_existing_keys(entry: str) -> None:
     assert any(key == entry or key.startswith(f"{entry}.") for key in config_keys(RunConfig))
 
 
 @pytest.mark.slow
-def test_a_resumed_pipeline_hands_overrides_to_its_stages() -> None:
+def test_a_resumed_pipeline_passes_overrides_to_its_stages() -> None:
     pipeline = with_resume_overrides(compose("r1_demo"), ["learner.threads=2", "stages.grpo.steps=9"])
     stages = {stage.name: compose_stage(stage) for stage in pipeline.stages}
     assert {stage.learner.threads for stage in stages.values()} == {2}

@@ -1,4 +1,6 @@
-"""A run that is resumed with other steps keeps its learning-rate schedule: the rate never jumps upward."""
+"""A run that is resumed with another number of steps keeps its learning-rate
+schedule: the rate never jumps up.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def rates(config: RunConfig) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_longer_run_goes_on_at_the_final_rate(schedule: str) -> None:
+def test_a_longer_run_continues_at_the_final_rate(schedule: str) -> None:
     begun = run(schedule, 1e-4)
     resumed = with_resume_overrides(begun, ["steps=6"])
     assert rates(resumed) == pytest.approx([*rates(begun), 1e-4, 1e-4, 1e-4])
@@ -47,7 +49,7 @@ def test_steps_at_a_rate_of_zero_are_refused() -> None:
     assert "learning rate 0" in refusal.value.hint
 
 
-def test_a_constant_rate_has_no_schedule_to_keep() -> None:
+def test_a_constant_rate_allows_any_number_of_steps() -> None:
     resumed = with_resume_overrides(run("constant", 0.0), ["steps=6"])
     assert resumed.learner.schedule_steps is None
     assert rates(resumed) == [1e-3] * 6

@@ -1,4 +1,4 @@
-"""The heat map: what is averaged, what is drawn, and where it stands in the report."""
+"""The heat map: averages, drawing, and its place in the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_many_steps_are_averaged_and_many_experts_show_their_busiest() -> None:
     assert len(rows([1.0] * 256)) == MOST_ROWS
 
 
-def test_of_many_layers_the_first_and_the_last_are_among_those_shown() -> None:
+def test_the_first_and_last_of_many_layers_are_shown() -> None:
     panels = heat_panels({layer: [(1, [0.5, 0.5])] for layer in range(3, 61)})
     assert len(panels) == MOST_LAYERS
     assert (panels[0].layer, panels[-1].layer) == (3, 60)
@@ -54,7 +54,7 @@ def test_the_scale_has_every_level() -> None:
     assert len(cells(scale())) == len(SCALE)
 
 
-def test_loads_are_kept_a_line_a_step_and_forgotten_with_their_steps(tmp_path: Path) -> None:
+def test_loads_are_stored_per_step_and_dropped_with_their_steps(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step, share in ((1, 0.5), (2, 0.61234), (2, 0.75)):
         run.append_routing(step, [ExpertLoad(4, (share, 1 - share))])

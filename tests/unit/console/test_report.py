@@ -113,7 +113,7 @@ def data(**changes: Any) -> ReportData:
 
 
 class Page(HTMLParser):
-    """Checks that every tag is closed, and collects what the page would load or run."""
+    """Checks that every tag is closed, and collects everything that the page would load or run."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Page(HTMLParser):
     ],
     ids=["run", "pipeline", "nothing", "just started"],
 )
-def test_the_page_is_whole_and_loads_nothing(shown: ReportData) -> None:
+def test_the_page_is_self_contained(shown: ReportData) -> None:
     html = render_report(shown)
     page = Page(html)
     assert page.open == []
@@ -170,7 +170,7 @@ def test_the_page_is_whole_and_loads_nothing(shown: ReportData) -> None:
     assert html == render_report(shown)
 
 
-def test_a_person_finds_the_numbers() -> None:
+def test_the_page_shows_the_main_figures() -> None:
     text = Page(render_report(data())).text
     for expected in (
         "34.0% → 85.0%",
@@ -226,12 +226,12 @@ def test_self_checks_are_marked() -> None:
     assert "where a rollout checks itself" not in render_report(data(samples=without))
 
 
-def test_a_pattern_that_is_no_regular_expression_marks_nothing() -> None:
+def test_an_invalid_pattern_marks_nothing() -> None:
     assert list(segments("wait (", "(")) == [("plain", "wait (")]
     assert "".join(part for _, part in segments("a <think> wait b", r"\bwait\b|")) == "a <think> wait b"
 
 
-def test_a_pattern_with_groups_of_its_own_still_marks() -> None:
+def test_a_pattern_with_groups_also_marks_self_checks() -> None:
     marked = list(segments("hm, Wait. <answer>7</answer>", r"\b([Ww])ait\b"))
     assert [part for kind, part in marked if kind == "check"] == ["Wait"]
     assert [part for kind, part in marked if kind == "tag"] == ["<answer>", "</answer>"]
@@ -243,21 +243,21 @@ def test_passwords_in_addresses_are_not_shown() -> None:
     assert "postgresql+psycopg://team:***@db.example/ledger" in html
 
 
-def test_the_time_of_a_stage_is_shared_out() -> None:
+def test_the_time_of_a_stage_is_broken_down() -> None:
     parts = {part.name: part for part in time_parts(stage())}
     assert parts["generate"].seconds == 10.0
     assert parts["other"].seconds == 1.0
     assert sum(part.share for part in parts.values()) == pytest.approx(1.0)
 
 
-def test_tokens_of_a_cold_start_were_not_sampled() -> None:
+def test_tokens_of_a_cold_start_do_not_count_as_sampled() -> None:
     pipeline = data(stages=(stage("cold start", playback=True), stage()))
     shown = {tile.label: tile for tile in tiles(pipeline)}
     assert shown["tokens sampled"].value == "2.52M"
     assert shown["learner steps"].value == "2 + 2"
 
 
-def test_sampled_held_out_answers_stand_beside_the_greedy_ones() -> None:
+def test_sampled_and_greedy_held_out_accuracy_are_both_shown() -> None:
     history = {
         "accuracy/heldout": [(0, 0.34), (2, 0.85)],
         "eval/pass_at_1": [(0, 0.3), (2, 0.8)],
@@ -272,7 +272,7 @@ def test_sampled_held_out_answers_stand_beside_the_greedy_ones() -> None:
     ]
 
 
-def test_the_run_in_a_sentence() -> None:
+def test_the_summary_sentence() -> None:
     assert summary(data()) == (
         "tiny_moe learns countdown: held-out accuracy rose from 34.0% to 85.0% in 2 steps of grpo."
     )
@@ -281,7 +281,7 @@ def test_the_run_in_a_sentence() -> None:
     assert "stayed at 50.0%" in summary(data(stages=(flat,)))
 
 
-def test_nothing_is_claimed_that_was_not_measured() -> None:
+def test_figures_that_were_not_measured_are_omitted() -> None:
     shown = data(stages=(stage(history={}),), cost=None, ended_ns=None)
     labels = {tile.label for tile in tiles(replace(shown, stages=(replace(shown.stages[0], ended_ns=None),)))}
     assert labels == {"learner steps"}
@@ -307,13 +307,13 @@ def test_a_curve_stays_inside_its_frame(frame: Any) -> None:
     assert "from 0% to 100%" in svg.attrib["aria-label"]
 
 
-def test_a_metric_that_never_moves_is_a_line_too() -> None:
+def test_a_constant_metric_is_drawn_as_a_line() -> None:
     svg = ElementTree.fromstring(small_chart([(1, 2.0), (2, 2.0), (3, 2.0)]))
     heights = {point.split(",")[1] for line in svg for point in line.attrib["points"].split()}
     assert len(heights) == 1
 
 
-def test_shares_have_their_interval_and_warnings_are_at_the_top() -> None:
+def test_shares_have_intervals_and_warnings_are_at_the_top() -> None:
     warning = {"step": 3, "problem": "no_answers", "what": "No answer.", "check": "Look at <template>."}
     history = {
         "accuracy/heldout": [(0, 44 / 256), (80, 255 / 256)],

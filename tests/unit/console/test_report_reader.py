@@ -18,7 +18,7 @@ SETTINGS = (("model", "tiny_moe"), ("batch", "64 prompts x 8 rollouts per step")
 
 
 def answers(texts: list[str], right: list[float], first_prompt: int = 0) -> BatchPart:
-    """One answer a prompt; `right` NaN: not graded."""
+    """One answer per prompt. NaN in `right`: not scored."""
     count = len(texts)
     ungraded = np.isnan(right)
     rollouts = RolloutBlock(
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return new_run(tmp_path / "grpo-1")
 
 
-def test_a_run_that_has_just_begun(run: RunDirectory) -> None:
+def test_a_run_without_steps_can_be_reported(run: RunDirectory) -> None:
     data = read_report(run, None)
     assert (data.title, data.state, data.samples, data.cost, data.weights) == (
         "tiny_moe on countdown", "running", None, None, None,
@@ -78,7 +78,7 @@ def test_a_run_without_a_manifest_has_no_facts(run: RunDirectory) -> None:
     assert (data.title, data.facts, data.stages[0].playback) == ("Learning curve", (), False)
 
 
-def test_the_same_heldout_prompts_before_and_after(run: RunDirectory) -> None:
+def test_samples_compare_the_same_heldout_prompts_before_and_after(run: RunDirectory) -> None:
     recorder = RolloutRecorder()
     before = answers(["a", "b", "c", "d", "e", "f"], [0, 0, 0, 1, 1, np.nan])
     after = answers(["A", "B, wait", "C", "D", "E", "F"], [1, 1, 0, 1, 0, 1])
@@ -95,7 +95,7 @@ def test_the_same_heldout_prompts_before_and_after(run: RunDirectory) -> None:
     assert samples.pairs[0].after.reason == "cut off after 1 tokens"
 
 
-def test_without_evaluations_the_first_and_the_last_recorded_step(run: RunDirectory) -> None:
+def test_without_evaluations_samples_come_from_the_first_and_last_step(run: RunDirectory) -> None:
     recorder = RolloutRecorder()
     recorder.record(1, [answers(["a", "b"], [0, np.nan])], run.rollouts)
     assert read_report(run, None).samples is None  # one step is no comparison
@@ -106,7 +106,7 @@ def test_without_evaluations_the_first_and_the_last_recorded_step(run: RunDirect
     assert [(pair.before.response, pair.after.response) for pair in samples.pairs] == [("a", "c")]
 
 
-def test_worked_solutions_are_not_what_the_model_wrote(tmp_path: Path) -> None:
+def test_worked_solutions_are_not_shown_as_samples_of_the_model(tmp_path: Path) -> None:
     run = new_run(tmp_path / "sft-1", plays_back=True)
     for step in (1, 20):
         RolloutRecorder().record(step, [answers(["a"], [1])], run.rollouts)
@@ -166,6 +166,6 @@ def test_the_page_is_written_into_the_run(run: RunDirectory) -> None:
         assert expected in page
 
 
-def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError):
         write_report(RunDirectory(tmp_path / "missing"), None)

@@ -1,4 +1,4 @@
-"""What one attempt tells the ledger about how it ended."""
+"""The events with which an attempt tells the ledger how it ended."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def _told(error: BaseException | None) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "error", [NonFiniteError("policy/loss", float("nan"), 3), RuntimeError("a bug"), asyncio.CancelledError()]
 )
-def test_a_run_that_ends_by_an_error_is_failed_work(error: BaseException) -> None:
+def test_a_run_that_ends_with_an_error_has_the_purpose_failed(error: BaseException) -> None:
     assert _told(error) == [("run", "failed")]
 
 
 class _FullDisk:
-    """A sink that refuses."""
+    """A sink that raises an error."""
 
     def emit(self, event: UsageEvent) -> None:
         raise OSError(28, "No space left on device")
 
 
-def test_what_ended_the_run_is_told_although_the_disk_is_full(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_of_a_run_is_raised_although_the_disk_is_full(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(CheckpointError, match="step 3"), record_failure(_FullDisk(), "run", FakeClock()):
         raise CheckpointError("the checkpoint of step 3 could not be written")
     assert "orchestrator cost purpose run failed" in caplog.text
 
 
 @pytest.mark.parametrize("error", [None, BudgetStopError("the limit"), DrainedError("SIGTERM")])
-def test_a_run_that_ends_or_was_told_to_keeps_its_purpose(error: BaseException | None) -> None:
+def test_a_run_that_completes_or_is_stopped_keeps_its_purpose(error: BaseException | None) -> None:
     assert _told(error) == []

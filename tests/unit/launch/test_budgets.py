@@ -1,4 +1,4 @@
-"""A run within its own budget and the ledger's: in virtual time, at 1 USD a second."""
+"""A run within its own budget and those of the ledger, in virtual time, at 1 USD per second."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def config(limit: str | None = None) -> BudgetConfig:
 
 
 class Run:
-    """A run of two accelerators whose books are looked at every second."""
+    """A run of two accelerators whose costs are checked every second."""
 
     def __init__(
         self, ledger: Ledger, clock: FakeClock, name: str = "run", attempt: int = 1, own: str | None = None
@@ -90,7 +90,7 @@ class Run:
             self.warned += self.budgets.round(self.ledger, self.cost())
 
     def until_refused(self, step: int = 5, at_most: int = 1000) -> int:
-        """Steps one after the other until a refusal is obeyed at the end of one; how many there were."""
+        """Run steps until one of them ends with an obeyed refusal. Returns the number of steps."""
         self.look()
         self.pace.step_began()
         for number in range(at_most):
@@ -103,7 +103,7 @@ class Run:
         return at_most
 
     def stop(self, seconds: int = 8) -> None:
-        """A checkpoint, then the slots are given back."""
+        """Write a checkpoint, then release the slots."""
         self.clock.advance(seconds * SECOND)
         self.give_back()
         self.budgets.close(self.ledger, self.cost())
@@ -124,9 +124,7 @@ def define(ledger: Ledger, name: str, limit: str, currency: str = "USD", **scope
     ledger.budgets.define(Budget(name, scope, FIRST, END, Decimal(limit), currency, shares))
 
 
-def test_a_run_stops_by_its_teams_budget_before_the_limit_and_settles_what_it_cost(
-    ledger: Ledger, clock: FakeClock
-):
+def test_a_team_budget_stops_a_run_before_its_limit_and_settles_the_cost(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "200", team="blue")
     define(ledger, "green", "1", team="green")
     run = Run(ledger, clock)
@@ -141,7 +139,7 @@ def test_a_run_stops_by_its_teams_budget_before_the_limit_and_settles_what_it_co
     assert ledger.budgets.status("green").settled == 0
 
 
-def test_a_budget_stop_says_what_was_left_and_what_it_would_have_needed(ledger: Ledger, clock: FakeClock):
+def test_a_budget_stop_reports_the_remaining_and_the_required_amount(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "200", team="blue")
     run = Run(ledger, clock)
     run.hold()
@@ -165,7 +163,7 @@ def test_a_first_step_of_unknown_length_is_covered(ledger: Ledger, clock: FakeCl
     assert ledger.budgets.status("blue").settled == run.cost() <= 200
 
 
-def test_a_run_that_can_not_reserve_anything_is_refused_at_once(ledger: Ledger, clock: FakeClock):
+def test_a_run_that_cannot_reserve_anything_is_rejected_immediately(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "5", team="blue")
     run = Run(ledger, clock)
     run.look()
@@ -191,7 +189,7 @@ def test_the_runs_own_limit_holds_and_counts_earlier_attempts(ledger: Ledger, cl
     assert OWN in nothing.budgets.refusal
 
 
-def test_thresholds_are_said_once_each_over_all_runs(ledger: Ledger, clock: FakeClock):
+def test_each_threshold_is_reported_once_over_all_runs(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "200", team="blue")
     one, other = Run(ledger, clock, "one"), Run(ledger, clock, "other")
     one.hold()
@@ -205,7 +203,7 @@ def test_thresholds_are_said_once_each_over_all_runs(ledger: Ledger, clock: Fake
     assert (message["limit"], message["currency"]) == ("200.000000", "USD")
 
 
-def test_a_ledger_that_is_away_stops_no_run_and_what_was_spent_meanwhile_is_settled(
+def test_an_unavailable_ledger_does_not_stop_a_run_and_spending_is_settled_later(
     ledger: Ledger, clock: FakeClock
 ):
     define(ledger, "blue", "1000", team="blue")
@@ -222,9 +220,7 @@ def test_a_ledger_that_is_away_stops_no_run_and_what_was_spent_meanwhile_is_sett
     assert ledger.budgets.status("blue").settled == run.cost()
 
 
-def test_a_reservation_that_expired_while_the_ledger_was_away_is_settled_anew(
-    ledger: Ledger, clock: FakeClock
-):
+def test_a_reservation_that_expired_during_an_outage_is_settled_again(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "5000", team="blue")
     run = Run(ledger, clock)
     run.hold()
@@ -237,7 +233,7 @@ def test_a_reservation_that_expired_while_the_ledger_was_away_is_settled_anew(
     assert ledger.budgets.status("blue").settled == 750
 
 
-def test_spending_beyond_a_budget_while_the_ledger_was_away_stops_the_run(ledger: Ledger, clock: FakeClock):
+def test_overspending_during_an_outage_stops_the_run(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "60", team="blue")
     run = Run(ledger, clock)
     run.hold()
@@ -251,7 +247,7 @@ def test_spending_beyond_a_budget_while_the_ledger_was_away_stops_the_run(ledger
     assert ledger.budgets.status("blue").settled <= 60
 
 
-def test_the_own_limit_holds_on_an_estimate_while_the_ledger_is_away(ledger: Ledger, clock: FakeClock):
+def test_the_runs_own_limit_is_enforced_by_an_estimate_during_an_outage(ledger: Ledger, clock: FakeClock):
     run = Run(ledger, clock, own="100")
     run.away = True
     run.hold()
@@ -260,7 +256,7 @@ def test_the_own_limit_holds_on_an_estimate_while_the_ledger_is_away(ledger: Led
     assert 60 <= run.cost() <= 100
 
 
-def test_what_a_killed_attempt_spent_is_settled_by_the_next(ledger: Ledger, clock: FakeClock):
+def test_the_cost_of_a_killed_attempt_is_settled_by_the_next(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "1000", team="blue")
     killed = Run(ledger, clock)
     killed.hold()
@@ -278,7 +274,7 @@ def test_what_a_killed_attempt_spent_is_settled_by_the_next(ledger: Ledger, cloc
     assert (status.settled, status.pending) == (following.cost(), 0)
 
 
-def test_what_a_killed_attempt_spent_is_settled_although_its_reservation_expired(
+def test_the_cost_of_a_killed_attempt_is_settled_after_its_reservation_expired(
     ledger: Ledger, clock: FakeClock
 ):
     define(ledger, "blue", "1000", team="blue")
@@ -293,9 +289,7 @@ def test_what_a_killed_attempt_spent_is_settled_although_its_reservation_expired
     assert ledger.budgets.status("blue").settled == 15
 
 
-def test_a_run_without_budgets_reserves_nothing_and_later_pays_only_from_then_on(
-    ledger: Ledger, clock: FakeClock
-):
+def test_a_budget_defined_during_a_run_only_covers_later_spending(ledger: Ledger, clock: FakeClock):
     run = Run(ledger, clock)
     run.hold()
     run.until_refused(at_most=4)
@@ -305,14 +299,14 @@ def test_a_run_without_budgets_reserves_nothing_and_later_pays_only_from_then_on
     assert 17 <= ledger.budgets.status("blue").settled <= 19 < run.cost()
 
 
-def test_a_budget_in_another_currency_can_not_be_kept_and_refuses_the_run(ledger: Ledger, clock: FakeClock):
+def test_a_budget_in_another_currency_rejects_the_run(ledger: Ledger, clock: FakeClock):
     define(ledger, "blue", "1000", currency="EUR", team="blue")
     run = Run(ledger, clock)
     run.look()
     assert run.budgets.refusal == "budget blue is in EUR, the run counts in USD"
 
 
-def test_a_ledger_that_counts_in_another_currency_is_no_measure_for_a_limit(clock: FakeClock):
+def test_a_limit_in_another_currency_than_the_ledgers_is_rejected(clock: FakeClock):
     prices = [{**BOOK["prices"][0], "currency": "EUR"}]
     euros = Ledger.in_memory({**BOOK, "currency": "EUR", "prices": prices}, now_ns=clock.now_ns)
     run = Run(euros, clock, own="100")
@@ -321,7 +315,9 @@ def test_a_ledger_that_counts_in_another_currency_is_no_measure_for_a_limit(cloc
     assert run.budgets.refusal.startswith("the ledger counts in EUR, the run in USD: ")
 
 
-def test_a_price_that_is_not_the_ledgers_is_said_once(clock: FakeClock, caplog: pytest.LogCaptureFixture):
+def test_a_price_that_differs_from_the_ledgers_is_reported_once(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+):
     dearer = {**BOOK, "prices": [{**BOOK["prices"][0], "amount": "3600"}]}
     run = Run(Ledger.in_memory(dearer, now_ns=clock.now_ns), clock)
     run.hold()
@@ -344,10 +340,10 @@ def test_each_reservation_ends_once(ledger: Ledger, clock: FakeClock):
 
 
 @pytest.mark.parametrize(("own", "limit"), [(None, 200), ("90", 90)])
-def test_a_step_that_goes_on_for_ever_is_broken_off_before_the_limit_is_passed(
+def test_an_endless_step_is_cancelled_before_the_limit_is_exceeded(
     own: str | None, limit: int, ledger: Ledger, clock: FakeClock
 ):
-    """Steps of 5 s, then one that does not end."""
+    """Steps of 5 s, then one that never ends."""
     if own is None:
         define(ledger, "blue", str(limit), team="blue")
     run = Run(ledger, clock, own=own)
@@ -368,7 +364,7 @@ def test_a_step_that_goes_on_for_ever_is_broken_off_before_the_limit_is_passed(
         assert ledger.budgets.status("blue").settled == run.cost()
 
 
-def test_a_step_that_ends_within_twice_the_longest_is_not_broken_off(ledger: Ledger, clock: FakeClock):
+def test_a_step_of_up_to_twice_the_longest_is_not_cancelled(ledger: Ledger, clock: FakeClock):
     run = Run(ledger, clock, own="100")
     run.hold()
     run.until_refused(step=5, at_most=4)
@@ -381,7 +377,7 @@ def test_a_step_that_ends_within_twice_the_longest_is_not_broken_off(ledger: Led
     assert run.cost() <= 100
 
 
-def test_a_run_whose_reservation_is_used_up_when_the_ledger_comes_back_still_makes_its_checkpoint(
+def test_a_run_with_a_used_up_reservation_still_writes_its_checkpoint_after_an_outage(
     ledger: Ledger, clock: FakeClock
 ):
     define(ledger, "blue", "60", team="blue")

@@ -1,4 +1,4 @@
-"""What is wrong with a run before it starts."""
+"""Checks of a run before it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TODAY = day_number(date(2026, 11, 25))
 
 
 @pytest.mark.parametrize("cluster", ["laptop", "gpu", "gpu_split"])
-def test_every_cluster_has_a_price_and_one_without_is_refused(cluster: str) -> None:
+def test_every_shipped_cluster_has_prices_and_a_cluster_without_is_rejected(cluster: str) -> None:
     config = compose("grpo", [f"cluster={cluster}"])
     check_prices(config, TODAY, resumes=False)
     unpriced = config.model_copy(update={"cluster": config.cluster.model_copy(update={"sku": "none"})})
@@ -26,7 +26,7 @@ def test_every_cluster_has_a_price_and_one_without_is_refused(cluster: str) -> N
         check_prices(unpriced, TODAY, resumes=False)
 
 
-def test_a_run_that_nobody_could_price_is_refused() -> None:
+def test_a_run_without_prices_is_rejected() -> None:
     """Its limit would never be reached, and its report would be empty."""
     with pytest.raises(ConfigError, match=r"cluster\.sku: got p5\.48xlarge, allowed: cpu-slot") as caught:
         check_prices(compose("grpo", ["cluster=gpu", "price_book=laptop"]), TODAY, resumes=False)
@@ -34,13 +34,13 @@ def test_a_run_that_nobody_could_price_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_price_must_hold_today() -> None:
+def test_a_price_must_be_valid_today() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.sku"):
         check_prices(compose("grpo", ["cluster=gpu"]), day_number(date(2020, 1, 1)), resumes=False)
 
 
 @pytest.mark.slow
-def test_a_run_whose_price_has_ended_goes_on_unless_it_has_a_limit_of_its_own() -> None:
+def test_a_resumed_run_with_an_expired_price_continues_unless_it_has_its_own_limit() -> None:
     before = day_number(date(2020, 1, 1))
     check_prices(compose("grpo", ["cluster=gpu"]), before, resumes=True)
     with pytest.raises(ConfigError, match=r"budget\.limit=null"):
@@ -48,7 +48,7 @@ def test_a_run_whose_price_has_ended_goes_on_unless_it_has_a_limit_of_its_own() 
 
 
 def mistral(folder: Path, window: int) -> str:
-    """A folder with the config of a Mistral whose attention sees `window` tokens, and no weights."""
+    """A folder with the config of a Mistral with a sliding window of `window` tokens, without weights."""
     MistralConfig(
         vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, sliding_window=window
     ).save_pretrained(folder)
@@ -56,7 +56,7 @@ def mistral(folder: Path, window: int) -> str:
     return f"model.path={folder}"
 
 
-def test_a_model_that_the_engine_cannot_serve_is_refused_by_its_config_alone(tmp_path: Path) -> None:
+def test_a_model_that_the_engine_cannot_serve_is_rejected_from_its_config(tmp_path: Path) -> None:
     words = ["model=pretrained", "model.context=512", "rollout.max_new_tokens=16"]
     check_engines(compose("grpo", [*words, mistral(tmp_path, 512)]))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What a run's observer writes of its cost at each step."""
+"""What a run's observer writes about cost and warnings at each step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class View:
         self.messages.append(text)
 
 
-def test_each_step_says_what_the_run_cost_so_far(tmp_path: Path) -> None:
+def test_each_step_reports_the_cost_of_the_run_so_far(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.create()
     clock, view = FakeClock(), View()
@@ -84,7 +84,7 @@ def test_a_budget_warning_is_shown_tagged_and_kept(tmp_path: Path) -> None:
     assert tracker.tags["budget"] in directory.events.read_text()
 
 
-def test_a_run_that_trains_on_nothing_is_shown_tagged_and_kept(tmp_path: Path) -> None:
+def test_a_training_warning_is_shown_tagged_and_kept(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.create()
     clock, view = FakeClock(), View()
@@ -98,7 +98,7 @@ def test_a_run_that_trains_on_nothing_is_shown_tagged_and_kept(tmp_path: Path) -
     assert view.messages == [f"{warning['what']} {warning['check']}"]
 
 
-def test_a_resumed_run_that_has_trained_on_nothing_so_far_is_warned_in_its_third_step(tmp_path: Path) -> None:
+def test_a_resumed_run_counts_earlier_steps_towards_a_training_warning(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.create()
     clock, view = FakeClock(), View()

@@ -19,7 +19,7 @@ def environ(tmp_path: Path, **changes: str) -> dict[str, str]:
     return {"HOME": str(tmp_path), "TMPDIR": "/tmp"} | changes
 
 
-def test_a_temporary_directory_too_long_for_rays_sockets_is_found_before_ray_starts(tmp_path: Path) -> None:
+def test_a_temporary_directory_too_long_for_rays_sockets_is_rejected(tmp_path: Path) -> None:
     folder = "/tmp/" + "x" * 95
     check = preflight.temporary_directory({"TMPDIR": folder})
     assert not check.ok
@@ -29,14 +29,14 @@ def test_a_temporary_directory_too_long_for_rays_sockets_is_found_before_ray_sta
         preflight.require_local_ray(1 << 20, environ(tmp_path, TMPDIR=folder))
 
 
-def test_the_longest_directory_that_ray_can_use(tmp_path: Path) -> None:
+def test_the_longest_usable_directory_is_accepted(tmp_path: Path) -> None:
     room = preflight.SOCKET_PATH_BYTES - len(preflight.RAY_SOCKET)
     assert preflight.temporary_directory({"TMPDIR": "/" + "x" * (room - 1)}).ok
     assert not preflight.temporary_directory({"TMPDIR": "/" + "x" * room}).ok
     assert not preflight.temporary_directory({"TMPDIR": "/" + "ü" * (room - 1)}).ok, "bytes, not characters"
 
 
-def test_the_path_of_a_socket_is_built_as_ray_builds_it() -> None:
+def test_socket_paths_equal_those_of_ray() -> None:
     from ray._private.utils import validate_socket_filepath  # pyright: ignore[reportUnknownVariableType]
 
     room = preflight.SOCKET_PATH_BYTES - len(preflight.RAY_SOCKET)
@@ -45,7 +45,7 @@ def test_the_path_of_a_socket_is_built_as_ray_builds_it() -> None:
         validate_socket_filepath("/" + "x" * room + preflight.RAY_SOCKET)
 
 
-def test_rays_own_variable_comes_first(tmp_path: Path) -> None:
+def test_rays_own_variable_has_precedence(tmp_path: Path) -> None:
     variables = environ(tmp_path, TMPDIR="/tmp/" + "x" * 95, RAY_TMPDIR="/tmp")
     assert preflight.temporary_directory(variables) == Check("temporary directory", True, "/tmp")
     preflight.require_local_ray(1 << 20, variables)
@@ -60,7 +60,7 @@ def test_folders_that_cannot_be_written_are_found(monkeypatch: pytest.MonkeyPatc
         preflight.require_local_ray(1 << 20, {"HOME": str(tmp_path)})
 
 
-def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_directory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.os.path, "expanduser", lambda path: path)
     check = preflight.home({})
     assert not check.ok
@@ -113,12 +113,12 @@ def test_packages_that_are_missing_or_out_of_range_are_named() -> None:
     assert "needed: >=99" in numpy.detail
 
 
-def test_an_old_python_is_refused() -> None:
+def test_an_unsupported_python_is_rejected() -> None:
     assert not preflight.python((3, 10, 13)).ok
     assert preflight.python(sys.version_info[:3]).ok
 
 
-def test_a_missing_extra_is_no_error_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_not_an_error_and_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "EXTRAS", {"other": ("nosuch-package", "something else")})
     (check,) = preflight.extras()
     assert check.ok

@@ -1,4 +1,4 @@
-"""A session on a thread of its own."""
+"""A session on its own thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from orchestrator.launch.session import open_session
 
 
 def _as_ray_does() -> None:
-    """Ray starts its processes with a function that runs before exec; only then do fork hooks run."""
+    """Like Ray, which starts its processes with a function that runs before
+    exec: only then do fork hooks run.
+    """
 
 
 class Session:
@@ -39,7 +41,7 @@ class Session:
                 child.kill()
 
 
-def test_it_opens_and_closes_on_one_other_thread_and_its_children_have_their_own_group() -> None:
+def test_a_session_opens_and_closes_on_one_thread_and_its_children_have_their_own_process_group() -> None:
     session = Session()
     session.may_open.set()
 
@@ -56,7 +58,7 @@ def test_it_opens_and_closes_on_one_other_thread_and_its_children_have_their_own
         other.kill()
 
 
-def test_cancelled_while_it_opens_it_is_closed_when_it_is_open() -> None:
+def test_a_session_that_is_cancelled_while_opening_is_closed_once_open() -> None:
     session = Session()
 
     async def scenario() -> None:
@@ -77,7 +79,7 @@ def test_cancelled_while_it_opens_it_is_closed_when_it_is_open() -> None:
     assert [what for what, _ in session.steps] == ["open", "close"]
 
 
-def test_what_keeps_it_from_opening_is_raised() -> None:
+def test_an_error_while_opening_is_raised() -> None:
     @contextlib.contextmanager
     def broken() -> Generator[None]:
         raise OSError("no Ray")

@@ -1,4 +1,4 @@
-"""Asking what runs to stop, and breaking it off."""
+"""Stopping and cancelling runs through the stop switch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.training.loop import TrainingLoop
 
 
 class Loop:
-    """A loop whose step does not end."""
+    """A loop whose step never ends."""
 
     def __init__(self) -> None:
         self.asked: list[OrchestratorError] = []
@@ -40,7 +40,7 @@ async def until_it_runs() -> None:
         await asyncio.sleep(0)
 
 
-def test_a_loop_that_is_broken_off_raises_the_reason_after_it_has_cleaned_up() -> None:
+def test_a_cancelled_loop_raises_the_reason_after_its_cleanup() -> None:
     async def scenario() -> None:
         switch, loop = StopSwitch(), Loop()
         task = asyncio.ensure_future(run(switch, loop))
@@ -58,7 +58,7 @@ def test_a_loop_that_is_broken_off_raises_the_reason_after_it_has_cleaned_up() -
     asyncio.run(scenario())
 
 
-def test_a_person_who_has_asked_before_is_told_that_the_budget_broke_it_off() -> None:
+def test_a_budget_cancellation_after_a_requested_stop_is_reported() -> None:
     async def scenario() -> None:
         switch, loop = StopSwitch(), Loop()
         task = asyncio.ensure_future(run(switch, loop))
@@ -71,7 +71,7 @@ def test_a_person_who_has_asked_before_is_told_that_the_budget_broke_it_off() ->
     asyncio.run(scenario())
 
 
-def test_somebody_elses_cancellation_stays_one() -> None:
+def test_other_cancellations_are_not_changed() -> None:
     async def scenario() -> None:
         switch, loop = StopSwitch(), Loop()
         task: asyncio.Task[Any] = asyncio.ensure_future(run(switch, loop))
@@ -84,13 +84,13 @@ def test_somebody_elses_cancellation_stays_one() -> None:
     asyncio.run(scenario())
 
 
-def test_nothing_is_broken_off_where_nothing_runs() -> None:
+def test_cancelling_without_a_running_job_does_nothing() -> None:
     switch = StopSwitch()
     switch.cancel(BudgetStopError("exhausted"))
     assert switch.asked
 
 
-def test_any_thread_may_ask_and_the_loop_hears_it() -> None:
+def test_a_stop_can_be_requested_from_any_thread() -> None:
     async def scenario() -> None:
         stop, loop = StopSwitch(), Loop()
         with stop.attached(drain_seconds=1e6):
@@ -107,7 +107,7 @@ def test_any_thread_may_ask_and_the_loop_hears_it() -> None:
     asyncio.run(scenario())
 
 
-def test_a_drain_that_takes_too_long_stops_in_the_middle_of_the_step() -> None:
+def test_a_drain_that_takes_too_long_cancels_the_step() -> None:
     async def scenario() -> None:
         stop, loop = StopSwitch(), Loop()
         with stop.attached(drain_seconds=0.01):
@@ -121,7 +121,7 @@ def test_a_drain_that_takes_too_long_stops_in_the_middle_of_the_step() -> None:
     asyncio.run(scenario())
 
 
-def test_what_only_starts_is_cancelled_and_raises_the_reason() -> None:
+def test_a_job_that_is_still_starting_is_cancelled_and_raises_the_reason() -> None:
     async def scenario() -> None:
         stop = StopSwitch()
 
@@ -141,7 +141,7 @@ def test_what_only_starts_is_cancelled_and_raises_the_reason() -> None:
     asyncio.run(scenario())
 
 
-def test_a_request_before_the_job_runs_counts() -> None:
+def test_a_request_before_the_job_runs_takes_effect() -> None:
     async def scenario() -> None:
         stop, loop = StopSwitch(), Loop()
         stop.ask(DrainedError("SIGINT"))

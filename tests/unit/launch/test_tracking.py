@@ -1,4 +1,4 @@
-"""What a run's tracker is built with: the rows of metrics.jsonl, and a way to tell people of problems."""
+"""The inputs of a run's tracker: the rows of metrics.jsonl, and a callback that reports problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.training.telemetry.background import History
 from orchestrator.training.telemetry.tracker import MemoryTracker, MetricRow, Tracker
 
 
-def test_the_tracker_gets_earlier_metrics_and_problems_reach_people(
+def test_the_tracker_gets_earlier_metrics_and_reports_problems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory(tmp_path / "run")

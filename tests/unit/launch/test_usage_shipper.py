@@ -1,4 +1,4 @@
-"""The books of a run that the ledger can't price."""
+"""Shipping the usage of a run that the ledger cannot price."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECOND = 1_000_000_000
 
 
 class Heard:
-    """Keeps what the bookkeeper says."""
+    """Records what the usage shipper reports."""
 
     def __init__(self) -> None:
         self.refusals: list[str] = []
@@ -37,7 +37,7 @@ class Heard:
     def on_exhausted(self, reason: BudgetStopError) -> None: ...
 
 
-def test_its_events_are_in_the_ledger_and_its_limit_holds_on_an_estimate(
+def test_an_unpriced_run_is_shipped_to_the_ledger_and_its_limit_is_enforced_by_an_estimate(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock(1_790_000_000 * SECOND)

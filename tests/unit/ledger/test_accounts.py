@@ -1,4 +1,4 @@
-"""Closing months: what is refused, what a closed month keeps, and what a tampered one betrays."""
+"""Closing months: when a month cannot be closed, what a closed month keeps, and how tampering is detected."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -81,7 +81,7 @@ def test_a_month_closes_only_after_its_end_and_the_grace_and_in_order():
         desk.ledger.close("January")
 
 
-def test_a_month_with_something_unpriced_does_not_close_and_nothing_is_posted():
+def test_a_month_with_unpriced_usage_cannot_be_closed():
     desk = Desk(*lease("a", JANUARY, 1), *lease("b", JANUARY, 1, sku="tpu"))
     desk.now = FEBRUARY + DAY_NS
     with pytest.raises(UnknownPriceError, match="tpu"):
@@ -118,7 +118,7 @@ def test_a_new_label_moves_a_closed_month_by_reversal_in_the_next():
     assert desk.ledger.verify() == 3
 
 
-def test_what_was_known_on_a_day_is_the_same_for_ever():
+def test_a_report_as_of_a_past_day_never_changes():
     desk = Desk(declared("blue"), *lease("a", JANUARY, 10))
     desk.now = JANUARY + 20 * DAY_NS
     then = desk.now
@@ -132,7 +132,7 @@ def test_what_was_known_on_a_day_is_the_same_for_ever():
     assert desk.ledger.report_by(["team", "role"]).to_dict() != first
 
 
-def test_what_is_left_of_today_is_now_and_a_later_day_is_not_known():
+def test_a_later_time_of_today_means_now_and_a_later_day_is_rejected():
     opened = lease("a", JANUARY, 10)[0]
     desk = Desk(declared("blue"), opened)
     desk.now = JANUARY + HOUR_NS // 10
@@ -150,7 +150,7 @@ def test_what_is_left_of_today_is_now_and_a_later_day_is_not_known():
             ask()
 
 
-def test_days_select_what_counts_on_them_and_an_adjustment_counts_on_the_first():
+def test_days_select_lines_and_adjustments_count_on_the_first_day():
     desk = Desk(*lease("a", JANUARY + 30 * DAY_NS, 48))
     day = month_bounds("2026-02")[0]
     desk.now = FEBRUARY + 3 * DAY_NS
@@ -192,7 +192,7 @@ def test_a_changed_posting_or_close_breaks_the_chain():
         verify(postings, [replace(close, head="f" * 64)])
 
 
-def test_two_desks_that_close_the_same_month_close_it_once():
+def test_two_processes_that_close_the_same_month_close_it_once():
     desk = Desk(*lease("a", JANUARY, 1))
     desk.now = FEBRUARY + DAY_NS
     one, two = (Accounts(desk.journal, desk.archive, POLICY) for _ in range(2))

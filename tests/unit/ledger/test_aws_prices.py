@@ -28,7 +28,7 @@ def test_instance_hours_become_prices_of_one_accelerator():
     assert "EXAMPLEP5" in str(book.rows()[-1]["source"])
 
 
-def test_a_list_of_products_will_do_as_well(tmp_path: Path):
+def test_a_plain_list_of_products_is_accepted(tmp_path: Path):
     listed = [json.loads(entry) for entry in json.loads(FILE.read_text())["PriceList"]]
     (tmp_path / "list.json").write_text(json.dumps(listed))
     assert read_products(tmp_path / "list.json") == read_products(FILE)
@@ -44,13 +44,13 @@ def test_a_list_of_products_will_do_as_well(tmp_path: Path):
         ('{"PriceList": [{"product": {"attributes": []}}]}', r"PriceList\[0\]"),
     ],
 )
-def test_what_is_no_price_list_is_refused_and_the_entry_named(tmp_path: Path, content: str, where: str):
+def test_a_malformed_price_list_is_rejected_with_its_entry(tmp_path: Path, content: str, where: str):
     (tmp_path / "file.json").write_text(content)
     with pytest.raises(PriceBookError, match=where):
         read_products(tmp_path / "file.json")
 
 
-def test_a_list_without_an_instance_hour_is_refused():
+def test_a_list_without_instance_hours_is_rejected():
     product: dict[str, Any] = {"product": {"attributes": {"operatingSystem": "Windows"}}}
     with pytest.raises(PriceBookError, match="no instance-hour"):
         price_book_of([product], "list", date(2026, 1, 1))

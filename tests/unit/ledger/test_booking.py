@@ -1,4 +1,4 @@
-"""Booking by hand-computed examples. One unit of time is a nanosecond unless said otherwise."""
+"""Booking by hand-computed examples. Times are in nanoseconds unless stated otherwise."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def book_one(*events: Event, as_of: int = 10**18) -> tuple[BookedLease, list[Rej
     return booked[0], rejected
 
 
-def test_what_no_span_covers_is_idle():
+def test_time_without_a_span_is_idle():
     lease, rejected = book_one(opened(), span(10, 40), span(40, 60, activity="sync"), closed(100))
     assert lines(lease) == [
         ("idle", "", 0, 10, 10),
@@ -70,7 +70,7 @@ def test_an_overlap_is_split_equally_and_the_odd_nanosecond_goes_to_the_first_ac
     ]
 
 
-def test_two_spans_of_one_actor_do_not_take_from_the_other_actor():
+def test_two_spans_of_one_actor_share_the_time_of_that_actor():
     lease, _ = book_one(
         opened(), span(0, 100, "w0"), span(0, 100, "w1"), span(0, 100, "w1", "checkpoint"), closed(100)
     )
@@ -81,7 +81,7 @@ def test_two_spans_of_one_actor_do_not_take_from_the_other_actor():
     }
 
 
-def test_a_dead_holder_leaves_lost_time_not_idle_time():
+def test_time_after_the_death_of_the_holder_is_lost():
     lease, _ = book_one(opened(), span(10, 40), Heartbeat("h", 60, "a"), closed(100, reason="lost"))
     assert lines(lease) == [
         ("idle", "", 0, 10, 10),
@@ -96,7 +96,7 @@ def test_without_heartbeats_the_last_sign_of_life_is_the_end_of_the_last_span():
     assert lines(lease)[-1] == ("lost", "", 40, 100, 60)
 
 
-def test_a_lease_that_nobody_closes_does_not_bill_for_ever():
+def test_a_lease_that_is_never_closed_ends_after_the_grace_period():
     lease, _ = book_one(opened(), span(10, 40), as_of=10**15)
     assert (lease.end_ns, lease.ending) == (40 + POLICY.grace_ns, Ending.ABANDONED)
     assert lines(lease)[-1] == ("lost", "", 40, 90, 50)
@@ -108,12 +108,12 @@ def test_an_open_lease_is_booked_until_now():
     assert lines(lease)[-1] == ("idle", "", 40, 80, 40)
 
 
-def test_a_span_that_is_still_going_on_at_as_of_counts_until_then():
+def test_a_span_beyond_as_of_counts_until_then():
     lease, _ = book_one(opened(), span(10, 40), closed(100), as_of=25)
     assert lines(lease) == [("idle", "", 0, 10, 10), ("generate", "w0", 10, 25, 15)]
 
 
-def test_a_close_long_after_the_last_sign_of_life_is_believed():
+def test_a_close_long_after_the_last_sign_of_life_counts():
     lease, _ = book_one(opened(), closed(10**6))
     assert lease.ns == 10**6
 
@@ -121,7 +121,7 @@ def test_a_close_long_after_the_last_sign_of_life_is_believed():
 @pytest.mark.parametrize(
     "bad", [span(-20, 5), span(90, 120), span(200, 210)], ids=["before", "over", "after"]
 )
-def test_a_span_outside_its_lease_is_quarantined_by_name_and_nothing_else_changes(bad: SpanRecorded):
+def test_a_span_outside_its_lease_is_quarantined_without_other_effects(bad: SpanRecorded):
     lease, rejected = book_one(opened(), span(10, 40), bad, closed(100))
     assert [row.event_id for row in rejected] == [bad.event_id]
     assert "outside lease a" in rejected[0].reason
@@ -132,7 +132,7 @@ def test_a_span_outside_its_lease_is_quarantined_by_name_and_nothing_else_change
     ]
 
 
-def test_a_span_that_protrudes_by_the_skew_of_two_clocks_is_cut():
+def test_a_span_that_extends_beyond_its_lease_by_the_clock_skew_is_truncated():
     lease, rejected = book_one(opened(), span(-5, 40), span(60, 105), closed(100))
     assert rejected == []
     assert lines(lease) == [
@@ -167,7 +167,7 @@ def test_shared_spans_are_cut_at_midnight_too():
     ]
 
 
-def test_contradictions_are_quarantined_and_the_first_fact_counts():
+def test_contradicting_events_are_quarantined_and_the_first_one_counts():
     events = [
         opened(),
         opened(3, event_id="again"),
@@ -188,7 +188,7 @@ def test_contradictions_are_quarantined_and_the_first_fact_counts():
     }
 
 
-def test_a_correction_replaces_and_a_correction_without_replacement_takes_away():
+def test_a_correction_replaces_or_removes_an_event():
     wrong, extra = span(10, 40, event_id="wrong"), span(50, 60, event_id="extra")
     right = event_to_json(span(10, 30, event_id="right"))
     fixes = [
@@ -204,7 +204,7 @@ def test_a_correction_replaces_and_a_correction_without_replacement_takes_away()
     assert rejected == []
 
 
-def test_a_correction_of_a_correction_brings_the_first_back():
+def test_a_corrected_correction_restores_the_original_event():
     wrong = span(10, 40, event_id="wrong")
     voided = Correction("c1", 1, "wrong", "a mistake")
     restored = Correction("c2", 2, "c1", "it was right after all")
@@ -212,11 +212,11 @@ def test_a_correction_of_a_correction_brings_the_first_back():
     assert ("generate", "w0", 10, 40, 30) in lines(lease)
 
 
-def test_a_correction_of_nothing_known_is_quarantined():
+def test_a_correction_of_an_unknown_event_is_quarantined():
     _, rejected = book_one(opened(), closed(10), Correction("c", 1, "nobody", "?"))
     assert [row.event_id for row in rejected] == ["c"]
 
 
-def test_a_span_can_name_the_run_that_it_served():
+def test_a_span_can_be_attributed_to_another_run():
     lease, _ = book_one(opened(run="judge"), span(0, 60, run="r1"), span(60, 80, run="r2"), closed(100))
     assert [(piece.run_id, piece.ns) for piece in lease.slices] == [("r1", 60), ("r2", 20), ("judge", 20)]

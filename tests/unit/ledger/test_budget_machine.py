@@ -1,4 +1,4 @@
-"""Budgets as a state machine: reservations made, settled, voided or left to expire, in whatever order."""
+"""Budgets as a state machine: reservations are made, settled, voided or left to expire, in any order."""
 
 from decimal import Decimal
 
@@ -15,7 +15,7 @@ amounts = st.decimals(0, 60, places=2)
 
 
 class BudgetMachine(RuleBasedStateMachine):
-    """A model beside the real thing: `pending` by reservation with its time, and what was settled."""
+    """A model beside the implementation: `pending` by reservation with its time, and the settled amount."""
 
     reservations = Bundle[str]("reservations")
 

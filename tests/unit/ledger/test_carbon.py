@@ -1,4 +1,4 @@
-"""Energy and CO2: figures by hand, a model card's own, and what a meter measured."""
+"""Energy and CO2: hand-computed figures, those of a model card, and measurements of a meter."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_model_card_is_reproduced() -> None:
     assert report.total.kwh == 27_510_000
 
 
-def test_each_region_has_its_grid_from_the_library(ledger: Ledger) -> None:
+def test_carbon_intensities_of_regions_come_from_the_library(ledger: Ledger) -> None:
     report = carbon(ledger, ["region"], Grid(), EnergyModel())
     assert set(report.intensities) == {"eu-central-2", "us-east-1"}
     swiss, american = (report.intensities[name] for name in ("eu-central-2", "us-east-1"))
@@ -99,7 +99,7 @@ def test_each_region_has_its_grid_from_the_library(ledger: Ledger) -> None:
     assert 300 < american.grams_per_kwh < 450
 
 
-def test_the_grid_is_looked_up_or_refused() -> None:
+def test_an_unknown_grid_is_rejected() -> None:
     assert Grid(country="che").intensity("anywhere") == Grid().intensity("eu-central-2")
     assert Grid(Decimal(7), "CHE").intensity("").grams_per_kwh == 7
     assert "Google" in Grid().intensity("europe-west6").source
@@ -110,13 +110,13 @@ def test_the_grid_is_looked_up_or_refused() -> None:
         Grid(country="ATL")
 
 
-def test_a_grid_without_the_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "codecarbon.input", None)
     with pytest.raises(LedgerError, match="carbon"):
         Grid(country="CHE")
 
 
-def test_an_unknown_sku_is_refused_until_its_watts_are_given(ledger: Ledger) -> None:
+def test_an_unknown_sku_needs_its_watts(ledger: Ledger) -> None:
     ledger.book(lease("c", 1, 1, sku="TPU-v9"))
     with pytest.raises(LedgerError, match="TPU-v9"):
         carbon(ledger, ["run"], FLAT, EnergyModel())
@@ -157,7 +157,7 @@ def test_a_wrapped_command_is_measured(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A meter that answers once."""
+    """A meter that responds once."""
 
     def __init__(self) -> None:
         self._reads = 0
@@ -169,9 +169,7 @@ class Failing:
         return [5]
 
 
-def test_a_meter_that_is_lost_ends_the_log_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_lost_meter_only_ends_the_power_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = PowerLog(Failing(), ["w/1/0"], tmp_path / FILE, 0)
     log.beat(1)
     log.beat(2)
@@ -187,7 +185,7 @@ def test_a_bad_line_of_a_power_log_is_named(tmp_path: Path) -> None:
 
 
 class FakeNvml(types.ModuleType):
-    """Two GPUs, the second of which counts no energy."""
+    """Two GPUs, the second of which has no energy counter."""
 
     class NVMLError(Exception):
         pass
@@ -223,7 +221,7 @@ class FakeNvml(types.ModuleType):
         ("0", 2, False),
     ],
 )
-def test_nvml_is_used_where_it_counts_the_gpus(
+def test_nvml_is_used_if_it_has_counters_for_all_gpus(
     monkeypatch: pytest.MonkeyPatch, visible: str, count: int, found: bool
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
@@ -238,7 +236,7 @@ def test_without_nvml_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert NvmlMeter.of("0", 1) is None
 
 
-def test_the_command_adds_up_and_says_what_it_assumed(
+def test_the_command_prints_totals_and_assumptions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--output-dir", str(tmp_path)]

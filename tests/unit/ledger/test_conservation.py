@@ -1,6 +1,6 @@
-"""Not a nanosecond and not a cent is lost, whatever happened and in whatever order it is heard of.
+"""No nanosecond and no cent is lost, whatever happened and in whatever order events arrive.
 
-The properties compare the ledger with an account made independently, by counting nanoseconds one by one.
+The properties compare the ledger with an independent account that counts single nanoseconds.
 """
 
 import random
@@ -30,7 +30,7 @@ LATER = MIDNIGHT + 40 * DAY_NS
 
 
 def covered(lease: BookedLease, spans: list[SpanRecorded]) -> int:
-    """Nanoseconds of the lease's extent that lie in at least one of its spans, counted one by one."""
+    """Nanoseconds of the lease that lie in at least one of its spans, counted one by one."""
     return sum(
         any(span.start_ns <= moment < span.end_ns for span in spans)
         for moment in range(lease.start_ns, lease.end_ns)
@@ -40,7 +40,7 @@ def covered(lease: BookedLease, spans: list[SpanRecorded]) -> int:
 @pytest.mark.slow
 @settings(QUICK, max_examples=700)
 @given(ledgers(), moments)
-def test_a_lease_is_its_spans_idle_and_lost_time(events: list[Event], as_of: int):
+def test_spans_idle_and_lost_time_add_up_to_the_lease(events: list[Event], as_of: int):
     booked, rejected = book(events, as_of, POLICY)
     refused = {row.event_id for row in rejected}
     counted, _ = apply_corrections(events)
@@ -66,7 +66,7 @@ def test_a_lease_is_its_spans_idle_and_lost_time(events: list[Event], as_of: int
 @pytest.mark.slow
 @settings(QUICK, max_examples=300)
 @given(ledgers(), st.randoms(use_true_random=False))
-def test_order_and_duplicates_change_nothing(events: list[Event], chance: random.Random):
+def test_order_and_duplicates_of_events_do_not_matter(events: list[Event], chance: random.Random):
     again = [*events, *chance.sample(events, k=len(events) // 2)]
     chance.shuffle(again)
     assert lines_from_events(again, LATER, POLICY) == lines_from_events(events, LATER, POLICY)
@@ -76,7 +76,7 @@ def test_order_and_duplicates_change_nothing(events: list[Event], chance: random
 @pytest.mark.slow
 @settings(QUICK, max_examples=300)
 @given(ledgers(), st.lists(st.integers(0, 30), max_size=4), st.integers(0, 3))
-def test_closing_months_moves_nothing_and_the_past_stays_as_it_was(
+def test_closing_months_preserves_totals_and_past_reports(
     events: list[Event], arrivals: list[int], closings: int
 ):
     clock = [MIDNIGHT + DAY_NS]
@@ -144,7 +144,7 @@ def test_printed_lines_add_up_to_the_printed_total(events: list[Event], by: list
 @pytest.mark.slow
 @settings(QUICK, max_examples=200)
 @given(ledgers(corrected=False), moments)
-def test_a_run_costs_so_far_what_its_leases_cost(events: list[Event], as_of: int):
+def test_the_cost_so_far_equals_the_cost_of_the_leases(events: list[Event], as_of: int):
     ledger = Ledger.in_memory(price_book(), POLICY, lambda: LATER)
     half = len(events) // 2
     ledger.book(events[:half])
@@ -175,5 +175,5 @@ def test_largest_remainder_never_moves_a_line_by_a_unit_or_more(values: list[Fra
         assert abs(Fraction(line) - value) < Fraction(1, 10**places)
 
 
-def test_a_report_by_nothing_is_one_line():
+def test_a_report_without_dimensions_is_one_line():
     assert report_by([], [], Ledger.in_memory(price_book()).prices.pricer()).rows == ()

@@ -1,6 +1,4 @@
-"""The wire format: what the emitters write is understood, and what is malformed is refused with
-its field named.
-"""
+"""The wire format: emitted events are parsed, and malformed ones are rejected with their field."""
 
 import json
 import re
@@ -58,10 +56,10 @@ NUMBERS = st.one_of(st.integers(0, 9), st.integers(2**63 - 2, 2**63 + 1), st.int
 
 
 @given(st.tuples(WORDS, WORDS, WORDS, WORDS, WORDS), st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), WORDS)
-def test_a_span_read_without_a_json_parser_is_the_one_that_the_parser_reads(
+def test_the_fast_path_reads_spans_like_the_json_parser(
     words: tuple[str, ...], numbers: tuple[int, ...], run_id: str
 ):
-    """Whatever stands in its fields; and what the parser refuses the short way does not take."""
+    """For any content of its fields; and lines that the parser rejects do not take the fast path."""
     line = event_to_json(SpanRecorded(*words, *numbers, run_id))  # type: ignore[arg-type]
     loose = line.replace('"schema":1,', '"schema": 1, ')
     assert span_line(loose) is None
@@ -80,11 +78,11 @@ def test_a_span_read_without_a_json_parser_is_the_one_that_the_parser_reads(
         assert [getattr(short, name) for name in names] == [getattr(expected, name) for name in names]
 
 
-def test_what_training_emits_is_read_without_a_json_parser():
+def test_spans_emitted_by_training_take_the_fast_path():
     assert span_line(usage.event_to_json(EMITTED[-1])) is not None
 
 
-def test_keys_of_a_newer_emitter_are_passed_over_and_a_span_may_name_the_run_it_served():
+def test_unknown_keys_are_ignored_and_a_span_may_name_another_run():
     assert parse_event(span(colour="blue")) == parse_event(span())
     event = parse_event(span(run_id="r2"))
     assert isinstance(event, SpanRecorded) and event.run_id == "r2"
@@ -108,7 +106,7 @@ def test_keys_of_a_newer_emitter_are_passed_over_and_a_span_may_name_the_run_it_
         ({"tokens": "9"}, "tokens"),
     ],
 )
-def test_a_malformed_event_is_refused_and_the_field_named(changed: dict[str, object], key: str):
+def test_a_malformed_event_is_rejected_with_its_field(changed: dict[str, object], key: str):
     with pytest.raises(MalformedEventError) as caught:
         parse_event(span(**changed))
     assert caught.value.key == key
@@ -122,13 +120,13 @@ def test_a_missing_field_is_refused():
 
 
 @pytest.mark.parametrize("line", ["", "{", "[1]", "7", '{"schema":1} {}', "[" * 100_000, "null"])
-def test_a_line_that_is_no_object_is_refused(line: str):
+def test_a_line_that_is_not_an_object_is_rejected(line: str):
     with pytest.raises(MalformedEventError, match="line"):
         event_from_json(line)
 
 
 @pytest.mark.parametrize("sign", ["\\u0000", "\\ud800"])
-def test_text_that_no_database_stores_is_refused(sign: str):
+def test_text_that_databases_cannot_store_is_rejected(sign: str):
     line = usage.event_to_json(EMITTED[-1]).replace('"w"', f'"w{sign}"')
     with pytest.raises(MalformedEventError, match="actor"):
         event_from_json(line)
@@ -148,7 +146,7 @@ def test_text_that_no_database_stores_is_refused(sign: str):
         ({"type": "correction", "replacement": event_to_json(Correction("9", 0, "1", ""))}, "replacement"),
     ],
 )
-def test_what_only_some_events_have_is_checked_too(changed: dict[str, object], key: str):
+def test_fields_of_single_event_types_are_checked(changed: dict[str, object], key: str):
     fields: dict[str, Any] = {
         "schema": 1,
         "type": "lease_closed",

@@ -1,4 +1,4 @@
-"""A report as CSV, Parquet, XLSX and HTML: the same rows in each, exact where the format can hold it."""
+"""A report as CSV, Parquet, XLSX and HTML: the same rows in each, exact as far as the format allows."""
 
 import csv
 import time
@@ -74,7 +74,7 @@ def test_xlsx_has_rows_total_and_chart_and_a_name_is_never_a_formula(tmp_path: P
     assert properties.created == properties.modified == datetime(1980, 1, 1)
 
 
-def test_html_is_one_page_that_needs_nothing_else_and_escapes_names(tmp_path: Path):
+def test_html_is_self_contained_and_escapes_names(tmp_path: Path):
     write_sheet(sheet(), tmp_path / "costs.html")
     page = (tmp_path / "costs.html").read_text(encoding="utf-8")
     assert "&lt;green&gt;" in page and "<green>" not in page
@@ -86,7 +86,7 @@ def test_html_is_one_page_that_needs_nothing_else_and_escapes_names(tmp_path: Pa
     ]
 
 
-def test_an_unknown_format_or_a_place_that_can_not_be_written_is_refused(tmp_path: Path):
+def test_an_unknown_format_or_an_unwritable_path_is_rejected(tmp_path: Path):
     with pytest.raises(LedgerError, match=r"a name ending in \.csv"):
         write_sheet(sheet(), tmp_path / "costs.doc")
     (tmp_path / "file").write_text("")
@@ -95,7 +95,7 @@ def test_an_unknown_format_or_a_place_that_can_not_be_written_is_refused(tmp_pat
 
 
 @pytest.mark.parametrize("suffix", ["csv", "html", "parquet", "xlsx"])
-def test_a_report_is_the_same_bytes_whenever_it_is_written(
+def test_writing_a_report_again_gives_identical_bytes(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"

@@ -1,4 +1,4 @@
-"""The FOCUS export: conforming rows that add up to the report, the same in CSV and Parquet."""
+"""The FOCUS export: conforming rows that add up to the report and are the same in CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rows(ledger: Ledger) -> list[FocusRow]:
     return focus_rows(ledger)
 
 
-def test_an_export_has_every_column_and_breaks_no_rule(rows: list[FocusRow]) -> None:
+def test_an_export_conforms_to_all_rules(rows: list[FocusRow]) -> None:
     assert {*MANDATORY, *RECOMMENDED} <= set(COLUMNS)
     assert len(MANDATORY) == 21
     assert all(set(row) == set(COLUMNS) for row in rows)
@@ -52,7 +52,7 @@ def test_costs_and_hours_add_up_to_the_report(ledger: Ledger, rows: list[FocusRo
     assert total("x_AcceleratorSeconds") * 10**9 == report.ns
 
 
-def test_what_a_closed_month_learned_later_is_a_correction_in_the_next(rows: list[FocusRow]) -> None:
+def test_adjustments_of_a_closed_month_are_corrections_in_the_next(rows: list[FocusRow]) -> None:
     september, october = (datetime(2026, month, 1, tzinfo=UTC) for month in (9, 10))
     corrections = [row for row in rows if row["ChargeClass"] == "Correction"]
     assert {row["x_Run"] for row in corrections} == {"rl"}
@@ -81,7 +81,7 @@ def test_labels_become_accounts_tags_and_custom_columns(rows: list[FocusRow]) ->
     assert {row["SubAccountName"] for row in unnamed} == {None}
 
 
-def test_csv_and_parquet_say_the_same(rows: list[FocusRow], tmp_path: Path) -> None:
+def test_csv_and_parquet_have_the_same_content(rows: list[FocusRow], tmp_path: Path) -> None:
     write_csv(rows, tmp_path / "focus.csv")
     write_parquet(rows, tmp_path / "focus.parquet")
     with (tmp_path / "focus.csv").open(newline="") as file:
@@ -97,12 +97,12 @@ def test_csv_and_parquet_say_the_same(rows: list[FocusRow], tmp_path: Path) -> N
         }
 
 
-def test_a_period_is_exported_alone(ledger: Ledger) -> None:
+def test_a_single_period_can_be_exported(ledger: Ledger) -> None:
     later = focus_rows(ledger, START // (24 * 3600 * 10**9) + 30)
     assert {row["BillingPeriodStart"] for row in later} == {datetime(2026, 10, 1, tzinfo=UTC)}
 
 
-def test_what_has_no_price_is_not_exported_as_free(tmp_path: Path) -> None:
+def test_unpriced_usage_is_rejected_rather_than_exported_as_free(tmp_path: Path) -> None:
     ledger = sample_ledger(tmp_path)
     opened = LeaseOpened("odd", START + 40 * 10**9, "odd", "x", 1, "gpu", "mi300", "n", "", 0)
     ledger.book([opened, LeaseClosed("odd-end", START + 10**13, "odd", "released")])
@@ -140,7 +140,7 @@ def broken(name: str, value: object) -> Callable[[FocusRow], dict[str, object]]:
         (broken("ResourceName", "i-0"), "ResourceName"),
     ],
 )
-def test_the_checker_names_the_row_and_column(
+def test_violations_name_row_and_column(
     rows: list[FocusRow], change: Callable[[FocusRow], dict[str, object]], named: str
 ) -> None:
     place = next(
@@ -153,7 +153,7 @@ def test_the_checker_names_the_row_and_column(
     assert any(reason.startswith(("row 1", "row 2")) and named in reason for reason in found)
 
 
-def test_the_checker_misses_no_column(rows: list[FocusRow]) -> None:
+def test_every_missing_column_is_a_violation(rows: list[FocusRow]) -> None:
     for name in (*MANDATORY, *RECOMMENDED):
         left = [column for column in COLUMNS if column != name]
         assert violations(left, rows) == [f"column {name} is missing"]
@@ -162,7 +162,7 @@ def test_the_checker_misses_no_column(rows: list[FocusRow]) -> None:
 
 
 def test_an_export_can_be_reconciled_with_its_own_ledger(ledger: Ledger, tmp_path: Path) -> None:
-    """Instance-hours are what a bill has; an export has accelerator-hours, so one of eight at a time."""
+    """A bill contains instance-hours and an export accelerator-hours, so one of eight at a time."""
     rows = focus_rows(ledger, end_day=START // (24 * 3600 * 10**9) + 30)
     measured = [row for row in rows if row["ResourceId"] and row["x_Run"] == "anonymous"]
     for row in measured:

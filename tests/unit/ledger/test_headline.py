@@ -1,4 +1,4 @@
-"""The headline beside the full cost: published accounts to the dollar, and a pipeline that was measured."""
+"""Headline and full cost: published accounts reproduced to the dollar, and a measured pipeline."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def measured() -> Ledger:
     return ledger
 
 
-def test_a_measured_pipeline_shows_what_the_final_runs_leave_out(measured: Ledger) -> None:
+def test_the_full_cost_includes_everything_besides_the_final_runs(measured: Ledger) -> None:
     account = headline(measured, "r1-run")
     lines = [(line.stage, line.purpose, line.kind, line.accelerator_hours) for line in account.lines]
     assert lines == [
@@ -156,14 +156,14 @@ def test_a_measured_pipeline_shows_what_the_final_runs_leave_out(measured: Ledge
     ]
 
 
-def test_what_the_bill_has_and_no_lease_explains_is_part_of_the_full_cost(measured: Ledger) -> None:
+def test_unexplained_billed_time_is_part_of_the_full_cost(measured: Ledger) -> None:
     line = HeadlineLine("", "", "work", None, Decimal("7.50"), "unexplained", "billed, leased by nobody")
     account = headline(measured, "r1-run", line)
     assert (account.headline.amount, account.full.amount) == (72, Decimal("97.50"))
     assert account.to_dict()["lines"][-1]["state"] == "unexplained"
 
 
-def test_what_has_no_price_is_named_and_in_no_amount(measured: Ledger) -> None:
+def test_unpriced_usage_is_listed_and_not_in_any_amount(measured: Ledger) -> None:
     measured.book(
         [
             declared("cold-2", "cold_start", "ablation"),
@@ -184,7 +184,7 @@ def test_an_unknown_pipeline_is_refused(measured: Ledger) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_account_and_where_the_model_came_from(
+def test_the_command_prints_the_costs_and_the_lineage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--output-dir", str(tmp_path)]

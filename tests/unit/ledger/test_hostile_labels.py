@@ -1,4 +1,4 @@
-"""Labels are untrusted: in no export does one become a formula, break the file or change a number."""
+"""Labels are untrusted: in no export do they become a formula, break the file or change a number."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sheet_of(label: str, amount: Decimal) -> Sheet:
 
 
 def begins_a_formula(cell: str) -> bool:
-    """Whether a spreadsheet could evaluate the cell, or a part of it where semicolons separate cells."""
+    """Whether a spreadsheet could evaluate the cell, or a part of it if semicolons separate cells."""
     return any(part.lstrip()[:1] in set(TRIGGERS) for part in cell.split(";") if part.lstrip())
 
 
@@ -102,7 +102,7 @@ def test_every_text_cell_of_a_workbook_is_text(label: str, amount: Decimal):
 @pytest.mark.slow
 @given(labels, amounts)
 @settings(max_examples=25, deadline=None)
-def test_parquet_keeps_labels_as_they_are_and_html_escapes_them(label: str, amount: Decimal):
+def test_parquet_keeps_labels_unchanged_and_html_escapes_them(label: str, amount: Decimal):
     with tempfile.TemporaryDirectory() as folder:
         write_sheet(sheet_of(label, amount), Path(folder) / "costs.parquet")
         assert pq.read_table(Path(folder) / "costs.parquet").column("team").to_pylist() == [label]
@@ -148,7 +148,7 @@ def test_the_focus_export_has_no_formula(hostile_ledger: Ledger, tmp_path: Path)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
-def test_what_no_database_stores_is_refused_with_its_field(text: str):
+def test_text_that_databases_cannot_store_is_rejected_with_its_field(text: str):
     declared = RunDeclared("d", 1, "r", 1, "", "final", "", "", text, "", "", "")
     ledger = Ledger.in_memory(PRICES)
     with pytest.raises(MalformedEventError, match="team"):

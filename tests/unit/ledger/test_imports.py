@@ -1,4 +1,4 @@
-"""Imports: each line once, whatever its form; what is wrong is named and hurts nothing else."""
+"""Imports: each line counts once, in any format; errors are reported without affecting other lines."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DAY = ns("2026-11-23")
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    """In SQLite: what is booked must also be readable again."""
+    """In SQLite, because booked events must also be readable again."""
     return Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", PRICES)
 
 
@@ -73,7 +73,7 @@ def amounts(ledger: Ledger, *by: str) -> dict[tuple[str | int, ...], tuple[int, 
     return {found.values: (found.ns, found.amount) for found in ledger.report_by(by).rows}
 
 
-def test_hours_are_held_by_each_of_count(ledger: Ledger, tmp_path: Path) -> None:
+def test_hours_apply_to_each_accelerator(ledger: Ledger, tmp_path: Path) -> None:
     done = import_csv(
         ledger, tmp_path, row(run="a", count="512", hours="198"), row(run="b", hours="101000.5")
     )
@@ -92,7 +92,7 @@ def test_start_and_end_are_spread_over_their_days(ledger: Ledger, tmp_path: Path
     }
 
 
-def test_a_start_says_when_hours_began(ledger: Ledger, tmp_path: Path) -> None:
+def test_hours_begin_at_the_start(ledger: Ledger, tmp_path: Path) -> None:
     import_csv(ledger, tmp_path, row(count="2", start="2026-10-31", hours="48"))
     assert amounts(ledger, "day") == {
         ("2026-10-31",): (48 * HOUR_NS, Decimal("96.000000")),
@@ -105,12 +105,12 @@ def test_usage_without_a_date_counts_on_the_day_of_the_import(ledger: Ledger, tm
     assert list(amounts(ledger, "day")) == [("2026-11-23",)]
 
 
-def test_a_stated_price_counts_before_the_price_book(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_stated_price_has_precedence_over_the_price_book(ledger: Ledger, tmp_path: Path) -> None:
     import_csv(ledger, tmp_path, row(hours="10", resource="unheard-of", unit_price="1.25", currency="USD"))
     assert amounts(ledger, "sku") == {("unheard-of",): (10 * HOUR_NS, Decimal("12.500000"))}
 
 
-def test_an_unpublished_figure_is_kept_and_is_not_zero(ledger: Ledger, tmp_path: Path) -> None:
+def test_an_unpublished_figure_is_kept_as_unknown(ledger: Ledger, tmp_path: Path) -> None:
     done = import_csv(ledger, tmp_path, row(stage="research", source="excluded by the report"))
     [usage] = [event for event in ledger.events() if isinstance(event, UsageStated)]
     assert done.new == 1
@@ -132,7 +132,7 @@ def test_stages_of_one_run_keep_their_labels(ledger: Ledger, tmp_path: Path) -> 
     assert len(ledger.runs_of("v3")) == 3
 
 
-def test_a_run_that_the_ledger_has_keeps_its_labels(ledger: Ledger, tmp_path: Path) -> None:
+def test_an_existing_run_keeps_its_labels(ledger: Ledger, tmp_path: Path) -> None:
     import_csv(ledger, tmp_path, row(team="infra", hours="1"))
     import_csv(ledger, tmp_path, row(team="research", hours="2"))
     assert {key: found[0] // HOUR_NS for key, found in amounts(ledger, "team").items()} == {
@@ -141,7 +141,7 @@ def test_a_run_that_the_ledger_has_keeps_its_labels(ledger: Ledger, tmp_path: Pa
     }
 
 
-def test_importing_again_or_more_adds_only_what_is_new(ledger: Ledger, tmp_path: Path) -> None:
+def test_importing_again_only_adds_new_lines(ledger: Ledger, tmp_path: Path) -> None:
     rows = [row(run=f"r{number}", hours=str(number)) for number in range(1, 5)]
     rows += [row(run="r", stage=stage, hours="7") for stage in ("a", "b")]
     assert import_csv(ledger, tmp_path, *rows[:3]).new == 3
@@ -178,7 +178,7 @@ def test_importing_again_or_more_adds_only_what_is_new(ledger: Ledger, tmp_path:
         (row(hours="1", team="a\0b"), "team"),
     ],
 )
-def test_a_bad_row_is_refused_by_its_line_and_hurts_nothing_else(
+def test_a_bad_row_is_rejected_with_its_line_without_affecting_others(
     ledger: Ledger, tmp_path: Path, bad: str, key: str
 ) -> None:
     done = import_csv(ledger, tmp_path, row(run="before", hours="1"), bad, row(run="after", hours="2"))
@@ -188,7 +188,7 @@ def test_a_bad_row_is_refused_by_its_line_and_hurts_nothing_else(
     assert list(amounts(ledger, "run")) == [("after",), ("before",)]
 
 
-def test_two_equal_lines_are_taken_for_a_copy(ledger: Ledger, tmp_path: Path) -> None:
+def test_two_equal_lines_count_as_duplicates(ledger: Ledger, tmp_path: Path) -> None:
     done = import_csv(ledger, tmp_path, row(hours="1"), row(hours="1"))
     assert done.new == 1
     assert [error.key for error in done.refused] == [f"{tmp_path / 'account.csv'}:3 line"]
@@ -197,7 +197,7 @@ def test_two_equal_lines_are_taken_for_a_copy(ledger: Ledger, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "content", [b"", b"run,hours\nr,1\n", HEADER.encode() + b",more\n", HEADER.encode() + b"\n\xff\xfe\n"]
 )
-def test_a_file_of_another_kind_is_refused_whole(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_format_is_rejected(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "account.csv"
     file.write_bytes(content)
     with pytest.raises(LedgerError, match=r"account\.csv"):
@@ -279,7 +279,7 @@ def test_a_slurm_list_of_nodes_is_expanded(text: str, nodes: str) -> None:
         *("None assigned", "n[000x133]", "n1,n[1-2]", "n[1-99999999]", "n[1-999]m[1-999]"),
     ],
 )
-def test_what_is_no_slurm_list_of_nodes_is_refused(text: str) -> None:
+def test_a_malformed_slurm_node_list_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a host list|repeated host|range|more than"):
         hostlist.expand(text)
 
@@ -294,7 +294,7 @@ def test_what_is_no_slurm_list_of_nodes_is_refused(text: str) -> None:
         ("gres/gpu=4", "n[1-", {"": 4}),
     ],
 )
-def test_a_slurm_job_is_on_each_of_its_nodes_where_its_line_tells(
+def test_a_slurm_job_is_split_over_its_nodes_if_known(
     held: str, nodes: str, places: dict[str, int], ledger: Ledger, tmp_path: Path
 ) -> None:
     file = tmp_path / "sacct.txt"
@@ -306,7 +306,7 @@ def test_a_slurm_job_is_on_each_of_its_nodes_where_its_line_tells(
 
 
 @pytest.mark.parametrize("first", ["whole", "nodes"])
-def test_a_slurm_job_counts_once_with_its_nodes_or_without(
+def test_a_slurm_job_counts_once_whether_or_not_its_nodes_are_known(
     first: str, ledger: Ledger, tmp_path: Path
 ) -> None:
     whole, nodes = tmp_path / "whole.txt", tmp_path / "nodes.txt"
@@ -319,7 +319,7 @@ def test_a_slurm_job_counts_once_with_its_nodes_or_without(
     assert sum(ns for ns, _ in amounts(ledger, "node").values()) == 4 * HOUR_NS
 
 
-def test_slurm_types_get_skus_and_times_a_zone(ledger: Ledger, tmp_path: Path) -> None:
+def test_slurm_types_map_to_skus_and_times_have_a_time_zone(ledger: Ledger, tmp_path: Path) -> None:
     file = tmp_path / "sacct.txt"
     job = "1|COMPLETED|2026-11-01T00:00:00|2026-11-01T01:00:00|gres/gpu:hopper=2,gres/gpu=3"
     file.write_text(f"JobID|State|Start|End|AllocTRES\n{job}\n")
@@ -377,14 +377,16 @@ def test_mlflow_runs_hold_the_gpus_of_their_system_metrics(ledger: Ledger, tmp_p
     assert take(ledger, mlflow.read(str(file), NAMES), DAY).known == 3
 
 
-def test_mlflow_runs_without_gpu_metrics_hold_what_they_are_said_to(ledger: Ledger, tmp_path: Path) -> None:
+def test_mlflow_runs_without_gpu_metrics_hold_the_given_count(ledger: Ledger, tmp_path: Path) -> None:
     file = tmp_path / "runs.json"
     file.write_text(json.dumps({"runs": [mlflow_run("cpu", 4)]}))
     take(ledger, mlflow.read(str(file), replace(NAMES, sku="cpu-slot", count=2)), DAY)
     assert hours_by_run(ledger) == {"mlflow/cpu": 8}
 
 
-def test_an_mlflow_run_that_went_on_is_refused_not_counted_twice(ledger: Ledger, tmp_path: Path) -> None:
+def test_an_mlflow_run_that_continued_is_rejected_rather_than_counted_twice(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     file = tmp_path / "runs.json"
     for hours, new in ((1, 1), (2, 0)):
         file.write_text(json.dumps({"runs": [mlflow_run("one", hours, "gpu_0")]}))
@@ -394,7 +396,7 @@ def test_an_mlflow_run_that_went_on_is_refused_not_counted_twice(ledger: Ledger,
     assert hours_by_run(ledger) == {"mlflow/one": 1}
 
 
-def test_mlflow_database_gives_what_its_server_gives(tmp_path: Path) -> None:
+def test_the_mlflow_database_gives_the_same_runs_as_the_server(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'mlflow.db'}"
     engine = create_engine(url)
     with engine.begin() as connection:
@@ -436,7 +438,7 @@ def test_mlflow_database_gives_what_its_server_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nowhere.json", "sqlite:///nowhere.db", "http://127.0.0.1:9/"])
-def test_an_mlflow_that_is_not_there_is_named(tmp_path: Path, source: str) -> None:
+def test_a_missing_mlflow_source_is_reported(tmp_path: Path, source: str) -> None:
     with pytest.raises(LedgerError) as refusal:
         mlflow.read(source.replace("nowhere", str(tmp_path / "nowhere")), NAMES)
     assert "nowhere" in str(refusal.value) or "127.0.0.1" in str(refusal.value)

@@ -73,7 +73,7 @@ def kinds(made: Ledger, name: str = "r") -> dict[str, Decimal]:
     return {row.kind: row.accelerator_hours for row in report.rows if row.ns}
 
 
-def test_each_hour_is_of_one_kind():
+def test_each_hour_has_exactly_one_kind():
     made = ledger(
         declared(),
         *lease("a", 0, 10, reason="lost"),
@@ -90,7 +90,7 @@ def test_each_hour_is_of_one_kind():
     assert kinds(made) == {"idle": 2, "lost": 4, "superseded": 3, "restart": 2, "useful": 9}
 
 
-def test_steps_that_a_rebuilt_learner_did_again_are_superseded():
+def test_steps_repeated_by_a_rebuilt_learner_are_superseded():
     made = ledger(
         declared(),
         *lease("a", 0, 24),
@@ -115,7 +115,7 @@ def test_steps_that_a_rebuilt_learner_did_again_are_superseded():
     assert kinds(made) == {"idle": 6, "superseded": 5, "restart": 4, "useful": 9}
 
 
-def test_rollouts_that_went_with_the_learner_are_superseded_and_those_before_are_not():
+def test_only_rollouts_lost_with_the_learner_are_superseded():
     made = ledger(
         declared(),
         *lease("a", 0, 10),
@@ -130,7 +130,7 @@ def test_rollouts_that_went_with_the_learner_are_superseded_and_those_before_are
     assert kinds(made) == {"idle": 8, "superseded": 2, "restart": 2, "useful": 8}
 
 
-def test_the_first_load_of_each_rank_and_of_late_workers_is_no_restart():
+def test_first_loads_of_ranks_and_late_workers_are_not_restarts():
     made = ledger(
         declared(),
         *lease("a", 0, 10),
@@ -187,7 +187,7 @@ def test_generated_tokens_that_were_never_trained_on_are_waste():
     }
 
 
-def test_an_actor_on_two_leases_says_its_tokens_twice_and_they_count_once():
+def test_tokens_of_an_actor_with_two_leases_count_once():
     made = ledger(
         declared(),
         *(event for name in ("a", "b") for event in lease(name, 0, 1)),
@@ -204,7 +204,7 @@ def test_the_work_of_a_failed_run_is_waste():
     assert kinds(made) == {"failed": 3, "idle": 1}
 
 
-def test_a_run_goes_on_as_its_last_attempt_did():
+def test_a_forecast_extrapolates_the_last_attempt():
     made = ledger(
         declared(),
         LeaseOpened("o", START, "a", "r", 1, "gpu", "h100", "n", "pg", 0),
@@ -272,7 +272,7 @@ def test_a_scope_names_labels():
             parse_scope(bad)
 
 
-def test_a_trend_says_how_each_group_changed():
+def test_a_trend_shows_the_change_of_each_group():
     made = ledger(
         declared(),
         declared("other", "green"),

@@ -1,4 +1,4 @@
-"""What the mart answers with DuckDB equals what plain Python derives from the journal, after each refresh."""
+"""The results of the mart with DuckDB equal those derived in plain Python, after each update."""
 
 import json
 import tempfile
@@ -41,7 +41,7 @@ def nonzero(lines: Lines) -> Lines:
     st.sampled_from(((), ("team",), ("run_id", "role"), tuple(FIELDS))),
     st.integers(60, 200),
 )
-def test_the_mart_equals_the_plain_derivation(
+def test_the_mart_equals_the_derivation_in_plain_python(
     events: list[Event], arrivals: list[int], keep: tuple[str, ...], later: int
 ):
     journal = MemoryJournal(lambda: LATER)
@@ -72,7 +72,7 @@ def a_lease(lease: str, start: int, spans: int) -> list[Event]:
     return made
 
 
-def test_a_mart_that_was_interrupted_deleted_or_made_from_another_journal_is_made_again(tmp_path: Path):
+def test_an_interrupted_deleted_or_foreign_mart_is_rebuilt(tmp_path: Path):
     journal = journal_of(a_lease("a", MIDNIGHT, 5))
     expected = lines_from_events([row.event for row in journal.events()], LATER, POLICY)
     mart = Mart(tmp_path, journal, POLICY, worthwhile_events=0)
@@ -84,7 +84,7 @@ def test_a_mart_that_was_interrupted_deleted_or_made_from_another_journal_is_mad
     assert found == (3, lines_from_events([row.event for row in other.events()], LATER, POLICY))
 
 
-def test_a_mart_of_another_version_is_made_again(tmp_path: Path):
+def test_a_mart_of_another_version_is_rebuilt(tmp_path: Path):
     journal = journal_of(a_lease("a", MIDNIGHT, 5))
     mart = Mart(tmp_path, journal, POLICY, worthwhile_events=0)
     expected = mart.lines(LATER, FIELDS)
@@ -95,9 +95,7 @@ def test_a_mart_of_another_version_is_made_again(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_parts_are_made_one_when_there_are_many_or_most_of_them_is_stale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_many_or_mostly_stale_parts_are_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(marts, "MAX_PARTS", 3)
     journal = MemoryJournal(lambda: LATER)
     mart = Mart(tmp_path, journal, POLICY, worthwhile_events=0)
@@ -128,7 +126,7 @@ def test_parts_are_made_one_when_there_are_many_or_most_of_them_is_stale(
     assert len(list(tmp_path.glob("[0-9]*.parquet"))) <= 3
 
 
-def test_the_mart_says_nothing_about_a_moment_before_its_last_event(tmp_path: Path):
+def test_the_mart_does_not_answer_for_times_before_its_last_event(tmp_path: Path):
     journal = journal_of([*a_lease("a", MIDNIGHT, 1), LeaseClosed("c", MIDNIGHT + 50, "a", "released")])
     mart = Mart(tmp_path, journal, POLICY, worthwhile_events=0)
     assert mart.lines(MIDNIGHT + 49, ()) is None
@@ -137,7 +135,7 @@ def test_the_mart_says_nothing_about_a_moment_before_its_last_event(tmp_path: Pa
 
 @pytest.mark.slow
 def test_sums_hold_past_64_bits(tmp_path: Path):
-    """Two leases of 150 years, which 64 bits do not hold, and 40 million accelerator-hours stated."""
+    """Two leases of 150 years, which exceed 64 bits, and 40 million stated accelerator-hours."""
     length = 54_000 * DAY_NS
     assert length < 2**63 < 2 * length
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""What a run has cost so far, without reading its events again."""
+"""The cost of a run so far, computed without reading its events again."""
 
 from decimal import Decimal
 
@@ -17,7 +17,7 @@ from tests.fakes.random_ledgers import MIDNIGHT, price_book
 
 POLICY = BookingPolicy(grace_ns=HOUR_NS, skew_ns=0)
 BEFORE, AFTER = Decimal("8400000000002.333333"), Decimal("6600000000000")
-"""Dollars an accelerator-hour of an h100, before and after the midnight."""
+"""Dollars per accelerator-hour of an h100, before and after midnight."""
 
 
 def opened(lease: str, hour: int, run: str = "r") -> LeaseOpened:
@@ -50,7 +50,7 @@ def test_an_open_lease_costs_until_now_and_a_closed_one_until_its_close():
     assert cost(ledger, 50) == 5 * AFTER
 
 
-def test_a_lease_that_nobody_closes_costs_until_the_grace_has_run_out():
+def test_a_lease_that_is_never_closed_costs_until_the_grace_period_ends():
     ledger = ledger_at(100)
     ledger.book([opened("a", 1), span("a", 1, 3)])
     assert cost(ledger, 99) == 3 * AFTER
@@ -68,7 +68,7 @@ def test_leases_of_other_runs_do_not_count():
     assert cost(ledger, 99) == AFTER
 
 
-def test_a_span_before_its_lease_is_no_sign_of_life_whichever_is_heard_of_first():
+def test_a_span_before_its_lease_is_not_a_sign_of_life_in_any_order():
     for events in ([opened("a", 1), span("a", 0, 5)], [span("a", 0, 5), opened("a", 1)]):
         ledger = ledger_at(100)
         for event in events:
@@ -77,7 +77,7 @@ def test_a_span_before_its_lease_is_no_sign_of_life_whichever_is_heard_of_first(
         assert cost(ledger, 99) == AFTER
 
 
-def test_after_a_correction_the_journal_is_asked_as_a_whole():
+def test_after_a_correction_the_whole_journal_is_read():
     ledger = ledger_at(100)
     ledger.book([opened("a", 1), closed("a", 6)])
     assert cost(ledger, 99) == 5 * AFTER
@@ -85,7 +85,7 @@ def test_after_a_correction_the_journal_is_asked_as_a_whole():
     assert cost(ledger, 99) == 2 * AFTER
 
 
-def test_a_second_ledger_on_the_same_journal_sees_what_the_first_one_booked():
+def test_a_second_ledger_on_the_same_journal_sees_the_events_of_the_first():
     first = ledger_at(100)
     first.book([opened("a", 1)])
     second = first.priced_with(price_book())

@@ -1,4 +1,4 @@
-"""Price books: what they answer, and what is refused with the row named."""
+"""Price books: lookups, and invalid books, which are rejected with their row."""
 
 from datetime import date
 from fractions import Fraction
@@ -69,7 +69,7 @@ def test_region_and_commitment_choose_among_the_prices_of_a_sku():
     assert made.price("h100", on("2026-01-01"), region="eu").per_hour == 3
 
 
-def test_own_hardware_costs_capital_operation_and_power():
+def test_owned_hardware_costs_capital_operation_and_power():
     amortised = {
         "capex": "35064",
         "life_years": "4",
@@ -84,7 +84,7 @@ def test_own_hardware_costs_capital_operation_and_power():
     assert made.price("h100", on("2026-01-01")).per_hour == Fraction(33, 10)
 
 
-def test_the_newest_book_that_knows_a_sku_decides_and_currencies_are_converted_at_the_day_s_rate():
+def test_the_newest_book_with_a_sku_is_used_and_currencies_are_converted_at_the_daily_rate():
     old = book(price(), price(sku="a100", amount="8"))
     new = book(
         price(amount="20", currency="EUR"),
@@ -139,9 +139,7 @@ def test_the_newest_book_that_knows_a_sku_decides_and_currencies_are_converted_a
         "key",
     ],
 )
-def test_a_price_book_that_can_not_be_is_refused_and_the_row_named(
-    prices: list[dict[str, object]], where: str
-):
+def test_an_invalid_price_book_is_rejected_with_its_row(prices: list[dict[str, object]], where: str):
     with pytest.raises(PriceBookError, match=where):
         book(*prices)
 
@@ -151,7 +149,7 @@ def test_the_rows_of_a_series_may_stand_in_any_order():
     assert made.price("h100", on("2026-02-01")).per_hour == 2
 
 
-def test_a_day_without_a_price_is_refused_with_the_days_there_are():
+def test_a_day_without_a_price_is_rejected_with_the_priced_days():
     with pytest.raises(UnknownPriceError, match="2025-12-31, allowed: 2026-01-01 to today"):
         book(price()).price("h100", on("2025-12-31"))
 
@@ -169,13 +167,13 @@ def test_a_book_survives_its_json_and_lists_its_prices():
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_price_book_that_is_shipped_is_valid_and_has_sources(path: Path):
+def test_every_shipped_price_book_is_valid_and_has_sources(path: Path):
     made = PriceBook.load(path)
     assert made.name == path.stem
     assert all(row["source"] and row["retrieved"] for row in made.rows())
 
 
-def test_a_file_that_is_no_price_book_is_refused_by_name(tmp_path: Path):
+def test_a_file_that_is_not_a_price_book_is_rejected_by_name(tmp_path: Path):
     for text in ("- 1", "a: [", yaml.safe_dump({"name": "x"})):
         (tmp_path / "book.yaml").write_text(text)
         with pytest.raises(PriceBookError, match=r"book\.yaml"):
@@ -184,13 +182,13 @@ def test_a_file_that_is_no_price_book_is_refused_by_name(tmp_path: Path):
         PriceBook.load(tmp_path / "none.yaml")
 
 
-def test_aws_prices_by_the_hour_of_one_accelerator():
+def test_aws_prices_are_per_accelerator_hour():
     made = PriceBook.load(CONF / "aws.yaml")
     assert made.price("p5.48xlarge", on("2025-05-31")).per_hour == Fraction("12.29")
     assert made.price("p5.48xlarge", on("2025-06-01")).per_hour == Fraction("6.88")
 
 
-def test_a_run_brings_prices_for_what_had_none_and_changes_no_other():
+def test_a_run_only_adds_prices_that_were_missing():
     ledger = Ledger.in_memory(book(price()))
     cheap = book(price(amount="1"), price(sku="a100", amount="8"), name="somebody's own")
     assert ledger.prices.offer(cheap)

@@ -1,5 +1,5 @@
-"""Ray's events beside the ledger: recordings of a real Ray with a real watcher agree, and of what is put in
-between a made-up Ray and its ledger exactly that is found.
+"""Compares Ray's events with the ledger. Recordings of a real cluster and its watcher match; in a synthetic
+cluster, exactly the injected discrepancies are found.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ RECORDINGS = {
 POLICY = BookingPolicy(grace_ns=900 * 10**9, skew_ns=10**9)
 S = 10**9
 START = 1_795_000_000
-"""Seconds: when the made-up cluster started."""
+"""Seconds: when the synthetic cluster started."""
 CLUSTER, HEAD = "ab" * 6, "ab" * 28
 OTHER_NODE = "cd" * 28
 
 
 def text_of(hexadecimal: str) -> str:
-    """An id as protobuf's JSON has it."""
+    """An id as in protobuf's JSON."""
     return base64.b64encode(bytes.fromhex(hexadecimal)).decode()
 
 
@@ -52,7 +52,7 @@ KILLED = ("RAY_KILL", "it was killed by `ray.kill`.")
 
 @dataclass
 class Actor:
-    """An actor of the made-up Ray, alive from `start` to `end` (ns), and what the ledger has about it."""
+    """An actor of the synthetic cluster, alive from `start` to `end` (ns), and its events in the ledger."""
 
     number: int
     start: int
@@ -72,7 +72,7 @@ class Actor:
         return f"{self.name or 'Worker'}-{self.actor_id[:8]}"
 
     def posted(self) -> list[dict[str, Any]]:
-        """Its events in the form that Ray posts."""
+        """Its events in the format that Ray posts."""
         actor_id = text_of(self.actor_id)
         definition = {
             "actorId": actor_id,
@@ -118,14 +118,14 @@ def work(lease_id: str, actor: str, start: int, end: int) -> SpanRecorded:
 
 @dataclass
 class World:
-    """A Ray and a ledger that agree: actors that `cost watch` leased, and a run of this project with seats in
-    a placement group, one of which had two lives.
+    """A cluster and a ledger that match: actors that `cost watch` leased, and a run of this project with
+    actor slots in a placement group, one of which had two incarnations.
     """
 
     random_: random.Random
     actors: list[Actor] = field(default_factory=list[Actor])
     events: dict[int, list[Event]] = field(default_factory=dict[int, list[Event]])
-    """The ledger's, by actor; those of the run by -1."""
+    """Events of the ledger by actor; those of the run have the key -1."""
 
     def __post_init__(self) -> None:
         for number in range(13):
@@ -151,7 +151,7 @@ class World:
         self.events[-1] = run
 
     def book(self, actor: Actor) -> None:
-        """What `cost watch` says about an actor."""
+        """The events that `cost watch` emits for an actor."""
         lease_id = f"{CLUSTER}/{actor.actor_id}/0.0"
         end = actor.end or (START + 6000) * S
         self.events[actor.number] = [
@@ -201,7 +201,7 @@ def never_in_ray(world: World, actor: Actor, random_: random.Random) -> list[Fou
 
 
 def leased_early(world: World, actor: Actor, random_: random.Random) -> list[Found]:
-    """Asked for a second before it lived, which is how early a lease may begin."""
+    """Requested a second before it was alive, which is how early a lease may begin."""
     early = gap(random_)
     moved(world, actor, start=actor.start - S - early)
     return [(RayDiscrepancy.LEASED_TOO_LONG, actor.actor_id, early)]
@@ -228,7 +228,7 @@ def closed_early(world: World, actor: Actor, random_: random.Random) -> list[Fou
 
 
 def never_closed(world: World, actor: Actor, random_: random.Random) -> list[Found]:
-    """It is given up, as lost, 15 minutes after its last sign of life."""
+    """The lease ends as lost, 15 minutes after its last sign of life."""
     assert actor.end is not None
     opened, _, span = world.events[actor.number]
     world.events[actor.number] = [opened, span]
@@ -240,7 +240,7 @@ def never_closed(world: World, actor: Actor, random_: random.Random) -> list[Fou
 
 
 def worked_dead(world: World, actor: Actor, random_: random.Random) -> list[Found]:
-    """Two pieces of work in the group after its seat had died, and before it was taken again."""
+    """Two spans in the group after the actor of its slot had died, and before the slot was used again."""
     seat = next(one for one in world.actors if one.number == 21)
     assert seat.end is not None
     lease_id = f"{seat.name.rpartition('/learner')[0]}/1.0"
@@ -287,7 +287,7 @@ SEEDS: tuple[Seed, ...] = (
 
 
 def moved(world: World, actor: Actor, start: int | None = None, end: int | None = None) -> None:
-    """The actor's lease has another extent, and its work is cut to it."""
+    """Move the actor's lease to other times, and truncate its work accordingly."""
     lease_id = f"{CLUSTER}/{actor.actor_id}/0.0"
     assert actor.end is not None
     first, last = start or actor.start, end or actor.end
@@ -300,14 +300,14 @@ def found_in(result: RayReconciliation) -> list[Found]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ray_and_a_ledger_that_agree_have_no_difference(seed: int, tmp_path: Path) -> None:
+def test_matching_records_have_no_discrepancies(seed: int, tmp_path: Path) -> None:
     result = World(random.Random(seed)).compare(tmp_path, tolerance=0)
     assert result.findings == ()
     assert (result.lives, result.leases) == (16, 15)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_exactly_the_differences_that_were_put_in_are_found(seed: int, tmp_path: Path) -> None:
+def test_exactly_the_injected_discrepancies_are_found(seed: int, tmp_path: Path) -> None:
     random_ = random.Random(seed)
     world = World(random_)
     chosen = random_.sample(world.actors[:12], len(SEEDS))
@@ -319,7 +319,7 @@ def test_exactly_the_differences_that_were_put_in_are_found(seed: int, tmp_path:
     assert all(result.to_dict()["counts"].values())
 
 
-def test_the_name_or_address_of_a_node_is_the_node(tmp_path: Path) -> None:
+def test_a_node_matches_by_name_or_address(tmp_path: Path) -> None:
     world = World(random.Random(0))
     for actor, node in zip(world.actors[:4], ("head", "10.0.0.1", HEAD, ""), strict=True):
         lease_id = f"{CLUSTER}/{actor.actor_id}/0.0"
@@ -336,7 +336,7 @@ def test_a_group_is_leased_from_before_its_first_actor_until_its_last_one_dies(t
     kept = [one for one in run if isinstance(one, SpanRecorded)]
     for ends, expected in (
         ((last, last + 40 * S), [(RayDiscrepancy.LEASED_TOO_LONG, 40 * S)]),
-        # Both go too early: the two seats that lived then are named, not their leases.
+        # Both begin too early: the two actors of that time are reported, not their leases.
         ((last - 60 * S, last - 70 * S), [(RayDiscrepancy.LEASED_TOO_SHORT, 60 * S)] * 2),
     ):
         leases = [lease(f"{stem}/{slot}.0", START * S, end, group) for slot, end in enumerate(ends)]
@@ -347,7 +347,7 @@ def test_a_group_is_leased_from_before_its_first_actor_until_its_last_one_dies(t
     assert [one.kind for one in world.compare(tmp_path).findings] == [RayDiscrepancy.ACTOR_NOT_LEASED] * 3
 
 
-def test_what_ray_would_not_have_told_yet_is_not_judged(tmp_path: Path) -> None:
+def test_events_that_ray_has_not_reported_yet_are_not_discrepancies(tmp_path: Path) -> None:
     world = World(random.Random(2))
     alive = next(actor for actor in world.actors if actor.end is None)
     recording = world.recording(tmp_path)
@@ -367,9 +367,10 @@ def recorded(name: str) -> tuple[Recording, list[Event]]:
 
 
 @pytest.mark.parametrize(("name", "precision", "alive"), [("exported", S, 0), ("posted", 1, 2)])
-def test_a_real_ray_and_its_watcher_agree(name: str, precision: int, alive: int) -> None:
-    """Ray 2.60, looked at every 2.5 s: an actor in a group, one that was killed, two that shared a GPU and
-    went out of scope, one that Ray restarted after a crash, one that crashed for good, one that held nothing.
+def test_recordings_of_a_real_cluster_match_its_watcher(name: str, precision: int, alive: int) -> None:
+    """Ray 2.60 with a snapshot every 2.5 s: an actor in a group, one that was killed, two that
+    shared a GPU and went out of scope, one that Ray restarted after a crash, one that crashed
+    permanently, one without resources.
     """
     recording, events = recorded(name)
     result = reconcile_ray(events, recording, 3 * S, recording.last_ns, POLICY)
@@ -382,20 +383,20 @@ def test_a_real_ray_and_its_watcher_agree(name: str, precision: int, alive: int)
     assert names == ("192.0.2.2", "192.0.2.2")
 
 
-def test_only_the_group_ends_when_the_watcher_looks(tmp_path: Path) -> None:
-    """All else is exact: to a millisecond, or for a restart to what it takes."""
+def test_only_the_end_of_the_group_depends_on_the_watcher(tmp_path: Path) -> None:
+    """All other times are exact to a millisecond, or for a restart to its duration."""
     recording, events = recorded("posted")
     result = reconcile_ray(events, recording, S // 2, recording.last_ns + 9 * S, POLICY)
     assert [(one.kind, one.actor) for one in result.findings] == [(RayDiscrepancy.LEASED_TOO_LONG, "inside")]
 
 
-def test_whole_seconds_are_no_difference(tmp_path: Path) -> None:
+def test_rounding_to_whole_seconds_is_not_a_discrepancy(tmp_path: Path) -> None:
     recording, events = recorded("exported")
     result = reconcile_ray(events, recording, 0, recording.last_ns, POLICY)
     assert [(one.kind, one.actor) for one in result.findings] == [(RayDiscrepancy.LEASED_TOO_LONG, "inside")]
 
 
-def test_a_ledger_is_only_asked_for_the_leases_of_that_cluster(tmp_path: Path) -> None:
+def test_only_leases_of_the_recorded_cluster_are_compared(tmp_path: Path) -> None:
     world = World(random.Random(3))
     recording = world.recording(tmp_path)
     group = f"{77:028x}01000000"
@@ -411,7 +412,7 @@ def test_a_ledger_is_only_asked_for_the_leases_of_that_cluster(tmp_path: Path) -
     assert leases_to_compare(recording, [*others, *ours, *same_cluster]) == [*ours, *same_cluster]
 
 
-def test_corrections_and_strangers_of_a_ledger_are_heeded(tmp_path: Path) -> None:
+def test_corrections_and_unrelated_leases_are_handled(tmp_path: Path) -> None:
     from orchestrator.ledger.events import Correction
 
     world = World(random.Random(4))
@@ -463,14 +464,14 @@ def test_rotated_files_are_read_oldest_first_and_an_event_counts_once(tmp_path: 
     ]
 
 
-def test_a_line_that_is_being_written_and_events_about_other_things_are_passed_over(tmp_path: Path) -> None:
+def test_incomplete_lines_and_unrelated_events_are_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "a.log", "", '{"source_type":"EXPORT_TASK"}', export("ALIVE", 5))
     with path.open("a") as file:
         file.write('{"source_type":"EXPORT_ACTOR","ev')
     assert len(read_ray_events(path).lives) == 1
 
 
-def test_of_two_forms_the_exact_one_counts_and_names_may_be_written_either_way(tmp_path: Path) -> None:
+def test_the_more_precise_format_counts_and_both_spellings_of_names_are_read(tmp_path: Path) -> None:
     actor = Actor(1, START * S + 5, START * S + 9 * S)
     preserved = json.dumps(actor.posted()).replace("stateTransitions", "state_transitions")
     same = f"{int(actor.actor_id, 16):032x}"
@@ -514,12 +515,12 @@ def test_of_two_forms_the_exact_one_counts_and_names_may_be_written_either_way(t
         ({}, Death.UNKNOWN),
     ],
 )
-def test_how_an_actor_died(context: dict[str, Any], expected: Death, tmp_path: Path) -> None:
+def test_the_cause_of_death_is_classified(context: dict[str, Any], expected: Death, tmp_path: Path) -> None:
     file = write(tmp_path / "a.log", export("ALIVE", 5), export("DEAD", 6, death_cause=context))
     assert [life.death for life in read_ray_events(file).lives] == [expected]
 
 
-def test_what_an_actor_holds(tmp_path: Path) -> None:
+def test_the_resources_of_an_actor_are_read(tmp_path: Path) -> None:
     group = f"{5:036x}"
     held: Iterable[tuple[dict[str, float], str, tuple[float, float, bool]]] = (
         ({}, "", (0, 0, False)),
@@ -545,12 +546,12 @@ def test_what_an_actor_holds(tmp_path: Path) -> None:
         (export("ALIVE", 6, actor_id="no base64!"), r"a\.log:2.*an event of Ray 2\.60"),
     ],
 )
-def test_a_line_that_is_no_event_is_refused_by_its_place(line: str, message: str, tmp_path: Path) -> None:
+def test_a_malformed_event_is_rejected_with_its_location(line: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match=message):
         read_ray_events(write(tmp_path / "a.log", export("ALIVE", 5), line))
 
 
-def test_where_there_is_nothing_to_read_it_says_how_to_get_it(tmp_path: Path) -> None:
+def test_without_events_the_error_explains_how_to_enable_them(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path, "no event files"),
         (tmp_path / "none", "no such file"),

@@ -1,4 +1,6 @@
-"""Watching a Ray cluster: every lease has the extent that Ray shows, whenever and however often one looks."""
+"""Watching a Ray cluster: every lease has the times that Ray reports, whenever and
+however often snapshots are taken.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,7 @@ def test_an_actor_holds_its_gpus_from_its_start_to_its_end() -> None:
     assert {(event.resource, event.sku, event.node) for event in opened} == {("gpu", "h100", "n1")}
 
 
-def test_what_happened_before_the_first_look_is_accounted_for() -> None:
+def test_time_before_the_first_snapshot_is_accounted_for() -> None:
     events = watched((100, snapshot(actor("a", 10, 60, gpus=1), actor("b", 50, cpus=2, gpus=0))))
     assert extents(events, 100) == [
         (10, 60, Ending.RELEASED),
@@ -86,7 +88,7 @@ def test_what_happened_before_the_first_look_is_accounted_for() -> None:
     ]
 
 
-def test_an_actor_that_asks_for_nothing_holds_nothing() -> None:
+def test_an_actor_without_resources_holds_nothing() -> None:
     assert watched((20, snapshot(actor("a", 10), actor("b", 10, cpus=0.5)))) == []
 
 
@@ -112,7 +114,7 @@ def test_a_group_holds_its_bundles_and_its_actors_use_them() -> None:
     assert [by_activity(lease) for lease in leases] == [{"idle": 40, "run": 10}, *[{"idle": 50}] * 3]
 
 
-def test_actors_with_parts_of_a_gpu_share_one() -> None:
+def test_actors_with_fractions_of_a_gpu_share_one() -> None:
     times = (("a", 0, 90), ("b", 30, 90), ("c", 60, 120))
     ended = [actor(name, start, end, gpus=0.5) for name, start, end in times]
     alive = [replace(one, end_ns=None) for one in ended]
@@ -155,19 +157,19 @@ def test_a_job_is_a_run_with_the_labels_of_its_metadata() -> None:
         ("my-orchestrator run", True),
     ],
 )
-def test_jobs_of_this_trainer_account_for_themselves(entrypoint: str, counted: bool) -> None:
+def test_jobs_of_this_project_are_skipped(entrypoint: str, counted: bool) -> None:
     jobs = {"01": RayJob("01", "", entrypoint, {})}
     seen = snapshot(actor("a", 0, gpus=1), groups=[group(0, RayBundle(0, "n1", 1, 0))], jobs=jobs)
     assert bool(watched((9, seen))) is counted
 
 
-def test_a_watcher_that_starts_again_says_nothing_twice() -> None:
+def test_a_restarted_watcher_emits_no_event_twice() -> None:
     seen = snapshot(actor("a", 10, gpus=1), groups=[group(10, RayBundle(0, "n1", 1, 0))])
     first = watched((20, seen), (30, seen))
     second = watched((200, seen), watch=Watch(NAMES, first))
     fresh = watched((200, seen))
     assert not {type(event) for event in second} & {LeaseOpened, RunDeclared}
-    # A watcher that lost its spool says the same again: equal events, which the journal takes once.
+    # A watcher that lost its spool emits the same events again, which the journal takes once.
     known = {event.event_id: event_to_json(event) for event in first}
     again = [event for event in fresh if event.event_id in known]
     assert len(again) == 3
@@ -175,7 +177,7 @@ def test_a_watcher_that_starts_again_says_nothing_twice() -> None:
     assert extents([*first, *second], 200) == [(10, 200, Ending.OPEN)] * 2
 
 
-def test_a_group_that_went_while_nobody_watched_is_lost_since_it_was_last_seen() -> None:
+def test_a_group_that_disappeared_unwatched_is_lost_since_it_was_last_seen() -> None:
     first = watched((20, snapshot(groups=[group(10, RayBundle(0, "n1", 1, 0))])))
     away = watched((500, snapshot(groups=[group(10, held=False)])), watch=Watch(NAMES, first))
     [lease] = booked([*first, *away], 1000)
@@ -190,15 +192,15 @@ def test_an_actor_that_was_restarted_holds_a_lease_each_time() -> None:
     assert [by_activity(lease) for lease in booked(events, 60)] == [{"run": 10, "lost": 30}, {"run": 10}]
 
 
-def test_an_actor_that_was_restarted_and_died_between_two_looks_is_leased_once_at_a_time() -> None:
-    """Of a dead actor Ray only tells when its first incarnation started."""
+def test_an_actor_that_restarted_and_died_between_snapshots_has_consecutive_leases() -> None:
+    """For a dead actor, Ray only reports when its first incarnation started."""
     before, after = actor("a", 10, gpus=2), replace(actor("a", 10, 55, gpus=2), restarts=1, crashed=True)
     events = watched((20, snapshot(before)), (60, snapshot(after)))
     assert extents(events, 60) == [(10, 20, Ending.LOST)] * 2 + [(20, 55, Ending.LOST)] * 2
     assert extents(watched((60, snapshot(after))), 60) == [(10, 55, Ending.LOST)] * 2
 
 
-def test_what_a_crashed_actor_worked_counts_and_its_lease_is_lost() -> None:
+def test_the_work_of_a_crashed_actor_counts_and_its_lease_is_lost() -> None:
     seen = snapshot(replace(actor("a", 10, 40, gpus=1), crashed=True))
     [lease] = booked(watched((60, seen)), 60)
     assert (lease.end_ns // S, lease.ending, by_activity(lease)) == (40, Ending.LOST, {"run": 30})

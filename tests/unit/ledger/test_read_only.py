@@ -31,7 +31,7 @@ EVENTS = (
 
 @contextmanager
 def full_disk() -> Generator[None]:
-    """No file of this process can grow, as on a disk that is full."""
+    """Prevents all files of this process from growing, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
@@ -69,7 +69,7 @@ def test_a_ledger_on_a_full_disk_is_read_without_writing(url: str, tmp_path: Pat
     assert Ledger.open(url).book([Heartbeat("h", START, "l")]) == 1
 
 
-def test_a_ledger_of_an_earlier_version_that_cannot_be_upgraded_says_so(url: str):
+def test_an_old_ledger_that_cannot_be_upgraded_is_reported(url: str):
     engine = open_engine(url)
     downgrade(engine, "0002")
     engine.dispose()
@@ -82,7 +82,7 @@ def test_a_ledger_of_an_earlier_version_that_cannot_be_upgraded_says_so(url: str
 
 
 @pytest.mark.slow
-def test_what_is_still_in_the_write_ahead_log_is_read_too(url: str):
+def test_the_write_ahead_log_is_read_too(url: str):
     writer = Ledger.open(url)
     writer.book([Heartbeat("h", START, "l")])
     with full_disk():
@@ -90,7 +90,7 @@ def test_what_is_still_in_the_write_ahead_log_is_read_too(url: str):
     assert hours(writer) == {"blue": 1}
 
 
-def test_a_mart_that_cannot_be_written_leaves_the_answer_to_the_journal(tmp_path: Path):
+def test_without_a_writable_mart_reports_come_from_the_journal(tmp_path: Path):
     journal = MemoryJournal(lambda: START + HOUR)
     journal.append(EVENTS)
     mart = Mart(tmp_path / "mart", journal, STANDARD_POLICY, worthwhile_events=1)
@@ -101,7 +101,7 @@ def test_a_mart_that_cannot_be_written_leaves_the_answer_to_the_journal(tmp_path
     assert sum(found[1].values()) == HOUR
 
 
-def test_a_folder_that_cannot_be_created_is_a_sentence(tmp_path: Path):
+def test_a_folder_that_cannot_be_created_is_reported_in_a_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerReadOnlyError, match="Cannot create"):
         Ledger.open(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")

@@ -1,4 +1,4 @@
-"""A synthetic bill against a ledger: the discrepancies that were put in are found, and no others."""
+"""A synthetic bill against a ledger: exactly the injected discrepancies are found."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def usage(node: str, start: datetime, hours: float = 1.0, sku: str = SKU) -> Row
 
 
 def seeded(random_: random.Random) -> tuple[list[Row], Ledger, set[Seed]]:
-    """A month's bill and leases that agree but for ten differences of six kinds, at random places."""
+    """The bill and the leases of a month that match except for ten discrepancies
+    of six kinds, at random places.
+    """
     ledger = Ledger.in_memory(PRICES)
     nodes = [f"i-{number:04x}" for number in range(NODES)]
     places = random_.sample([(node, number) for node in nodes for number in range(DAYS)], 8)
@@ -173,7 +175,7 @@ def found(result: Reconciliation) -> set[Seed]:
 
 @pytest.mark.parametrize("write", [write_cur, write_focus])
 @pytest.mark.parametrize("seed", range(4))
-def test_ten_seeded_differences_of_six_kinds_are_found_and_no_others(
+def test_exactly_the_ten_injected_discrepancies_are_found(
     tmp_path: Path, seed: int, write: Callable[[Path, list[Row]], Path]
 ) -> None:
     rows, ledger, expected = seeded(random.Random(seed))
@@ -204,7 +206,7 @@ def test_a_bill_that_agrees_is_clean(tmp_path: Path) -> None:
     assert result.billed_amount == result.leased_amount
 
 
-def test_an_instance_of_which_only_half_was_leased_differs_by_the_other_half(tmp_path: Path) -> None:
+def test_a_half_leased_instance_differs_by_the_other_half(tmp_path: Path) -> None:
     ledger = Ledger.in_memory(PRICES)
     ledger.book(leases("i-1", START, START + timedelta(days=1), slots=4))
     [finding] = reconcile(ledger, day_bill(tmp_path, *one_day()), Tolerances()).findings
@@ -220,7 +222,7 @@ def test_an_hour_split_between_two_charges_is_not_charged_twice(tmp_path: Path) 
     assert reconcile(ledger, day_bill(tmp_path, *rows), Tolerances()).clean
 
 
-def test_tolerances_decide_what_differs(tmp_path: Path) -> None:
+def test_differences_within_the_tolerances_are_ignored(tmp_path: Path) -> None:
     ledger = Ledger.in_memory(PRICES)
     ledger.book(leases("i-1", START + timedelta(minutes=30), START + timedelta(days=1)))
     bill = day_bill(tmp_path, *one_day())
@@ -230,7 +232,7 @@ def test_tolerances_decide_what_differs(tmp_path: Path) -> None:
     }
 
 
-def test_a_node_has_the_name_that_the_bill_gives_it(tmp_path: Path) -> None:
+def test_nodes_can_be_mapped_to_names_on_the_bill(tmp_path: Path) -> None:
     ledger = Ledger.in_memory(PRICES)
     ledger.book(leases("ray-node-7", START, START + timedelta(days=1)))
     names = tmp_path / "nodes.csv"
@@ -243,7 +245,7 @@ def test_a_node_has_the_name_that_the_bill_gives_it(tmp_path: Path) -> None:
         dict(read_nodes(names))
 
 
-def test_leases_of_no_node_are_added_up_apart(tmp_path: Path) -> None:
+def test_leases_without_a_node_are_added_up_separately(tmp_path: Path) -> None:
     ledger = Ledger.in_memory(PRICES)
     ledger.book(leases("i-1", START, START + timedelta(days=1)))
     ledger.book(leases("", START, START + timedelta(hours=1), run="elsewhere", slots=2))
@@ -274,7 +276,7 @@ def test_a_malformed_row_is_named(tmp_path: Path, broken: Row, named: str) -> No
     assert refusal.value.key == named
 
 
-def test_what_is_no_bill_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_bill_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("not Parquet")
     pq.write_table(pa.table({"line_item_usage_amount": [1.0]}), tmp_path / "columns.parquet")
     for name in ("missing.parquet", "text.parquet", "columns.parquet", "empty"):
@@ -287,7 +289,7 @@ def test_what_is_no_bill_is_named(tmp_path: Path) -> None:
         reconcile(Ledger.in_memory(PRICES), day_bill(tmp_path, storage), Tolerances())
 
 
-def test_a_folder_is_one_bill(tmp_path: Path) -> None:
+def test_all_files_of_a_folder_form_one_bill(tmp_path: Path) -> None:
     rows = one_day()
     (tmp_path / "part").mkdir()
     write_cur(tmp_path / "a.parquet", rows[:7])
@@ -297,7 +299,7 @@ def test_a_folder_is_one_bill(tmp_path: Path) -> None:
     assert [line.hours for line in bill.days] == [24]
 
 
-def test_covered_usage_costs_what_it_effectively_costs(tmp_path: Path) -> None:
+def test_usage_covered_by_reservations_counts_at_its_effective_cost(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(
         [
             {
@@ -322,7 +324,7 @@ def test_covered_usage_costs_what_it_effectively_costs(tmp_path: Path) -> None:
     assert bill.other == {"USD": 50}
 
 
-def test_a_signed_result_can_not_be_changed_and_gives_the_headline_its_share(tmp_path: Path) -> None:
+def test_a_signed_result_detects_changes_and_feeds_the_headline(tmp_path: Path) -> None:
     ledger = Ledger.in_memory(PRICES)
     ledger.book(leases("i-1", START, START + timedelta(hours=18)))
     other = leases("i-1", START + timedelta(hours=18), START + timedelta(days=1), run="other")
@@ -341,7 +343,7 @@ def test_a_signed_result_can_not_be_changed_and_gives_the_headline_its_share(tmp
 
 
 @pytest.mark.parametrize(("hours_without", "left"), [(4, 0), (1, 3)])
-def test_use_without_a_node_is_not_counted_again_as_unexplained(
+def test_usage_without_a_node_is_not_counted_again_as_unexplained(
     hours_without: int, left: int, tmp_path: Path
 ) -> None:
     ledger = Ledger.in_memory(PRICES)

@@ -57,7 +57,7 @@ def test_idle_time_of_a_shared_judge_goes_to_its_users():
     assert by_run(share_idle(JUDGE, "uniform")) == {("r1", "score"): 81, ("r2", "score"): 40}
 
 
-def test_a_day_or_a_lease_without_use_keeps_its_idle_time_and_so_does_an_adjustment():
+def test_unused_days_leases_and_adjustments_keep_their_idle_time():
     lines = [
         line(5, "r", "idle"),
         line(7, "r", "idle", lease="b"),

@@ -1,4 +1,4 @@
-"""From spool files to the journal: whole lines, once, and what is no event with its file and line."""
+"""Ships spool files to the journal: complete lines, once each; malformed lines with their file and number."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def ids(made: MemoryJournal) -> list[str]:
     return [row.event.event_id for row in made.events()]
 
 
-def test_what_a_sink_wrote_is_shipped_once_and_in_order(tmp_path: Path):
+def test_a_spool_is_shipped_once_and_in_order(tmp_path: Path):
     made, sink = journal(), SpoolSink(tmp_path / "a.jsonl")
     for number in range(3):
         sink.emit(Heartbeat(f"b{number}", number, "lease"))
@@ -43,7 +43,7 @@ def test_a_line_that_is_still_being_written_waits(tmp_path: Path):
 
 
 class FinishingJournal(MemoryJournal):
-    """While it takes a batch, the actor finishes the line that it was writing, and writes another."""
+    """While it takes a batch, the actor completes the line that it was writing, and writes another."""
 
     def __init__(self, path: Path, rest: str) -> None:
         super().__init__(lambda: 1)
@@ -62,7 +62,7 @@ class FinishingJournal(MemoryJournal):
         return super().append(events, bad_lines, cursor, texts)
 
 
-def test_a_line_that_is_finished_while_the_lines_before_it_are_shipped_is_not_lost(tmp_path: Path):
+def test_a_line_completed_during_shipping_is_not_lost(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(beat(0) + beat(1)[:9])
     made = FinishingJournal(path, beat(1)[9:] + beat(2))
@@ -71,7 +71,7 @@ def test_a_line_that_is_finished_while_the_lines_before_it_are_shipped_is_not_lo
     assert made.bad_lines() == []
 
 
-def test_a_line_that_is_no_event_is_quarantined_by_file_and_line_and_the_others_count(tmp_path: Path):
+def test_a_malformed_line_is_quarantined_and_the_others_count(tmp_path: Path):
     made, path = journal(), tmp_path / "a.jsonl"
     path.write_bytes(beat(0).encode() + b"{oops\n" + beat(1).encode() + b"\xff\xfe\x00\n\n")
     assert ship(tmp_path, made) == 2
@@ -92,7 +92,7 @@ def test_the_same_events_from_two_places_count_once(tmp_path: Path):
     assert ship(tmp_path / "nowhere", made) == 0
 
 
-def test_a_moved_spool_is_read_again_and_counts_nothing_twice(tmp_path: Path):
+def test_a_moved_spool_does_not_count_twice(tmp_path: Path):
     made, path = journal(), tmp_path / "a.jsonl"
     path.write_text(beat(0))
     ship(tmp_path, made)

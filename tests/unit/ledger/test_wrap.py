@@ -1,4 +1,4 @@
-"""Wrapping a command: what it held is leased from its start to its end, and its exit code is passed on."""
+"""Wrapping a command: its resources are leased from its start to its end, and its exit code is passed on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HELD = Held("gpu", "h100", 2, "n1")
         ({}, None, 1, ("cpu", "cpu-slot", 1)),
     ],
 )
-def test_what_a_command_holds(
+def test_the_resources_of_a_command(
     environment: Mapping[str, str], gpus: int | None, cpus: int | None, expected: tuple[str, str, int]
 ) -> None:
     held = held_by(environment, gpus, cpus, "", "n1")
@@ -46,7 +46,9 @@ def test_a_command_holds_at_least_a_cpu() -> None:
 
 
 def wrapped(folder: Path, code: str, seconds: float = 30.0) -> tuple[int, list[Event]]:
-    """The exit code and the events of a Python program; time passes a second at each look."""
+    """Return the exit code and the events of a Python program. The clock
+    advances by a second at each call.
+    """
 
     def ticks() -> Iterator[int]:
         now = 10**18
@@ -78,20 +80,20 @@ def test_a_command_is_leased_from_start_to_end(tmp_path: Path) -> None:
     assert not any(isinstance(event, PurposeSet) for event in events)
 
 
-def test_a_command_that_fails_is_failed_work(tmp_path: Path) -> None:
+def test_a_command_that_fails_has_the_purpose_failed(tmp_path: Path) -> None:
     code, events = wrapped(tmp_path, "raise SystemExit(3)")
     assert code == 3
     assert [event.purpose for event in events if isinstance(event, PurposeSet)] == ["failed"]
 
 
-def test_a_command_that_a_signal_ended_gives_128_and_the_signal(tmp_path: Path) -> None:
+def test_a_command_ended_by_signal_n_returns_128_plus_n(tmp_path: Path) -> None:
     code, events = wrapped(tmp_path, "import os; os.kill(os.getpid(), 9)")
     assert code == 137
     assert [event.purpose for event in events if isinstance(event, PurposeSet)] == ["failed"]
 
 
-def test_a_long_command_gives_signs_of_life(tmp_path: Path) -> None:
-    """The command ends when it has seen several of them."""
+def test_a_long_command_emits_heartbeats(tmp_path: Path) -> None:
+    """The command ends once it has seen several of them."""
     file = tmp_path / "ledger" / "wrap.jsonl"
     command = f"""
 import pathlib, time
@@ -110,13 +112,13 @@ for _ in range(6000):
         assert sum(piece.ns for piece in lease.slices) == lease.ns
 
 
-def test_a_command_that_can_not_start_leases_nothing(tmp_path: Path) -> None:
+def test_a_command_that_cannot_start_leases_nothing(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="no-such-program"):
         run(["no-such-program"], "w", LABELS, HELD, tmp_path / "ledger" / "wrap.jsonl", 1.0, lambda: 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_that_can_not_be_accounted_for_does_not_run_on(tmp_path: Path) -> None:
+def test_a_command_whose_usage_cannot_be_recorded_is_killed(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_text("in the way")
     with pytest.raises(OSError, match="ledger"):
         run(

@@ -40,7 +40,7 @@ def test_every_index_is_searched_for_every_package_as_pip_does(install: ModuleTy
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_environment_comes_before_the_install_section_and_that_before_global(
+def test_settings_have_the_order_environment_install_section_global(
     install: ModuleType, reverse: bool
 ) -> None:
     lines = ["global.timeout='1'", "install.timeout='2'", ":env:.timeout='3'"]
@@ -49,7 +49,7 @@ def test_the_environment_comes_before_the_install_section_and_that_before_global
         assert install.uv_settings(shown, {})["UV_HTTP_TIMEOUT"] == str(count)
 
 
-def test_a_variable_of_uv_that_is_set_already_wins(install: ModuleType) -> None:
+def test_existing_variables_of_uv_have_precedence(install: ModuleType) -> None:
     assert install.uv_settings(["global.timeout='1'"], {"UV_HTTP_TIMEOUT": "9", "HOME": "/root"}) == {
         "UV_HTTP_TIMEOUT": "9",
         "HOME": "/root",
@@ -62,7 +62,7 @@ def test_requirements_leave_out_comments(install: ModuleType, tmp_path: Path) ->
     assert list(install.requirements(file)) == ["a==1", "b==2"]
 
 
-def test_what_is_installed_is_counted(install: ModuleType, tmp_path: Path) -> None:
+def test_installed_packages_are_counted(install: ModuleType, tmp_path: Path) -> None:
     about = tmp_path / "a-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: a\nVersion: 1\n")

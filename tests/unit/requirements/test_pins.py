@@ -1,4 +1,4 @@
-"""What `make demo` and `make test` install: pinned, consistent, and nothing that has to be built."""
+"""The packages that `make demo` and `make test` install: pinned, consistent, and without any source build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes about itself, and that nothing reads half of it."""
+"""The files that a run writes about itself, and that they are never read incompletely."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def begin(run: RunDirectory, at_ns: int = AT_NS) -> RunRecord:
 
 
 def dead_process() -> ProcessIdentity:
-    """A process that has ended: its pid may be free, or already another's."""
+    """A process that has ended. Its pid may be free or reused."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return replace(ProcessIdentity.current(), pid=process.pid, start_ticks=1)
 
 
-def test_run_ids_sort_by_time_and_say_the_job() -> None:
+def test_run_ids_sort_by_time_and_name_the_job() -> None:
     run_id = new_run_id("my/odd job", AT_NS)
     assert re.fullmatch(r"20261124-065708-my_odd_job-[0-9a-f]{4}", run_id)
     assert run_id < new_run_id("a", AT_NS + 1_000_000_000)
 
 
-def test_a_run_id_is_taken_once(run: RunDirectory) -> None:
+def test_a_run_id_is_unique(run: RunDirectory) -> None:
     with pytest.raises(StateError, match=f"orchestrator resume {run.run_id}"):
         run.create()
 
 
-def test_a_run_directory_that_cannot_be_created_is_one_sentence(tmp_path: Path) -> None:
+def test_a_run_directory_that_cannot_be_created_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be created: Not a directory") as caught:
         RunDirectory(tmp_path / "file" / "run").create()
@@ -60,7 +60,7 @@ def test_a_run_directory_that_cannot_be_created_is_one_sentence(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("run_id", ["../../etc", "/etc", "..", "a/b", "", "x" * 300, ".hidden", "a\nb"])
-def test_run_ids_in_a_state_file_never_lead_out_of_the_output_folder(run: RunDirectory, run_id: str) -> None:
+def test_run_ids_in_a_state_file_cannot_escape_the_output_folder(run: RunDirectory, run_id: str) -> None:
     record = begin(run)
     for damaged in (
         replace(record, run_id=run_id),
@@ -108,7 +108,7 @@ def test_a_second_attempt_keeps_the_start_and_clears_the_end(run: RunDirectory) 
     assert (again.attempt, again.started_ns, again.ended_ns, again.why) == (2, AT_NS, None, "")
 
 
-def test_two_processes_cannot_carry_out_one_run(run: RunDirectory) -> None:
+def test_two_processes_cannot_execute_the_same_run(run: RunDirectory) -> None:
     begin(run)
     parent = ProcessIdentity.current()
     child = (
@@ -129,7 +129,7 @@ def test_a_run_whose_process_died_can_be_taken_over(run: RunDirectory) -> None:
     assert begin(run).attempt == 2
 
 
-def test_a_pid_that_another_process_has_now_is_not_the_same_process() -> None:
+def test_a_reused_pid_is_a_different_process() -> None:
     mine = ProcessIdentity.current()
     assert mine.is_alive() is True
     assert replace(mine, start_ticks=mine.start_ticks + 1).is_alive() is False
@@ -150,13 +150,13 @@ def test_a_pipeline_knows_its_stages_before_they_start(run: RunDirectory) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run_id": "x"}', '{"state": "asleep", "stages": []}'])
-def test_a_damaged_state_is_no_run(run: RunDirectory, text: str) -> None:
+def test_a_directory_with_a_damaged_state_is_not_a_run(run: RunDirectory, text: str) -> None:
     run.state.write_text(text)
     with pytest.raises(RunNotFoundError, match="damaged"):
         run.record()
 
 
-def test_a_state_with_keys_of_another_version_is_read_without_them(run: RunDirectory) -> None:
+def test_unknown_keys_of_a_state_are_ignored(run: RunDirectory) -> None:
     record = run.begin(job="r1_demo", purpose="final", steps=0, at_ns=AT_NS, stages=["grpo"])
     fields = json.loads(run.state.read_text())
     for part in (fields, fields["stages"][0], fields["process"]):
@@ -179,7 +179,7 @@ def test_metrics_lines_are_whole_and_finite(run: RunDirectory) -> None:
     assert first == {"step": 1, "time_ns": AT_NS, "metrics": {"reward/mean": 0.5, "policy/loss": None}}
 
 
-def test_a_resumed_run_forgets_the_steps_after_its_checkpoint(run: RunDirectory) -> None:
+def test_a_resumed_run_drops_the_steps_after_its_checkpoint(run: RunDirectory) -> None:
     run.drop_metrics_after(3)
     for step in range(1, 6):
         run.append_metrics(step, {"reward/mean": float(step)}, AT_NS)
@@ -195,7 +195,7 @@ def test_a_resumed_run_forgets_the_steps_after_its_checkpoint(run: RunDirectory)
     ]
 
 
-def test_events_are_lines_with_their_particulars(run: RunDirectory) -> None:
+def test_events_are_lines_with_their_fields(run: RunDirectory) -> None:
     run.append_event("worker_lost", {"worker": "rollout-0", "reason": "killed"}, AT_NS)
     assert json.loads(run.events.read_text()) == {
         "event": "worker_lost",

@@ -36,6 +36,6 @@ def test_a_line_appended_after_a_crash_is_read(tmp_path: Path) -> None:
     assert list(whole_lines(log)) == [b'{"a":1}\n', b'{"a":2}\n']
 
 
-def test_a_log_that_does_not_exist_stays_away(tmp_path: Path) -> None:
+def test_a_missing_log_is_not_created(tmp_path: Path) -> None:
     cut_half_line(tmp_path / "log.jsonl")
     assert not (tmp_path / "log.jsonl").exists()

@@ -1,4 +1,4 @@
-"""One writer per run: takeover, refusal and fencing, within one machine and across machines."""
+"""One writer per run: takeover, rejection and fencing, on one machine and across machines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_new_run_is_free_and_its_fencing_number_grows_with_each_owner(folder: 
     assert claim(folder, 1).fence == 2
 
 
-def test_of_two_processes_that_take_over_at_once_one_wins(folder: Path) -> None:
+def test_only_one_of_two_concurrent_takeovers_succeeds(folder: Path) -> None:
     seen = wait_until_free(folder)
     claim(folder, seen)
     with pytest.raises(StateError, match="another process has just begun"):
@@ -55,7 +55,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(folder: Path) -> Non
     assert wait_until_free(folder, silent_seconds=1e9) == 1
 
 
-def test_a_live_process_of_this_machine_is_refused_whatever_its_host_is_called(folder: Path) -> None:
+def test_a_live_process_of_this_machine_is_not_replaced_whatever_its_host_name(folder: Path) -> None:
     code = "import sys; print('up', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -87,7 +87,7 @@ def test_an_owner_on_another_machine_whose_heartbeat_changes_is_refused(folder: 
         wait_until_free(folder, silent_seconds=1e9, look_every=0.01, on_wait=beat)
 
 
-def test_a_process_of_another_container_cannot_be_seen_and_is_not_taken_for_dead(folder: Path) -> None:
+def test_an_invisible_process_of_another_container_is_not_considered_dead(folder: Path) -> None:
     other = replace(ProcessIdentity.current(), pid_namespace="pid:[1]", start_ticks=1)
     assert other.is_alive() is None
     held_by(folder, other)
@@ -103,7 +103,7 @@ def test_an_unreadable_lease_is_watched_too(folder: Path) -> None:
     assert said
 
 
-def test_the_replaced_owner_is_fenced_off_and_told(folder: Path) -> None:
+def test_a_replaced_owner_is_fenced_off_and_notified(folder: Path) -> None:
     lease = claim(folder, 0)
     lease.check()
     lost = threading.Event()

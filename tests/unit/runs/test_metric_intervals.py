@@ -33,7 +33,7 @@ def test_other_metrics_have_none() -> None:
     assert interval_of("reward/mean", {"reward/mean": 0.5, "heldout/count": 256}) is None
 
 
-def test_a_band_has_the_steps_whose_size_is_known() -> None:
+def test_a_band_covers_the_steps_with_a_sample_size() -> None:
     history = {"accuracy/heldout": [(0, 0.0), (10, 0.5), (20, 1.0)], "accuracy/heldout_n": [(10, 4), (20, 4)]}
     steps = [
         (step, round(low, 2), round(high, 2)) for step, low, high in band_of("accuracy/heldout", history)

@@ -1,4 +1,4 @@
-"""The read model: what can be said of runs from their directories alone."""
+"""The status of runs, read from their directories alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_run_whose_process_is_gone_has_failed(tmp_path: Path) -> None:
     assert run.record().state is RunState.RUNNING  # reading changes nothing
 
 
-def test_a_run_on_another_host_is_believed(tmp_path: Path) -> None:
+def test_the_state_of_a_run_on_another_host_is_trusted(tmp_path: Path) -> None:
     run = make_run(tmp_path, "20261124-065708-grpo-0001")
     elsewhere = replace(ProcessIdentity.current(), host="another host", boot_id="x", start_ticks=1)
     write_atomically(run.state, replace(run.record(), process=elsewhere).to_json())
@@ -86,7 +86,7 @@ def test_a_run_on_another_host_is_believed(tmp_path: Path) -> None:
     assert "No heartbeat from process" in record.why and "another host" in record.why
 
 
-def test_a_reference_is_an_id_its_beginning_or_latest_or_a_path(tmp_path: Path) -> None:
+def test_a_run_is_referenced_by_id_prefix_latest_or_path(tmp_path: Path) -> None:
     first = make_run(tmp_path, "20261124-065708-sft-0001")
     second = make_run(tmp_path, "20261125-065708-grpo-0002", at_ns=AT_NS + 86_400 * SECOND)
     assert runs.find_run(tmp_path, first.run_id).path == first.path
@@ -95,7 +95,7 @@ def test_a_reference_is_an_id_its_beginning_or_latest_or_a_path(tmp_path: Path) 
     assert runs.find_run(Path("/nowhere"), str(first.path)).path == first.path
 
 
-def test_latest_is_what_a_person_started_not_one_of_its_stages(tmp_path: Path) -> None:
+def test_latest_is_never_a_stage_of_a_pipeline(tmp_path: Path) -> None:
     pipeline = make_run(tmp_path, "20261124-065708-r1_demo-0001")
     make_run(
         tmp_path, "20261124-065709-sft-0002", at_ns=AT_NS + 1, pipeline=pipeline.run_id, stage="cold_start"
@@ -103,7 +103,7 @@ def test_latest_is_what_a_person_started_not_one_of_its_stages(tmp_path: Path) -
     assert runs.find_run(tmp_path, "latest").path == pipeline.path
 
 
-def test_a_beginning_shared_with_its_stages_means_the_pipeline(tmp_path: Path) -> None:
+def test_a_prefix_shared_with_its_stages_means_the_pipeline(tmp_path: Path) -> None:
     pipeline = make_run(tmp_path, "20261124-065708-r1_demo-0001")
     stage = make_run(tmp_path, f"{pipeline.run_id}-grpo", pipeline=pipeline.run_id, stage="grpo")
     assert runs.find_run(tmp_path, "20261124").path == pipeline.path
@@ -120,7 +120,7 @@ def test_a_beginning_shared_with_its_stages_means_the_pipeline(tmp_path: Path) -
         ("./x", "state.json"),
     ],
 )
-def test_an_unclear_reference_says_which_runs_there_are(tmp_path: Path, reference: str, told: str) -> None:
+def test_an_ambiguous_reference_lists_the_runs(tmp_path: Path, reference: str, told: str) -> None:
     make_run(tmp_path, "20261124-065708-sft-0001")
     make_run(tmp_path, "20261124-065709-sft-0002")
     with pytest.raises(RunNotFoundError) as caught:
@@ -129,7 +129,7 @@ def test_an_unclear_reference_says_which_runs_there_are(tmp_path: Path, referenc
     assert caught.value.exit_code == 2
 
 
-def test_status_has_the_last_value_and_the_course_of_metrics(tmp_path: Path) -> None:
+def test_status_has_the_last_value_and_the_history_of_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path, "20261124-065708-grpo-0001")
     run.append_metrics(0, {"accuracy/heldout": 0.25}, AT_NS)
     run.append_metrics(1, {"reward/mean": 0.1, "time/step": 2.0}, AT_NS)
@@ -144,7 +144,7 @@ def test_status_has_the_last_value_and_the_course_of_metrics(tmp_path: Path) -> 
     assert "stages" not in status
 
 
-def test_status_has_the_course_of_sampled_held_out_answers(tmp_path: Path) -> None:
+def test_status_has_the_history_of_sampled_held_out_answers(tmp_path: Path) -> None:
     run = make_run(tmp_path, "20261124-065708-grpo-0001")
     run.append_metrics(0, {"eval/pass_at_8": 0.5}, AT_NS)
     run.append_metrics(2, {"eval/pass_at_8": 0.75}, AT_NS)

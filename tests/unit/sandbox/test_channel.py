@@ -9,7 +9,7 @@ import pytest
 from orchestrator.sandbox.channel import MAX_BYTES, Channel, ProtocolError
 
 WAIT = 20.0
-"""Seconds after which a test has failed; nothing here takes that long."""
+"""Seconds after which a test fails. Nothing here takes that long."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_messages_arrive_whole_and_in_order() -> None:
     far.close()
 
 
-def test_received_gives_what_is_complete(ends: tuple[Channel, socket.socket]) -> None:
+def test_received_returns_complete_messages(ends: tuple[Channel, socket.socket]) -> None:
     channel, peer = ends
     assert channel.received() == []
     peer.sendall(framed(b"1") + framed(b"2") + framed(b"[3]")[:5])
@@ -62,7 +62,7 @@ def test_received_gives_what_is_complete(ends: tuple[Channel, socket.socket]) ->
         (framed(b""), "is not JSON"),
     ],
 )
-def test_junk_is_refused(ends: tuple[Channel, socket.socket], junk: bytes, why: str) -> None:
+def test_malformed_messages_are_rejected(ends: tuple[Channel, socket.socket], junk: bytes, why: str) -> None:
     channel, peer = ends
     peer.sendall(junk)
     with pytest.raises(ProtocolError, match=why):

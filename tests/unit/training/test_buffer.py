@@ -1,4 +1,4 @@
-"""The buffer by example, and as a state machine under every order of events that the loop can produce."""
+"""The buffer by examples, and as a state machine under every order of events that the loop can produce."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def ids(batch: Batch) -> list[int]:
 
 
 def full(groups_per_batch: int, max_staleness: int) -> Buffer:
-    """A buffer with as many groups of version 0 in flight as it lets in."""
+    """A buffer with as many groups of version 0 in flight as it accepts."""
     buffer = Buffer(groups_per_batch, max_staleness)
     buffer.request([requested(group_id) for group_id in range(buffer.room)])
     return buffer
 
 
 @pytest.mark.parametrize(("groups_per_batch", "max_staleness"), [(0, 0), (1, -1)])
-def test_impossible_sizes(groups_per_batch: int, max_staleness: int) -> None:
+def test_invalid_sizes_are_rejected(groups_per_batch: int, max_staleness: int) -> None:
     with pytest.raises(ValueError, match=f"got {groups_per_batch}, {max_staleness}"):
         Buffer(groups_per_batch, max_staleness)
 
@@ -46,19 +46,19 @@ def test_room_is_one_batch_more_than_the_staleness_bound() -> None:
     assert Buffer(4, 2).room == 12
 
 
-def test_more_groups_than_there_is_room_for() -> None:
+def test_requesting_more_groups_than_there_is_room_for_is_rejected() -> None:
     with pytest.raises(ValueError, match="cannot request 3 groups: there is room for 2"):
         Buffer(2, 0).request([requested(0), requested(1), requested(2)])
 
 
-def test_a_group_that_is_active_already() -> None:
+def test_requesting_an_outstanding_group_is_rejected() -> None:
     buffer = Buffer(2, 0)
     buffer.request([requested(7)])
     with pytest.raises(ValueError, match="group 7 is already outstanding"):
         buffer.request([requested(7)])
 
 
-def test_a_group_that_nobody_asked_for_is_refused() -> None:
+def test_a_group_that_was_not_requested_is_refused() -> None:
     buffer = full(2, 0)
     assert not buffer.admit(ticket(99))
     assert buffer.refused == 1
@@ -104,9 +104,9 @@ def test_the_oldest_groups_go_first() -> None:
     assert ids(buffer.claim(1)) == [6, 7]
 
 
-def test_a_late_group_is_waited_for_when_no_later_batch_may_take_it() -> None:
-    """P = 1, S = 1, groups 0 and 1 asked for at version 0: version 0 may leave one of them to version 1, and
-    version 1 may leave none.
+def test_a_batch_waits_for_a_late_group_that_no_later_batch_may_take() -> None:
+    """P = 1, S = 1, groups 0 and 1 requested at version 0: version 0 may leave one of them to version
+    1, and version 1 may leave none.
     """
     buffer = full(1, 1)
     buffer.admit(ticket(1))
@@ -120,7 +120,7 @@ def test_a_late_group_is_waited_for_when_no_later_batch_may_take_it() -> None:
     assert ids(buffer.claim(1)) == [0]
 
 
-def test_what_a_checkpoint_keeps() -> None:
+def test_a_checkpoint_keeps_the_outstanding_groups() -> None:
     buffer = full(2, 1)
     for group_id in (0, 1, 2):
         buffer.admit(ticket(group_id))
@@ -128,7 +128,7 @@ def test_what_a_checkpoint_keeps() -> None:
     assert [group.group_id for group in buffer.outstanding()] == [0, 1, 2, 3]
 
 
-def test_a_restore_forgets_what_was_under_way() -> None:
+def test_a_restore_drops_groups_in_flight() -> None:
     buffer = full(2, 1)
     for group_id in (0, 1, 2):
         buffer.admit(ticket(group_id))
@@ -153,18 +153,18 @@ def test_lost_groups_are_requested_again_under_their_ids_at_the_new_version() ->
     assert buffer.request_again(2, version=1) == [requested(0, 1), requested(1, 1)]
     with pytest.raises(ValueError, match="group 3 is already outstanding"):
         buffer.request([requested(3)])
-    assert not buffer.admit(ticket(3))  # nobody asked for it since it was lost
+    assert not buffer.admit(ticket(3))  # it has not been requested since it was lost
     assert [group.group_id for group in buffer.outstanding()] == [0, 1, 2, 3]
 
 
 def test_ready_groups_are_not_lost() -> None:
-    """Whether their block is still there shows when the learner asks for it."""
+    """Whether their block still exists becomes known when the learner reads it."""
     buffer = full(2, 0)
     buffer.admit(ticket(0))
     assert buffer.lose([0]) == []
 
 
-def test_more_of_the_backlog_than_there_is_room_for() -> None:
+def test_the_backlog_is_requested_within_the_room() -> None:
     buffer = full(2, 0)
     buffer.lose([0, 1])
     buffer.request([requested(2)])
@@ -198,7 +198,7 @@ def test_waits_end_when_there_is_something_to_do() -> None:
     assert run_in_virtual_time(main()) == ["batch", "room 1"]
 
 
-def test_a_discarded_group_makes_room_for_whoever_waits() -> None:
+def test_a_discarded_group_makes_room() -> None:
     async def main() -> int:
         buffer = full(2, 0)
         waiting = asyncio.ensure_future(buffer.wait_for_room())
@@ -209,7 +209,7 @@ def test_a_discarded_group_makes_room_for_whoever_waits() -> None:
     assert run_in_virtual_time(main()) == 1
 
 
-def test_nobody_is_woken_without_a_change() -> None:
+def test_waiters_are_not_woken_without_a_change() -> None:
     async def main() -> None:
         await full(2, 0).wait_for_room()
 
@@ -218,9 +218,9 @@ def test_nobody_is_woken_without_a_change() -> None:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """Does what the loop may do, in any order: requests at the learner's version, answers out of order,
-    twice or never asked for, discards, losses in flight and of a claimed batch, claims, releases (the
-    version rises), restores.
+    """Performs the loop's actions in any order: requests at the learner's version, results out of order,
+    duplicated or never requested, discards, losses in flight and of a claimed batch, claims, releases (which
+    increase the version), restores.
     """
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ class BufferMachine(RuleBasedStateMachine):
         group_id = data.draw(st.sampled_from(self.in_flight))
         self.in_flight.remove(group_id)
         self.admitted.add(group_id)
-        # Its tokens may come from any version since it was asked for.
+        # Its tokens may have any version since its request.
         oldest = data.draw(st.integers(self.versions[group_id], self.version))
         assert self.buffer.admit(ticket(group_id, oldest))
 
@@ -277,7 +277,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        """A node took the rollouts of some groups with it."""
+        """The rollouts of some groups were lost with a node."""
         lost = data.draw(st.lists(st.sampled_from(self.in_flight), min_size=1, unique=True))
         assert self.buffer.lose(lost) == lost
         self.in_flight = [group_id for group_id in self.in_flight if group_id not in lost]
@@ -286,7 +286,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed is not None)
     @rule()
     def lose_the_batch(self) -> None:
-        """The learner found the rollouts of its batch gone."""
+        """The learner found that the rollouts of its batch are gone."""
         assert self.claimed is not None
         lost = ids(self.claimed)
         assert self.buffer.lose(lost) == lost
@@ -334,7 +334,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(sure=st.integers(0, 9))
     def restore(self, sure: int) -> None:
-        """The learner was lost: what was outstanding is in the backlog afterwards."""
+        """The learner was lost: the outstanding groups are in the backlog afterwards."""
         if sure == 0:
             again = self.buffer.outstanding()
             self.buffer.restore(again)
@@ -344,7 +344,9 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed is None)
     @rule()
     def everything_in_flight_arrives(self) -> None:
-        """Never a deadlock: then a batch can be claimed, if the producer asks for what there is room for."""
+        """There is never a deadlock: a batch can then be claimed, if the producer requests all
+        groups that there is room for.
+        """
         again = self.buffer.request_again(self.buffer.room, self.version)
         for group in again:
             self.backlog.remove(group.group_id)

@@ -1,4 +1,4 @@
-"""The evaluation beside fake stages that remember what they were asked."""
+"""The evaluation with fake stages that record their requests."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def prompts(count: int) -> list[Prompt]:
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, 4), (3, 4), (4, 4), (10, 4), (10, 1)])
-def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: Path) -> None:
+def test_every_prompt_is_answered_once_greedily(count: int, width: int, tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(width), Rewards()
     evaluated = run_in_virtual_time(evaluator(count, GREEDY, rollouts, rewards, tmp_path).evaluate(3))
     asked = [prompt.prompt_id for request in rollouts.requests for _, prompt in request.groups]
@@ -91,7 +91,7 @@ def test_every_prompt_is_asked_once_greedily(count: int, width: int, tmp_path: P
     assert len(evaluated.spans) == 2 * min(count, width)
 
 
-def test_sampled_answers_are_asked_for_besides(tmp_path: Path) -> None:
+def test_sampled_answers_are_requested_in_addition(tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(2), Rewards()
     sampled = SampledAnswers(count=6, temperature=0.7, top_p=0.9)
     evaluated = run_in_virtual_time(evaluator(5, sampled, rollouts, rewards, tmp_path).evaluate(3))
@@ -118,14 +118,14 @@ def test_a_rubric_without_accuracy_has_none(tmp_path: Path, monkeypatch: pytest.
     assert evaluated.metrics == {"heldout/reward_mean": 0.5}
 
 
-def test_no_prompts_no_metrics(tmp_path: Path) -> None:
+def test_without_prompts_there_are_no_metrics(tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(2), Rewards()
     evaluated = run_in_virtual_time(evaluator(0, GREEDY, rollouts, rewards, tmp_path).evaluate(0))
     assert (evaluated.metrics, evaluated.spans) == ({}, ())
     assert rollouts.requests == rewards.recorded == []
 
 
-def test_an_error_ends_what_is_still_under_way(tmp_path: Path) -> None:
+def test_an_error_cancels_the_remaining_requests(tmp_path: Path) -> None:
     async def main() -> None:
         rollouts = Rollouts(4)
         with pytest.raises(ValueError, match="a bug"):

@@ -1,4 +1,4 @@
-"""A rollout that cannot be scored is written down, with the scorer's traceback and the response."""
+"""A rollout that cannot be scored is recorded with the scorer's traceback and the response."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_a_block_without_failures_writes_nothing(tmp_path: Path) -> None:
     assert read_failures(tmp_path / "missing") == []
 
 
-def test_a_disk_that_refuses_costs_the_record_not_the_run(tmp_path: Path) -> None:
+def test_a_full_disk_loses_the_record_but_not_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     block, scores = failing_block()
     log = FailureLog(tmp_path / "file" / "failed-reward-0.jsonl")
     assert log.write(1, block, scores) != ""
 
 
-def test_each_reason_is_reported_once_and_not_too_many() -> None:
+def test_each_reason_is_reported_once_up_to_a_limit() -> None:
     tally = StepTally(StepBudgets(0, 0.0), SystemClock())
 
     def arrived(failure: str) -> str:

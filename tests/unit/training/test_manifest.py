@@ -17,7 +17,7 @@ def test_facts_are_read_back_from_a_manifest(tmp_path: Path) -> None:
     assert RunFacts.from_manifest({}) == RunFacts()
 
 
-def test_what_a_run_was_made_of(tmp_path: Path) -> None:
+def test_the_manifest_has_the_provenance_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     made = build_manifest(run_id="run-1", seed=7, data_sha256={"train": "abc"}, model=tmp_path, facts=FACTS)
     assert (made["run_id"], made["seed"], made["data_sha256"]) == ("run-1", 7, {"train": "abc"})
@@ -27,11 +27,11 @@ def test_what_a_run_was_made_of(tmp_path: Path) -> None:
     assert made["facts"]["model"] == "tiny_moe"
 
 
-def test_a_random_start_has_no_model() -> None:
+def test_a_model_from_scratch_has_no_folder() -> None:
     assert build_manifest(run_id="r", seed=0, data_sha256={}, model=None, facts=RunFacts())["model"] is None
 
 
-def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
+def test_the_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
     def digest(**files: str) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         for name, content in files.items():
@@ -48,7 +48,9 @@ def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
     )
 
 
-def test_the_checkout_is_named_with_its_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_and_uncommitted_changes_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
 

@@ -49,7 +49,7 @@ def task(dataset: str, options: Mapping[str, object]) -> TaskConfig:
 
 
 @pytest.mark.slow
-def test_it_is_imported_without_the_solvers_of_a_few_datasets() -> None:
+def test_reasoning_gym_is_imported_without_its_optional_solvers() -> None:
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_SOLVERS], capture_output=True, text=True, check=False, timeout=60
     )

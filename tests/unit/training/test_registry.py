@@ -11,8 +11,8 @@ from orchestrator.training.registry import NoFacts, Registry
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Components on disk: `plain` registers itself, `heavy` with facts; `broken` can't be imported,
-    `empty` forgets.
+    """Components on disk: `plain` registers itself, `heavy` with facts; `broken` cannot be
+    imported, `empty` registers nothing.
     """
     name = f"parts_{tmp_path.name.replace('-', '_')}"
     folder = tmp_path / name
@@ -37,7 +37,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield name
 
 
-def test_a_part_is_imported_when_it_is_asked_for(package: str) -> None:
+def test_a_component_is_imported_on_first_use(package: str) -> None:
     parts = __import__(package).PARTS
     assert parts.get("plain") == "a plain part"
     assert parts.get("plain") == "a plain part"
@@ -48,14 +48,14 @@ def test_names_are_known_without_an_import(package: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "_private", "config", "plain.more", ""])
-def test_a_name_without_a_part(name: str, package: str) -> None:
+def test_an_unknown_name_is_rejected(name: str, package: str) -> None:
     with pytest.raises(ConfigError) as caught:
         __import__(package).PARTS.get(name)
     assert caught.value.key == "group.part"
     assert "plain" in caught.value.allowed
 
 
-def test_a_part_that_lacks_a_package_says_so(package: str) -> None:
+def test_a_component_with_a_missing_package_is_reported(package: str) -> None:
     with pytest.raises(ConfigError, match=r"ModuleNotFoundError: .*a_package_that_nobody_has") as caught:
         __import__(package).PARTS.get("broken")
     assert (caught.value.key, caught.value.value) == ("group.part", "broken")
@@ -68,7 +68,7 @@ def test_facts_are_those_of_the_registration_or_the_defaults(package: str) -> No
         parts.facts("nothing")
 
 
-def test_a_name_is_taken_once(package: str) -> None:
+def test_a_name_can_only_be_registered_once(package: str) -> None:
     parts: Registry[str, NoFacts] = Registry("part", package, NoFacts)
     parts.register("mine")("first")
     parts.register("mine")(parts.get("mine"))
@@ -76,7 +76,9 @@ def test_a_name_is_taken_once(package: str) -> None:
         parts.register("mine")("second")
 
 
-def test_another_package_adds_a_part_by_entry_point(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_package_adds_a_component_by_entry_point(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def entry_points(group: str) -> list[EntryPoint]:
         return [EntryPoint("theirs", "os:sep", group), EntryPoint("gone", "os:no_such_name", group)]
 

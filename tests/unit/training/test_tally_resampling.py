@@ -1,4 +1,4 @@
-"""Dynamic sampling ends: a task that is solved trains on, one that is too hard fails."""
+"""Dynamic sampling ends: a solved task continues to train, a task that is too hard fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.training.tally import StepBudgets, StepTally
 
 
 def ticket(solved: bool) -> GroupTicket:
-    """A group without a signal."""
+    """A group without a training signal."""
     return GroupTicket(
         group_id=0,
         prompt_id="task/train/0",
@@ -36,7 +36,7 @@ def test_within_the_budget_groups_are_replaced() -> None:
     assert not counted.trains_on_solved_groups
 
 
-def test_beyond_the_budget_a_solved_task_trains_on_what_there_is() -> None:
+def test_beyond_the_budget_a_solved_task_trains_on_solved_groups() -> None:
     counted = tally(3)
     counted.resampled([ticket(solved=True)] * 3)
     assert counted.trains_on_solved_groups

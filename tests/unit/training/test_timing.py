@@ -29,7 +29,7 @@ def test_covered_time_is_the_union(spans: list[Span], start_ns: int, length: int
 
 
 @given(SPANS, st.integers(1, 30))
-def test_the_parts_of_a_step(spans: list[Span], length: int) -> None:
+def test_the_times_of_a_step(spans: list[Span], length: int) -> None:
     timing = step_timing(spans, 0, length)
     assert timing["time/step"] == length / 1e9
     for stage, activity in STAGE_ACTIVITY.items():
@@ -40,7 +40,7 @@ def test_the_parts_of_a_step(spans: list[Span], length: int) -> None:
     assert timing["time/orchestration_fraction"] == pytest.approx(uncovered / length)
 
 
-def test_utilisation_is_the_mean_share_of_time_at_work_over_the_actors_of_a_role() -> None:
+def test_utilisation_is_the_mean_busy_share_of_the_actors_of_a_role() -> None:
     clock = FakeClock()
     times = StepTimes(clock)
     times.add([Span(Activity.GENERATE, 0, 4, Role.ROLLOUT, "rollout-0")])
@@ -57,7 +57,7 @@ def test_utilisation_is_the_mean_share_of_time_at_work_over_the_actors_of_a_role
     assert "utilisation/reward" not in second
 
 
-def test_a_wait_is_divided_between_the_steps_that_it_touches() -> None:
+def test_a_wait_is_split_between_the_steps_that_it_overlaps() -> None:
     clock = FakeClock()
     times = StepTimes(clock)
     with times.waiting("room"):

@@ -48,7 +48,7 @@ def test_an_event_is_one_flat_line(event: UsageEvent) -> None:
     assert all(isinstance(value, str | int) for value in parsed.values())
 
 
-def test_a_span_in_full() -> None:
+def test_a_span_as_json() -> None:
     assert event_to_json(EVENTS[2]) == (
         '{"schema":1,"type":"span_recorded","event_id":"e3","lease_id":"run/1/0.0","actor":"rollout-0",'
         '"role":"rollout","activity":"generate","start_ns":3,"end_ns":4,"step":7,"tokens":512}'
@@ -66,7 +66,7 @@ def test_the_memory_sink_keeps_events_in_order() -> None:
     assert sink.events == EVENTS
 
 
-def test_a_spool_has_a_line_an_event_at_once(tmp_path: Path) -> None:
+def test_a_spool_has_one_line_per_event_immediately(tmp_path: Path) -> None:
     path = tmp_path / "ledger" / "spool.jsonl"
     sink = SpoolSink(path)
     for count, event in enumerate(EVENTS, start=1):
@@ -84,8 +84,8 @@ def test_a_spool_is_continued(tmp_path: Path) -> None:
     assert len((tmp_path / "spool.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_disk_that_takes_half_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The half is taken back: it would swallow the next event."""
+def test_a_partially_written_line_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partial line is removed, because it would corrupt the next event."""
     path = tmp_path / "spool.jsonl"
     sink = SpoolSink(path)
     sink.emit(EVENTS[0])

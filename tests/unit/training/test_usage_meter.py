@@ -27,7 +27,7 @@ def test_a_span_is_emitted_when_it_closes() -> None:
     assert (event.start_ns, event.end_ns) == (100, 130)
 
 
-def test_time_that_ended_in_an_error_was_used_too() -> None:
+def test_a_span_that_ends_with_an_error_is_emitted() -> None:
     meter, sink, clock = meter_of("a")
     with pytest.raises(ValueError, match="boom"), meter.span(Activity.SCORE, 1):
         clock.advance(5)
@@ -45,7 +45,7 @@ def test_an_actor_with_several_accelerators_uses_them_all() -> None:
     assert len(meter.take()) == 1
 
 
-def test_spans_are_taken_once_and_in_order() -> None:
+def test_spans_are_returned_once_and_in_order() -> None:
     meter, _, clock = meter_of("a")
     for activity in (Activity.SYNC, Activity.GENERATE):
         with meter.span(activity, 1):

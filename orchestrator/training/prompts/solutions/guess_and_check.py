@@ -11,8 +11,8 @@ with it anyway, and some answer without checking. The rewards then show that che
 The explicit comparison makes the cold start reliable. Without the mark, only the choice between "wait" and
 the end of the thought shows that a guess was compared with the target, and after a first miss that choice is
 random. With the mark, but with the target only at the beginning of the prompt, models learned with some seeds
-to add but not to compare. With the target copied beside the result, only neighbouring characters have to be
-compared.
+to add but not to compare. With the target copied beside the result, only neighbouring characters
+have to be compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the cost commands print: labels are shown, never obeyed, and exported files are safe to open."""
+"""Cost commands print labels without interpreting them, and exported files are safe to open."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def where(tmp_path: Path) -> list[str]:
     "command",
     [["report", "--by", "team,stage,node"], ["headline", "p"], ["quarantine"], ["trend", "--by", "team"]],
 )
-def test_no_label_reaches_the_terminal_as_a_control_sequence(
+def test_labels_are_printed_without_control_sequences(
     command: list[str], where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command_line(["cost", *command, *where]) == 0

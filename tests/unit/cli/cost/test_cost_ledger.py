@@ -1,5 +1,5 @@
 """Which ledger a cost command opens: --ledger, then the config, then the environment, then a file beside the
-runs; and every cost command has the option.
+runs. Every cost command has the option.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_the_option_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [path.name for path in tmp_path.glob("*.db")] == ["option.db"]
 
 
-def test_a_password_that_no_config_keeps_comes_with_the_environments_url(
+def test_the_password_of_a_masked_url_comes_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_with(tmp_path, "a", "postgresql://ann:***@db/ledger", at=1)

@@ -1,4 +1,4 @@
-"""Reports work where nothing can be written, and say what they lack."""
+"""Reports work where nothing can be written, and list the usage that they lack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAPTOP = Path(__file__).parents[4] / "conf" / "price_book" / "laptop.yaml"
 
 @contextmanager
 def full_disk() -> Generator[None]:
-    """No file of this process can grow, as on a disk that is full."""
+    """Prevents all files of this process from growing, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
@@ -66,7 +66,7 @@ def where(tmp_path: Path) -> list[str]:
         ["budget", "variance"],
     ],
 )
-def test_a_report_is_read_on_a_full_disk_and_says_what_it_lacks(
+def test_reports_work_on_a_full_disk_and_list_missing_usage(
     command: list[str], where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with full_disk():
@@ -79,13 +79,17 @@ def test_a_report_is_read_on_a_full_disk_and_says_what_it_lacks(
     assert "reports lack the usage that is only in spool files" in err
 
 
-def test_what_must_write_says_that_it_cannot(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_must_write_report_that_they_cannot(
+    where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with full_disk():
         assert run_command_line(["cost", "purpose", "shipped", "failed", *where]) == 2
     assert json.loads(capsys.readouterr().out)["error"].startswith("Cannot write the ledger at sqlite:///")
 
 
-def test_with_space_again_the_spool_is_shipped(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_spool_is_shipped_once_there_is_space_again(
+    where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line(["cost", "report", "--by", "run", *where]) == 0
     out, err = capsys.readouterr()
     assert {row["run"] for row in json.loads(out)["rows"]} == {"shipped", "spooled"}

@@ -1,4 +1,4 @@
-"""What cost commands refuse, each with exit code 2 and a sentence, and what they say beside their figures."""
+"""Inputs that cost commands reject with exit code 2 and a sentence, and remarks beside their figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EUROS = {"name": "t", "currency": "EUR", "region": "x", "commitment": "on_demand
 
 @pytest.fixture
 def where(tmp_path: Path) -> list[str]:
-    """The options of a ledger that counts in euros."""
+    """The options of a ledger in euros."""
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     Ledger.open(url, EUROS)
     return ["--ledger", url, "--output-dir", str(tmp_path / "runs"), "--json"]
@@ -68,7 +68,7 @@ def test_a_budget_is_in_the_ledgers_currency(
     ],
 )
 @pytest.mark.parametrize("out", ["file/out.csv", "folder.csv"])
-def test_a_file_that_can_not_be_written_is_refused_before_the_work(
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     command: list[str], out: str, where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -82,7 +82,7 @@ def test_a_file_that_can_not_be_written_is_refused_before_the_work(
 
 
 @pytest.mark.slow
-def test_usage_without_a_price_is_said_beside_variance_and_forecast(
+def test_variance_and_forecast_mention_usage_without_a_price(
     where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     at, hours = parse_moment("2026-11-02T00:00:00"), str(5 * HOUR_NS // 2)

@@ -1,4 +1,4 @@
-"""Every estimator against numbers worked out by hand, its degenerate case, and its symmetries."""
+"""Every estimator against hand-computed numbers, with its degenerate case and its symmetries."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_constant_ignores_rewards() -> None:
 
 @pytest.mark.parametrize("name", sorted(GROUP_RELATIVE))
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e9 / 3])
-def test_a_group_of_equal_rewards_gets_exactly_zero_beside_one_that_does_not(name: str, value: float) -> None:
+def test_a_group_of_equal_rewards_gets_exactly_zero(name: str, value: float) -> None:
     # 0.1 + 0.1 + 0.1 = 0.30000000000000004: the mean is not 0.1, so zero does not follow from subtracting.
     got = ADVANTAGES.get(name)(rewards([value] * 3, [0.0, 0.0, 1.0]))
     assert got[0].tolist() == [0.0, 0.0, 0.0]
@@ -88,7 +88,7 @@ def test_a_batch_of_equal_rewards_gets_exactly_zero(name: str) -> None:
     assert ADVANTAGES.get(name)(rewards([0.1] * 3, [0.1] * 3)).tolist() == [[0.0] * 3] * 2
 
 
-def test_rounding_noise_is_not_blown_up_to_an_advantage() -> None:
+def test_rounding_errors_are_not_amplified() -> None:
     almost_equal = rewards([0.3, 0.1 + 0.2, 0.3, 0.3])  # 0.1 + 0.2 is one bit above 0.3
     assert ADVANTAGES.get("grpo")(almost_equal).abs().max() < 1e-9
 
@@ -99,7 +99,7 @@ def test_a_group_of_one_has_no_baseline(name: str) -> None:
         ADVANTAGES.get(name)(rewards([1.0], [0.0]))
 
 
-def test_one_rollout_a_prompt_is_enough_for_a_baseline_of_the_batch() -> None:
+def test_a_batch_baseline_works_with_one_rollout_per_prompt() -> None:
     check("reinforce_plus_plus", rewards([1.0], [0.0]), [[1.0], [-1.0]], atol=1e-7)  # mean .5, std .5
 
 
@@ -114,7 +114,7 @@ def test_one_rollout_a_prompt_is_enough_for_a_baseline_of_the_batch() -> None:
     ],
     ids=["flat", "float32", "empty", "nan"],
 )
-def test_rewards_that_are_not_rewards_are_refused(name: str, bad: torch.Tensor, message: str) -> None:
+def test_invalid_rewards_are_rejected(name: str, bad: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ADVANTAGES.get(name)(bad)
 
@@ -132,7 +132,7 @@ def batches() -> st.SearchStrategy[torch.Tensor]:
 
 @settings(max_examples=30, deadline=None)
 @given(batch=batches(), shift=st.integers(-8, 8), order=st.randoms(use_true_random=False))
-def test_advantages_are_centred_blind_to_a_shift_and_follow_their_rollouts(
+def test_advantages_are_centred_and_invariant_to_shifts_and_permutations(
     batch: torch.Tensor, shift: int, order: random.Random
 ) -> None:
     permutation = list(range(batch.shape[1]))
@@ -152,7 +152,9 @@ def test_advantages_are_centred_blind_to_a_shift_and_follow_their_rollouts(
 
 @settings(max_examples=30, deadline=None)
 @given(batch=batches(), scale=st.sampled_from([0.25, 2.0, 16.0]))
-def test_what_a_change_of_units_does(batch: torch.Tensor, scale: float) -> None:
+def test_scaling_rewards_scales_advantages_or_leaves_them_unchanged(
+    batch: torch.Tensor, scale: float
+) -> None:
     for name in ("grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):  # divided by a spread
         estimate = ADVANTAGES.get(name)
         torch.testing.assert_close(estimate(batch * scale), estimate(batch), rtol=1e-4, atol=1e-6)
@@ -163,7 +165,7 @@ def test_what_a_change_of_units_does(batch: torch.Tensor, scale: float) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(batch=batches())
-def test_how_the_estimators_are_related(batch: torch.Tensor) -> None:
+def test_the_estimators_are_consistent_with_each_other(batch: torch.Tensor) -> None:
     group_size = batch.shape[1]
     centred = ADVANTAGES.get("dr_grpo")(batch)
     torch.testing.assert_close(ADVANTAGES.get("rloo")(batch) * (group_size - 1) / group_size, centred)

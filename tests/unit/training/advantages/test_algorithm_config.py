@@ -1,4 +1,6 @@
-"""Every config of `conf/algorithm` is complete and valid, and impossible combinations are refused by name."""
+"""Every config of `conf/algorithm` is complete and valid, and impossible
+combinations are rejected with the key.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def load(name: str) -> dict[str, Any]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
-def test_the_algorithms_that_there_are() -> None:
+def test_all_algorithms_are_listed() -> None:
     assert {path.stem for path in FILES} == {
         "dapo", "decoupled_ppo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_icepop", "grpo_seq_mis",
         "grpo_seq_tis", "grpo_tis", "grpo_token", "gspo", "reinforce_plus_plus",
@@ -31,7 +33,7 @@ def test_the_algorithms_that_there_are() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_is_a_complete_config_that_carries_its_own_name(path: Path) -> None:
+def test_a_file_is_a_complete_config_with_its_own_name(path: Path) -> None:
     assert AlgorithmConfig.model_validate(load(path.stem)).name == path.stem
 
 
@@ -47,7 +49,7 @@ def test_published_settings() -> None:
     assert (dr_grpo.advantage, dr_grpo.aggregation, dr_grpo.kl.coefficient) == ("dr_grpo", "constant", 0)
 
 
-def test_the_settings_of_deepseek_r1_can_be_written() -> None:
+def test_the_settings_of_deepseek_r1_are_valid() -> None:
     r1 = AlgorithmConfig.model_validate(load("deepseek_r1"))
     assert (r1.kl.coefficient, r1.kl.estimator, r1.clip_low, r1.clip_high) == (0.001, "k3", 10, 10)
     assert r1.kl.reference_period == 400
@@ -115,7 +117,7 @@ def test_the_reference_page_shows_the_values_of_the_files() -> None:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values as YAML writes them, without `name`."""
+    """Dotted keys and values as written in YAML, without `name`."""
     found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Checkpoints one at a time; what they mean to a run is in tests/simulation/test_checkpointing.py."""
+"""Single checkpoints. tests/simulation/test_checkpointing.py tests them within runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_names_and_steps(step: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "step-", "step-12", "step-000040.partial", ".step-000040", "latest"])
-def test_what_is_no_checkpoints_name(name: str) -> None:
+def test_invalid_checkpoint_names(name: str) -> None:
     assert step_of(name) is None
 
 
@@ -42,7 +42,7 @@ def test_at_least_one_checkpoint_is_kept(tmp_path: Path) -> None:
         Checkpointer(tmp_path, keep=0)
 
 
-def test_what_is_saved_is_restored(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_restored(tmp_path: Path) -> None:
     async def main() -> None:
         checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2)
         assert await checkpointer.restore(learner()) is None
@@ -79,7 +79,7 @@ def test_the_newest_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_other_things_in_the_directory_do_not_matter(tmp_path: Path) -> None:
+def test_unrelated_files_in_the_directory_are_ignored(tmp_path: Path) -> None:
     for name in ("step-other", "step-000001.partial", "step-000002", "notes"):
         (tmp_path / name).mkdir()
         if name != "step-000002":
@@ -87,9 +87,7 @@ def test_other_things_in_the_directory_do_not_matter(tmp_path: Path) -> None:
     assert complete(tmp_path) == []
 
 
-def test_a_removal_that_is_cut_short_leaves_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_removal_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(Checkpointer(tmp_path, keep=1).save(learner(1), state(1)))
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
     remove(tmp_path / "step-000001")
@@ -110,7 +108,7 @@ def test_files_in_folders_are_refused_when_they_are_written(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_learner_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
     class Failing(SimulatedLearner):
         async def save(self, directory: Path, step: int) -> tuple[()]:
             (directory / "half").write_text("half")
@@ -122,9 +120,7 @@ def test_a_learner_that_fails_leaves_nothing_half_written(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cancelled_save_leaves_no_thread_that_still_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_save_leaves_no_writing_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, leave, left = threading.Event(), threading.Event(), threading.Event()
     real: Callable[..., None] = checkpoint_module.commit
 
@@ -151,7 +147,7 @@ def test_a_cancelled_save_leaves_no_thread_that_still_writes(
 
 
 class SlowStore(DirectoryStore):
-    """Every put waits until `go` has been released once more."""
+    """Every put waits until `go` is released once more."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, keep=9)
@@ -165,7 +161,9 @@ class SlowStore(DirectoryStore):
 
 
 def test_saving_does_not_wait_for_the_store(tmp_path: Path) -> None:
-    """What is being copied, or waits for it, is not pruned; what was overtaken is not copied."""
+    """A checkpoint that is being copied, or waits for that, is not pruned; one
+    that was superseded is not copied.
+    """
 
     async def main() -> None:
         store = SlowStore(tmp_path / "store")
@@ -185,7 +183,7 @@ def test_saving_does_not_wait_for_the_store(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_conflict_is_not_a_failure_to_be_tolerated(tmp_path: Path) -> None:
+def test_a_conflict_is_never_tolerated(tmp_path: Path) -> None:
     class Taken(DirectoryStore):
         def put(self, checkpoint: Path) -> None:
             raise CheckpointConflictError("another process writes")
@@ -202,7 +200,7 @@ def test_a_conflict_is_not_a_failure_to_be_tolerated(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_bug_in_a_store_is_not_taken_for_a_failure(tmp_path: Path) -> None:
+def test_a_bug_in_a_store_is_not_tolerated(tmp_path: Path) -> None:
     class Broken(DirectoryStore):
         def put(self, checkpoint: Path) -> None:
             raise TypeError("a bug")
@@ -217,6 +215,6 @@ def test_a_bug_in_a_store_is_not_taken_for_a_failure(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_there_is_nothing_to_flush_without_a_store(tmp_path: Path) -> None:
+def test_flush_without_a_store_does_nothing(tmp_path: Path) -> None:
     asyncio.run(Checkpointer(tmp_path, keep=1).flush())
     assert not list(tmp_path.iterdir())

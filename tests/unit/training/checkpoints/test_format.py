@@ -1,4 +1,4 @@
-"""What is accepted as a checkpoint: names from a manifest become paths, so they must be plain."""
+"""Which checkpoints are accepted. Names from a manifest become paths, so they must be plain file names."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ def manifest(*names: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_manifest_with_a_name_that_is_no_plain_file_is_refused(name: str) -> None:
+def test_a_manifest_with_an_unsafe_file_name_is_rejected(name: str) -> None:
     with pytest.raises(CheckpointError, match="not a plain file name"):
         read_manifest(manifest(name), "manifest")
 
 
 @given(st.text(alphabet="a_.-/\\\0", max_size=5))
-def test_a_plain_name_never_leads_out_of_its_directory(name: str) -> None:
+def test_an_accepted_name_cannot_escape_its_directory(name: str) -> None:
     if is_plain_name(name):
         assert (Path("/here") / name).resolve().parent == Path("/here")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b'{"format": 1, "files": [1]}', b"[" * 100_000])
-def test_what_is_no_manifest_is_refused(content: bytes) -> None:
+def test_a_malformed_manifest_is_rejected(content: bytes) -> None:
     with pytest.raises(CheckpointError):
         read_manifest(content, "manifest")
 
 
 @pytest.mark.parametrize("fields", [{"files": {}}, {"files": {"a/b": {}}}, {"shards": []}])
-def test_a_manifest_of_another_version_is_named_as_one(fields: dict[str, object]) -> None:
+def test_a_manifest_of_another_version_is_reported_as_such(fields: dict[str, object]) -> None:
     with pytest.raises(
         CheckpointFormatError, match=r"manifest has format 2, and this version .* reads format 1"
     ):
@@ -70,7 +70,7 @@ def test_a_manifest_of_another_version_is_named_as_one(fields: dict[str, object]
 
 
 class _Bucket:
-    """As much of S3 as a download needs."""
+    """The part of S3 that a download uses."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -1,4 +1,4 @@
-"""The rollout worker as a plain object, without Ray: whose weights it samples from."""
+"""The rollout worker without Ray: which weights it samples with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REQUEST = RolloutRequest(((0, Prompt("p", "1+2=", {})),), 11, 2, SamplingParams(
 
 
 class ShowsItsWeights(ScriptedEngine):
-    """Keeps one number of what it loads."""
+    """Keeps one number of the weights that it loads."""
 
     def __init__(self) -> None:
         super().__init__(context=32)
@@ -43,8 +43,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ShowsItsWeights:
     return engine
 
 
-def test_a_version_that_is_published_anew_is_pulled_anew(engine: ShowsItsWeights, tmp_path: Path) -> None:
-    """The learner dies after version 11 and is restored to 10, while this worker has nothing to do."""
+def test_a_version_that_is_published_again_is_pulled_again(engine: ShowsItsWeights, tmp_path: Path) -> None:
+    """The learner dies after version 11 and is restored to version 10 while this worker is idle."""
     parts = run_spec(compose("grpo", ["tracking=none", "rollout.threads=0"]), "run", 1, tmp_path)
     worker = actors.RolloutActor(parts, ActorIdentity("rollout-0", Role.ROLLOUT, 0, ()))
     worker.ready()

@@ -1,4 +1,4 @@
-"""A learner rank as its config describes it."""
+"""A learner rank built from its config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.exactness_ranks import single_rank
 
 
 def cross_entropy(config: ModelConfig, seed: int, part: BatchPart) -> float:
-    """The mean over response tokens of log sum_v exp(z_v) - z_token, with the whole vocabulary and no
+    """The mean over response tokens of log sum_v exp(z_v) - z_token, over the whole vocabulary and without
     temperature: the loss of supervised training.
     """
     model, block = build_model(config, seed).eval(), part.rollouts
@@ -35,7 +35,7 @@ def cross_entropy(config: ModelConfig, seed: int, part: BatchPart) -> float:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_a_cold_start_minimises_the_cross_entropy_whatever_the_rollouts_temperature(
+def test_a_cold_start_minimises_the_cross_entropy_at_any_rollout_temperature(
     temperature: float, tmp_path: Path
 ) -> None:
     config = compose("sft", [f"rollout.temperature={temperature}", "model=tiny_moe", "tracking=none"])

@@ -1,4 +1,4 @@
-"""What an actor's failure means to the loop."""
+"""How failures of actors are classified for the loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _raised(cause: Exception) -> OrchestratorError:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_a_disk_that_refuses_is_told_from_a_bug(number: int) -> None:
+def test_disk_errors_are_distinguished_from_bugs(number: int) -> None:
     error = _raised(OSError(number, "the disk says no", "/runs/x"))
     assert isinstance(error, StorageError)
     assert error.actor == "learner-1"
@@ -45,14 +45,14 @@ def test_a_disk_that_refuses_is_told_from_a_bug(number: int) -> None:
 @pytest.mark.parametrize(
     "cause", [OSError(errno.ENOENT, "no such file"), ValueError("a bug"), TimeoutError("its own")]
 )
-def test_everything_else_that_nobody_foresaw_is_a_crash(cause: Exception) -> None:
+def test_other_unexpected_errors_are_crashes(cause: Exception) -> None:
     error = _raised(cause)
     assert isinstance(error, ActorCrashError)
     assert repr(cause) in error.traceback
     assert repr(cause) in str(error)
 
 
-def test_what_is_raised_on_purpose_arrives_as_it_is() -> None:
+def test_deliberate_errors_are_passed_on_unchanged() -> None:
     error = CheckpointError("rank 1 could not write its shard")
     assert _raised(error) is error
 
@@ -68,31 +68,31 @@ CRASH = ActorCrashError("learner-0", "RuntimeError: Connection closed by peer")
 LOST = WorkerLostError("learner-1", "killed")
 
 
-def test_a_rank_whose_peer_died_may_be_heard_first_and_the_death_is_what_counts() -> None:
+def test_the_death_of_a_peer_has_precedence_over_its_consequences() -> None:
     with pytest.raises(WorkerLostError, match="learner-1 was lost: killed") as caught:
         asyncio.run(all_ranks([_after(0, CRASH), _after(0), _after(0.05, LOST)], 60.0))
     assert caught.value.__cause__ is CRASH
 
 
-def test_a_rank_that_crashed_by_itself_is_told_though_its_peers_wait_for_it() -> None:
+def test_the_crash_of_one_rank_is_reported_although_its_peers_wait() -> None:
     with pytest.raises(ActorCrashError, match="Connection closed by peer"):
         asyncio.run(all_ranks([_after(3600), _after(0, CRASH)], 0.05))
 
 
-def test_ranks_that_all_crashed_are_all_heard() -> None:
+def test_crashes_of_all_ranks_are_reported() -> None:
     cause = ActorCrashError("learner-1", "ValueError: a bug")
     with pytest.raises(ActorCrashError, match="Connection closed by peer") as caught:
         asyncio.run(asyncio.wait_for(all_ranks([_after(0, CRASH), _after(0.01, cause)], 3600.0), 60.0))
     assert any("learner-1 raised ValueError: a bug" in note for note in caught.value.__notes__)
 
 
-def test_what_a_peer_raised_on_purpose_is_the_reason() -> None:
+def test_a_deliberate_error_of_a_peer_is_the_cause() -> None:
     full = StorageError("learner-1", "no space left")
     with pytest.raises(StorageError, match="no space left"):
         asyncio.run(all_ranks([_after(0, CRASH), _after(0.05, full)], 3600.0))
 
 
-def test_what_ranks_raise_on_purpose_and_what_they_answer_is_passed_on() -> None:
+def test_deliberate_errors_and_results_of_ranks_are_passed_on() -> None:
     refused = CheckpointError("rank 1 could not write its shard")
     with pytest.raises(CheckpointError, match="could not write"):
         asyncio.run(all_ranks([_after(3600), _after(0, refused)], 3600.0))
@@ -100,7 +100,7 @@ def test_what_ranks_raise_on_purpose_and_what_they_answer_is_passed_on() -> None
 
 
 def _lost(error: Exception) -> OrchestratorError:
-    """What the driver raises for an error of Ray itself."""
+    """The error that the driver raises for an error of Ray itself."""
     future: Future[Any] = Future()
     future.set_exception(error)
     handle: Any = SimpleNamespace(future=lambda: future)
@@ -163,7 +163,7 @@ KILLED = (
         ("\x1b[31mSomething else\x1b[39m\nwith details", "Something else"),
     ],
 )
-def test_why_a_worker_was_lost_is_one_plain_line(text: str, reason: str) -> None:
+def test_the_reason_of_a_lost_worker_is_one_plain_line(text: str, reason: str) -> None:
     error = _lost(RayActorError(error_msg=text))
     assert isinstance(error, WorkerLostError)
     assert error.reason == reason

@@ -1,4 +1,4 @@
-"""What every learner rank receives."""
+"""The setup that every learner rank receives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.training.cluster.learner_group import RayLearnerGroup
 
 
 class FakeRank:
-    """An actor handle that remembers its calls and answers `()`, or raises."""
+    """An actor handle that records its calls and returns `()`, or raises."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[object, ...], str | None]] = []
@@ -67,7 +67,7 @@ class FakeSlots:
 
 
 class Group:
-    """Two ranks, each incarnation with fresh handles."""
+    """Two ranks. Each incarnation has new handles."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: tuple[str, ...], *overrides: str
@@ -95,7 +95,7 @@ def group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Group:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_every_rank_books_a_checkpoint_under_its_step(
+def test_every_rank_records_a_checkpoint_under_its_step(
     asynchronous: bool, group: Group, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -127,7 +127,7 @@ def test_ranks_of_one_node_share_a_secret_that_changes_with_every_incarnation(gr
     assert again.name != first.rendezvous.name
 
 
-def test_the_channel_follows_the_nodes_that_the_slots_are_on(group: Group) -> None:
+def test_the_channel_depends_on_the_nodes_of_the_slots(group: Group) -> None:
     asyncio.run(group.ranks.start())
     assert group.setups()[0].weights.channel == "shared_memory"
     group.slots.held = ("b", "c")
@@ -136,7 +136,7 @@ def test_the_channel_follows_the_nodes_that_the_slots_are_on(group: Group) -> No
     assert (moved.weights.channel, moved.one_node, moved.rendezvous) == ("object_store", False, None)
 
 
-def test_shared_memory_that_a_lost_node_made_impossible_is_refused(
+def test_shared_memory_is_rejected_after_a_node_loss_separates_the_actors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     group = Group(monkeypatch, tmp_path, ("a", "b"), "weights.channel=shared_memory")
@@ -145,7 +145,7 @@ def test_shared_memory_that_a_lost_node_made_impossible_is_refused(
 
 
 def test_a_rank_lost_at_the_start_is_reported_by_the_next_call_and_rebuilt(group: Group) -> None:
-    """So that it counts against the loop's own budget."""
+    """So that the loss counts against the loop's own budget."""
     group.started[0][1].errors["setup"] = ActorDiedError()
 
     async def main() -> None:
@@ -161,7 +161,7 @@ def test_a_rank_lost_at_the_start_is_reported_by_the_next_call_and_rebuilt(group
 
 
 @pytest.mark.slow
-def test_an_error_that_a_rank_raises_on_purpose_ends_the_start(group: Group) -> None:
+def test_a_deliberate_error_of_a_rank_ends_the_start(group: Group) -> None:
     from ray.exceptions import RayTaskError
 
     refused = ConfigError("learner.backend", "nccl", "gloo", "no GPU")

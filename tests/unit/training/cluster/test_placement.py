@@ -65,12 +65,12 @@ def test_more_ranks_than_rollout_workers() -> None:
     assert [actor_slot.slot for actor_slot in placement.of(Role.LEARNER)] == [0, 1, 2, 3]
 
 
-def test_reward_workers_go_round_the_rollout_workers() -> None:
+def test_reward_workers_are_distributed_over_the_rollout_workers() -> None:
     placement = plan_placement(cluster(rollout={"cpus": 0.1, "gpus": 0.0}), 2, 5, 1)
     assert [actor_slot.slot for actor_slot in placement.of(Role.REWARD)] == [0, 1, 0, 1, 0]
 
 
-def test_a_slot_that_is_too_small_is_named_with_who_shares_it() -> None:
+def test_a_slot_that_is_too_small_is_reported_with_its_actors() -> None:
     with pytest.raises(ConfigError) as caught:
         plan_placement(cluster(slot_cpus=0.8), 1, 1, 1)
     assert (caught.value.key, caught.value.value, caught.value.allowed) == (
@@ -81,7 +81,7 @@ def test_a_slot_that_is_too_small_is_named_with_who_shares_it() -> None:
     assert caught.value.hint == "rollout-0, learner-0, reward-0 share one slot"
 
 
-def test_a_slot_may_be_full_to_the_brim() -> None:
+def test_a_slot_may_be_completely_full() -> None:
     placement = plan_placement(cluster(rollout={"cpus": 0.5, "gpus": 0.0}), 1, 1, 1)
     assert len(placement.slots) == 1
 
@@ -129,7 +129,7 @@ def test_a_bundle_has_no_zero_entries(slot: Slot, bundle: dict[str, float]) -> N
     st.sampled_from(["colocated", "split"]),
     st.sampled_from([0.25, 0.5, 1.0, 2.0]),
 )
-def test_every_actor_has_a_seat_and_no_slot_is_overfull(
+def test_every_actor_has_a_slot_and_no_slot_is_overfull(
     rollouts: int, rewards: int, learners: int, layout: str, share: float
 ) -> None:
     config = gpus(share, share, layout=layout)
@@ -145,6 +145,6 @@ def test_every_actor_has_a_seat_and_no_slot_is_overfull(
     assert set(training) == set(range(len(placement.slots)))
 
 
-def test_a_seat_knows_its_share() -> None:
+def test_an_actor_slot_knows_its_share() -> None:
     actor_slot: ActorSlot = plan_placement(cluster(), 1, 1, 1).of(Role.REWARD)[0]
     assert actor_slot.share.cpus == 0.1

@@ -1,4 +1,4 @@
-"""How learner ranks find each other, and over which network."""
+"""How learner ranks find each other, and over which network interface."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_ranks_on_one_node_are_not_reachable_from_others() -> None:
     assert _chosen() == ("lo", "=eth0")
 
 
-def test_what_the_environment_says_is_kept(host: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_environment_are_kept(host: pytest.MonkeyPatch) -> None:
     host.setenv("GLOO_SOCKET_IFNAME", "ib0")
     host.setenv("NCCL_SOCKET_IFNAME", "ib")
     bind_to_interface("10.0.0.5", one_node=False)
@@ -140,7 +140,7 @@ def test_what_the_environment_says_is_kept(host: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("host")
-def test_an_address_behind_a_translation_is_refused_with_what_to_set() -> None:
+def test_an_address_behind_nat_is_rejected_with_the_setting_to_use() -> None:
     with pytest.raises(StateError, match=r"node's address 192\.0\.2\.1\. Set GLOO_SOCKET_IFNAME"):
         bind_to_interface("192.0.2.1", one_node=False)
     bind_to_interface("192.0.2.1", one_node=True)
@@ -148,7 +148,7 @@ def test_an_address_behind_a_translation_is_refused_with_what_to_set() -> None:
 
 
 class KeysServer(BaseManager):
-    """Serves the keys to other processes, as rank 0's actor does."""
+    """Serves the keys to other processes, like rank 0's actor."""
 
 
 KeysServer.register("KeyValues", KeyValues)

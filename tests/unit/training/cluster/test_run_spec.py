@@ -1,4 +1,4 @@
-"""What an actor sets up first: its log in the run directory."""
+"""The log that an actor opens first in the run directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connecting to a cluster: which token is used, and what an error says."""
+"""Connecting to a cluster: which token is used, and what errors say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.training.cluster.session import ClusterError, ray_session
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A home directory without a token, and an environment that says nothing about authentication."""
+    """A home directory without a token, and an environment without authentication settings."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
@@ -25,7 +25,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def enabled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Calls of Ray's function that turns token authentication on."""
+    """Records calls of Ray's function that enables token authentication."""
     calls: list[str] = []
 
     def enable(warn_if_disabled: bool = True) -> bool:
@@ -63,7 +63,7 @@ def test_an_explicit_mode_is_kept(
     assert enabled == []
 
 
-def test_the_variables_name_other_tokens(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_select_other_tokens(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = home / "token"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
     assert token_source() is None
@@ -88,7 +88,7 @@ REFUSED = ConnectionError("Failed to connect to Ray cluster at 10.0.0.5:6379\nwi
 
 
 @pytest.mark.usefixtures("enabled")
-def test_without_a_token_the_error_says_what_to_set(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_the_error_names_the_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = _failure(monkeypatch, "10.0.0.5:6379", REFUSED)
     assert text.startswith("Cannot connect to Ray at 10.0.0.5:6379: Failed to connect to Ray cluster at 10.")
     assert "copy ~/.ray/auth_token from its head node" in text
@@ -105,7 +105,7 @@ def test_with_a_token_the_error_names_it(home: Path, monkeypatch: pytest.MonkeyP
     assert "unset RAY_AUTH_MODE=disabled" in _failure(monkeypatch, "auto", REFUSED)
 
 
-def test_a_local_start_has_nothing_to_do_with_tokens(
+def test_a_local_start_ignores_tokens(
     home: Path, enabled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write_token(home)
@@ -114,6 +114,6 @@ def test_a_local_start_has_nothing_to_do_with_tokens(
     assert enabled == []
 
 
-def test_a_path_that_is_too_long_for_sockets_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_too_long_for_sockets_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     error = OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /tmp/...")
     assert "set RAY_TMPDIR to a shorter path" in _failure(monkeypatch, None, error)

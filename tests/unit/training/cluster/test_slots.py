@@ -1,4 +1,4 @@
-"""What a run says and does when slots are missing."""
+"""How a run waits for missing slots."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from orchestrator.training.waiting import Waits
 
 
 class Cluster:
-    """A cluster whose placement group loses its slots at `lost_at` and has them again at
-    `back_at`, in seconds.
+    """A cluster whose placement group loses its slots at `lost_at` and has them
+    again at `back_at`, in seconds.
     """
 
     def __init__(self, lost_at: float, back_at: float | None, nodes_alive: int = 1) -> None:
@@ -35,7 +35,7 @@ class Cluster:
 
 @pytest.fixture
 def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Run a body with slots on a cluster; returns what the run said it was waiting for."""
+    """Run a body with slots on a cluster. Returns the messages about what the run waited for."""
 
     async def at_once(function: Callable[..., Any], *arguments: object) -> Any:
         return function(*arguments)
@@ -78,7 +78,7 @@ def _takes(seconds: float) -> Callable[[Slots], Awaitable[None]]:
     return body
 
 
-def test_nothing_is_said_while_no_slot_is_missing(run_on: Callable[..., list[str]]) -> None:
+def test_nothing_is_reported_while_no_slot_is_missing(run_on: Callable[..., list[str]]) -> None:
     assert run_on(Cluster(lost_at=1000.0, back_at=None), _takes(100.0)) == []
 
 
@@ -91,7 +91,7 @@ def test_slots_that_come_back_are_waited_for_once_each(run_on: Callable[..., lis
     assert said[1:] == ["no longer waiting for slots of the cluster, after 40 s"]
 
 
-def test_slots_that_do_not_come_back_end_the_wait_in_time(run_on: Callable[..., list[str]]) -> None:
+def test_the_wait_for_slots_has_a_time_limit(run_on: Callable[..., list[str]]) -> None:
     async def body(slots: Slots) -> None:
         with pytest.raises(
             ClusterError, match=r"not replaced within 60 s \(cluster\.startup_timeout_seconds\)"
@@ -106,7 +106,7 @@ def test_slots_that_do_not_come_back_end_the_wait_in_time(run_on: Callable[..., 
     assert said[1] == "no longer waiting for slots of the cluster, after 65 s"
 
 
-def test_a_local_ray_without_a_node_is_given_up_at_once(run_on: Callable[..., list[str]]) -> None:
+def test_a_local_cluster_without_nodes_is_given_up_immediately(run_on: Callable[..., list[str]]) -> None:
     async def body(slots: Slots) -> None:
         with pytest.raises(ClusterError, match="The node of the local Ray died"):
             await _takes(10_000.0)(slots)
@@ -115,7 +115,7 @@ def test_a_local_ray_without_a_node_is_given_up_at_once(run_on: Callable[..., li
     assert run_on(Cluster(lost_at=10.0, back_at=None, nodes_alive=0), body, None) == []
 
 
-def test_what_a_call_raises_is_raised_as_it_is(run_on: Callable[..., list[str]]) -> None:
+def test_errors_of_a_call_are_passed_on_unchanged(run_on: Callable[..., list[str]]) -> None:
     async def body(slots: Slots) -> None:
         async def fails() -> None:
             raise ValueError("its own")
@@ -126,7 +126,7 @@ def test_what_a_call_raises_is_raised_as_it_is(run_on: Callable[..., list[str]])
     assert run_on(Cluster(lost_at=1000.0, back_at=None), body) == []
 
 
-def test_a_watch_that_fails_ends_the_run_and_is_not_silently_gone(run_on: Callable[..., list[str]]) -> None:
+def test_a_failing_watch_task_ends_the_run(run_on: Callable[..., list[str]]) -> None:
     class Unreachable(Cluster):
         def table(self, _: object) -> dict[str, Any]:
             raise ConnectionError("the head of the cluster does not answer")

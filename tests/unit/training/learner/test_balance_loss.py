@@ -1,4 +1,6 @@
-"""The sequence-wise auxiliary loss: its value by the paper's formula, and its gradient through a model."""
+"""The sequence-wise auxiliary loss: its value according to the paper's formula,
+and its gradient through a model.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_the_value_is_that_of_the_papers_formula_for_each_sequence() -> None:
 
 @pytest.mark.parametrize("model", ["tiny_moe", "deepseek_v3"])
 @pytest.mark.parametrize("replayed", [False, True])
-def test_biases_group_limits_and_replayed_routes_do_not_enter_it(model: str, replayed: bool) -> None:
+def test_biases_group_limits_and_replayed_routes_do_not_affect_the_balance_loss(
+    model: str, replayed: bool
+) -> None:
     """`deepseek_v3` limits a token to two of four groups of experts."""
     (rows,) = minibatch_rows([random_part(0, 3, 2, vocabulary=48)], update_rule(), 1)
     batch = collate(rows, "padded")
@@ -96,7 +100,7 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_checkpointing(checkpoi
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
-def test_a_model_that_is_left_alone_has_no_gradient_of_it() -> None:
+def test_without_the_balance_loss_there_is_no_gradient() -> None:
     model = build("tiny_moe").train()
     balance = SequenceBalanceLoss(model, 0.0, CPU)
     balance.begin(1, ranks=1)

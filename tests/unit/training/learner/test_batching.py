@@ -1,4 +1,4 @@
-"""Rows to ranks and micro-batches."""
+"""Distributing rows to ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_long_rows_come_first_and_padding_counts(layout: BatchFormat, expected: 
 
 
 @given(_LENGTHS, st.integers(1, 90))
-def test_no_other_cut_of_padded_rows_costs_less(lengths: list[int], budget: int) -> None:
+def test_the_split_of_padded_rows_is_optimal(lengths: list[int], budget: int) -> None:
     sizes = sorted(lengths, reverse=True)
 
     def cost(cut: list[list[int]]) -> float:

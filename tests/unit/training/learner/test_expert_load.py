@@ -1,4 +1,4 @@
-"""Loads as shares and metrics of each layer."""
+"""Expert loads as shares and metrics of each layer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_shares_are_of_each_layer_and_sum_to_one() -> None:
     assert loads == (ExpertLoad(1, (0.75, 0.25)), ExpertLoad(2, (0.25, 0.75)))
 
 
-def test_a_layer_without_a_token_and_a_dense_model_have_none() -> None:
+def test_layers_without_tokens_and_dense_models_have_no_loads() -> None:
     assert load_shares(ROUTERS, torch.tensor([[0.0, 0.0], [1.0, 3.0]])) == (ExpertLoad(2, (0.25, 0.75)),)
     assert load_shares((), torch.zeros(0, 0)) == ()
     assert layer_metrics((), torch.zeros(0, 0), torch.zeros(0)) == {}
 
 
-def test_metrics_bear_the_number_of_the_models_layer() -> None:
+def test_metrics_have_the_layer_number_of_the_model() -> None:
     found = layer_metrics(ROUTERS, torch.tensor([[6.0, 2.0], [2.0, 2.0]]), torch.tensor([0.5, math.log(2)]))
     assert found == pytest.approx(
         {

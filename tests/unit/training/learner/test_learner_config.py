@@ -1,4 +1,4 @@
-"""Shapes of the learner that are offered, and those that are refused with a reason."""
+"""Valid configurations of the learner, and invalid ones with their reasons."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_every_zero_stage_is_offered(zero_stage: int, world_size: int) -> None:
         ({"lora": {"rank": 4, "alpha": 8, "target_modules": []}}, "target_modules"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
+def test_impossible_configs_are_rejected_with_the_key(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         LearnerConfig(**_values(**changes))
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
-def test_the_optimizer_is_on_the_host_where_it_is_asked_for(device: str, pinned: bool) -> None:
+def test_the_optimizer_is_offloaded_if_requested(device: str, pinned: bool) -> None:
     model = build("mixtral")
     for offload in ("none", "optimizer"):
         config = LearnerConfig(**_values(offload=offload))

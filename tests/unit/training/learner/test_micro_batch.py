@@ -1,4 +1,4 @@
-"""Rows as tensors, in both layouts."""
+"""Rows as tensors, in both batch formats."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_columns_hold_the_trained_tokens_only(layout: BatchFormat) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_no_rows_are_one_position_that_counts_for_nothing(layout: BatchFormat) -> None:
+def test_an_empty_micro_batch_has_one_ignored_position(layout: BatchFormat) -> None:
     batch = collate([], layout)
     assert batch.input_ids.shape == (1, 1)
     assert not batch.real.any()

@@ -1,4 +1,4 @@
-"""Whole weights out of shards."""
+"""Reassembling whole weights from shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shard(directory: Path, rank: int, tensors: dict[str, Tensor], **changed: str
     save_file(tensors, directory / f"rank-{rank}-of-2.safetensors", metadata)
 
 
-def test_stretches_become_whole_parameters_and_buffers_follow(tmp_path: Path) -> None:
+def test_ranges_are_merged_to_whole_parameters_followed_by_buffers(tmp_path: Path) -> None:
     flat = WEIGHT.flatten()
     shard(
         tmp_path,
@@ -41,7 +41,7 @@ def test_stretches_become_whole_parameters_and_buffers_follow(tmp_path: Path) ->
     assert found["bias"].tolist() == [1, 1]
 
 
-def test_a_missing_stretch_is_named(tmp_path: Path) -> None:
+def test_a_missing_range_is_reported(tmp_path: Path) -> None:
     shard(tmp_path, 0, {"a@0/master": torch.zeros(5)})
     shard(tmp_path, 1, {"a@7/master": torch.zeros(5)})
     with pytest.raises(CheckpointError, match="a/master has 5 of 12 elements"):
@@ -60,22 +60,22 @@ def test_missing_shards_and_other_formats_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shapes", [None, "{", "[]", '{"a": 3}'], ids=str)
-def test_metadata_that_is_no_shards_is_refused(shapes: str | None, tmp_path: Path) -> None:
-    """Also when a learner loads it: there is one reader."""
+def test_malformed_shard_metadata_is_rejected(shapes: str | None, tmp_path: Path) -> None:
+    """Also when a learner loads it, because there is a single reader."""
     metadata = None if shapes is None else {"format": "1", "world_size": "1", "shapes": shapes}
     save_file({"a@0/master": torch.zeros(12)}, tmp_path / "rank-0-of-1.safetensors", metadata)
     with pytest.raises(CheckpointError, match="got format None" if shapes is None else "names no shapes"):
         list(read_weights(tmp_path))
 
 
-def test_elements_that_two_stretches_hold_do_not_count_twice(tmp_path: Path) -> None:
+def test_overlapping_ranges_do_not_count_twice(tmp_path: Path) -> None:
     shard(tmp_path, 0, {"a@0/master": torch.zeros(7)})
     shard(tmp_path, 1, {"a@2/master": torch.zeros(5)})
     with pytest.raises(CheckpointError, match="a/master has 7 of 12 elements"):
         list(read_weights(tmp_path))
 
 
-def test_a_file_that_is_no_shard_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_shard_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "rank-0-of-1.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"[Hh]eader"):
         list(read_weights(tmp_path))

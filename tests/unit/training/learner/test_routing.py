@@ -1,4 +1,4 @@
-"""Loads of experts, and the selection bias that balances them."""
+"""Expert loads, and the selection bias that balances them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_bias_rises_where_the_load_is_below_the_mean_and_falls_above() -> No
     assert meter.metrics(sums)["moe/bias_norm"] == pytest.approx(math.sqrt(2) / 4)
 
 
-def test_a_family_without_a_selection_bias_is_left_alone() -> None:
+def test_a_family_without_a_selection_bias_is_not_changed() -> None:
     model = build("qwen3_moe")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     meter = RoutingMeter(model, _CPU)

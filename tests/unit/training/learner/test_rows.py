@@ -1,4 +1,4 @@
-"""Rewards to training rows."""
+"""Turning rewards into training rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_only_the_groups_of_the_part_are_taken_in_their_order() -> None:
     assert [row.tokens[0] for row in rows] == [part.rollouts.prompt_tokens[start] for start in starts]
 
 
-def test_what_is_dropped_still_counts_in_the_normaliser() -> None:
+def test_dropped_rows_still_count_in_the_normaliser() -> None:
     part = _with_rewards(random_part(0, 2, 2), [1.0, 0.0, 1.0, 1.0])
     (rows,) = minibatch_rows([part], _rule(), 1)
     assert computed_rows(rows, _rule()) == rows[:2]
@@ -120,7 +120,7 @@ def test_minibatches_split_groups_and_weigh_each_on_its_own() -> None:
         assert sum(row.weight * row.trained_tokens for row in rows) == pytest.approx(1)
 
 
-def test_batches_that_do_not_fit_together_are_refused() -> None:
+def test_inconsistent_batches_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"got 0 groups"):
         minibatch_rows([], _rule(), 1)
     with pytest.raises(ValueError, match=r"got 2 groups of sizes \[2, 3\], allowed: 1 or more of one size"):

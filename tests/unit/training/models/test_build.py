@@ -1,4 +1,4 @@
-"""Models come from a random start, a folder or a package; each way that fails says which setting is wrong."""
+"""Building models from scratch, from a folder and from a package. Errors name the setting that is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY = config_of("tiny_moe")
 PACKAGE = config_of("smollm2_135m")
 
 
-def test_tiny_moe_is_the_architecture_and_size_that_its_config_says():
+def test_tiny_moe_has_the_configured_architecture_and_size():
     model = build_model(TINY, seed=0)
     assert isinstance(model, DeepseekV3ForCausalLM)
     assert sum(parameter.numel() for parameter in model.parameters()) == 317_344
@@ -39,7 +39,7 @@ def test_tiny_moe_is_the_architecture_and_size_that_its_config_says():
     assert not model.training
 
 
-def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
+def test_the_seed_determines_the_weights_without_touching_the_global_generator():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -49,7 +49,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_reduced_precision_spares_the_routers_selection_bias():
+def test_the_selection_bias_keeps_its_precision():
     model = build_model(config_of("tiny_moe", dtype="bfloat16"), seed=0)
     state = model.state_dict()
     assert state.pop("model.layers.1.mlp.gate.e_score_correction_bias").dtype == torch.float32
@@ -66,7 +66,7 @@ def test_an_export_loads_in_plain_transformers_with_the_same_logits(tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["pretrained", "deepseek_v3_from_scratch"])
-def test_a_path_is_where_the_weights_come_from(tmp_path: Path, family: str):
+def test_weights_are_loaded_from_the_path(tmp_path: Path, family: str):
     folder.save(build_model(TINY, seed=3), build_tokenizer(TINY), tmp_path)
     config = config_of("tiny_moe", path=str(tmp_path), family=family)
     loaded, saved = build_model(config, seed=0).state_dict(), build_model(TINY, seed=3).state_dict()
@@ -74,7 +74,7 @@ def test_a_path_is_where_the_weights_come_from(tmp_path: Path, family: str):
     assert build_tokenizer(config).encode("1+2") == build_tokenizer(TINY).encode("1+2")
 
 
-def test_a_folder_of_another_shape_than_the_config_says_is_refused(tmp_path: Path):
+def test_a_folder_with_another_shape_than_configured_is_rejected(tmp_path: Path):
     folder.save(build_model(TINY, seed=0), build_tokenizer(TINY), tmp_path)
     wrong = config_of("tiny_moe", path=str(tmp_path), architecture={"hidden_size": 128})
     with pytest.raises(ConfigError, match=r"model.architecture.hidden_size: got 128, allowed: 64"):
@@ -124,7 +124,7 @@ def test_a_context_that_the_model_cannot_hold_is_refused(tmp_path: Path):
         ("numpy:model.gguf", "a file of the distribution numpy"),
     ],
 )
-def test_a_package_that_has_no_model_is_named(package: str | None, allowed: str):
+def test_a_package_without_the_model_is_reported(package: str | None, allowed: str):
     with pytest.raises(ConfigError, match=allowed) as caught:
         build_tokenizer(config_of("smollm2_135m", package=package))
     assert caught.value.key == "model.package"

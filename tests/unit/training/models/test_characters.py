@@ -45,14 +45,14 @@ def test_responses_are_shown_without_special_tokens_but_with_tags():
 
 
 @pytest.mark.parametrize("encode", [encode_text, render_prompt])
-def test_an_unknown_character_is_an_error_that_names_it(encode: object):
+def test_an_unknown_character_is_named_in_the_error(encode: object):
     assert callable(encode)
     with pytest.raises(ConfigError, match="'é', '≤' in 'caf") as caught:
         encode(TOKENIZER, "café ≤ 3")
     assert caught.value.key == "prompt"
 
 
-def test_plain_transformers_loads_it_and_refuses_unknown_characters_too(tmp_path: Path):
+def test_plain_transformers_loads_the_tokenizer_and_rejects_unknown_characters(tmp_path: Path):
     TOKENIZER.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "<think> wait,  3+6=9 </think>"

@@ -1,4 +1,4 @@
-"""Dropout is off however the model is trained: two passes over the same tokens agree."""
+"""Dropout is off in every mode: two passes over the same tokens agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.training.models.dropout import switch_off_dropout
 from tests.fakes.chat_models import chat_tokenizer, write_llama
 
 
-def test_a_model_with_dropout_is_built_without(tmp_path: Path) -> None:
+def test_dropout_of_a_pretrained_model_is_switched_off(tmp_path: Path) -> None:
     config = ModelConfig(
         name="x",
         family="pretrained",
@@ -44,12 +44,12 @@ def test_a_model_with_dropout_is_built_without(tmp_path: Path) -> None:
         (MixtralConfig(), set()),
     ],
 )
-def test_every_rate_of_noise_is_found_under_its_name(architecture: PreTrainedConfig, keys: set[str]) -> None:
+def test_all_noise_rates_are_found(architecture: PreTrainedConfig, keys: set[str]) -> None:
     assert set(switch_off_dropout(architecture)) == keys
     assert not any(getattr(architecture, key) for key in keys)
 
 
-def test_dropout_that_the_config_asks_for_is_refused() -> None:
+def test_configured_dropout_is_rejected() -> None:
     config = compose("grpo", ["+model.architecture.attention_dropout=0.1"]).model
     with pytest.raises(ConfigError, match=r"model\.architecture\.attention_dropout: got 0\.1, allowed: 0"):
         build_model(config, seed=0)

@@ -39,7 +39,7 @@ def test_padded_values_change_neither_the_logits_nor_the_gradients(model: Deepse
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
-def test_padded_values_take_a_fused_kernel_and_narrow_ones_do_not(model: DeepseekV3ForCausalLM) -> None:
+def test_padded_values_use_a_fused_kernel(model: DeepseekV3ForCausalLM) -> None:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         with pytest.raises(RuntimeError):
             model(input_ids=ids(), use_cache=False)
@@ -55,7 +55,7 @@ def test_padding_on_the_right_needs_no_mask(model: DeepseekV3ForCausalLM) -> Non
     torch.testing.assert_close(beside[:, :9], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_other_attention_is_left_alone(model: DeepseekV3ForCausalLM) -> None:
+def test_other_attention_is_not_changed(model: DeepseekV3ForCausalLM) -> None:
     model.set_attn_implementation("eager")
     assert not pad_values_for_fused_kernels(model)
     assert model.config._attn_implementation == "eager"  # pyright: ignore[reportPrivateUsage]
@@ -69,6 +69,6 @@ def test_other_attention_is_left_alone(model: DeepseekV3ForCausalLM) -> None:
     assert not pad_values_for_fused_kernels(llama)
 
 
-def test_what_is_saved_does_not_name_it(model: DeepseekV3ForCausalLM) -> None:
+def test_the_saved_config_does_not_mention_the_padding(model: DeepseekV3ForCausalLM) -> None:
     assert pad_values_for_fused_kernels(model)
     assert NAME not in model.config.to_json_string(use_diff=False)

@@ -1,4 +1,4 @@
-"""Decoding in latent space gives what transformers' own attention gives."""
+"""Decoding in latent space gives the same result as transformers' own attention."""
 
 from __future__ import annotations
 

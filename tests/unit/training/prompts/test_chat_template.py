@@ -1,4 +1,4 @@
-"""Prompts as tokens, answers as text: what chat templates and tokenizers decide, one difference at a time."""
+"""Rendering prompts and decoding responses: the effects of chat templates and tokenizers, one at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_with_a_chat_template_the_text_is_a_users_message() -> None:
 
 
 @pytest.mark.parametrize("adds_eos", [False, True])
-def test_a_base_models_prompt_begins_as_its_tokenizer_begins_a_text(adds_eos: bool) -> None:
+def test_a_base_models_prompt_begins_with_the_tokenizers_prefix(adds_eos: bool) -> None:
     tokenizer = chat_tokenizer(adds_bos=True, adds_eos=adds_eos)
     prompt = render_prompt(tokenizer, QUESTION)
     assert prompt[0] == BOS_ID and EOS_ID not in prompt
@@ -72,16 +72,16 @@ def test_a_template_writes_its_own_bos_once() -> None:
         (None, ""),
     ],
 )
-def test_what_the_template_writes_of_the_answer_is_known(template: str | None, prefill: str) -> None:
+def test_the_prefill_of_a_template_is_detected(template: str | None, prefill: str) -> None:
     assert render(chat_tokenizer(template), QUESTION).prefill == prefill
 
 
-def test_a_base_models_task_may_open_the_thought_itself() -> None:
+def test_the_task_of_a_base_model_may_open_the_thought() -> None:
     assert render(chat_tokenizer(), "1+1? <think>").prefill == "<think>"
     assert render(chat_tokenizer(), "Is <think> a tag?").prefill == ""
 
 
-def test_many_prompts_are_rendered_as_one_by_one() -> None:
+def test_batched_rendering_equals_single_rendering() -> None:
     tokenizer = chat_tokenizer(CHATML)
     texts = [f"{number}+{number}" for number in range(1005)]
     rendered = list(render_all(tokenizer, texts))
@@ -95,7 +95,7 @@ def test_an_unknown_character_is_named_in_one_of_many_prompts() -> None:
         list(render_all(chat_tokenizer(), ["1+1", "café", "ö"]))
 
 
-def test_a_template_that_refuses_the_message_is_reported() -> None:
+def test_a_template_that_rejects_the_message_is_reported() -> None:
     tokenizer = chat_tokenizer("{{ raise_exception('a system message is required') }}")
     with pytest.raises(ConfigError, match="a system message is required"):
         render(tokenizer, QUESTION)
@@ -104,7 +104,7 @@ def test_a_template_that_refuses_the_message_is_reported() -> None:
 # -- the vocabulary ------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_token_that_the_template_writes_is_no_unknown_character() -> None:
+def test_an_unknown_token_in_the_template_is_accepted() -> None:
     tokenizer = chat_tokenizer(ENDS_WITH_EOS, unknown="</s>")
     expected = "<|im_start|>user\n1+1</s>\n<|im_start|>assistant\n"
     assert shown(tokenizer, render_prompt(tokenizer, "1+1")) == expected
@@ -118,7 +118,7 @@ def test_a_character_outside_the_vocabulary_is_named(unknown: str | None) -> Non
     assert caught.value.allowed == "characters of the model's vocabulary"
 
 
-def test_every_text_is_in_a_vocabulary_of_bytes() -> None:
+def test_a_byte_vocabulary_contains_every_text() -> None:
     assert len(render_prompt(byte_tokenizer(), "数" * 100)) == 300
 
 
@@ -150,11 +150,11 @@ def test_padding_and_the_tokens_that_end_an_answer_are_not_shown() -> None:
         ("{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}", EOS_ID),
     ],
 )
-def test_an_answer_ends_with_the_token_that_ends_turns(template: str | None, token: int) -> None:
+def test_the_end_of_turn_token_is_found(template: str | None, token: int) -> None:
     assert end_of_turn(chat_tokenizer(template)) == token
 
 
-def test_sampling_stops_at_the_end_of_a_turn_of_the_sequence_and_where_the_model_says() -> None:
+def test_stop_tokens_are_the_ends_of_turn_and_sequence_and_those_of_the_model() -> None:
     tokenizer = chat_tokenizer(CHATML)
     assert stop_tokens(tokenizer) == {EOS_ID, IM_END_ID}
     assert stop_tokens(tokenizer, 7) == {EOS_ID, IM_END_ID, 7}

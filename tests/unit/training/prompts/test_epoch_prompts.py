@@ -18,25 +18,25 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert epoch_order(1, 0, 8) != epoch_order(0, 0, 8)
 
 
-def test_the_state_is_three_small_fields() -> None:
+def test_the_state_has_three_small_fields() -> None:
     source = EpochPrompts(prompts("train", 5), prompts("heldout", 2), seed=0)
     source.take(7)
     assert source.state_dict() == {"epoch": 1, "position": 2, "digest": source.digest}
 
 
-def test_changed_data_is_noticed_at_resume() -> None:
+def test_changed_data_is_detected_on_resume() -> None:
     state = EpochPrompts(prompts("train", 5), [], seed=0).state_dict()
     changed = EpochPrompts(prompts("train", 5, word="another"), [], seed=0)
     with pytest.raises(CheckpointError, match="have changed since the checkpoint"):
         changed.load_state_dict(state)
 
 
-def test_an_unknown_id_means_other_data() -> None:
+def test_an_unknown_id_is_reported_as_changed_data() -> None:
     with pytest.raises(CheckpointError, match="no prompt 't/train/9'"):
         EpochPrompts(prompts("train", 5), [], seed=0).get("t/train/9")
 
 
-def test_more_heldout_prompts_than_there_are() -> None:
+def test_too_few_heldout_prompts_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"evaluation.prompts: got 3, allowed: at most .* 2"):
         EpochPrompts(prompts("train", 5), prompts("heldout", 2), seed=0).heldout(3)
 
@@ -46,12 +46,12 @@ def test_ids_are_unique() -> None:
         EpochPrompts(prompts("train", 2) * 2, [], seed=0)
 
 
-def test_no_prompts_at_all() -> None:
+def test_an_empty_training_set_is_rejected() -> None:
     with pytest.raises(ValueError, match="no training prompts"):
         EpochPrompts([], [], seed=0)
 
 
-def test_each_epoch_has_new_solutions_the_same_in_every_run() -> None:
+def test_solutions_differ_between_epochs_but_not_between_runs() -> None:
     def source() -> EpochPrompts:
         return EpochPrompts(prompts("train", 5), [], 0, write=lambda prompt_id, epoch: f"{prompt_id} {epoch}")
 
@@ -63,7 +63,7 @@ def test_each_epoch_has_new_solutions_the_same_in_every_run() -> None:
         assert all(prompt.solution == f"{prompt.prompt_id} {epoch}" for prompt in of_epoch)
 
 
-def test_a_prompt_is_got_as_it_was_last_handed_out() -> None:
+def test_get_returns_the_prompt_with_its_last_solution() -> None:
     source = EpochPrompts(
         prompts("train", 5), prompts("heldout", 1), 0, write=lambda prompt_id, epoch: f"{prompt_id} {epoch}"
     )

@@ -101,7 +101,7 @@ def test_splits_by_file_name_stay_apart(tmp_path: Path) -> None:
     assert {p.text for p in source.heldout(10)} == {f"Q: {row['q']}" for row in ROWS[20:]}
 
 
-def test_one_split_alone_is_split(tmp_path: Path) -> None:
+def test_a_single_split_is_divided(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test-00000-of-00001.parquet")
     assert len(load_prompts(task("dataset_folder", tmp_path), seed=0)) == 20
 
@@ -137,7 +137,9 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes) -> None:
         ({"q": "x", "a": [[1]], "why": ""}, r"a: \[1\]"),
     ],
 )
-def test_a_row_without_what_is_needed(tmp_path: Path, row: dict[str, Any], what: str) -> None:
+def test_a_row_with_missing_or_invalid_columns_is_named(
+    tmp_path: Path, row: dict[str, Any], what: str
+) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], row])
     with pytest.raises(DatasetError, match=rf"^{path}:2: got {what}"):
         load_prompts(task("jsonl", path), seed=0)
@@ -167,7 +169,7 @@ def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
         load_prompts(task("parquet", path), seed=0)
 
 
-def test_a_saved_dataset_that_lost_a_file(tmp_path: Path) -> None:
+def test_a_saved_dataset_with_a_missing_file_is_rejected(tmp_path: Path) -> None:
     save_to_disk(tmp_path)
     (tmp_path / "data-00000-of-00001.arrow").unlink()
     with pytest.raises(DatasetError, match=r"the files that state.json lists"):
@@ -180,34 +182,36 @@ def test_a_broken_state_json(tmp_path: Path) -> None:
         load_prompts(task("dataset_folder", tmp_path), seed=0)
 
 
-def test_too_few_rows_says_how_many_there_are(tmp_path: Path) -> None:
+def test_too_few_rows_are_reported_with_their_number(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS[:12] * 3)
     with pytest.raises(ConfigError, match="10 held-out prompts and 2 for training"):
         load_prompts(task("jsonl", path), seed=0)
 
 
 @pytest.mark.parametrize("field", ["a", "why"])
-def test_a_template_with_the_answer_in_it(tmp_path: Path, field: str) -> None:
+def test_a_template_with_the_answer_is_rejected(tmp_path: Path, field: str) -> None:
     config = task("jsonl", write_jsonl(tmp_path / "a.jsonl"), template=f"{{question}} {{{field}}}")
     with pytest.raises(ConfigError, match=r"task\.template"):
         load_prompts(config, seed=0)
 
 
 @pytest.mark.parametrize("answer", [["65"], ["65", "sixty-five", 65.0], 0, "0", 1.5])
-def test_an_answer_may_be_a_list_of_accepted_ones(tmp_path: Path, answer: Any) -> None:
+def test_a_reference_may_be_a_list_of_accepted_answers(tmp_path: Path, answer: Any) -> None:
     rows = [{**row, "a": answer} for row in ROWS]
     prompt = load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)), seed=0).take(1)[0]
     assert prompt.reference == {"answer": answer}
 
 
-def test_a_decimal_of_a_parquet_file_is_an_answer(tmp_path: Path) -> None:
+def test_a_parquet_decimal_is_a_valid_answer(tmp_path: Path) -> None:
     rows = [{**row, "a": Decimal("1.50")} for row in ROWS]
     prompt = load_prompts(task("parquet", write_parquet(tmp_path / "a.parquet", rows)), seed=0).take(1)[0]
     assert prompt.reference == {"answer": "1.50"}
 
 
 def test_scorers_get_the_other_columns_as_json(tmp_path: Path) -> None:
-    """Dates and decimals as texts, bytes as null: they travel to the scorers' process as JSON."""
+    """Dates and decimals become text and bytes null, because the columns are sent
+    to the scorer processes as JSON.
+    """
     more = {"level": 3, "tests": ["a", "b"], "day": date(2026, 11, 30), "image": {"bytes": b"x"}}
     rows = [{**row, **more} for row in ROWS]
     prompt = load_prompts(task("parquet", write_parquet(tmp_path / "a.parquet", rows)), seed=0).take(1)[0]
@@ -216,7 +220,7 @@ def test_scorers_get_the_other_columns_as_json(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_question_answer_and_solution_are_no_other_columns(tmp_path: Path) -> None:
+def test_question_answer_and_solution_are_not_passed_as_columns(tmp_path: Path) -> None:
     source = load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl")), seed=0)
     assert all(prompt.columns == {} for prompt in source.all_prompts)
 
@@ -232,13 +236,13 @@ def test_a_row_that_is_nested_too_deeply_is_refused(tmp_path: Path, levels: int,
         load_prompts(task("jsonl", path), seed=0)
 
 
-def test_a_row_with_many_brackets_need_not_be_deep(tmp_path: Path) -> None:
+def test_a_row_with_many_brackets_may_be_flat(tmp_path: Path) -> None:
     rows = [{**row, "grid": [[n] for n in range(200)]} for row in ROWS]
     prompt = load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl", rows)), seed=0).take(1)[0]
     assert prompt.columns["grid"][199] == [199]
 
 
-def test_a_line_that_is_too_long_is_refused_before_it_is_read(
+def test_an_oversized_line_is_rejected_without_reading_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
@@ -258,7 +262,7 @@ def test_a_line_that_is_too_long_is_refused_before_it_is_read(
         '{"_data_files": [{"filename": "/etc/passwd"}]}',
     ],
 )
-def test_a_state_json_that_save_to_disk_did_not_write(tmp_path: Path, state: str) -> None:
+def test_an_invalid_state_json_is_rejected(tmp_path: Path, state: str) -> None:
     (save_to_disk(tmp_path) / "state.json").write_text(state)
     with pytest.raises(DatasetError, match=r"state.json: got"):
         load_prompts(task("dataset_folder", tmp_path), seed=0)
@@ -273,7 +277,7 @@ def test_a_state_json_that_save_to_disk_did_not_write(tmp_path: Path, state: str
         (r"{question} Write $a \neq b$ and $\nu$.", False),
     ],
 )
-def test_an_escaped_new_line_in_a_template_is_warned_of(
+def test_an_escaped_newline_in_a_template_logs_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, template: str, warned: bool
 ) -> None:
     load_prompts(task("jsonl", write_jsonl(tmp_path / "a.jsonl"), template=template), seed=0)

@@ -35,7 +35,7 @@ def task(dataset: str = "countdown", **changes: Any) -> TaskConfig:
     return TaskConfig(**(values | changes))
 
 
-def test_prompts_carry_what_the_scorer_needs() -> None:
+def test_prompts_contain_the_data_of_their_scorer() -> None:
     prompt = load_prompts(task(template="{numbers}={target}"), seed=0).get("t/train/3")
     metadata = prompt.reference["entry"]["metadata"]
     assert prompt.text == f"{','.join(map(str, metadata['numbers']))}={metadata['target']}"
@@ -51,14 +51,14 @@ def test_the_data_depends_on_the_tasks_seed_only() -> None:
     assert load_prompts(task(seed=1), seed=0).digest != first.digest
 
 
-def test_more_training_data_leaves_the_heldout_set_alone() -> None:
+def test_more_training_data_does_not_change_the_heldout_set() -> None:
     small, large = load_prompts(task(train_size=20), seed=0), load_prompts(task(train_size=200), seed=0)
     assert small.heldout(5) == large.heldout(5)
     assert small.get("t/train/7") == large.get("t/train/7")
 
 
-def test_seeds_next_to_each_other_share_no_stretch() -> None:
-    """Upstream seeds entry i with seed + i: seeds 0 and 1 would be one stream, shifted."""
+def test_neighbouring_seeds_share_no_questions() -> None:
+    """Upstream seeds entry i with seed + i: seeds 0 and 1 would give the same stream, shifted by one."""
     config = task("chain_sum", train_size=100)
     texts = [
         {prompt.text for prompt in load_prompts(config.model_copy(update={"seed": seed}), 0).take(100)}
@@ -91,7 +91,7 @@ def test_fast_countdown_obeys_its_options(operators: tuple[str, ...]) -> None:
         assert dataset.score_answer(entry["answer"], entry) == 1.0
 
 
-def test_too_few_distinct_questions_says_how_many_there_are() -> None:
+def test_too_few_distinct_questions_are_reported_with_their_number() -> None:
     options = COUNTDOWN | {"max_value": 2, "operators": ["+"]}
     with pytest.raises(ConfigError, match="these options: 2 held-out prompts and 4 for training"):
         load_prompts(task(options=options, template="{numbers}={target}", heldout_size=2), seed=0)
@@ -105,18 +105,18 @@ def test_too_few_distinct_questions_says_how_many_there_are() -> None:
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
     ],
 )
-def test_options_that_cannot_be_met(options: dict[str, Any], why: str) -> None:
+def test_options_that_cannot_be_satisfied_are_rejected(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=r"task\.options") as caught:
         load_prompts(task(options=COUNTDOWN | options), seed=0)
     assert why in str(caught.value)
 
 
-def test_an_unknown_dataset_suggests_the_near_ones() -> None:
+def test_an_unknown_dataset_suggests_similar_names() -> None:
     with pytest.raises(ConfigError, match="did you mean countdown"):
         generated_questions(task("countdwon"))
 
 
-def test_a_dataset_that_json_would_break_is_refused() -> None:
+def test_a_dataset_that_cannot_be_scored_from_json_is_rejected() -> None:
     with pytest.raises(ConfigError, match="needs Python tuples"):
         generated_questions(task("rearc"))
 
@@ -127,7 +127,7 @@ def test_the_solution_in_the_metadata_never_reaches_a_prompt(field: str) -> None
         load_prompts(task(template=f"{{question}} {{{field}}}"), seed=0)
 
 
-def test_entries_with_fractions_travel_as_json() -> None:
+def test_entries_with_fractions_are_converted_to_json() -> None:
     source = load_prompts(task("gsm_symbolic", train_size=150), seed=0)
     assert len(source) == 150
 

@@ -1,4 +1,4 @@
-"""How much of the arithmetic of the demo's held-out puzzles the cold start has practised."""
+"""How much of the arithmetic of the demo's held-out puzzles occurs in the cold start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def solving_lines(prompt: Prompt) -> set[str]:
 
 
 def lines(terms: Sequence[int]) -> set[str]:
-    """Every guess that a trace about these numbers may work out, such as `3+6-2=7`."""
+    """Every guess that a trace about these numbers may evaluate, such as `3+6-2=7`."""
     return {f"{expression(terms, signs)}={value(terms, signs)}" for signs in signs_in_order(len(terms))}
 
 

@@ -1,4 +1,4 @@
-"""Every prompt and every worked solution fits, or the run is refused before anything starts."""
+"""Runs are rejected before they start if a prompt or a worked solution is too long."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("of_bytes")
-def test_few_characters_may_be_many_tokens() -> None:
-    """100 characters and 300 tokens, behind 80 prompts of more characters and fewer tokens."""
+def test_lengths_are_counted_in_tokens() -> None:
+    """100 characters and 300 tokens, after 80 prompts with more characters and fewer tokens."""
     texts = [f"{number:03d} {'abcdefghij' * 15}" for number in range(80)] + ["数" * 100]
     with pytest.raises(PromptTooLongError) as caught:
         check_prompts(MODEL, prompts(*texts), 64, replays_solutions=False)
@@ -51,7 +51,7 @@ def test_few_characters_may_be_many_tokens() -> None:
 
 
 @pytest.mark.usefixtures("of_bytes")
-def test_prompts_that_cut_responses_off_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_that_shorten_responses_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         check_prompts(MODEL, prompts("x" * 230, "y"), 26, replays_solutions=False)
         assert not caplog.records
@@ -69,7 +69,7 @@ def test_prompts_that_cut_responses_off_are_reported(caplog: pytest.LogCaptureFi
         ("x" * 220, "x" * 40, "model.context", "256"),
     ],
 )
-def test_a_solution_that_cannot_be_played_back_is_refused(
+def test_a_solution_that_cannot_be_replayed_is_rejected(
     text: str, solution: str, key: str, value: str
 ) -> None:
     check_prompts(MODEL, prompts(text, solution=solution), 64, replays_solutions=False)
@@ -91,7 +91,7 @@ def test_lengths_include_the_chat_template() -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], int]:
-    """A cache of its own for tasks of any size; how many texts were tokenized so far."""
+    """A separate cache for tasks of any size. Returns a function that counts the tokenized texts so far."""
     seen: list[str] = []
     rendered = lengths.render_all
 
@@ -111,7 +111,7 @@ def test_prompts_are_tokenized_once(counted: Callable[[], int]) -> None:
     assert prompt_lengths(byte_tokenizer(), prompts("数数数", "1")).most == 9 and counted() == 6
 
 
-def test_another_tokenizer_or_template_is_another_length(counted: Callable[[], int]) -> None:
+def test_lengths_are_cached_per_tokenizer_and_template(counted: Callable[[], int]) -> None:
     plain, chat = chat_tokenizer(), chat_tokenizer(CHATML)
     assert prompt_lengths(plain, prompts("1")).most < prompt_lengths(chat, prompts("1")).most
     assert prompt_lengths(chat_tokenizer(adds_bos=True), prompts("1")).most == 9
@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_measured_again(counted: Callable[[], int], tmp_path:
     assert prompt_lengths(byte_tokenizer(), prompts("1")) == first and counted() == 4
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+def test_a_cache_that_cannot_be_written_is_ignored(
     counted: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("not a folder")

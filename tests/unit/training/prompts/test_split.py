@@ -45,13 +45,13 @@ def test_reorderings_of_a_heldout_question_are_not_trained_on() -> None:
     assert [q.text for q in split.train] == ["4,5=9", "5,4=9"]
 
 
-def test_texts_that_differ_in_case_and_white_space_are_one() -> None:
+def test_texts_that_only_differ_in_case_and_white_space_are_equal() -> None:
     rows = [question("What is 2?"), question("what  is 2? "), question("What is 3?")]
     with pytest.raises(ConfigError, match="1 held-out prompts and 1 for training"):
         split_questions(finite(*rows), train_size=2, heldout_size=1)
 
 
-def test_heldout_of_its_own_is_kept_apart_by_content() -> None:
+def test_a_separate_heldout_split_shares_no_content() -> None:
     stream = finite(question("a"), question("b"), question("c"), heldout=[question("b"), question("z")])
     split = split_questions(stream, train_size=2, heldout_size=2)
     assert [q.text for q in split.heldout] == ["b", "z"]
@@ -68,14 +68,14 @@ def test_an_empty_source() -> None:
         split_questions(finite(), train_size=1, heldout_size=1)
 
 
-def test_a_generator_without_enough_questions_says_how_many_there_are() -> None:
+def test_a_generator_with_too_few_questions_is_reported_with_their_number() -> None:
     rng = random.Random(0)
     draws = (question(str(rng.randrange(50))) for _ in itertools.count())
     with pytest.raises(ConfigError, match="the generator has: 10 held-out prompts and 40 for training"):
         split_questions(endless(draws), train_size=41, heldout_size=10)
 
 
-def test_a_generator_that_fails_now_and_then_is_asked_again() -> None:
+def test_failed_attempts_of_a_generator_are_skipped() -> None:
     draws = (None if index % 3 else question(str(index)) for index in itertools.count())
     split = split_questions(endless(draws), train_size=5, heldout_size=2)
     assert [q.text for q in split.train] == ["6", "9", "12", "15", "18"]

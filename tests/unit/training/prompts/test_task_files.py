@@ -1,4 +1,4 @@
-"""Every task that ships: complete, loadable, and with held-out prompts that training never sees."""
+"""Every shipped task is complete and loadable, and its held-out prompts never occur in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKS = sorted((ROOT / "conf" / "task").glob("*.yaml"))
 
 
 def puzzle(prompt: Prompt) -> str:
-    """What is asked, whatever its wording: numbers in any order with the target, else the question itself."""
+    """The question regardless of its wording: sorted numbers with the target, or the question itself."""
     entry: dict[str, Any] | None = prompt.reference.get("entry")
     if entry is None:
         return prompt.text
@@ -39,5 +39,5 @@ def test_training_and_heldout_prompts_are_disjoint(path: Path, monkeypatch: pyte
     assert not {puzzle(prompt) for prompt in train} & {puzzle(prompt) for prompt in heldout}
 
 
-def test_there_are_tasks() -> None:
+def test_tasks_are_found() -> None:
     assert len(TASKS) >= 4

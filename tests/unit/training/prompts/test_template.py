@@ -6,7 +6,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.prompts.template import render, template_fields
 
 
-def test_braces_of_a_question_are_text() -> None:
+def test_braces_in_a_question_are_kept() -> None:
     assert render("Q: {question}", {"question": "{answer} {0} {{x}}"}, set()) == "Q: {answer} {0} {{x}}"
 
 
@@ -20,7 +20,7 @@ def test_lists_are_joined_by_commas() -> None:
     assert render("{numbers}={target}", {"numbers": [3, 6, 2], "target": 7}, set()) == "3,6,2=7"
 
 
-def test_a_field_that_is_missing_is_named_with_those_there_are() -> None:
+def test_a_missing_field_is_reported_with_the_existing_fields() -> None:
     with pytest.raises(ConfigError, match=r"task.template: got \{qestion\}, allowed: \{question\}"):
         render("{qestion}", {"question": "1+1", "answer": "2"}, {"answer"})
 

@@ -6,7 +6,7 @@ from orchestrator.training.rewards.scorers.accuracy import accuracy
 from tests.fakes.graded import completion
 
 
-def test_right_wrong_and_none() -> None:
+def test_correct_wrong_and_missing_answers() -> None:
     reference = {"answer": 7}
     assert accuracy(completion("<answer>7.0</answer>", reference)) == 1.0
     assert accuracy(completion("<answer>8</answer>", reference)) == 0.0
@@ -20,13 +20,13 @@ def test_partial_credit_of_a_task_counts_as_wrong() -> None:
     assert accuracy(completion("<answer>21 or 22</answer>", reference)) == 0.0
 
 
-def test_a_reference_that_nobody_reads() -> None:
+def test_a_reference_without_a_checker_is_an_error() -> None:
     accuracy.prepare([{"colour": "red"}])
     with pytest.raises(ValueError, match=r"no checker for a reference with \['colour'\]"):
         accuracy(completion("<answer>7</answer>", {"colour": "red"}))
 
 
-def test_answers_are_looked_for_where_the_config_says() -> None:
+def test_answers_are_found_by_the_configured_formats() -> None:
     reference = {"answer": "The answer is #### 42"}
     boxed = completion(r"so \boxed{42}", reference, answer_formats=("tags", "boxed"))
     assert accuracy(boxed) == 1.0

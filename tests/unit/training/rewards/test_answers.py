@@ -47,7 +47,7 @@ def test_a_thought_is_not_an_answer(text: str, answer: str | None) -> None:
         ("3</think>4", None),
     ],
 )
-def test_a_thought_that_the_prompt_opened(text: str, answer: str | None) -> None:
+def test_a_thought_opened_by_the_prompt_is_removed(text: str, answer: str | None) -> None:
     assert completion(text, prefill="<think>\n").answer == answer
     assert completion(text, prompt="2+2?\n<think>").answer == answer
     assert completion(text, prefill="<think>\n</think>\n").answer == find_answer(text)
@@ -78,7 +78,7 @@ def test_a_thought_that_the_prompt_opened(text: str, answer: str | None) -> None
         ("I would answer", "phrase", None),
     ],
 )
-def test_the_other_formats(text: str, name: AnswerFormat, answer: str | None) -> None:
+def test_each_answer_format(text: str, name: AnswerFormat, answer: str | None) -> None:
     assert find_answer(text, [name]) == answer
 
 
@@ -91,7 +91,7 @@ def test_the_first_format_that_finds_an_answer_decides() -> None:
 
 @pytest.mark.parametrize("name", ["tags", "boxed", "hashes", "phrase"])
 def test_long_and_hostile_texts_are_searched_to_the_end(name: AnswerFormat) -> None:
-    """A pattern that backtracks would not come to the answer at the end of any of them."""
+    """A backtracking pattern would not reach the answer at the end of any of these texts."""
     marked = {
         "tags": "<answer>7</answer>",
         "boxed": r"\boxed{7}",

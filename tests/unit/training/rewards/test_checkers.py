@@ -92,7 +92,7 @@ WAYS_TO_RUN = {
 
 @pytest.mark.parametrize("attack", WAYS_TO_RUN.values(), ids=WAYS_TO_RUN)
 @pytest.mark.parametrize("name", [*REPLACED, "countdown"])
-def test_a_models_text_never_becomes_code(name: str, attack: str, tmp_path: Path) -> None:
+def test_the_text_of_a_model_is_never_executed(name: str, attack: str, tmp_path: Path) -> None:
     """The upstream scorers of these datasets evaluate the answer as Python."""
     witness = tmp_path / "ran"
     metadata = {"integrand": "x", "variable": "x", "valid_answers": ["Q"], "numbers": [1, 2], "target": 3}
@@ -104,7 +104,7 @@ def test_a_models_text_never_becomes_code(name: str, attack: str, tmp_path: Path
 
 
 def test_no_installed_scorer_interprets_text_unless_it_is_listed() -> None:
-    """After an upgrade of reasoning_gym: look at a scorer that is named here, and decide."""
+    """If this fails after an upgrade of reasoning_gym, review the scorer that it names."""
     interpreter = re.compile(r"\b(eval|exec|compile|parse_expr|sympify|literal_eval|S|parse_latex|loads?)\(")
     found: set[str] = set()
     for name, (dataset, _) in DATASETS.items():
@@ -115,7 +115,7 @@ def test_no_installed_scorer_interprets_text_unless_it_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", REPLACED)
-def test_our_own_checkers_agree_with_upstream(name: str) -> None:
+def test_replaced_checkers_agree_with_upstream(name: str) -> None:
     upstream: Any = get_score_answer_fn(name)
     dataset, config = DATASETS[name]
     entries: Any = dataset(config(seed=7, size=2))
@@ -130,7 +130,7 @@ def test_our_own_checkers_agree_with_upstream(name: str) -> None:
 
 
 def test_an_answer_that_upstream_fails_to_parse_is_wrong() -> None:
-    """Upstream's own scorer raises ValueError here: a model could stop a run with it."""
+    """Upstream's own scorer raises ValueError here, which would allow a model to stop a run."""
     entry = {"question": "?", "answer": "2 × 3", "metadata": {"factors": [2, 3]}}
     reference = {"dataset": "prime_factorization", "entry": entry}
     assert check_reasoning_gym("2 × 3", reference)
@@ -142,13 +142,13 @@ def test_an_entry_that_upstream_cannot_score_at_all_is_an_error() -> None:
         check_reasoning_gym("2 × 4", {"dataset": "prime_factorization", "entry": {}})
 
 
-def test_text_that_is_no_code_is_still_read_as_upstream_does() -> None:
+def test_ordinary_answers_are_scored_like_upstream() -> None:
     entry = {"question": "?", "answer": "1 2 3", "metadata": {}}
     assert check_reasoning_gym("1 2 3", {"dataset": "spiral_matrix", "entry": entry})
     assert not check_reasoning_gym("3 2 1", {"dataset": "spiral_matrix", "entry": entry})
 
 
-def test_formulas_are_still_read_as_upstream_does() -> None:
+def test_formulas_are_scored_like_upstream() -> None:
     entry = {
         "question": "?",
         "answer": "x**2/2 + C",
@@ -232,7 +232,7 @@ def test_the_same_number_however_it_is_written(expected: str, answer: str) -> No
 @pytest.mark.parametrize(
     ("expected", "answer"), [(one, other) for one, others in DIFFERENT for other in others]
 )
-def test_another_number_or_none(expected: str, answer: str) -> None:
+def test_different_numbers_and_other_texts_are_wrong(expected: str, answer: str) -> None:
     assert not mathematics(answer, {"answer": expected})
 
 
@@ -262,7 +262,7 @@ def test_nothing_equals_an_empty_reference(expected: Any, answer: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30), st.sampled_from(["7", r"\frac{1}{2}", "Paris", "x^2+1"]))
-def test_no_answer_is_an_error(answer: str, expected: str) -> None:
+def test_no_answer_raises_an_error(answer: str, expected: str) -> None:
     assert mathematics(answer, {"answer": expected}) in (True, False)
 
 
@@ -300,6 +300,6 @@ def test_a_reference_can_name_its_checker(monkeypatch: pytest.MonkeyPatch) -> No
         checker_of({"checker": "seven"})
 
 
-def test_a_reference_that_nobody_reads() -> None:
+def test_a_reference_without_a_checker_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"no checker for a reference with \['colour'\]"):
         checker_of({"colour": "red"})

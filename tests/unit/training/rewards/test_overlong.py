@@ -15,7 +15,7 @@ def test_the_published_setting(length: int, punishment: float) -> None:
     assert overlong_punishment(np.array([length]), 20480, 4096).tolist() == [punishment]
 
 
-def test_beyond_the_limit_it_stays_at_minus_one() -> None:
+def test_beyond_the_limit_the_punishment_stays_at_minus_one() -> None:
     assert overlong_punishment(np.array([101, 500]), 100, 40).tolist() == [-1.0, -1.0]
 
 

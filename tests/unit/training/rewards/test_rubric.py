@@ -46,12 +46,12 @@ def test_overlong_rollouts_are_punished_as_a_component() -> None:
     assert scores.rewards.tolist() == [1.0, 0.25, 0.0, -0.5]
 
 
-def test_an_answer_is_spelled_without_case_and_white_space() -> None:
+def test_answers_are_normalised_in_case_and_white_space() -> None:
     assert spelled_answer(completion("<answer>3</answer> no, <answer> The  SUN\n</answer>")) == "the sun"
     assert spelled_answer(completion("the sun")) == ""
 
 
-def test_tracebacks_are_kept_only_where_something_failed() -> None:
+def test_tracebacks_are_only_kept_for_failures() -> None:
     rubric = Rubric(reward_config({"accuracy": 1.0}), max_new_tokens=10)
     failed = Outcome(ScoreStatus.CRASHED, reason="no", traceback="where")
     good = Outcome(ScoreStatus.OK, (1.0,))
@@ -108,7 +108,7 @@ def test_component_names_must_differ(taken: str) -> None:
         Rubric(reward_config({"accuracy": 1.0, taken: 1.0}), 10)
 
 
-def test_a_pattern_that_is_no_regular_expression() -> None:
+def test_an_invalid_regular_expression_is_rejected() -> None:
     with pytest.raises(ValidationError, match="a regular expression"):
         reward_config({"accuracy": 1.0}, reflection_pattern="(")
 

@@ -28,7 +28,7 @@ def test_numbers_of_other_types_are_numbers(text: str, value: float) -> None:
     ("text", "shown"),
     [("nan", "nan"), ("inf", "-inf"), ("string", "'1.0'"), ("none", "None"), ("huge", "1000")],
 )
-def test_what_is_no_finite_number_is_invalid(text: str, shown: str) -> None:
+def test_results_other_than_finite_numbers_are_invalid(text: str, shown: str) -> None:
     (outcome,) = scored(scorers.returns_the_wrong_thing, text)
     assert outcome.status is ScoreStatus.INVALID
     assert outcome.reason.startswith(f"it: not a finite number: {shown}")
@@ -51,7 +51,7 @@ def test_the_traceback_begins_in_the_scorer() -> None:
 
 
 def test_a_lone_surrogate_in_an_error_is_escaped() -> None:
-    """No Parquet file and no terminal could take it."""
+    """Neither Parquet files nor terminals accept lone surrogates."""
 
     def raises(completion: Completion) -> float:
         raise ValueError("\ud800")
@@ -61,7 +61,7 @@ def test_a_lone_surrogate_in_an_error_is_escaped() -> None:
     outcome.traceback.encode()
 
 
-def test_an_error_that_cannot_be_shown() -> None:
+def test_an_error_whose_text_raises_is_handled() -> None:
     class EvilError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -78,7 +78,7 @@ def test_an_error_that_cannot_be_shown() -> None:
     assert scored(returns, "a")[0].reason == "it: not a finite number: a EvilError"
 
 
-def test_the_first_scorer_that_fails_decides() -> None:
+def test_scorers_after_the_first_failure_are_skipped() -> None:
     both = ScorerSet({"length": scorers.length, "it": scorers.raises}, 60.0)
     good, bad = both.score_now([completion("good"), completion("bad")])
     assert good == Outcome(ScoreStatus.OK, (4.0, 1.0))

@@ -1,4 +1,4 @@
-"""The worked example of `records.py`, as columns."""
+"""The worked example of `records.py` as columns."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def test_columns_of_the_worked_example():
     assert block.finish.tolist() == [0, 0, 0, 1] and block.texts[3] == "[1, 0, 9]"
 
 
-def test_what_each_prompt_leaves_of_the_answer_and_for_it():
-    """The context holds 10 tokens: after a prompt of 3 there is room for 7, not for `max_new_tokens`, 8."""
+def test_blocks_have_prefills_and_limits_of_each_prompt():
+    """The context holds 10 tokens, so a prompt of 3 tokens leaves room for 7
+    rather than for `max_new_tokens`, 8.
+    """
     responses = [Response([0], [0.0], Finish.STOP)] * 4
     prompts = [[1, 11, 2], [5]]
     block = assemble_block(
@@ -43,7 +45,7 @@ def test_what_each_prompt_leaves_of_the_answer_and_for_it():
     assert plain.prefills == () and plain.prefill(3) == ""
 
 
-def test_a_response_too_few_is_an_error():
+def test_a_missing_response_is_an_error():
     with pytest.raises(ValueError, match="3 responses and 2 prompts for 4 rollouts"):
         assemble_block(REQUEST, [[1], [2]], [Response([0], [0.0], Finish.STOP)] * 3, 0, 10, lambda rows: ())
 

@@ -1,4 +1,6 @@
-"""The sampler against plain forwards of the same weights: log-probs, order of rows, weights, limits."""
+"""The sampler compared with plain forward passes of the same weights: log-probs,
+order of rows, weights, limits.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def run(
 
 @torch.no_grad()
 def recomputed(model: PreTrainedModel, block: RolloutBlock, temperature: float) -> np.ndarray:
-    """The log-probs of all tokens, one plain forward without a cache for each rollout."""
+    """The log-probs of all tokens, from one plain forward pass without a cache for each rollout."""
     found: list[torch.Tensor] = []
     for row in range(len(block)):
         group = row // block.group_size
@@ -98,7 +100,7 @@ def recomputed(model: PreTrainedModel, block: RolloutBlock, temperature: float) 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 6, 32])
 @pytest.mark.parametrize("model", MODELS)
-def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
+def test_log_probs_equal_those_of_a_plain_forward(model: str, rows: int):
     block = run(MODELS[model](), rows=rows)
     assert len(set(block.lengths.tolist())) > 3  # rows did come and go
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-4)
@@ -107,7 +109,7 @@ def test_log_probs_are_those_of_a_plain_forward(model: str, rows: int):
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 32])
 @torch.no_grad()
-def test_recorded_routes_are_those_of_a_plain_forward(rows: int):
+def test_recorded_routes_equal_those_of_a_plain_forward(rows: int):
     engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, rows, CPU, record_routes=True)
     block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
     assert block.routes is not None
@@ -131,7 +133,7 @@ def test_a_dense_model_has_no_routes_to_record():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS)
-def test_log_probs_on_a_gpu_are_those_of_a_plain_forward(model: str):
+def test_log_probs_on_a_gpu_equal_those_of_a_plain_forward(model: str):
     engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 6, torch.device("cuda"), record_routes=False)
     block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-3)
@@ -139,7 +141,7 @@ def test_log_probs_on_a_gpu_are_those_of_a_plain_forward(model: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_bfloat16_stays_near_its_own_plain_forward(model: str):
+def test_bfloat16_is_close_to_its_own_plain_forward(model: str):
     block = run(MODELS[model]().bfloat16(), rows=6)
     gap = np.abs(block.logprobs - recomputed(MODELS[model]().bfloat16(), block, 0.8))
     assert gap.mean() < 0.05
@@ -147,7 +149,7 @@ def test_bfloat16_stays_near_its_own_plain_forward(model: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_tokens_do_not_depend_on_how_many_rows_fit(model: str):
+def test_tokens_do_not_depend_on_the_number_of_cache_rows(model: str):
     blocks = [run(MODELS[model](), rows=rows) for rows in (1, 5, 32)]
     for block in blocks[1:]:
         assert block.texts == blocks[0].texts and block.finish.tolist() == blocks[0].finish.tolist()
@@ -155,7 +157,7 @@ def test_tokens_do_not_depend_on_how_many_rows_fit(model: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_greedy_is_what_generate_gives(model: str):
+def test_greedy_sampling_equals_generate(model: str):
     block = run(MODELS[model](), dataclasses.replace(SAMPLING, temperature=0.0), group_size=1)
     plain = MODELS[model]()
     for index, text in enumerate(TEXTS):
@@ -171,7 +173,7 @@ def test_greedy_is_what_generate_gives(model: str):
         assert block.tokens[block.offsets[index] : block.offsets[index + 1]].tolist() == expected.tolist()
 
 
-def test_a_rollout_ends_where_the_context_is_full():
+def test_a_rollout_ends_when_the_context_is_full():
     prompt = Prompt("t/long", "1" * (CONTEXT - 3), {})
     engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
     block = engine.generate(GenerateRequest([0], [prompt], 2, dataclasses.replace(SAMPLING, seed=2)))
@@ -193,8 +195,8 @@ def test_loaded_weights_replace_parameters_and_router_bias(model: str):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_weights_that_come_in_small_buckets_are_written_where_they_belong(model: str):
-    """Most tensors are cut; none of them is put together in memory of its own."""
+def test_weights_from_small_buckets_are_written_in_place(model: str):
+    """Most tensors are split; none of them is assembled in separate memory."""
     one, other = (
         HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False) for _ in range(2)
     )
@@ -211,7 +213,7 @@ def test_weights_that_come_in_small_buckets_are_written_where_they_belong(model:
 
 
 @pytest.mark.parametrize("left_out", ["lm_head.weight", "model.embed_tokens.weight"])
-def test_a_tied_weight_may_come_under_either_name(left_out: str):
+def test_a_tied_weight_may_have_either_name(left_out: str):
     engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
     other = llama(seed=1)
     state = other.state_dict()
@@ -247,7 +249,7 @@ COMMON: dict[str, Any] = {
 
 
 def windowed(window: int) -> dict[str, Callable[[], PreTrainedModel]]:
-    """Models of two layers, of which some see no more than `window` tokens."""
+    """Models with two layers, some of which attend to at most `window` tokens."""
     half: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 1}
     return {
         "mistral": lambda: MistralForCausalLM(MistralConfig(**COMMON, sliding_window=window)),
@@ -257,7 +259,7 @@ def windowed(window: int) -> dict[str, Callable[[], PreTrainedModel]]:
 
 
 @pytest.mark.parametrize("name", windowed(1))
-def test_a_window_that_slides_is_refused_with_its_size(name: str):
+def test_a_sliding_window_is_rejected_with_its_size(name: str):
     model = windowed(CONTEXT - 1)[name]()
     reason = f"window .* is {CONTEXT - 1} tokens; model.context={CONTEXT - 1} or less never slides"
     with pytest.raises(ConfigError, match=reason) as caught:
@@ -287,7 +289,7 @@ def test_a_window_as_long_as_the_context_never_slides(name: str):
 def test_a_model_with_other_layers_than_attention_is_refused(
     tmp_path: Path, architecture: PreTrainedConfig, reason: str
 ):
-    """Its config.json is enough: nothing is loaded."""
+    """Its config.json is sufficient; nothing is loaded."""
     architecture.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=reason):
         ENGINES.facts("hf").check(model_in(tmp_path))

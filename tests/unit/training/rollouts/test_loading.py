@@ -1,4 +1,4 @@
-"""Weights into an engine: by name the first time, piece by piece to known places from then on."""
+"""Loading weights into an engine: by name the first time, piece by piece in place from then on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUCKET_BYTES = 256
 
 
 class HoldsWeights(ScriptedEngine):
-    """An engine with weights in memory of its own; counts the tensors that come by name."""
+    """An engine with weights in its own memory. Counts the tensors that are loaded by name."""
 
     def __init__(self, storage: dict[str, Tensor]) -> None:
         super().__init__(context=32)
@@ -43,7 +43,7 @@ class HoldsWeights(ScriptedEngine):
 
 
 def state(value: float) -> list[NamedTensor]:
-    """One tensor that is cut into pieces, and three that are not."""
+    """One tensor that is split into pieces, and three that are not."""
     small = [(f"{index}", torch.full((9,), value + index)) for index in range(3)]
     return [("wide", torch.full((40, 5), value)), *small]
 
@@ -56,7 +56,7 @@ def holds(engine: HoldsWeights, value: float) -> bool:
     return all(torch.equal(engine.storage[name], tensor) for name, tensor in state(value))
 
 
-def test_only_the_first_version_comes_by_name() -> None:
+def test_only_the_first_version_is_loaded_by_name() -> None:
     engine = HoldsWeights(room())
     loader = WeightLoader(engine)
     for version in range(1, 4):
@@ -66,7 +66,7 @@ def test_only_the_first_version_comes_by_name() -> None:
     assert engine.versions == [1, 2, 3]
 
 
-def test_memory_that_the_engine_took_anew_is_found() -> None:
+def test_reallocated_memory_of_the_engine_is_found() -> None:
     engine = HoldsWeights(room())
     loader = WeightLoader(engine)
     loader.load(1, flatten(state(1.0), BUCKET_BYTES))
@@ -78,7 +78,7 @@ def test_memory_that_the_engine_took_anew_is_found() -> None:
 @pytest.mark.parametrize(
     "place", [torch.zeros(40, 5, dtype=torch.bfloat16), torch.zeros(5, 40).T], ids=["dtype", "strides"]
 )
-def test_weights_whose_place_is_of_another_kind_always_come_by_name(place: Tensor) -> None:
+def test_weights_with_another_dtype_or_shape_are_always_loaded_by_name(place: Tensor) -> None:
     engine = HoldsWeights(room() | {"wide": place})
     loader = WeightLoader(engine)
     for version in (1, 2):
@@ -88,8 +88,8 @@ def test_weights_whose_place_is_of_another_kind_always_come_by_name(place: Tenso
 
 
 @pytest.mark.slow
-def test_a_model_that_took_other_memory_is_loaded_there() -> None:
-    """The engine's parameters are followed, not the memory that they had."""
+def test_a_model_with_reallocated_memory_is_loaded_there() -> None:
+    """The engine's parameters are used, not the memory that they had before."""
     model = build_model(compose("grpo", []).model, seed=0)
     engine = HFEngine(model, character_tokenizer(64), 64, 8, torch.device("cpu"), record_routes=False)
     loader, wanted = WeightLoader(engine), build_model(compose("grpo", []).model, seed=1).state_dict()
@@ -111,7 +111,7 @@ def test_an_engine_without_weights_is_loaded_by_name() -> None:
         assert set(engine.generate(prompt).versions.tolist()) == {version}
 
 
-def test_buckets_of_another_size_are_learnt_anew() -> None:
+def test_a_changed_bucket_size_is_handled() -> None:
     engine = HoldsWeights(room())
     loader = WeightLoader(engine)
     for version, bucket_bytes in enumerate((256, 512, 512, 256)):
@@ -120,7 +120,7 @@ def test_buckets_of_another_size_are_learnt_anew() -> None:
     assert engine.by_name == 12
 
 
-def test_a_version_that_breaks_off_or_goes_on_otherwise_is_refused() -> None:
+def test_an_incomplete_or_different_version_is_rejected() -> None:
     engine = HoldsWeights(room())
     loader = WeightLoader(engine)
     whole = list(flatten(state(1.0), BUCKET_BYTES))

@@ -1,4 +1,4 @@
-"""The rollout workers as one stage: with which weights a request is sampled."""
+"""The rollout workers as one stage: which weights a request is sampled with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _pool(worker: Forgetful) -> RolloutPool[Forgetful]:
     return RolloutPool(WorkerPool([worker], _replace, 0, lambda lost: None), waits)
 
 
-def test_weights_that_were_superseded_and_are_gone_are_replaced_by_the_newest() -> None:
+def test_superseded_weights_that_are_gone_are_replaced_by_the_newest() -> None:
     worker = Forgetful()
     pool = _pool(worker)
     pool.use(PublishedWeights(0, WeightRef("handle 0")))
@@ -52,7 +52,7 @@ def test_weights_that_were_superseded_and_are_gone_are_replaced_by_the_newest() 
     assert worker.asked == [0, 2]
 
 
-def test_the_newest_weights_gone_is_a_loss_of_the_learner_not_of_the_worker() -> None:
+def test_losing_the_newest_weights_is_lost_data_and_not_a_lost_worker() -> None:
     worker = Forgetful()
     pool = _pool(worker)
     pool.use(PublishedWeights(0, WeightRef("handle 0")))

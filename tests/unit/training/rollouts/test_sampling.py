@@ -1,4 +1,4 @@
-"""A draw picks the token it should, with the log-prob it should."""
+"""Random draws select the correct token and return the correct log-prob."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_frequencies_follow_the_distribution(top_p: float):
     assert ((observed - expected).abs() <= 4 * (expected * (1 - expected) / rows).sqrt()).all()
 
 
-def test_a_draw_belongs_to_a_seed_a_group_a_member_and_a_token():
+def test_random_draws_depend_on_seed_group_member_and_token():
     draws = uniform_draws(1, [20, 21, 22], 4, tokens=6)
     assert draws.dtype == torch.float32 and draws.min() >= 0 and draws.max() < 1
     assert len(set(draws.flatten().tolist())) == draws.numel()
@@ -79,7 +79,7 @@ def test_a_draw_belongs_to_a_seed_a_group_a_member_and_a_token():
     assert not torch.equal(draws, uniform_draws(2, [20, 21, 22], 4, tokens=6))
 
 
-def test_a_draw_does_not_depend_on_what_else_is_asked_for():
+def test_random_draws_do_not_depend_on_the_rest_of_the_request():
     draws = uniform_draws(1, [20, 21, 22], 4, tokens=6)
     assert torch.equal(uniform_draws(1, [22], 4, tokens=6), draws[8:])
     assert torch.equal(uniform_draws(1, [21], 2, tokens=6), draws[4:6])

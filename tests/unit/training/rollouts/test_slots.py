@@ -1,4 +1,4 @@
-"""Rows come, go and move; what the model reads stays each row's own history, right-aligned."""
+"""Rows are added, removed and moved; the model reads each row's own history, right-aligned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 class Driver:
-    """A cache of one layer whose keys are running numbers, and what each row should hold."""
+    """A cache of one layer whose keys are running numbers, and the expected content of each row."""
 
     def __init__(self, slots: int) -> None:
         self.cache = SlotCache(1, slots, torch.float32, CPU)
@@ -58,7 +58,7 @@ def test_rows_of_one_length_need_no_mask():
     assert driver.cache.open_column() is None
 
 
-def test_every_row_reads_its_own_history_however_rows_come_and_go():
+def test_every_row_reads_its_own_history():
     driver = Driver(slots=6)
     driver.insert([3, 5], [2, 1])
     driver.step()
@@ -73,7 +73,7 @@ def test_every_row_reads_its_own_history_however_rows_come_and_go():
     assert driver.cache.rows == len(driver.histories) == 2
 
 
-def test_columns_that_every_row_hides_are_not_read():
+def test_columns_that_are_masked_in_every_row_are_not_read():
     driver = Driver(slots=2)
     driver.insert([9, 2], [1, 1])
     driver.step()
@@ -82,7 +82,7 @@ def test_columns_that_every_row_hides_are_not_read():
     assert driver.cache.end - driver.cache.low == 4
 
 
-def test_the_buffers_grow_with_the_longest_row_and_reuse_what_is_left_of_it():
+def test_the_buffers_grow_with_the_longest_row_and_are_reused():
     driver = Driver(slots=2)
     driver.insert([4, 1], [1, 1])
     for _ in range(200):
@@ -94,7 +94,7 @@ def test_the_buffers_grow_with_the_longest_row_and_reuse_what_is_left_of_it():
     assert 204 < wide < 300 and driver.cache.columns < 600
 
 
-def test_an_emptied_cache_starts_anew():
+def test_an_emptied_cache_starts_again():
     driver = Driver(slots=2)
     driver.insert([4], [2])
     driver.step()

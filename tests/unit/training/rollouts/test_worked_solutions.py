@@ -1,4 +1,4 @@
-"""A cold start plays back exactly the solution, or says why it can't."""
+"""A cold start replays exactly the solution, or raises an error that explains why it cannot."""
 
 from __future__ import annotations
 

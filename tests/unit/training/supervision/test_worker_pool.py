@@ -1,4 +1,4 @@
-"""The pool in virtual time: who gets a task, what a loss does, and what a cancellation must not lose."""
+"""The pool in virtual time: assignment of tasks, losses of workers, and cancellations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Worker:
 
 @dataclass
 class Shop:
-    """A pool, what it reported, and when its restarts end."""
+    """A pool, the losses that it reported, and the duration of its restarts."""
 
     count: int = 2
     max_restarts: int = 10
@@ -53,7 +53,7 @@ def sleeps(seconds: float) -> Callable[[Worker], Awaitable[str]]:
 
 
 def dies_on(*names: str, error: Exception | None = None) -> Callable[[Worker], Awaitable[str]]:
-    """Dies on the first lives of these workers."""
+    """A task that dies on the first incarnations of these workers."""
 
     async def task(worker: Worker) -> str:
         await asyncio.sleep(1.0)
@@ -68,7 +68,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_tasks_go_to_the_worker_that_is_free_for_longest() -> None:
+def test_tasks_go_to_the_worker_that_has_been_free_the_longest() -> None:
     async def main() -> None:
         pool = Shop(count=3).open()
         assert pool.width == 3
@@ -90,7 +90,7 @@ def test_more_tasks_than_workers_wait_their_turn() -> None:
     run_in_virtual_time(main())
 
 
-def test_a_lost_workers_task_goes_to_another_at_once() -> None:
+def test_the_task_of_a_lost_worker_goes_to_another_immediately() -> None:
     async def main() -> None:
         shop = Shop(count=2)
         pool = shop.open()
@@ -139,7 +139,7 @@ def test_the_budget_is_for_the_life_of_the_pool() -> None:
     run_in_virtual_time(main())
 
 
-def test_whoever_waits_for_a_worker_hears_that_there_will_be_none() -> None:
+def test_waiting_callers_get_an_error_when_the_budget_is_exceeded() -> None:
     async def main() -> None:
         pool = Shop(count=1, max_restarts=0).open()
         dying = asyncio.ensure_future(pool.call(dies_on("w-0")))
@@ -157,7 +157,7 @@ def test_whoever_waits_for_a_worker_hears_that_there_will_be_none() -> None:
 @pytest.mark.parametrize(
     "error", [WorkerLostError("w-0", "died while starting"), ValueError("no such image")], ids=repr
 )
-def test_what_stops_a_replacement_reaches_whoever_waits(error: Exception) -> None:
+def test_errors_of_a_replacement_reach_waiting_callers(error: Exception) -> None:
     async def main() -> None:
         pool = Shop(count=1, max_restarts=1, restart_errors=[error]).open()
         with pytest.raises((FailureBudgetExceededError, ValueError)):
@@ -167,7 +167,7 @@ def test_what_stops_a_replacement_reaches_whoever_waits(error: Exception) -> Non
     run_in_virtual_time(main())
 
 
-def test_a_failed_replacement_that_nobody_waits_for() -> None:
+def test_a_failed_replacement_without_waiting_callers() -> None:
     async def main() -> None:
         pool = Shop(count=2, restart_errors=[ValueError("no such image")]).open()
         assert await pool.call(dies_on("w-0")) == "w-1/0"
@@ -178,7 +178,7 @@ def test_a_failed_replacement_that_nobody_waits_for() -> None:
     run_in_virtual_time(main())
 
 
-def test_an_error_of_the_task_is_the_callers_and_the_worker_stays() -> None:
+def test_an_error_of_a_task_reaches_its_caller_and_the_worker_stays() -> None:
     async def main() -> None:
         shop = Shop(count=1)
         pool = shop.open()
@@ -190,7 +190,7 @@ def test_an_error_of_the_task_is_the_callers_and_the_worker_stays() -> None:
     run_in_virtual_time(main())
 
 
-def test_lost_data_does_not_cost_the_worker_that_missed_it() -> None:
+def test_lost_data_does_not_count_as_a_lost_worker() -> None:
     async def main() -> None:
         shop = Shop(count=1, max_restarts=0)
         pool = shop.open()
@@ -216,7 +216,7 @@ def test_a_cancelled_task_gives_its_worker_back() -> None:
 
 @pytest.mark.parametrize("steps", range(6))
 def test_a_caller_that_is_cancelled_while_it_waits_loses_no_worker(steps: int) -> None:
-    """At every point between a worker coming free and the waiting caller taking it."""
+    """At every point between a worker becoming free and the waiting caller taking it."""
 
     async def main() -> None:
         pool = Shop(count=1).open()
@@ -258,7 +258,7 @@ def test_hundreds_of_callers_cancelled_at_random_lose_no_worker() -> None:
     run_in_virtual_time(main())
 
 
-def test_a_closed_pool_restarts_nobody() -> None:
+def test_a_closed_pool_restarts_no_worker() -> None:
     async def main() -> None:
         pool = Shop(count=2, restart_seconds=50.0).open()
         await pool.call(dies_on("w-0"))
@@ -269,7 +269,7 @@ def test_a_closed_pool_restarts_nobody() -> None:
     run_in_virtual_time(main())
 
 
-def test_a_pool_without_workers_never_answers() -> None:
+def test_a_pool_without_workers_waits_forever() -> None:
     async def main() -> None:
         await Shop(count=0).open().call(sleeps(1.0))
 
@@ -298,7 +298,7 @@ def test_a_worker_lost_at_the_start_is_replaced_within_the_budget() -> None:
     run_in_virtual_time(main())
 
 
-def test_more_losses_at_the_start_than_the_budget_end_it() -> None:
+def test_too_many_losses_at_the_start_raise_an_error() -> None:
     async def main() -> None:
         pool = Shop(count=3, max_restarts=1).open()
         with pytest.raises(FailureBudgetExceededError, match="2 failures exceed the budget of 1"):
@@ -308,7 +308,7 @@ def test_more_losses_at_the_start_than_the_budget_end_it() -> None:
     run_in_virtual_time(main())
 
 
-def test_what_keeps_a_worker_from_being_built_ends_the_start_as_it_is() -> None:
+def test_errors_while_building_a_worker_are_passed_on() -> None:
     async def main() -> None:
         refused = ValueError("no such engine")
         with pytest.raises(ValueError, match="no such engine") as caught:

@@ -1,4 +1,4 @@
-"""The worked example of `orchestrator.training.records`, as blocks."""
+"""The worked example of `orchestrator.training.records` as blocks."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def scores() -> ScoreBlock:
 
 @pytest.fixture
 def failed_scores(scores: ScoreBlock) -> ScoreBlock:
-    """Rollout 3 hung: its reward is the failure policy's, its components mean nothing."""
+    """Rollout 3 hung: its reward is the failure reward, and its components are meaningless."""
     return ScoreBlock(
         rewards=np.array([1.0, 0.0, 1.0, -1.0]),
         components={"accuracy": np.array([1.0, 0.0, 1.0, np.nan]), "format": np.array([1.0, 1.0, 0.5, 0.0])},

@@ -21,7 +21,7 @@ CLOCK = FakeClock(1_000)
 
 
 class Server(MemoryTracker):
-    """A tracker whose server is down until `up` is set; counts its requests."""
+    """A tracker whose server is unavailable until `up` is set. Counts its requests."""
 
     def __init__(self) -> None:
         super().__init__(CLOCK)
@@ -75,7 +75,7 @@ def started(make: Callable[[], Tracker], config: DeliveryConfig) -> BackgroundTr
     return tracker
 
 
-def test_metrics_of_many_steps_travel_in_one_request() -> None:
+def test_metrics_of_many_steps_are_sent_in_one_request() -> None:
     server = Server()
     tracker = started(lambda: server, delivery(interval_seconds=60))
     for step in range(1, 6):
@@ -111,7 +111,7 @@ def test_a_server_that_comes_back_gets_everything_in_order_and_once() -> None:
     assert (tracker.lost, server.outcome) == (0, "done")
 
 
-def test_a_server_that_can_not_even_be_opened_is_asked_again() -> None:
+def test_opening_the_run_is_retried() -> None:
     server, attempts = Server(), iter(range(3))
 
     def make() -> Tracker:
@@ -125,7 +125,7 @@ def test_a_server_that_can_not_even_be_opened_is_asked_again() -> None:
     assert server.history["policy/loss"] == [(1, 1.0)]
 
 
-def test_a_dead_server_costs_the_records_and_says_how_many(caplog: pytest.LogCaptureFixture) -> None:
+def test_records_lost_to_a_dead_server_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     server = Server()
     server.up.clear()
     tracker = started(lambda: server, delivery(finish_seconds=0.05, capacity=3))
@@ -139,7 +139,7 @@ def test_a_dead_server_costs_the_records_and_says_how_many(caplog: pytest.LogCap
     assert tracker.lost == 7
 
 
-def test_a_full_spool_drops_the_oldest() -> None:
+def test_a_full_queue_drops_the_oldest_records() -> None:
     server = Server()
     server.up.clear()
     tracker = started(lambda: server, delivery(capacity=2))
@@ -154,11 +154,11 @@ def test_a_full_spool_drops_the_oldest() -> None:
 
 
 def written(last: int) -> list[MetricRow]:
-    """What metrics.jsonl has after `last` steps."""
+    """The content of metrics.jsonl after `last` steps."""
     return [MetricRow(step, 1_000, {"policy/loss": float(step)}) for step in range(1, last + 1)]
 
 
-def test_what_earlier_attempts_could_not_send_is_sent_when_the_run_is_opened() -> None:
+def test_unsent_metrics_of_earlier_attempts_are_sent_when_the_run_is_opened() -> None:
     server = Server()
     tracker = BackgroundTracker(lambda: server, delivery(), CLOCK, history=lambda: written(3))
     tracker.start(IDENTITY)
@@ -167,7 +167,7 @@ def test_what_earlier_attempts_could_not_send_is_sent_when_the_run_is_opened() -
     assert server.history["policy/loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
-def test_what_an_outage_pushed_out_of_the_queue_is_sent_before_the_run_is_closed() -> None:
+def test_metrics_dropped_during_an_outage_are_sent_before_the_run_is_closed() -> None:
     server, rows = Server(), list[MetricRow]()
     tracker = BackgroundTracker(lambda: server, delivery(capacity=2), CLOCK, history=lambda: rows)
     tracker.start(IDENTITY)
@@ -182,7 +182,7 @@ def test_what_an_outage_pushed_out_of_the_queue_is_sent_before_the_run_is_closed
     assert tracker.lost == 0
 
 
-def test_a_server_that_is_away_is_reported_to_people_once() -> None:
+def test_an_unavailable_server_is_reported_once() -> None:
     server, problems = Server(), list[str]()
     server.up.clear()
     tracker = BackgroundTracker(
@@ -196,7 +196,7 @@ def test_a_server_that_is_away_is_reported_to_people_once() -> None:
     assert problems == ["connection refused"]
 
 
-def test_a_history_that_can_not_be_read_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_history_only_loses_itself(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> list[MetricRow]:
         raise ValueError("line 3 is damaged")
 
@@ -209,7 +209,7 @@ def test_a_history_that_can_not_be_read_costs_only_itself(caplog: pytest.LogCapt
     assert "line 3 is damaged" in caplog.text
 
 
-def test_parameters_and_artifacts_are_never_dropped_for_room(tmp_path: Path) -> None:
+def test_parameters_and_artifacts_are_never_dropped_to_make_room(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_bytes(b"seed: 1")
     server = Server()
@@ -224,7 +224,7 @@ def test_parameters_and_artifacts_are_never_dropped_for_room(tmp_path: Path) -> 
     assert (server.params, server.artifacts) == ({"seed": "1"}, {"config.yaml": b"seed: 1"})
 
 
-def test_an_artifact_store_that_is_down_does_not_hold_up_the_rest(tmp_path: Path) -> None:
+def test_an_unavailable_artifact_store_does_not_delay_other_records(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_bytes(b"seed: 1")
     server = Server()
@@ -241,7 +241,7 @@ def test_an_artifact_store_that_is_down_does_not_hold_up_the_rest(tmp_path: Path
     assert tracker.lost == 1
 
 
-def test_what_a_tracker_refuses_is_dropped_and_the_rest_goes_on(
+def test_rejected_records_are_dropped_and_the_others_are_sent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server()
@@ -253,7 +253,7 @@ def test_what_a_tracker_refuses_is_dropped_and_the_rest_goes_on(
     assert "missing.png dropped" in caplog.text
 
 
-def test_a_tracker_with_a_bug_does_not_reach_the_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_a_tracker_does_not_affect_the_run(caplog: pytest.LogCaptureFixture) -> None:
     def make() -> Tracker:
         raise ZeroDivisionError("a bug")
 
@@ -264,7 +264,7 @@ def test_a_tracker_with_a_bug_does_not_reach_the_run(caplog: pytest.LogCaptureFi
     assert "tracking: stopped: a bug" in caplog.text
 
 
-def test_metrics_carry_the_time_they_were_measured() -> None:
+def test_metrics_keep_the_time_of_their_measurement() -> None:
     server, clock = Server(), FakeClock(1_000)
     times: list[int] = []
     server.log_rows = lambda rows: times.extend(row.time_ns for row in rows)  # type: ignore[method-assign]
@@ -277,7 +277,7 @@ def test_metrics_carry_the_time_they_were_measured() -> None:
     assert times == [1_000, 1_500]
 
 
-def test_finishing_what_was_never_started_loses_nothing_and_does_not_wait() -> None:
+def test_finishing_without_starting_neither_loses_records_nor_waits() -> None:
     tracker = BackgroundTracker(Server, delivery(), CLOCK)
     tracker.finish("failed")
     assert tracker.lost == 0

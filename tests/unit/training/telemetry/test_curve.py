@@ -32,12 +32,12 @@ def size(png: bytes) -> tuple[int, ...]:
     return struct.unpack(">II", png[16:24])
 
 
-def test_the_picture_is_large_enough_for_a_slide() -> None:
+def test_the_picture_is_large_enough_for_slides() -> None:
     stages = [StageCurve("cold start", [(0, 0.0), (600, 0.3)]), stage_curve("grpo", HISTORY, playback=False)]
     assert size(learning_curve_png(stages, "tiny_moe learns countdown")) == (2400, 1400)
 
 
-def test_seeds_are_drawn_with_the_target_even_where_one_has_nothing_yet() -> None:
+def test_seeds_without_measurements_are_drawn_without_a_curve() -> None:
     png = seeds_png({"seed 0": HISTORY["accuracy/heldout"], "seed 1": []}, "Held-out accuracy", target=0.85)
     assert size(png) == (2400, 1400)
 
@@ -53,7 +53,7 @@ def test_the_last_stage_gets_most_of_the_axis() -> None:
     assert [text for _, text in grpo.ticks(5, is_last=True)] == ["step 0", "2", "4", "6", "8", "10"]
 
 
-def test_nothing_measured_is_no_panel_and_still_a_picture() -> None:
+def test_a_curve_without_measurements_is_an_empty_picture() -> None:
     assert layout([]) == []
     assert size(learning_curve_png([], "empty")) == (2400, 1400)
 
@@ -68,7 +68,7 @@ def test_labels_keep_their_order_and_their_distance(heights: list[float]) -> Non
 
 
 @given(st.integers(1, 10**6), st.integers(1, 8))
-def test_step_marks_are_few_round_and_inside(last: int, count: int) -> None:
+def test_ticks_are_few_round_and_within_the_axis(last: int, count: int) -> None:
     marks = nice_steps(last, count)
     assert marks[0] == 0
     assert marks[-1] <= last
@@ -86,7 +86,7 @@ def test_smoothing_and_thinning_stay_within_the_values(values: list[float]) -> N
     assert thin(series, 50)[-1] == series[-1]
 
 
-def test_a_cold_start_shows_only_what_the_model_itself_did() -> None:
+def test_a_cold_start_only_shows_held_out_accuracy() -> None:
     played = stage_curve("cold start", HISTORY, playback=True)
     assert played.train == ()
     assert played.reflection == HISTORY["heldout/reflection_fraction"]

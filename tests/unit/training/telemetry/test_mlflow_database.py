@@ -10,7 +10,7 @@ from orchestrator.training.telemetry.tracker import TrackerRefusedError, Tracker
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that the other process was asked to make; it makes them."""
+    """The files that the other process was asked to create, which it does."""
     files: list[Path] = []
 
     def run(command: list[str], **_: Any) -> None:
@@ -36,7 +36,9 @@ def test_an_existing_database_is_left_alone(made: list[Path], tmp_path: Path) ->
     assert (path.read_text(), made) == ("old", [])
 
 
-def test_who_comes_second_uses_the_first_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_process_uses_the_database_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "mlflow.db"
 
     def run(command: list[str], **_: Any) -> None:
@@ -51,7 +53,7 @@ def test_who_comes_second_uses_the_first_ones(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "uri", ["https://mlflow.example.com", "postgresql://db/mlflow", "file:///tmp/mlruns"]
 )
-def test_servers_make_their_own(made: list[Path], uri: str) -> None:
+def test_databases_of_servers_are_not_created(made: list[Path], uri: str) -> None:
     ensure_database(uri)
     assert made == []
 
@@ -67,7 +69,7 @@ HUNG = subprocess.TimeoutExpired("python", 180)
         (HUNG, TrackerUnavailableError, "no database in 180 s"),
     ],
 )
-def test_a_process_that_fails(
+def test_a_failing_process_is_reported(
     raised: Exception,
     expected: type[Exception],
     message: str,
@@ -83,7 +85,7 @@ def test_a_process_that_fails(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_where_the_folder_should_be(made: list[Path], tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error(made: list[Path], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(FileExistsError):
         ensure_database(f"sqlite:///{tmp_path}/runs/mlflow.db")

@@ -1,4 +1,4 @@
-"""The effective sample size against simulated rollouts of known correlation."""
+"""The effective sample size compared with simulated rollouts of known correlation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from orchestrator.training.telemetry.proportion import Proportion, proportion
 
 
-def test_independent_rollouts_count_in_full() -> None:
-    """With one rollout a group, every group is a trial of its own."""
+def test_independent_rollouts_count_fully() -> None:
+    """With one rollout per group, every group is an independent trial."""
     counts = np.array([True] * 44 + [False] * 212)
     measured = proportion(counts, group_size=1)
     assert measured.value == 44 / 256
@@ -33,7 +33,9 @@ def test_all_or_none(value: bool) -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.15, 0.3])
 def test_the_variance_is_that_of_repeated_measurements(spread: float) -> None:
-    """Prompts whose own share is 0.5 +- spread: p (1 - p) / n must be the variance of the measured share."""
+    """For prompts with shares of 0.5 +- spread, p (1 - p) / n must equal the
+    variance of the measured share.
+    """
     generator = np.random.default_rng(7)
     shares = 0.5 + spread * generator.choice([-1.0, 1.0], size=(4000, 64, 1))
     rollouts = generator.random((4000, 64, 8)) < shares
@@ -43,13 +45,13 @@ def test_the_variance_is_that_of_repeated_measurements(spread: float) -> None:
     assert estimated == pytest.approx(variance, rel=0.15)
 
 
-def test_only_those_that_were_graded() -> None:
+def test_only_scored_rollouts_count() -> None:
     counts, graded = np.array([True, True, True, False]), np.array([True, False, False, False])
     measured = proportion(counts, group_size=2, among=graded)
     assert (measured.groups, measured.count, measured.total) == (1, 1, 1)
 
 
-def test_nothing_was_measured() -> None:
+def test_without_rollouts_the_share_is_nan() -> None:
     assert math.isnan(Proportion().value)
     assert math.isnan(Proportion().effective_n)
     assert proportion(np.array([], dtype=np.bool_), group_size=4) == Proportion()

@@ -15,7 +15,7 @@ from orchestrator.training.telemetry.recorder import (
 )
 
 
-def test_one_row_a_rollout(part: BatchPart, tmp_path: Path) -> None:
+def test_there_is_one_row_per_rollout(part: BatchPart, tmp_path: Path) -> None:
     path = RolloutRecorder().record(12, [part], tmp_path / "rollouts")
     assert path == tmp_path / "rollouts" / "step-000012.parquet"
     rows = read_recorded(tmp_path / "rollouts", 12)
@@ -45,7 +45,7 @@ def test_only_the_groups_of_the_part(part: BatchPart, tmp_path: Path) -> None:
     assert [row["group_id"] for row in read_recorded(tmp_path, 1)] == [11, 11, 10, 10]
 
 
-def test_an_ungraded_rollout_has_no_accuracy(
+def test_a_rollout_without_a_score_has_no_accuracy(
     rollouts: RolloutBlock, failed_scores: ScoreBlock, tmp_path: Path
 ) -> None:
     RolloutRecorder().record(1, [BatchPart(rollouts, failed_scores, (1,))], tmp_path)

@@ -1,4 +1,4 @@
-"""pass@k against every subset, maj@k against its definition, and both over a block."""
+"""pass@k compared with all subsets, maj@k with its definition, and both over a block."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_pass_at_k_is_the_mean_over_all_subsets(right: list[bool], data: st.Data
 
 
 @pytest.mark.parametrize("k", [0, 5])
-def test_more_answers_than_there_are(k: int) -> None:
+def test_k_must_not_exceed_the_number_of_answers(k: int) -> None:
     with pytest.raises(ValueError, match=f"k: got {k}, allowed: 1 to 4"):
         pass_at_k(4, 2, k)
 
 
 @given(st.lists(st.sampled_from(["", "1", "2", "3"]), max_size=9))
-def test_the_majority_has_the_most_votes_and_of_those_the_first_place(answers: list[str]) -> None:
+def test_the_majority_has_the_most_votes_and_ties_go_to_the_first(answers: list[str]) -> None:
     winner = majority(answers)
     votes = {answer: answers.count(answer) for answer in answers if answer}
     if winner is None:
@@ -48,7 +48,7 @@ def test_the_majority_has_the_most_votes_and_of_those_the_first_place(answers: l
     assert winner == min(answers.index(answer) for answer in best)
 
 
-def test_which_k_are_reported() -> None:
+def test_the_reported_k_are_powers_of_two_and_the_number_of_samples() -> None:
     assert [shown_ks(samples) for samples in (1, 2, 3, 16)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8, 16]]
 
 
@@ -63,7 +63,7 @@ def test_the_module_docstrings_example() -> None:
 
 
 def graded(right: list[float], answers: tuple[str, ...] | None) -> tuple[RolloutBlock, ScoreBlock]:
-    """Two prompts, four answers each; NaN: not graded."""
+    """Two prompts with four answers each; NaN: not scored."""
     block = rollout_block(["x"] * 8, group_size=4)
     accuracy = np.array(right)
     grades = np.where(np.isnan(accuracy), ScoreStatus.TIMEOUT, ScoreStatus.OK).astype(np.uint8)
@@ -73,7 +73,7 @@ def graded(right: list[float], answers: tuple[str, ...] | None) -> tuple[Rollout
     return block, scores
 
 
-def test_prompts_are_counted_alike() -> None:
+def test_all_prompts_have_equal_weight() -> None:
     answers = ("b", "a", "a", "b", "c", "c", "c", "d")
     block, scores = graded([0, 1, 1, 0, 0, 0, 0, 1], answers)
     assert sampled_answer_means(block, scores) == {
@@ -84,7 +84,7 @@ def test_prompts_are_counted_alike() -> None:
     }
 
 
-def test_what_was_not_graded_is_no_sample_and_has_no_vote() -> None:
+def test_answers_without_a_score_are_neither_samples_nor_votes() -> None:
     nothing = float("nan")
     answers = ("b", "a", "b", "", "", "", "", "")
     block, scores = graded([nothing, 1, nothing, 0, 0, 0, 0, 0], answers)
@@ -95,7 +95,7 @@ def test_what_was_not_graded_is_no_sample_and_has_no_vote() -> None:
     assert means["maj_at_4"] == Mean(1.0, 2)
 
 
-def test_without_answers_nobody_votes_and_without_accuracy_nothing_is_known() -> None:
+def test_without_answers_there_is_no_vote_and_without_accuracy_no_metric() -> None:
     block, scores = graded([1.0] * 8, None)
     assert set(sampled_answer_means(block, scores)) == {"pass_at_1", "pass_at_2", "pass_at_4"}
     assert sampled_answer_means(block, replace(scores, components={})) == {}

@@ -37,12 +37,12 @@ def test_only_some_groups(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
     assert second.metrics()["reward/format"] == 0.5
 
 
-def test_the_parts_add_up_to_the_whole(rollouts: RolloutBlock, failed_scores: ScoreBlock) -> None:
+def test_summaries_of_parts_add_up(rollouts: RolloutBlock, failed_scores: ScoreBlock) -> None:
     parts = [summarise(rollouts, failed_scores, groups=[group]) for group in (0, 1)]
     assert sum(parts, BlockSummary()) == summarise(rollouts, failed_scores)
 
 
-def test_a_failed_grade_counts_in_the_reward_but_not_in_the_components(
+def test_a_failed_score_counts_in_the_reward_but_not_in_the_components(
     rollouts: RolloutBlock, failed_scores: ScoreBlock
 ) -> None:
     metrics = summarise(rollouts, failed_scores).metrics()
@@ -53,13 +53,13 @@ def test_a_failed_grade_counts_in_the_reward_but_not_in_the_components(
     assert metrics["accuracy/train_n"] <= 3
 
 
-def test_a_rollout_has_an_answer_or_none(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
+def test_the_share_of_rollouts_with_an_answer(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
     answered = replace(scores, answers=("3", "", "0", ""))
     assert summarise(rollouts, answered).metrics()["rollout/answered_fraction"] == 0.5
     assert "rollout/answered_fraction" not in summarise(rollouts, scores).metrics()
 
 
-def test_what_has_no_value_is_left_out_instead_of_zero(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
+def test_metrics_without_values_are_omitted(rollouts: RolloutBlock, scores: ScoreBlock) -> None:
     assert BlockSummary().metrics() == {"rollout/count": 0.0, "rollout/tokens": 0.0}
     without_accuracy = ScoreBlock(scores.rewards, {}, scores.grades, scores.reasons, scores.reflected)
     assert "accuracy/train" not in summarise(rollouts, without_accuracy).metrics()
@@ -86,5 +86,5 @@ def _of(rewards: list[float]) -> BlockSummary:
     return BlockSummary(rollouts=len(rewards), reward_total=sum(rewards), reward_square_total=squares)
 
 
-def test_rows_of_no_group_are_none() -> None:
+def test_no_groups_have_no_rows() -> None:
     assert rows_of([], group_size=4).tolist() == []

@@ -1,4 +1,4 @@
-"""Runs that train on nothing are reported once, with their cause; runs that learn are not."""
+"""Runs that do not learn are reported once, with the cause; runs that learn are not reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_problem_from_the_start_is_reported_once(problem: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_run_with_few_steps_is_not_silent_either(steps: int) -> None:
+def test_a_run_with_few_steps_is_also_warned(steps: int) -> None:
     health = TrainingHealth(GRPO, steps)
     found = [health.observe(step, HEALTHY | PROBLEMS["equal_rewards"]) for step in range(1, steps + 1)]
     assert [None if warning is None else warning.problem for warning in found] == [
@@ -74,14 +74,14 @@ def test_a_resumed_run_counts_its_earlier_steps_and_repeats_no_warning() -> None
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_problem_that_comes_later_must_last_longer(problem: str) -> None:
+def test_a_later_problem_must_last_longer(problem: str) -> None:
     sick = HEALTHY | PROBLEMS[problem]
     assert warnings(HEALTHY, *[sick] * (LATER_STEPS - 1), HEALTHY, *[sick] * (LATER_STEPS - 1)) == []
     found = warnings(HEALTHY, *[sick] * LATER_STEPS)
     assert [(warning.problem, warning.step) for warning in found] == [(problem, 1 + LATER_STEPS)]
 
 
-def test_a_run_that_learns_is_left_alone() -> None:
+def test_a_run_that_learns_gets_no_warning() -> None:
     assert warnings(*[HEALTHY] * 100) == []
 
 
@@ -92,7 +92,7 @@ def test_the_cause_is_reported_and_not_its_consequences() -> None:
     assert [warning.problem for warning in warnings(*[HEALTHY | everything] * 50)] == ["grades_failed"]
 
 
-def test_what_remains_when_the_cause_is_gone_is_reported_too() -> None:
+def test_a_consequence_that_outlasts_its_cause_is_reported() -> None:
     truncated = HEALTHY | PROBLEMS["all_truncated"] | PROBLEMS["equal_rewards"]
     equal = HEALTHY | PROBLEMS["equal_rewards"]
     found = warnings(*[truncated] * 5, *[equal] * 5)
@@ -102,13 +102,13 @@ def test_what_remains_when_the_cause_is_gone_is_reported_too() -> None:
     ]
 
 
-def test_a_cause_that_comes_and_goes_does_not_hide_what_stays() -> None:
+def test_an_intermittent_cause_does_not_hide_a_lasting_problem() -> None:
     equal = HEALTHY | PROBLEMS["equal_rewards"]
     truncated = equal | PROBLEMS["all_truncated"]
     assert [warning.problem for warning in warnings(*[equal, truncated] * 2)] == ["equal_rewards"]
 
 
-def test_a_solved_task_has_equal_rewards_and_that_is_success() -> None:
+def test_equal_rewards_of_a_solved_task_are_success() -> None:
     solved = HEALTHY | {"reward/std": 0.0, "accuracy/train": 1.0, "policy/grad_norm": 0.0}
     assert warnings(HEALTHY, *[solved] * 100) == []
     assert [warning.problem for warning in warnings(*[solved] * 100)] == ["equal_rewards"]
@@ -144,11 +144,11 @@ def test_estimators_that_compare_across_groups_need_no_spread_within_them() -> N
     assert warnings(*[across] * 50, signal=LearningSignal(imitates=False, group_relative=False)) == []
 
 
-def test_what_was_not_measured_is_no_problem() -> None:
+def test_missing_metrics_are_not_a_problem() -> None:
     assert warnings(*[{"reward/mean": 0.0}] * 50) == []
 
 
-def test_an_evaluation_is_no_step() -> None:
+def test_an_evaluation_does_not_count_as_a_step() -> None:
     sick = HEALTHY | PROBLEMS["equal_rewards"]
     health = TrainingHealth(GRPO, 100)
     seen = [health.observe(0, {"accuracy/heldout": 0.0})]

@@ -1,4 +1,4 @@
-"""Weights as byte buckets."""
+"""Packing weights into byte buckets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _tensors() -> list[tuple[str, Tensor]]:
 
 
 @pytest.mark.parametrize("bucket_bytes", [64, 100, 256, 1 << 20])
-def test_every_bit_shape_dtype_and_the_order_survive(bucket_bytes: int) -> None:
+def test_values_shapes_dtypes_and_order_are_preserved(bucket_bytes: int) -> None:
     for (name, tensor), (got_name, got) in zip(
         _tensors(), unflatten(flatten(_tensors(), bucket_bytes)), strict=True
     ):
@@ -47,13 +47,13 @@ def test_every_bit_shape_dtype_and_the_order_survive(bucket_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("bucket_bytes", [64, 100, 256, 1 << 20])
-def test_no_bucket_is_larger_than_asked_and_pieces_are_aligned(bucket_bytes: int) -> None:
+def test_buckets_respect_the_size_limit_and_pieces_are_aligned(bucket_bytes: int) -> None:
     for bucket in flatten(_tensors(), bucket_bytes):
         assert 0 <= bucket.data.nbytes <= bucket_bytes
         assert all(piece.offset % ALIGNMENT == 0 for piece in bucket.pieces)
 
 
-def test_a_tensor_is_cut_only_if_it_fits_no_bucket() -> None:
+def test_only_tensors_that_fit_no_bucket_are_split() -> None:
     buckets = list(flatten([("a", torch.zeros(20)), ("b", torch.zeros(20)), ("c", torch.zeros(100))], 256))
     pieces = [[(piece.name, piece.start, piece.length) for piece in bucket.pieces] for bucket in buckets]
     assert pieces == [[("a", 0, 20), ("b", 0, 20)], [("c", 0, 64)], [("c", 64, 36)]]
@@ -66,7 +66,7 @@ def test_a_whole_tensor_is_a_view_of_its_bucket() -> None:
     assert view[0] != 0
 
 
-def test_buckets_that_an_object_store_maps_read_only_are_read() -> None:
+def test_read_only_buckets_of_an_object_store_are_read() -> None:
     bucket = pickle.loads(pickle.dumps(next(flatten([("a", torch.arange(4))], 256))))
     bucket.data.flags.writeable = False
     ((_, tensor),) = unflatten([bucket])
@@ -86,8 +86,8 @@ def test_a_bucket_must_hold_one_aligned_element() -> None:
         list(flatten([], 63))
 
 
-def test_a_cut_tensor_is_put_together_where_it_belongs() -> None:
-    """In its place if that has the tensor's shape, whatever its dtype; else in memory of its own."""
+def test_a_split_tensor_is_assembled_in_its_destination() -> None:
+    """In the destination if that has the tensor's shape, with any dtype; otherwise in new memory."""
     cut = torch.arange(100, dtype=torch.float32).view(4, 25)
     places = {"fits": torch.zeros(4, 25, dtype=torch.bfloat16), "other": torch.zeros(25, 4)}
     got = dict(unflatten(flatten([("fits", cut), ("other", cut), ("whole", cut[0])], 256), places.get))
@@ -98,7 +98,7 @@ def test_a_cut_tensor_is_put_together_where_it_belongs() -> None:
     assert torch.equal(got["whole"], cut[0])
 
 
-def test_buckets_lie_in_the_memory_that_is_given() -> None:
+def test_buckets_use_the_allocated_memory() -> None:
     memory = np.zeros(256, dtype=np.uint8)
     seen = [
         (bucket.data.ctypes.data, dict(unflatten([bucket])).popitem()[1].clone())
@@ -108,8 +108,8 @@ def test_buckets_lie_in_the_memory_that_is_given() -> None:
     assert [tensor[0].item() for _, tensor in seen] == [1, 2]
 
 
-def test_a_whole_tensor_is_copied_to_its_place() -> None:
-    """Where shape and dtype are its own; else it comes as a view of the bucket."""
+def test_a_whole_tensor_is_copied_to_its_destination() -> None:
+    """If the destination has its shape and dtype; otherwise it is a view of the bucket."""
     tensor = torch.arange(6, dtype=torch.float32).view(2, 3)
     places = {
         "fits": torch.zeros(2, 3),
@@ -124,7 +124,7 @@ def test_a_whole_tensor_is_copied_to_its_place() -> None:
 
 
 def _apart(rows: int, columns: int) -> Tensor:
-    """Not contiguous."""
+    """A tensor that is not contiguous."""
     return torch.zeros(columns, rows).T
 
 
@@ -133,7 +133,7 @@ def _apart(rows: int, columns: int) -> Tensor:
     bucket_bytes=st.sampled_from([64, 100, 256, 1 << 12]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
-def test_parts_make_the_buckets_that_the_whole_tensor_makes(
+def test_parts_give_the_same_buckets_as_the_whole_tensor(
     cuts: list[int], bucket_bytes: int, dtype: torch.dtype
 ) -> None:
     whole = torch.arange(60).to(dtype).view(3, 20)

@@ -1,4 +1,4 @@
-"""Plans that are made once and write every version."""
+"""Plans that are computed once and write every version."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BUCKETS = st.sampled_from([64, 100, 256, 1 << 12])
 
 
 def parts_of(tensors: list[Tensor]) -> list[TensorPart]:
-    """Whole tensors."""
+    """Each tensor as a single part."""
     return [TensorPart(str(index), tuple(each.shape), 0, each) for index, each in enumerate(tensors)]
 
 
 def same(one: list[Bucket], other: list[Bucket]) -> bool:
-    """In pieces, and in the bytes of all tensors."""
+    """Whether the pieces and the bytes of all tensors are equal."""
     return [bucket.pieces for bucket in one] == [bucket.pieces for bucket in other] and all(
         name == again and torch.equal(tensor, expected)
         for (name, tensor), (again, expected) in zip(unflatten(one), unflatten(other), strict=True)
@@ -35,7 +35,7 @@ def same(one: list[Bucket], other: list[Bucket]) -> bool:
 
 @pytest.mark.slow
 @given(sizes=SIZES, bucket_bytes=BUCKETS, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_a_plan_fills_the_buckets_that_flatten_makes(
+def test_a_plan_fills_the_same_buckets_as_flatten(
     sizes: list[int], bucket_bytes: int, dtype: torch.dtype
 ) -> None:
     tensors = [torch.arange(size).to(dtype) for size in sizes]
@@ -49,8 +49,8 @@ def test_a_plan_fills_the_buckets_that_flatten_makes(
 def test_ranks_together_write_every_byte_once(
     sizes: list[int], bucket_bytes: int, data: st.DataObject
 ) -> None:
-    """All of what was asked for, to where it belongs, and no byte more. A tensor may be cut among ranks,
-    as experts are.
+    """All of the requested bytes, at their places, and no others. A tensor may be
+    split among ranks, as experts are.
     """
     whole = [torch.arange(size, dtype=torch.float32) + 1000 * index for index, size in enumerate(sizes)]
     cuts = [sorted({0, size, data.draw(st.integers(0, size))}) for size in sizes]
@@ -81,8 +81,8 @@ def _written(plan: WritePlan) -> int:
     return moved + sum(copy[1].element_size() * copy[3] for bucket in plan.buckets for copy in bucket.copies)
 
 
-def test_what_the_tensors_hold_then_is_written() -> None:
-    """Also where a parameter was given other memory, and where a part is a stretch of it."""
+def test_the_current_values_of_the_tensors_are_written() -> None:
+    """Also if a parameter was given other memory, and if a part is a range of it."""
     parameter, apart = torch.nn.Parameter(torch.zeros(4, 2)), torch.zeros(3, 2).T
     stretch = parameter.detach().view(-1)[2:6]
     parts = [
@@ -100,6 +100,6 @@ def test_what_the_tensors_hold_then_is_written() -> None:
     assert torch.equal(got["apart"], torch.arange(6.0).view(2, 3))
 
 
-def test_a_bucket_that_holds_nothing_is_refused() -> None:
+def test_a_bucket_size_below_the_alignment_is_rejected() -> None:
     with pytest.raises(ValueError, match="bucket_bytes: got 8, allowed: 64 or more"):
         WritePlan(parts_of([torch.zeros(3)]), 8)

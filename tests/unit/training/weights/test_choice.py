@@ -1,4 +1,4 @@
-"""Which channel a run uses."""
+"""The choice of a run's weight channel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _config(channel: Any) -> WeightsConfig:
         ("shared_memory", ["a", "a"], "shared_memory"),
     ],
 )
-def test_auto_is_shared_memory_on_one_node_and_the_object_store_on_several(
+def test_auto_chooses_shared_memory_on_one_node_and_the_object_store_on_several(
     channel: str, nodes: list[str], chosen: str
 ) -> None:
     assert resolve_channel(_config(channel), nodes).channel == chosen

@@ -17,12 +17,12 @@ from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 
 BUCKET = 4 << 20
 SIZES = (24 << 20, *[3 << 20] * 12)
-"""Bytes of the tensors: one that fits no bucket, and many that do; 60 MiB in all."""
+"""Bytes of the tensors: one that fits no bucket, and many that do; 60 MiB in total."""
 
 
 def peak_of(work: Callable[[], object]) -> float:
-    """The most private memory (RssAnon) while `work` runs, and with what it returns, above that before
-    it; in buckets.
+    """The maximum of the private memory (RssAnon) during `work` and with its result,
+    minus that before, in buckets.
     """
     highest, done = [private_bytes()], threading.Event()
     start = highest[0]
@@ -50,13 +50,13 @@ def private_bytes() -> int:
 
 
 @pytest.mark.parametrize("make", [SharedMemoryChannel])
-def test_publish_and_pull_need_no_more_than_a_bucket_beside_the_channels_own_memory(
+def test_publish_and_pull_need_at_most_one_bucket_of_extra_memory(
     make: Callable[[], WeightChannel],
 ) -> None:
     state = {str(index): torch.full((size // 4,), 1.0) for index, size in enumerate(SIZES)}
     engine = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for tensor in engine.values():
-        tensor.fill_(0.5)  # its pages are there
+        tensor.fill_(0.5)  # allocates its pages
     learner, worker = make(), make()
 
     def publish(version: int) -> object:

@@ -1,4 +1,4 @@
-"""Weights in shared memory: between processes, and when processes end in the middle."""
+"""Weights in shared memory: between processes, and when processes end while publishing or reading."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _pull(answers: Connection, handle: SegmentHandle, value: float) -> None:
     answers.send(same(pulled(SharedMemoryChannel(), handle), value))
 
 
-def test_another_process_reads_what_was_published(channel: SharedMemoryChannel) -> None:
+def test_another_process_reads_the_published_weights(channel: SharedMemoryChannel) -> None:
     handle = channel.publish(7, source(7.0))
     with closing(SideProcess(_pull, handle, 7.0)) as reader:
         assert reader.answer() is True
@@ -51,8 +51,10 @@ def _stuck(handles: Connection):
     return buckets
 
 
-def test_nothing_is_left_of_a_publisher_that_was_killed_in_the_middle(channel: SharedMemoryChannel) -> None:
-    """The version before stays readable until then; a reader under way keeps it; then all memory is freed."""
+def test_a_publisher_killed_while_publishing_leaves_no_memory(channel: SharedMemoryChannel) -> None:
+    """The previous version stays readable until then, and a reader in progress
+    keeps it; then all memory is freed.
+    """
     publisher = SideProcess(_publish_and_wait)
     handle = publisher.answer()
     assert publisher.answer() == "one bucket is written"
@@ -67,7 +69,7 @@ def test_nothing_is_left_of_a_publisher_that_was_killed_in_the_middle(channel: S
         pulled(channel, handle)
 
 
-def test_a_reader_that_comes_too_late_is_told(channel: SharedMemoryChannel) -> None:
+def test_a_late_reader_gets_an_error(channel: SharedMemoryChannel) -> None:
     late = channel.publish(0, source(0.0))
     for version in (1, 2):
         channel.publish(version, source(version))
@@ -75,7 +77,7 @@ def test_a_reader_that_comes_too_late_is_told(channel: SharedMemoryChannel) -> N
         pulled(channel, late)
 
 
-def test_a_reader_that_comes_while_it_is_written_over_is_told(channel: SharedMemoryChannel) -> None:
+def test_a_reader_during_overwriting_gets_an_error(channel: SharedMemoryChannel) -> None:
     late = channel.publish(0, source(0.0))
     latest = channel.publish(1, source(1.0))
 
@@ -89,8 +91,8 @@ def test_a_reader_that_comes_while_it_is_written_over_is_told(channel: SharedMem
     assert same(pulled(channel, channel.publish(2, while_it_is_written)), 2.0)
 
 
-def test_two_segments_serve_all_versions_and_one_that_is_read_is_let_go(channel: SharedMemoryChannel) -> None:
-    """A reader keeps the last two that it read mapped, no more."""
+def test_two_segments_alternate_and_one_that_is_being_read_is_replaced(channel: SharedMemoryChannel) -> None:
+    """A reader keeps at most the last two segments that it read mapped."""
     before, reader = _segments(), SharedMemoryChannel()
     handles = [channel.publish(version, source(version)) for version in range(6)]
     assert _segments() - before == 2
@@ -106,12 +108,12 @@ def test_two_segments_serve_all_versions_and_one_that_is_read_is_let_go(channel:
     assert _segments() == before
 
 
-def test_a_bucket_that_was_pulled_can_not_be_written(channel: SharedMemoryChannel) -> None:
+def test_a_bucket_that_was_pulled_cannot_be_written(channel: SharedMemoryChannel) -> None:
     with closing(channel.pull(channel.publish(0, source(0.0)))) as buckets:
         assert not next(buckets).data.flags.writeable
 
 
-def test_a_handle_whose_number_stands_for_something_else_by_now(channel: SharedMemoryChannel) -> None:
+def test_a_handle_with_a_reused_descriptor_gets_an_error(channel: SharedMemoryChannel) -> None:
     reads, writes = os.pipe()
     try:
         with pytest.raises(WeightsNotFoundError):
@@ -121,7 +123,7 @@ def test_a_handle_whose_number_stands_for_something_else_by_now(channel: SharedM
         os.close(writes)
 
 
-def test_a_handle_whose_number_stands_for_a_short_file_by_now(
+def test_a_handle_with_a_descriptor_of_a_short_file_gets_an_error(
     channel: SharedMemoryChannel, tmp_path: Path
 ) -> None:
     (tmp_path / "short").write_text("hello")
@@ -130,7 +132,7 @@ def test_a_handle_whose_number_stands_for_a_short_file_by_now(
 
 
 def _segments() -> int:
-    """Distinct segments that this process holds."""
+    """Number of distinct segments that this process holds."""
     found: set[int] = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:

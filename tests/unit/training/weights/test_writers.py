@@ -24,12 +24,12 @@ from tests.contracts.weight_channel_contract import BUCKET_BYTES, pulled, same, 
 from tests.fakes.side_process import SideProcess
 
 LONG, SHORT = 300.0, 0.2
-"""Seconds: for an answer that comes, and for one that does not."""
+"""Timeouts in seconds for messages that arrive, and for messages that do not."""
 _NAMES = itertools.count()
 
 
 class Rank:
-    """Has every tensor and writes every second one: `tensors(value)`, whose value is set."""
+    """Has every tensor and writes every second one: `tensors(value)`, whose value can be set."""
 
     def __init__(self, rank: int, ranks: int = 2, plans: bool = True) -> None:
         self.values = tensors(0.0)
@@ -58,7 +58,7 @@ class Rank:
 
 
 def _help(pipe: Connection, rank: int, meeting: Rendezvous) -> None:
-    """Publish each version that is told, whose value is its number; answer with None, or what was raised."""
+    """Publish each requested version, using its number as the value. Replies with None or the error."""
     learner = Rank(rank, meeting.ranks)
     publisher = WeightPublisher(rank, learner, SharedMemoryChannel(), meeting)
     while True:
@@ -75,7 +75,7 @@ def _meeting(ranks: int = 2, timeout_seconds: float = LONG) -> Rendezvous:
 
 
 class Group:
-    """Rank 0 in this process, the others in processes of their own."""
+    """Rank 0 in this process, the others in child processes."""
 
     def __init__(self, channel: SharedMemoryChannel, ranks: int = 2) -> None:
         meeting = _meeting(ranks)
@@ -92,7 +92,7 @@ class Group:
         return handle
 
     def publish_alone(self, version: int) -> SegmentHandle:
-        """Nobody else is told."""
+        """Publish without telling the other ranks."""
         return self._publisher.publish(version)
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ def test_every_rank_writes_its_part_of_every_version(channel: SharedMemoryChanne
 
 
 def test_a_version_that_is_being_read_is_not_written_over(channel: SharedMemoryChannel) -> None:
-    """The ranks go on in other memory, and find it."""
+    """The ranks continue in other memory, and find it."""
     with closing(Group(channel)) as group, closing(channel.pull(group.publish(0))) as slow:
         reading = unflatten(slow)
         read = [(name, tensor.clone()) for name, tensor in itertools.islice(reading, 1)]
@@ -126,7 +126,7 @@ def test_a_version_that_is_being_read_is_not_written_over(channel: SharedMemoryC
     assert same(dict(read), 0.0)
 
 
-def test_a_rank_that_dies_is_noticed_and_the_version_before_stays(channel: SharedMemoryChannel) -> None:
+def test_a_dead_rank_is_detected_and_the_previous_version_stays(channel: SharedMemoryChannel) -> None:
     with closing(Group(channel)) as group:
         handle = group.publish(0)
         group.helpers[0].kill()
@@ -135,8 +135,8 @@ def test_a_rank_that_dies_is_noticed_and_the_version_before_stays(channel: Share
         assert same(pulled(channel, handle), 0.0)
 
 
-def test_ranks_that_are_asked_for_different_versions_are_told(channel: SharedMemoryChannel) -> None:
-    """Both, although neither would be waited for less than five minutes."""
+def test_ranks_with_different_versions_get_errors(channel: SharedMemoryChannel) -> None:
+    """Both fail immediately, although their timeouts are five minutes."""
     with closing(Group(channel)) as group:
         group.publish(0)
         group.helpers[0].tell(4)
@@ -145,10 +145,10 @@ def test_ranks_that_are_asked_for_different_versions_are_told(channel: SharedMem
         assert "rank 0 publishes version 1, this rank 4" in str(group.helpers[0].answer())
 
 
-def test_a_process_of_another_user_is_dropped_and_the_wait_goes_on(
+def test_a_process_of_another_user_is_rejected_and_the_wait_continues(
     channel: SharedMemoryChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise any local user could fail a publish by connecting."""
+    """Otherwise any local user could make a publish fail by connecting."""
     meeting, plan = _meeting(timeout_seconds=SHORT), Rank(0).write_plan()
     assert plan is not None
     with closing(PeerWriters(meeting)) as writers, _connected(meeting) as stranger:
@@ -160,7 +160,7 @@ def test_a_process_of_another_user_is_dropped_and_the_wait_goes_on(
 
 
 @pytest.mark.parametrize("sent", [b"the secret of another run", b"the run's secret and more", b"", None])
-def test_a_stranger_without_the_secret_is_dropped_and_the_ranks_write_all_the_same(
+def test_a_process_without_the_secret_is_rejected_and_the_ranks_write(
     channel: SharedMemoryChannel, sent: bytes | None
 ) -> None:
     meeting = _meeting()
@@ -202,7 +202,7 @@ def _is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_a_rank_that_says_nothing_is_not_waited_for_longer_than_told(channel: SharedMemoryChannel) -> None:
+def test_a_silent_rank_times_out(channel: SharedMemoryChannel) -> None:
     meeting, plan = _meeting(), Rank(0).write_plan()
     assert plan is not None
     with (
@@ -224,19 +224,19 @@ def test_a_rank_that_says_nothing_is_not_waited_for_longer_than_told(channel: Sh
         assert same(pulled(channel, handle), 0.0)
 
 
-def test_a_rank_that_never_comes_is_not_waited_for_longer_than_told(channel: SharedMemoryChannel) -> None:
+def test_a_rank_that_never_connects_times_out(channel: SharedMemoryChannel) -> None:
     publisher = WeightPublisher(0, Rank(0), channel, _meeting(timeout_seconds=SHORT))
     with closing(publisher), pytest.raises(WorkerLostError, match=r"0 of 1 connected within 0\.2 s"):
         publisher.publish(0)
 
 
-def test_a_rank_without_rank_0_is_told(channel: SharedMemoryChannel) -> None:
+def test_a_rank_without_rank_0_gets_an_error(channel: SharedMemoryChannel) -> None:
     publisher = WeightPublisher(1, Rank(1), channel, _meeting())
     with closing(publisher), pytest.raises(ConnectionError):
         publisher.publish(0)
 
 
-def test_a_rank_is_let_go_when_rank_0_fails_before_it_writes(channel: SharedMemoryChannel) -> None:
+def test_peers_are_disconnected_when_rank_0_fails_before_writing(channel: SharedMemoryChannel) -> None:
     with closing(Group(channel)) as group:
         group.publish(1)
         group.helpers[0].tell(2)
@@ -256,7 +256,7 @@ def test_a_name_that_is_taken_is_refused(channel: SharedMemoryChannel) -> None:
 @pytest.mark.parametrize(
     ("together", "plans", "ranks"), [(False, True, 2), (True, False, 2), (True, True, 1)]
 )
-def test_rank_0_publishes_all_where_ranks_can_not_write_together(
+def test_rank_0_publishes_everything_if_ranks_cannot_write_together(
     channel: SharedMemoryChannel, together: bool, plans: bool, ranks: int
 ) -> None:
     meeting = _meeting(ranks) if together else None
@@ -266,6 +266,6 @@ def test_rank_0_publishes_all_where_ranks_can_not_write_together(
     assert nothing == [None] * (ranks - 1)
 
 
-def test_other_channels_are_published_to_by_rank_0() -> None:
+def test_rank_0_publishes_to_other_channels() -> None:
     memory = MemoryChannel()
     assert same(pulled(memory, WeightPublisher(0, Rank(0), memory, _meeting()).publish(0)), 0.0)

@@ -1,5 +1,5 @@
-"""KL estimators: values by hand, and the gradients that they are said to estimate, by summing over a
-whole vocabulary.
+"""KL estimators: hand-computed values, and the gradients that they estimate, by
+summing over a whole vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REFERENCE = column(0.25, 0.25, 0.5).log()
 LN2 = 0.6931471805599453
 
 
-def test_values() -> None:
+def test_estimator_values() -> None:
     # d = log p - log q = ln 2, 0, -ln 2.
     # k1 = d; k2 = d^2 / 2 = 0.2402265070 where d = +-ln 2;
     # k3 = exp(-d) - 1 + d = 0.5 - 1 + ln 2 = 0.1931471806, 0, 2 - 1 - ln 2 = 0.3068528194.
@@ -38,8 +38,9 @@ def test_token_gradients() -> None:
 
 
 def expectation(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """E_p[estimator] and the expected gradient by the logits, exactly: each token counts with its
-    probability, as if sampled."""
+    """E_p[estimator] and the expected gradient with respect to the logits, exactly: each token has the weight
+    of its probability, as if sampled.
+    """
     logits = LOGITS.clone().requires_grad_()
     logprobs = logits.log_softmax(0)
     mean = (logprobs.detach().exp() * KL_ESTIMATORS[name](logprobs, REFERENCE)).sum()
@@ -48,7 +49,7 @@ def expectation(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def divergence(forward: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(p || q), or KL(q || p) if `forward`, and its gradient by the logits of p."""
+    """KL(p || q), or KL(q || p) if `forward`, and its gradient with respect to the logits of p."""
     logits = LOGITS.clone().requires_grad_()
     p, q = logits.log_softmax(0), REFERENCE
     value = (q.exp() * (q - p)).sum() if forward else (p.exp() * (p - q)).sum()
@@ -82,8 +83,8 @@ def test_k3_has_the_gradient_of_the_forward_kl() -> None:
     assert not torch.allclose(expectation("k3")[1], divergence(forward=False)[1])
 
 
-def test_k1_differentiated_as_written_would_be_no_penalty() -> None:
-    """Why k1's gradient is replaced: autograd of log p - log q has expectation zero."""
+def test_the_plain_gradient_of_k1_would_not_be_a_penalty() -> None:
+    """Why k1's gradient is replaced: the autograd gradient of log p - log q has expectation zero."""
     logits = LOGITS.clone().requires_grad_()
     logprobs = logits.log_softmax(0)
     naive = (logprobs.detach().exp() * (logprobs - REFERENCE)).sum()

@@ -1,6 +1,4 @@
-"""The whole objective of a token: which ratio, which weight, which penalty; and the metrics
-counted from it.
-"""
+"""The whole objective of a token: ratio, weight and penalty, and the metrics computed from it."""
 
 from __future__ import annotations
 
@@ -129,7 +127,7 @@ def test_with_one_minibatch_the_ratio_is_exactly_one_and_the_gradient_is_weighte
     torch.testing.assert_close(gradient, column(-3.0, 0.6, -0.25))
 
 
-def test_a_correction_of_identical_policies_changes_nothing() -> None:
+def test_correcting_identical_policies_changes_nothing() -> None:
     logprobs = SAMPLED.clone().requires_grad_()
     plain = objective()(columns(logprobs, proximal=None))
     corrected = objective(truncation=2.0)(columns(logprobs, proximal=None))
@@ -155,13 +153,13 @@ def test_the_penalty_is_added_at_each_token_and_weighted_with_it() -> None:
     torch.testing.assert_close(corrected.loss.detach(), expected)
 
 
-def test_a_reference_without_a_coefficient_is_watched_and_has_no_gradient() -> None:
+def test_a_reference_without_a_coefficient_only_adds_metrics() -> None:
     watched = objective(kl=0.0)(columns(CURRENT.clone().requires_grad_(), reference=REFERENCE))
     assert watched.kl is not None
     torch.testing.assert_close(watched.loss.detach(), column(-2.56, 0.8, -0.25))
 
 
-def test_a_penalty_without_a_reference_is_refused() -> None:
+def test_a_penalty_without_a_reference_is_rejected() -> None:
     with pytest.raises(
         ValueError, match=r"kl.coefficient is 0.1, and the tokens have no reference log-probs"
     ):
@@ -195,7 +193,7 @@ def test_metrics() -> None:
     )
 
 
-def test_sums_of_parts_give_the_metrics_of_the_whole() -> None:
+def test_metrics_of_parts_add_up() -> None:
     whole_columns = columns(CURRENT, reference=REFERENCE)
     whole = token_means(token_sums(whole_columns, objective()(whole_columns), column(0.3, 0.6, 0.9)))
     total = torch.zeros(len(SUMS), dtype=torch.float64)
@@ -205,7 +203,7 @@ def test_sums_of_parts_give_the_metrics_of_the_whole() -> None:
     assert token_means(total) == pytest.approx(whole)
 
 
-def test_what_was_not_computed_is_left_out() -> None:
+def test_metrics_that_were_not_computed_are_omitted() -> None:
     terms = objective()(columns(CURRENT, proximal=None))
     means = token_means(token_sums(columns(CURRENT, proximal=None), terms))
     assert sorted(means) == [

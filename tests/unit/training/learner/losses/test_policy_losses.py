@@ -1,4 +1,4 @@
-"""Each policy loss against numbers worked out by hand, and its gradient against finite differences."""
+"""Each policy loss against hand-computed numbers, and its gradient against finite differences."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def column(*values: float) -> torch.Tensor:
 def evaluate(
     name: str, ratios: list[float], advantages: list[float], clip: ClipRange = CLIP
 ) -> tuple[PolicyTerms, torch.Tensor]:
-    """The terms for tokens of these ratios, all with old probability 1/4, and d(sum of
-    losses)/d(logprobs)."""
+    """The terms for tokens with these ratios, all with old probability 1/4,
+    and d(sum of losses)/d(logprobs).
+    """
     old = torch.full((len(ratios),), 0.25, dtype=torch.float64).log()
     logprobs = (old + column(*ratios).log()).requires_grad_()
     terms = LOSSES.get(name)(PolicyColumns(logprobs, old, column(*advantages)), clip)
@@ -32,7 +33,7 @@ def assert_columns(got: torch.Tensor, *expected: float) -> None:
     torch.testing.assert_close(got, column(*expected), rtol=0, atol=1e-12)
 
 
-def test_clipped_takes_the_smaller_of_two_surrogates() -> None:
+def test_clipped_takes_the_minimum_of_two_surrogates() -> None:
     # r A against clip(r, 0.8, 1.28) A, the smaller one, negated:
     #   r 1.5, A  2:   3.0 or  2.56 ->  2.56, clipped      r 0.5, A  2:   1.0 or  1.6 ->  1.0
     #   r 1.5, A -2:  -3.0 or -2.56 -> -3.0                r 0.5, A -2:  -1.0 or -1.6 -> -1.6, clipped
@@ -52,7 +53,7 @@ def test_clipped_uses_each_bound_on_its_own_side() -> None:
     assert terms.clipped.tolist() == [False, True, True, False]
 
 
-def test_a_lower_clip_of_1_or_more_is_no_bound() -> None:
+def test_a_lower_clip_of_1_or_more_disables_the_bound() -> None:
     # DeepSeek-R1's epsilon of 10: 1 - 10 is below every ratio, and 11 bounds it from above.
     terms, gradient = evaluate("clipped", [0.001, 12.0], [-1.0, 1.0], ClipRange(10, 10))
     assert_columns(terms.loss.detach(), 0.001, -11.0)
@@ -70,7 +71,7 @@ def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage() -> None:
     assert terms.clipped.tolist() == [True, False, True, True]
 
 
-def test_a_huge_log_ratio_costs_a_finite_amount_and_an_infinite_one_is_an_error() -> None:
+def test_a_huge_log_ratio_has_a_finite_loss_and_an_infinite_one_is_an_error() -> None:
     logprobs = torch.tensor([-1.0, -1.0], requires_grad=True)
     old = torch.tensor([-101.0, -math.inf])
     terms = LOSSES.get("clipped")(PolicyColumns(logprobs, old, torch.tensor([-1.0, -1.0])), CLIP)
@@ -141,7 +142,7 @@ def test_no_tokens_give_no_terms(name: str) -> None:
     assert terms.loss.shape == terms.ratio.shape == terms.clipped.shape == gradient.shape == (0,)
 
 
-def test_the_losses_that_there_are() -> None:
+def test_all_losses_are_listed() -> None:
     assert LOSSES.names() == ["clipped", "gmpo", "gspo", "nll", "reinforce"]
 
 

@@ -1,4 +1,4 @@
-"""Losses with one ratio for a whole rollout, against numbers worked out by hand and the papers' formulas."""
+"""Losses with one ratio per rollout, against hand-computed numbers and the formulas of the papers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def column(*values: float) -> torch.Tensor:
 
 
 def rows(*lengths: int) -> TokenRows:
-    """Rows of these numbers of trained tokens, one after the other."""
+    """Rows with these numbers of trained tokens, one after the other."""
     index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
     return TokenRows(index, len(lengths))
 
@@ -27,8 +27,8 @@ def rows(*lengths: int) -> TokenRows:
 def evaluate(
     name: str, ratios: list[float], advantages: list[float], lengths: tuple[int, ...], clip: ClipRange
 ) -> tuple[PolicyTerms, torch.Tensor]:
-    """The terms of tokens of these ratios, and the gradient of the mean over rollouts of their losses; a
-    rollout has one advantage.
+    """The terms of tokens with these ratios, and the gradient of the mean loss over
+    rollouts. A rollout has one advantage.
     """
     old = torch.full((len(ratios),), 0.25, dtype=torch.float64).log()
     logprobs = (old + column(*ratios).log()).requires_grad_()
@@ -59,7 +59,7 @@ def test_a_micro_batch_without_rows_has_no_sums() -> None:
     assert rows(0).means(column()).shape == (0,)
 
 
-def test_columns_without_rows_say_so() -> None:
+def test_columns_without_rows_are_an_error() -> None:
     columns = PolicyColumns(column(1.0), column(1.0), column(1.0))
     with pytest.raises(ValueError, match=r"rows: got None, allowed: the row of each token"):
         columns.row_means(column(1.0))
@@ -147,5 +147,5 @@ def test_gradients_match_finite_differences_and_rollouts_do_not_mix(name: str) -
         start += length
 
 
-def test_facts_say_that_a_rollout_has_one_ratio() -> None:
+def test_facts_declare_one_ratio_per_rollout() -> None:
     assert {name for name in LOSSES.names() if LOSSES.facts(name).per_sequence} == set(SEQUENCE_LOSSES)

@@ -1,4 +1,4 @@
-"""What a token weighs, by hand; and that no split of a batch changes its loss."""
+"""The weights of tokens, hand-computed; and that no split of a batch changes its loss."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_an_unknown_mode_is_refused() -> None:
     mode=st.sampled_from(MODES),
     order=st.randoms(use_true_random=False),
 )
-def test_sums_and_order(lengths: list[int], mode: Aggregation, order: random.Random) -> None:
+def test_weights_sum_to_one_and_do_not_depend_on_the_order(
+    lengths: list[int], mode: Aggregation, order: random.Random
+) -> None:
     columns = torch.tensor(lengths)
     weights = rollout_token_weights(columns, mode, 12)
     mass = float((weights * columns).sum())  # the loss if every token's loss is 1

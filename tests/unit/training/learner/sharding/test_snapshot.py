@@ -1,4 +1,4 @@
-"""The copy of a shard that checkpoints are written from."""
+"""The copy of a shard from which checkpoints are written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _addresses(shard: Shard) -> list[int]:
     return [tensor.data_ptr() for tensor in shard.tensors.values()]
 
 
-def test_a_copy_is_what_the_shard_was_and_the_next_one_lies_in_the_same_memory() -> None:
+def test_a_snapshot_is_independent_and_reuses_its_memory() -> None:
     memory, shard = HostMemory(), _shard(1)
     copy = memory.copy(shard)
     for tensor in shard.tensors.values():
@@ -33,7 +33,7 @@ def test_a_copy_is_what_the_shard_was_and_the_next_one_lies_in_the_same_memory()
     assert _addresses(memory.copy(_shard(2))) == _addresses(copy)
 
 
-def test_memory_that_was_reserved_is_used_and_not_written_to_any_more() -> None:
+def test_reserved_memory_is_used_for_the_snapshot() -> None:
     memory = HostMemory()
     assert not memory.reserved
     memory.reserve(_shard(1))

@@ -1,4 +1,4 @@
-"""Traces of chain_sum: every partial sum is right, and the last one is the answer."""
+"""Traces of chain_sum: every partial sum is correct, and the last one is the answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trace(expression: str) -> str:
         ("12", "<think>12</think><answer>12</answer>"),
     ],
 )
-def test_a_trace(expression: str, expected: str) -> None:
+def test_traces_of_examples(expression: str, expected: str) -> None:
     assert trace(expression) == expected
 
 
@@ -42,7 +42,7 @@ def test_a_row_without_such_an_expression_is_refused(row: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
-def test_the_shipped_task_is_solved_rightly_within_the_tokens_of_a_cold_start() -> None:
+def test_all_traces_of_the_shipped_task_are_correct_and_fit() -> None:
     config = compose("sft", ["task=chain_sum"])
     prompts = load_prompts(config.task, config.seed).first_epoch
     assert len(prompts) == config.task.train_size

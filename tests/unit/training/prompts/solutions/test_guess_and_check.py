@@ -37,7 +37,7 @@ def solvable() -> st.SearchStrategy[dict[str, object]]:
 
 
 @given(solvable(), st.integers(0, 2**32))
-def test_every_equation_and_mark_is_right_and_no_guess_comes_twice(row: dict[str, object], seed: int) -> None:
+def test_equations_and_marks_are_correct_and_guesses_are_distinct(row: dict[str, object], seed: int) -> None:
     thoughts, answer = parts(guess_and_check(row, random.Random(seed)))
     guesses = [thought.partition("=") for thought in thoughts]
     for guess, _, check in guesses:
@@ -50,7 +50,7 @@ def test_every_equation_and_mark_is_right_and_no_guess_comes_twice(row: dict[str
     assert sorted(re.findall(r"\d+", answer)) == sorted(map(str, row["numbers"]))  # type: ignore[call-overload]
 
 
-def test_a_trace_that_goes_on_ends_at_the_target() -> None:
+def test_a_trace_that_continues_ends_at_the_target() -> None:
     traces = [parts(guess_and_check(ROW, random.Random(seed))) for seed in range(200)]
     long = [(thoughts, answer) for thoughts, answer in traces if len(thoughts) > 1]
     assert long
@@ -71,7 +71,7 @@ def test_shares_of_traces_that_give_up_or_do_not_check() -> None:
     assert kinds["gave up"] / kinds["missed"] == pytest.approx(0.6, abs=0.03)
 
 
-def test_the_trace_is_a_function_of_row_and_chance() -> None:
+def test_a_trace_is_a_function_of_the_row_and_the_seed() -> None:
     assert guess_and_check(ROW, random.Random(4)) == guess_and_check(ROW, random.Random(4))
     assert len({guess_and_check(ROW, random.Random(seed)) for seed in range(50)}) > 5
 
@@ -89,7 +89,7 @@ def test_all_signs_but_the_ones_without_a_plus() -> None:
     assert expression([3, 6, 2], ("-", "+", "-")) == "-3+6-2"
 
 
-def test_the_fields_of_a_reasoning_gym_entry_may_be_there_too() -> None:
+def test_other_fields_of_a_reasoning_gym_entry_are_ignored() -> None:
     row = {**ROW, "question": "Make 7 ...", "expression": "3 + 6 - 2"}
     assert guess_and_check(row, random.Random(1)) == guess_and_check(ROW, random.Random(1))
 
@@ -108,5 +108,5 @@ def test_a_puzzle_that_plus_and_minus_do_not_solve_is_refused() -> None:
             guess_and_check({"numbers": [3, 6, 2], "target": 36}, random.Random(seed))
 
 
-def test_it_is_found_by_name() -> None:
+def test_the_writer_is_registered() -> None:
     assert SOLUTIONS.get("guess_and_check") is guess_and_check
