@@ -1,17 +1,17 @@
-"""For how much of the time that a checkpoint's write takes is training blocked?
+"""Measures how long training is blocked while a checkpoint is written.
 
     python benchmarks/checkpoint_blocking.py [--json] [--layers 16] [--saves 4] [--keep]
 
 One rank trains without a pause and saves through `Checkpointer`, as a run does. The model is a random Llama
-of 7.1 million parameters per layer; a checkpoint is 12 bytes per parameter: float32 weights and AdamW's two
-averages. In one run, alternating:
+with 7.1 million parameters per layer; a checkpoint has 12 bytes per parameter: float32 weights and AdamW's
+two moments. Measured alternately, in one run:
 
-- waited_for: seconds of a save that the step waits for to its end (`checkpoint.asynchronous=false`);
-- blocked: seconds of an asynchronous save until the next update may begin; its memory is got from the system
-  after the first update, as in a run;
-- written: seconds from the begin of that save until its manifest is on disk, updates going on beside it;
-- share: blocked / written, and blocked / waited_for; the target is 10 % of either;
-- update_beside: an update while a checkpoint is written, over an update without.
+- waited_for: seconds of a save that the step waits for (`checkpoint.asynchronous=false`);
+- blocked: seconds of an asynchronous save until the next update may begin; its memory is allocated after the
+  first update, as in a run;
+- written: seconds from the start of that save until its manifest is on disk, while updates continue;
+- share: blocked / written, and blocked / waited_for; the target is 10 % of each;
+- update_beside: an update while a checkpoint is written, divided by an update without.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TARGET = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One pair of saves: the one that is waited for, and the asynchronous one; seconds."""
+    """One pair of saves: the synchronous and the asynchronous one, in seconds."""
 
     save: str
     gigabytes: float
@@ -56,7 +56,7 @@ class Row:
 
 
 class InProcess(Savable):
-    """The learner stage of one rank in this process: updates in one thread, a write in another."""
+    """The learner stage of one rank in this process. Updates run in one thread, a write in another."""
 
     def __init__(self, learner: DeepSpeedLearner) -> None:
         self.learner = learner
@@ -77,7 +77,7 @@ class InProcess(Savable):
 
 
 def build_learner(layers: int) -> DeepSpeedLearner:
-    """One rank, ZeRO 1, with AdamW."""
+    """Build one rank with ZeRO 1 and AdamW."""
     shape = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=768,
@@ -97,7 +97,7 @@ def build_learner(layers: int) -> DeepSpeedLearner:
 
 
 async def measure(layers: int, saves: int, directory: Path) -> list[Row]:
-    """`saves` pairs."""
+    """Measure `saves` pairs."""
     learner = build_learner(layers)
     stage, part = InProcess(learner), batch(0)[1:]
     written: dict[int, float] = {}
@@ -149,7 +149,7 @@ async def measure(layers: int, saves: int, directory: Path) -> list[Row]:
 
 
 def print_table(rows: list[Row]) -> None:
-    """One line a save."""
+    """Print one line per save."""
     print("save        GB  waited for  blocked  written  share of written  of waited for  update beside")
     for row in rows:
         seconds = f"{row.waited_for:>10.2f}s {row.blocked:>7.3f}s {row.written:>7.2f}s"
@@ -158,7 +158,7 @@ def print_table(rows: list[Row]) -> None:
 
 
 def main() -> int:
-    """Print the table; exit 1 if the median share is above the target."""
+    """Print the table. The exit code is 1 if the median share exceeds the target."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,16 +1,15 @@
-"""The controller's own CPU time a step, without its engines.
+"""Measures the controller's own CPU time per step, without engines.
 
     python benchmarks/controller_time.py [--json]
 
 The real loop, buffer and pools run between fake stages that take no time (`training/simulation`), on an
-asyncio loop whose clock jumps. So all CPU time of the process is the controller's and that of the
-fakes: an upper bound, but without what calls to Ray cost. One factor at a time is raised 1x, 4x and
-16x: tokens a rollout, rollouts per prompt (group size), prompts per step. It is CPU time
-(`time.process_time`), not wall time: other processes on the machine matter little. The settings
-alternate, the smallest of the repetitions counts.
+asyncio loop with a virtual clock. All CPU time of the process is therefore that of the controller and the
+fakes: an upper bound, except for calls to Ray. One factor at a time is increased 1x, 4x and 16x: tokens per
+rollout, rollouts per prompt (group size), prompts per step. CPU time (`time.process_time`) hardly depends on
+other processes on the machine. The settings alternate, and the smallest of the repetitions counts.
 
-The controller handles groups, not rollouts and not tokens. So the first two must be flat, and the third grows
-with the number of groups.
+The controller handles groups, not rollouts or tokens. So the first two must be flat, and the third
+grows with the number of groups.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ BASE = SimulationSettings(
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table."""
+    """One row of the table."""
 
     varied: str
     factor: int
@@ -69,7 +68,7 @@ def cases() -> list[Case]:
 
 
 class Silent(Trace):
-    """Keeps nothing: what an observer does with a report is not the controller's."""
+    """Discards everything, because the work of an observer is not the controller's."""
 
     def on_step(self, report: object) -> None: ...
 
@@ -81,7 +80,7 @@ class Silent(Trace):
 
 
 def cpu_ms_per_step(settings: SimulationSettings) -> float:
-    """CPU milliseconds a step, of a run that is all controller."""
+    """CPU milliseconds per step of a run with fake stages."""
 
     async def main() -> float:
         with tempfile.TemporaryDirectory() as directory:
@@ -98,7 +97,7 @@ def cpu_ms_per_step(settings: SimulationSettings) -> float:
 def measure() -> list[dict[str, str | int | float]]:
     planned = cases()
     best = [float("inf")] * len(planned)
-    cpu_ms_per_step(replace(BASE, steps=20))  # imports and caches
+    cpu_ms_per_step(replace(BASE, steps=20))  # warms up imports and caches
     for _ in range(REPETITIONS):
         for index, case in enumerate(planned):
             best[index] = min(best[index], cpu_ms_per_step(case.settings))

@@ -1,15 +1,15 @@
-"""The hf engine against `model.generate`: the same weights, prompts, rows, sampling and threads, alternating
-in one process.
+"""Compares the hf engine with `model.generate`, with the same weights, prompts, rows, sampling and
+threads, alternating in one process.
 
     python benchmarks/engine_vs_generate.py [--json] [--model tiny_moe] [--rounds 3]
 
-Both sample at temperature 1 without truncation and never hold more rows at once than `max_batch_rows`.
-`generate` gets every rollout as a row of its own, left-padded, as many rows at once as fit.
+Both sample at temperature 1 without truncation and hold at most `max_batch_rows` rows at once. `generate`
+gets every rollout as a separate left-padded row, as many rows at once as fit.
 
-Lengths. smollm2_135m answers reasoning_gym's `chain_sum` in its own words: short answers, long ones and some
-that never end, the real spread. tiny_moe has random weights here, which would end a response once in 103
-tokens; one hidden channel is made constant and the end-of-sequence logit reads it, so that each token ends
-the response with probability about 1/28: a geometric spread. The weights are the same for both systems.
+Lengths: smollm2_135m answers reasoning_gym's `chain_sum` in its own words: short answers, long ones and some
+that never end, which is a realistic spread. tiny_moe has random weights here, which would end a response once
+in 103 tokens; one hidden channel is made constant and the end-of-sequence logit reads it, so that each token
+ends the response with probability about 1/28: a geometric spread. The weights are the same for both systems.
 
 The speed-up compares CPU seconds of one thread: other work on the machine slows both, but does not count.
 """
@@ -72,7 +72,7 @@ def tiny_moe() -> Workload:
 
 
 def smollm2_135m() -> Workload:
-    """A pretrained chat model on sums: 8 prompts x 8 through 32 rows at once."""
+    """A pretrained chat model on sums: 8 prompts x 8, with at most 32 rows at once."""
     config = _config("smollm2_135m")
     dataset = create_dataset("chain_sum", size=8, seed=0, min_terms=2, max_terms=4)
     texts = [f"{dataset[index]['question']} Think step by step." for index in range(8)]
@@ -84,7 +84,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {"tiny_moe": tiny_moe, "smollm2_1
 
 
 def with_engine(load: Workload) -> Callable[[int], list[int]]:
-    """A function from a seed to the lengths of all rollouts."""
+    """Return a function from a seed to the lengths of all rollouts."""
     model = copy.deepcopy(load.model)
     engine = HFEngine(model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
 
@@ -97,7 +97,7 @@ def with_engine(load: Workload) -> Callable[[int], list[int]]:
 
 
 def with_generate(load: Workload) -> Callable[[int], list[int]]:
-    """The same by `model.generate`."""
+    """The same with `model.generate`."""
     rows = [
         render_prompt(load.tokenizer, prompt.text) for prompt in load.prompts for _ in range(load.group_size)
     ]
@@ -131,11 +131,11 @@ def with_generate(load: Workload) -> Callable[[int], list[int]]:
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """Both systems in turn, `rounds` times after a warm-up; medians."""
+    """Run both systems alternately, `rounds` times after a warm-up. Returns medians."""
     load = WORKLOADS[name]()
     systems = {"generate": with_generate(load), "engine": with_engine(load)}
     seen: dict[str, list[tuple[int, float, float, int, int]]] = {system: [] for system in systems}
-    for index in range(rounds + (name == "tiny_moe")):  # the first round of a fast workload only warms up
+    for index in range(rounds + (name == "tiny_moe")):  # the first round of a fast workload is a warm-up
         for system, sample in systems.items():
             wall, cpu = time.perf_counter(), time.process_time()
             lengths = sample(index)
@@ -176,10 +176,10 @@ def _row(
 
 @torch.no_grad()
 def _end_once_in(tokens: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Make the end-of-sequence logit about constant, so that a random model ends once in `tokens` tokens."""
+    """Make the end-of-sequence logit nearly constant, so that a random model ends once in `tokens` tokens."""
     embedding, head = model.get_parameter("model.embed_tokens.weight"), model.get_parameter("lm_head.weight")
     end = end_of_turn(tokenizer)
-    embedding[:, 0] = 0.3  # large beside what the layers add to this channel
+    embedding[:, 0] = 0.3  # large compared with what the layers add to this channel
     head[:, 0] = 0.0
     head[end] = 0.0
     ids = torch.randint(7, len(tokenizer), (64, 32), generator=torch.Generator().manual_seed(0))

@@ -1,19 +1,19 @@
-"""The learner's update against a plain torch loop, against itself on two ranks, and what batching by a token
-budget buys. Ratios of tokens per second, measured in turn in one run.
+"""Compares the learner's update with a plain torch loop and with two ranks, and measures the benefit of
+batching by a token budget. The results are ratios of tokens per second, measured alternately in one run.
 
     python benchmarks/learner.py [--json] [--rounds 5]
 
 The model is tiny_moe (DeepSeek-V3's architecture, float32). The batch is 64 prompts x 8 rollouts that the
 `hf` engine sampled, each token ending its rollout with probability about 1/28: a spread of 1 to 96 tokens.
-Rewards are by chance, so every rollout has a gradient. Tokens are those of prompts and responses, without
+Rewards are random, so every rollout has a gradient. Tokens are those of prompts and responses, without
 padding; every process computes with one thread.
 
 - plain_loop: the learner with one rank (ZeRO 1) against a loop of plain torch on the same micro-batches:
   forward, `log_softmax` of the trained positions' logits, clipped objective, backward, `clip_grad_norm_`,
   fused AdamW. By CPU seconds of the process, which other work on the machine disturbs less.
-- token_budget: the learner against itself with padded batches: rows as they come, as many a micro-batch as
-  fit the same budget at the length of the longest. By CPU seconds.
-- two_ranks: two ranks (ZeRO 1, gloo) against one. By wall time of the slower rank: needs two idle cores.
+- token_budget: the learner against itself with padded batches: rows in their given order, as many per
+  micro-batch as fit the same budget at the length of the longest. By CPU seconds.
+- two_ranks: two ranks (ZeRO 1, gloo) against one. By wall time of the slower rank; needs two idle cores.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ Step = Callable[[], None]
 
 
 def learner_config(world_size: int) -> LearnerConfig:
-    """The grpo job's learner on the CPU, without the router's bias update: the plain loop has none."""
+    """The learner of the grpo job on the CPU, without updates of the router
+    bias, which the plain loop lacks.
+    """
     values = compose("grpo", []).learner.model_dump()
     changed: dict[str, Any] = {
         "world_size": world_size,
@@ -71,7 +73,7 @@ def learner_config(world_size: int) -> LearnerConfig:
 
 
 def sampled_batch() -> list[BatchPart]:
-    """The batch, by the engine."""
+    """The batch, sampled by the engine."""
     load = tiny_moe()
     engine = HFEngine(load.model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=load.max_new_tokens, seed=0)
@@ -84,7 +86,7 @@ def sampled_batch() -> list[BatchPart]:
 
 
 def model() -> PreTrainedModel:
-    """A fresh tiny_moe, always the same."""
+    """A new tiny_moe, always with the same weights."""
     return build_model(compose("grpo", []).model, seed=0)
 
 
@@ -100,7 +102,6 @@ def learner(rank: int, world_size: int, port: int) -> DeepSpeedLearner:
 
 
 def learner_step(rank: DeepSpeedLearner, batch: Sequence[BatchPart]) -> Step:
-    """An update."""
 
     def step() -> None:
         rank.update(0, batch)
@@ -109,7 +110,7 @@ def learner_step(rank: DeepSpeedLearner, batch: Sequence[BatchPart]) -> Step:
 
 
 def plain_step(batch: Sequence[BatchPart]) -> Step:
-    """An update by plain torch, on the micro-batches that the learner would make."""
+    """An update with plain torch, on the micro-batches that the learner would use."""
     trained, rule, config = model().train(), update_rule(), learner_config(1)
     parameters = list(trained.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
@@ -141,7 +142,7 @@ def plain_loss(trained: PreTrainedModel, batch: MicroBatch, temperature: float) 
 def padded_plan(
     lengths: Sequence[int], world_size: int, micro_batch_tokens: int, layout: batching.BatchFormat
 ) -> batching.MicroBatchPlan:
-    """Rows as they come, a fixed number a micro-batch."""
+    """Rows in their given order, a fixed number per micro-batch."""
     del layout
     rows = max(1, micro_batch_tokens // max(lengths))
     share = list(range(len(lengths)))
@@ -150,14 +151,14 @@ def padded_plan(
 
 
 def cpu_seconds(step: Step) -> float:
-    """Of this process, for one step."""
+    """CPU seconds of this process for one step."""
     started = time.process_time()
     step()
     return time.process_time() - started
 
 
 def alternating(one: Step, other: Step, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of other / one; a warm-up first, then in turn."""
+    """Median seconds of both, and the median of other / one, measured alternately after a warm-up."""
     for warm_up in (one, other):
         warm_up()
     pairs = [(cpu_seconds(one), cpu_seconds(other)) for _ in range(rounds)]
@@ -167,7 +168,7 @@ def alternating(one: Step, other: Step, rounds: int) -> tuple[float, float, floa
 
 
 def in_one_process(rounds: int) -> list[dict[str, Any]]:
-    """plain_loop and token_budget."""
+    """Measure plain_loop and token_budget."""
     batch = sampled_batch()
     rank = learner(0, 1, 0)
     update = learner_step(rank, batch)
@@ -205,7 +206,7 @@ def timed_rank(rank: int, port: int, counts: Sequence[int], directory: str) -> N
 
 
 def wall_seconds(world_size: int, rounds: int) -> float:
-    """Median over the rounds of the slower rank's seconds."""
+    """The median over the rounds of the slower rank's seconds."""
     with tempfile.TemporaryDirectory() as directory:
         start_ranks(world_size, timed_rank, (rounds, world_size), directory)
         ranks = [json.loads((Path(directory) / f"{rank}.json").read_text()) for rank in range(world_size)]
@@ -213,14 +214,14 @@ def wall_seconds(world_size: int, rounds: int) -> float:
 
 
 def two_ranks(rounds: int, tokens: int) -> dict[str, Any]:
-    """One rank, two ranks, one rank again."""
+    """Measure one rank, two ranks, and one rank again."""
     before, two, after = (wall_seconds(world_size, rounds) for world_size in (1, 2, 1))
     one = (before + after) / 2
     return row("two_ranks", tokens, two, one, one / two)
 
 
 def row(name: str, tokens: int, ours: float, other: float, ratio: float) -> dict[str, Any]:
-    """A line of the table. `ratio`: how many times the other's tokens per second."""
+    """A row of the table. `ratio` is our tokens per second divided by the other's."""
     return {
         "comparison": name,
         "tokens": tokens,
@@ -232,7 +233,7 @@ def row(name: str, tokens: int, ours: float, other: float, ratio: float) -> dict
 
 
 def main() -> int:
-    """Measure, print, write the result."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

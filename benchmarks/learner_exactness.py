@@ -1,23 +1,23 @@
-"""Is the learner exact? Ranks, expert parallel sizes, ZeRO stages and objectives against one plain torch
-process in float32, which tests/support/plain_training.py writes from the papers.
+"""Verifies that the learner is exact: ranks, expert parallel sizes, ZeRO stages and objectives against one
+plain torch process in float32, which tests/support/plain_training.py implements from the papers.
 
     python benchmarks/learner_exactness.py [--json] [--models tiny_moe qwen3_moe ...] [--world-sizes 1 2 4]
-    [--stages 0 1 2 3] [--objectives token kl_k3 ...]
+        [--stages 0 1 2 3] [--objectives token kl_k3 ...]
 
-Two tables: every number of ranks, expert parallel size and ZeRO stage of every model under one objective,
-and every objective (aggregations, KL penalties, truncated importance sampling, minibatches, weight decay,
-masks, dual clip, routing replay, and all of it together) on four shapes of one model. Both sides train the
-same model on the same batches of unequal lengths, with SGD and with AdamW, ten steps in the first table
-and five in the second. The balance loss is on, selection biases start away from zero and move, and every
-step is clipped:
+There are two tables: every number of ranks, expert parallel size and ZeRO stage of every model with one
+objective, and every objective (aggregations, KL penalties, truncated importance sampling, minibatches, weight
+decay, masks, dual clip, routing replay, and all of them together) on four shapes of one model. Both sides
+train the same model on the same batches of unequal lengths, with SGD and with AdamW, for ten steps in the
+first table and five in the second. The balance loss is on, selection biases start away from zero and change,
+and every step is clipped:
 
 - loss: largest difference over the steps. It is a mean of terms of size 1 that may pass through zero, so the
   difference is absolute.
 - grad_norm: largest difference over the steps, relative to the largest norm;
 - param_max: largest elementwise difference of a parameter after SGD;
 - param_l2: largest relative L2 difference of a parameter after AdamW. AdamW divides a gradient by its own
-  size, so where the gradient is nearly zero rounding alone decides the sign of an element's step: elementwise
-  differences mean nothing there, and the epsilon is 1e-6 so that they do not dominate.
+  size, so where the gradient is nearly zero, rounding alone determines the sign of an element's step:
+  elementwise differences are meaningless there, and the epsilon is 1e-6 so that they do not dominate.
 
 `exact`: loss within 1e-7, grad_norm and param_l2 within 1e-6, param_max within 1e-5. `offered`: the config
 accepts the combination.
@@ -44,7 +44,7 @@ OBJECTIVE_SHAPES = ((1, 1, 1), (2, 1, 2), (2, 1, 3), (2, 2, 1))
 
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:
-    """Both tables."""
+    """The cases of both tables."""
     ranks = [
         Case(model, world_size, size, stage)
         for world_size in arguments.world_sizes
@@ -64,7 +64,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
 
 
 def measure(cases: Sequence[Case]) -> list[Difference]:
-    """The rows of all cases. The cases of one number of ranks share their processes."""
+    """Compute the rows of all cases. Cases with the same number of ranks share their processes."""
     torch.set_num_threads(1)
     plain: dict[tuple[str, str], dict[OptimizerName, Training]] = {}
     for case in cases:
@@ -80,7 +80,7 @@ def measure(cases: Sequence[Case]) -> list[Difference]:
 
 
 def print_table(rows: Sequence[Difference]) -> None:
-    """One line a case."""
+    """Print one line per case."""
     print("model        objective     ranks  EP  ZeRO     loss  grad norm  param L2  param max  exact")
     for row in rows:
         shape = f"{row.world_size:>5} {row.expert_parallel_size:>3} {row.zero_stage:>5}"
@@ -91,7 +91,7 @@ def print_table(rows: Sequence[Difference]) -> None:
 
 
 def main() -> int:
-    """Print both tables; exit 1 if a combination that is offered is not exact."""
+    """Print both tables. The exit code is 1 if an offered combination is not exact."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Does it learn, on every seed? Runs the demo from its start for each seed and draws held-out accuracy
-over the steps.
+"""Verifies that the demo learns with every seed: runs it from scratch for each seed and draws
+held-out accuracy over the steps.
 
     python benchmarks/learning_curve.py [--seeds 0 1 2] [--expert-parallel-sizes 1] [--json] [OVERRIDE ...]
 
-With several expert parallel sizes of the GRPO stage (its two ranks hold all experts, or half of them each) it
-runs each seed with each of them. Writes benchmarks/results/learning_curve.json and .png, or
-learning_curve_expert_parallel.*. Everything goes through `orchestrator run r1_demo`:
-Ray, DeepSpeed, MLflow and the ledger are part of what is timed.
+With several expert parallel sizes of the GRPO stage (its two ranks hold all experts, or half of them each),
+each seed runs with each of them. Writes benchmarks/results/learning_curve.json and .png, or
+learning_curve_expert_parallel.*. Everything goes through `orchestrator run r1_demo`, so Ray, DeepSpeed,
+MLflow and the ledger are included in the times.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROGRAM = Path(sys.executable).parent / "orchestrator"
 
 
 def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) -> dict[str, Any]:
-    """One whole demo, with an expert parallel size of the GRPO stage; the row of the table."""
+    """Run the whole demo with an expert parallel size of the GRPO stage. Returns a row of the table."""
     run_id = f"learning-curve-{seed}-{int(time.time())}"
     overrides = [f"stages.grpo.learner.expert_parallel_size={experts}", *overrides]
     started = time.monotonic()
@@ -74,17 +74,17 @@ def run_seed(seed: int, experts: int, output_dir: Path, overrides: list[str]) ->
 
 
 def series(run: RunDirectory, name: str) -> Series:
-    """(step, value) of one metric."""
+    """Read (step, value) of one metric."""
     return [(line.step, line.metrics[name]) for line in run.read_metrics() if name in line.metrics]
 
 
 def bounds(band: tuple[int, float, float]) -> str:
-    """The 95 % Wilson interval of one evaluation, as text: `0.9783 to 0.9993`."""
+    """Format the 95 % Wilson interval of one evaluation: `0.9783 to 0.9993`."""
     return f"{band[1]:.4f} to {band[2]:.4f}"
 
 
 def main() -> int:
-    """Run the seeds one after another; 1 if a seed missed the target."""
+    """Run the seeds one after another. The exit code is 1 if a seed missed the target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--expert-parallel-sizes", type=int, nargs="+", default=[1])

@@ -1,10 +1,10 @@
-"""What one usage event costs the actor that emits it: a local append, in microseconds of CPU
-and of wall time.
+"""Measures the cost of one usage event for the actor that emits it: a local append, in
+microseconds of CPU and wall time.
 
     python benchmarks/ledger_emit.py [--json] [--events 50000]
 
 The sink is the one that every actor uses (`training/usage.py`), writing to a file in the working directory.
-Beside it, the same bytes by `os.write` alone: what the kernel takes. The budget is 20 microseconds.
+For comparison, the same bytes are written with `os.write` alone. The budget is 20 microseconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def span(number: int) -> SpanRecorded:
 
 
 def measure(events: int, folder: Path) -> dict[str, float]:
-    """Microseconds an event: the best round, and in wall time the 99.9th percentile of single events."""
+    """Microseconds per event: the best round, and for wall time the 99.9th percentile of single events."""
     made = [span(number) for number in range(events)]
     lines = [(event_to_json(event) + "\n").encode() for event in made]
     emit_cpu: list[float] = []

@@ -1,18 +1,18 @@
-"""How the ledger grows: ingest of usage events and a monthly report, at 1, 3, 10 and 30 million spans.
+"""Measures how the ledger scales: ingest of usage events and a monthly report, with 1 to 30 million spans.
 
     python benchmarks/ledger_scale.py [--json] [--spans 1,3,10,30] [--folder DIR]
 
-For each size, in a folder of its own (30 million spans take some 25 GB on disk):
+For each size, in a separate folder (30 million spans take about 25 GB on disk):
 
 - spool files are written as actors write them: runs of eight teams, each with eight slots held for two days;
-  on each slot a rollout worker and a learner rank whose spans meet, and in one of eight steps overlap;
+  on each slot a rollout worker and a learner rank with adjacent spans, which overlap in one of eight steps;
 - *ingest*: the spool is shipped to SQLite, durably, in batches, and the leases are booked into the Parquet
-  mart. The figure counts both; `ship_s` and `book_s` say which took how long;
-- *report*: in a process of its own, a month by team x role x activity, as `orchestrator cost report --by`
-  makes it, priced; `report_rss_bytes` is that process's peak, imports and all;
-- *plain DuckDB*: in a process of its own, a bare GROUP BY role, activity over the same Parquet, unpriced.
+  mart. The figure includes both; `ship_s` and `book_s` are the separate times;
+- *report*: in a separate process, a priced month by team x role x activity, as in `orchestrator cost report
+  --by`; `report_rss_bytes` is the peak memory of that process, including imports;
+- *plain DuckDB*: in a separate process, a bare GROUP BY role, activity over the same Parquet, unpriced.
 
-`*_cpu_s` are CPU seconds of all processes: on a busy machine they say more than wall time.
+`*_cpu_s` are CPU seconds of all processes, which are more meaningful than wall time on a busy machine.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ print(json.dumps({"s": time.perf_counter() - began, "ns": int(sum(row[2] for row
 
 
 def write_spool(folder: Path, spans: int) -> int:
-    """Write the spool; gives how many events it holds."""
+    """Write the spool. Returns the number of its events."""
     folder.mkdir(parents=True)
     events = 0
     runs = max(spans // (SPANS_A_LEASE * SLOTS), 1)
@@ -101,7 +101,7 @@ def write_spool(folder: Path, spans: int) -> int:
 
 
 def run_lines(run: int, spans: int) -> Iterator[str]:
-    """The lines of one run: it starts some hours after the run before, and all within the month."""
+    """The lines of one run. It starts some hours after the previous run; all runs are within the month."""
     name, start = f"run-{run}", START + (run * 7_919 % 28) * DAY_NS
     yield _line(
         "run_declared", at_ns=start, run_id=name, attempt=1, job="grpo", purpose="final", organisation="lab",
@@ -137,12 +137,12 @@ def _line(kind: str, **fields: object) -> str:
 
 
 def _id(at_ns: int) -> str:
-    """An event id as `training/usage.py` makes them: the time, then chance."""
+    """An event id in the format of `training/usage.py`: the time, then random digits."""
     return f"{at_ns:016x}{os.urandom(8).hex()}"
 
 
 def measure(spans: int, folder: Path) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one row of the table."""
     events = write_spool(folder / "spool", spans)
     url = f"sqlite:///{folder}/ledger.db"
     ledger = Ledger.open(url, PRICES)
@@ -175,7 +175,7 @@ def measure(spans: int, folder: Path) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the children that have ended."""
+    """CPU time of this process and of its finished children."""
     found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in found)
 

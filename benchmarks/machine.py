@@ -1,5 +1,5 @@
-"""What a benchmark ran on, and where its figures go. Imported by the scripts beside it: `from machine import
-describe, write_result`.
+"""Describes the machine of a benchmark and writes its results. The other scripts import it: `from machine
+import describe, write_result`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "numpy", "duckdb", "ml
 
 
 def describe() -> dict[str, Any]:
-    """The machine, the software and how busy the machine was (load average over a minute) when
-    this was called.
-    """
+    """The machine, the software, and the load average over a minute at the time of the call."""
     return {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -46,8 +44,8 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def _processor() -> str:
-    """The model's name and what a lake of names would hide: family, model and the vector instructions
-    that matter here.
+    """Processors with the same model name may differ, so this includes family, model and
+    the relevant vector instructions.
     """
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():

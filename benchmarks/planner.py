@@ -1,9 +1,10 @@
-"""Compares the planner's estimates with what is counted and measured on real models on this machine.
+"""Compares the planner's estimates with values counted and measured on real models on this machine.
 
     python benchmarks/planner.py [--json] [--write] [--parts parameters flops activations state time]
 
-- parameters, flops: exact (see tests/support/capacity_measured.py for how they are counted);
-- activations: what autograd saves at the end of the layers, and the peak of a forward and backward pass;
+- parameters, flops: exact (tests/support/capacity_measured.py describes how they are counted);
+- activations: the tensors that autograd saves at the end of the layers, and the peak of a forward
+  and backward pass;
 - state: bytes that DeepSpeed holds before the step of a second update, on 1 and 2 ranks, stages 0 to 3;
 - time: CPU seconds of a learner's update on one thread. Two updates of the same model on rows of another
   length calibrate the machine (seconds per operation and a constant per update); the planner then predicts
@@ -71,12 +72,12 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Relative; 0 where both are."""
+        """The relative error; 0 if both are 0."""
         return self.predicted / self.measured - 1 if self.measured else float(self.predicted != 0)
 
 
 def parameters() -> Iterator[Row]:
-    """Every family small, and the published models whole."""
+    """Every family at a small size, and the published models at full size."""
     cases = {
         **small_architectures(),
         **{name: published(name) for name in PUBLISHED},
@@ -119,7 +120,7 @@ def activations() -> Iterator[Row]:
 
 
 def state() -> Iterator[Row]:
-    """Bytes of rank 0, all combinations that the learner offers without expert parallelism."""
+    """Bytes of rank 0, for all combinations that the learner offers without expert parallelism."""
     model = build_exactness_model("tiny_moe")
     shape = read_shape(model.config.to_dict())
     for world_size in (1, 2):
@@ -173,7 +174,9 @@ def seconds() -> Iterator[Row]:
 
 
 def _spawned(work: Callable[..., None], world_size: int, *arguments: Any) -> Any:  # noqa: ANN401
-    """Run `work(rank, port, world_size, queue, *arguments)` on fresh processes; what rank 0 puts."""
+    """Run `work(rank, port, world_size, queue, *arguments)` in new
+    processes. Returns the result of rank 0.
+    """
     queue = mp.get_context("spawn").SimpleQueue()
     start_ranks(world_size, work, world_size, queue, *arguments)
     return queue.get()
@@ -182,7 +185,7 @@ def _spawned(work: Callable[..., None], world_size: int, *arguments: Any) -> Any
 def _learner(
     rank: int, world_size: int, port: int, stage: int, model: PreTrainedModel, micro_batch_tokens: int
 ) -> DeepSpeedLearner:
-    sys.stdout = sys.stderr  # DeepSpeed prints what it is doing
+    sys.stdout = sys.stderr  # DeepSpeed prints its progress
     config = learner_config(Case("tiny_moe", world_size, 1, stage), "adamw")
     config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
     init = DistributedInit(rank, world_size, "gloo", "cpu", tcp_store(rank, world_size, port))
@@ -209,7 +212,7 @@ def _hold_states(rank: int, port: int, world_size: int, queue: Any) -> None:  # 
 
 
 def _held_before_the_second_step(learner: DeepSpeedLearner) -> dict[str, int]:
-    """At the end of the last backward pass: gradients are there, and the optimizer has its moments."""
+    """At the end of the last backward pass, when gradients exist and the optimizer has its moments."""
     zero: Any = learner._zero  # pyright: ignore[reportPrivateUsage] - there is no other way to look inside
     step, held = zero.step, dict[str, int]()
 
@@ -224,12 +227,12 @@ def _held_before_the_second_step(learner: DeepSpeedLearner) -> dict[str, int]:
 
 
 Work = dict[str, tuple[Architecture, int, int]]
-"""By case: the model, rows, and tokens of a row."""
+"""For each case: the model, rows, and tokens per row."""
 
 
 def _time_updates(rank: int, port: int, world_size: int, queue: Any, work: Work) -> None:  # noqa: ANN401
-    """The least CPU seconds of an update of each case; rounds go over all cases, so that a machine that is
-    slower for a while slows all of them.
+    """The least CPU seconds of an update of each case. Every round covers all cases, so that a
+    temporary slowdown affects all of them.
     """
     torch.manual_seed(0)
     learners = {
@@ -265,7 +268,7 @@ def _pass(part: BatchPart) -> Pass:
 
 
 def _part(rows: int, length: int, shape: ModelShape) -> BatchPart:
-    """`rows` rollouts of about `length` tokens; rewards differ in each group, so all are computed."""
+    """`rows` rollouts of about `length` tokens. Rewards differ in each group, so all are computed."""
     response = length - 4
     vocabulary = shape.vocabulary
     part = random_part(0, rows // GROUP_SIZE, GROUP_SIZE, vocabulary=vocabulary, lengths=(response, response))

@@ -1,4 +1,4 @@
-"""CPU seconds of whole process trees: what a system costs on a machine that others use too."""
+"""CPU seconds of whole process trees: the cost of a system on a machine that is also used by others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Self
 
 
 class CpuMeter:
-    """CPU seconds of a process and all its descendants over time, from /proc (Linux), while its `with` is
-    open. What has ended still counts, up to the last look at it.
+    """Measures the CPU seconds of a process and all its descendants over time, from /proc (Linux), while its
+    `with` is open. Processes that have ended still count, up to their last sample.
     """
 
     def __init__(self, root: int, every_seconds: float = 0.25) -> None:
@@ -37,7 +37,7 @@ class CpuMeter:
         return sum(self.by_process(start_ns, end_ns).values())
 
     def by_process(self, start_ns: int, end_ns: int) -> dict[str, float]:
-        """The same by the name of the process; processes of one name are added up."""
+        """The same by the name of the process; processes with the same name are added up."""
         found: dict[str, float] = {}
         for pid, name in self._names.items():
             line = [(at_ns, seconds.get(pid, 0.0)) for at_ns, seconds in self._samples]
@@ -66,9 +66,9 @@ def tree_cpu_seconds(root: int) -> dict[int, float]:
             continue
         try:
             stat = (entry / "stat").read_text()
-        except OSError:  # it ended while we looked
+        except OSError:  # it has just ended
             continue
-        fields = stat[stat.rindex(")") + 2 :].split()  # a command's name, in parentheses, may hold anything
+        fields = stat[stat.rindex(")") + 2 :].split()  # a command's name, in parentheses, may hold any text
         parents[int(entry.name)] = int(fields[1])
         seconds[int(entry.name)] = (int(fields[11]) + int(fields[12])) / tick
     found: set[int] = set()
@@ -80,7 +80,7 @@ def tree_cpu_seconds(root: int) -> dict[int, float]:
 
 
 def process_name(pid: int) -> str:
-    """What runs in a process: `ray::LearnerActor`, `vs_trl.py`, `raylet`, ...; empty if it has ended."""
+    """The program of a process: `ray::LearnerActor`, `vs_trl.py`, `raylet`, ...; empty if it has ended."""
     try:
         words = (Path("/proc") / str(pid) / "cmdline").read_text(errors="replace").split("\0")
     except OSError:
@@ -93,8 +93,8 @@ def process_name(pid: int) -> str:
 
 
 def interpolated(samples: Sequence[tuple[int, float]], at_ns: int) -> float:
-    """The value at `at_ns` on the line through (time, value) samples in order; the first or the last one's
-    outside of them.
+    """The value at `at_ns`, interpolated linearly between (time, value) samples in order; outside of them,
+    the value of the first or last one.
 
     >>> interpolated([(0, 1.0), (10, 2.0)], 5)
     1.5

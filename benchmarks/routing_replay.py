@@ -1,17 +1,17 @@
-"""What rollout routing replay buys: the gap between the learner's log-probs and the sampler's, with the
-sampler's routes taken again and without.
+"""Measures the benefit of rollout routing replay: the gap between the learner's log-probs and the sampler's,
+with and without replaying the sampler's routes.
 
     python benchmarks/routing_replay.py [--json] [--versions 0 4] [--models tiny_moe qwen3_moe ...]
 
-Random weights of each family, made peaked enough that routes matter; 16 prompts x 8 rollouts sampled by
-the `hf` engine, whose routes are recorded, then a learner's update on them (its learning rate is 0, so
-that nothing but the routes differs). Both compute in the same dtype, by different batches, masks and
-kernels. `versions`: how many updates of noise (1 % of each weight) the learner is ahead of the sampler:
-stale rollouts.
+Each family has random weights, made peaked enough that routes matter. 16 prompts x 8 rollouts are sampled
+by the `hf` engine, which records the routes, and the learner runs an update on them (its learning rate is
+0, so that only the routes differ). Both compute in the same dtype, but with different batches, masks and
+kernels. `versions`: by how many updates of noise (1 % of each weight) the learner is ahead of the
+sampler, as with stale rollouts.
 
 - logprob_gap: mean |learner log-prob - sampler log-prob| over the tokens, in nats;
 - ratio_error: |mean importance ratio - 1|;
-- rerouted: share of (token, layer) pairs that the learner would have sent to another set of experts.
+- rerouted: share of (token, layer) pairs that the learner would have routed to another set of experts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     model: str
     dtype: str
@@ -58,7 +58,7 @@ class Row:
 
 
 def peaked(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The family's tiny model with larger weights: experts differ, and so do the tokens they favour."""
+    """The family's tiny model with larger weights, so that experts and the tokens routed to them differ."""
     model = build(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,7 +78,7 @@ def sample(model: PreTrainedModel) -> RolloutBlock:
 
 
 def scored(block: RolloutBlock) -> BatchPart:
-    """Rewards by chance: every group has a gradient, so that every rollout is computed."""
+    """Random rewards, so that every group has a gradient and every rollout is computed."""
     rewards = np.tile(np.array([0.0, 1.0]), len(block) // 2)
     scores = ScoreBlock(
         rewards,
@@ -91,7 +91,7 @@ def scored(block: RolloutBlock) -> BatchPart:
 
 
 def drift(model: PreTrainedModel, versions: int) -> None:
-    """Move every weight by about 1 % of its size a version, by chance."""
+    """Change every weight randomly by about 1 % of its size per version."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _ in range(versions):
@@ -101,8 +101,8 @@ def drift(model: PreTrainedModel, versions: int) -> None:
 
 
 def rerouted(model: PreTrainedModel, block: RolloutBlock) -> float:
-    """Share of (token, layer) pairs whose set of experts differs from the recorded one, of what the plain
-    model chooses, a rollout at a time.
+    """The share of (token, layer) pairs whose recorded set of experts differs from the one that the plain
+    model chooses for each rollout.
     """
     assert block.routes is not None
     assert block.prompt_routes is not None
@@ -121,7 +121,7 @@ def rerouted(model: PreTrainedModel, block: RolloutBlock) -> float:
 
 
 def measure(name: str, dtype: str, versions: int) -> list[Row]:
-    """Both rows of a model: without replay, and with."""
+    """Measure both rows of a model: without and with replay."""
     block = sample(peaked(name, DTYPES[dtype]))
     ahead = peaked(name, DTYPES[dtype])
     drift(ahead, versions)
@@ -147,7 +147,7 @@ def measure(name: str, dtype: str, versions: int) -> list[Row]:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Two lines a model."""
+    """Print two lines per model."""
     print("model        dtype     versions  replay       gap  ratio - 1  rerouted")
     for row in rows:
         replay = "on" if row.replay else "off"
@@ -158,7 +158,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def main() -> int:
-    """Measure, print, write the result."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,16 +1,16 @@
-"""How long does a fresh machine take from `git clone` to the demo, and to green tests?
+"""Measures how long a fresh machine takes from `git clone` to the demo, and to passing tests.
 
     python benchmarks/setup_time.py [--json] [--targets demo-install first-step demo test-install test]
 
 Each measurement clones the committed state of this repository into a temporary folder and installs with
-empty caches of pip and uv, so everything that is not on this machine's disk is downloaded. Seconds are
+empty caches of pip and uv, so all files that are not on the disk of this machine are downloaded. Seconds are
 counted from the start of the clone:
 
-- demo-install: what `make demo` installs is ready;
-- first-step: `make demo` has printed its first learning step;
+- demo-install: the installation of `make demo` is complete;
+- first-step: `make demo` has printed its first learner step;
 - demo: `make demo` has ended;
-- test-install: what `make test` installs is ready, in a clone of its own;
-- test: `make test` has ended, in the same clone. Only on request: it runs the whole test suite.
+- test-install: the installation of `make test` is complete, in a separate clone;
+- test: `make test` has ended, in the same clone. Only on request, because it runs the whole test suite.
 
 `built_from_source` counts the packages, other than this one, for which the installer ran a build.
 """
@@ -42,7 +42,7 @@ FIRST_STEP = re.compile(r"\bstep [1-9]\d*/")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A target: what was installed for it, and the seconds from the start of the clone."""
+    """A target: its installed packages, and the seconds from the start of the clone."""
 
     target: str
     packages: int
@@ -52,7 +52,7 @@ class Row:
 
 
 class Clone:
-    """A fresh clone with empty caches. `run` records when a target was reached."""
+    """A new clone with empty caches. `run` records when a target was reached."""
 
     def __init__(self, folder: Path) -> None:
         self._root = folder / "clone"
@@ -66,7 +66,9 @@ class Clone:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(self._root)], check=True)
 
     def make(self, target: str) -> Iterator[tuple[str, float]]:
-        """Run `make target`: each line that it prints, and when. Ends this program if it fails."""
+        """Run `make target` and yield each line that it prints, with its time.
+        Ends this program if it fails.
+        """
         command = ["make", "--no-print-directory", target]
         with subprocess.Popen(
             command,
@@ -86,7 +88,7 @@ class Clone:
             sys.exit(f"make {target} failed with exit code {process.returncode}")
 
     def row(self, target: str, seconds: float | None = None) -> Row:
-        """The environment as it is now."""
+        """Describe the present environment."""
         took = time.monotonic() - self._started if seconds is None else seconds
         script = "import json, sys; sys.path.insert(0, 'requirements'); import install; "
         script += "print(json.dumps(install.installed()))"
@@ -127,7 +129,7 @@ def measure_test(targets: Sequence[str]) -> list[Row]:
 
 
 def measure(targets: Sequence[str]) -> list[Row]:
-    """Every requested target, in the order of TARGETS."""
+    """Measure all requested targets, in the order of TARGETS."""
     rows: list[Row] = []
     if {"demo-install", "first-step", "demo"} & set(targets):
         rows += measure_demo(targets)
@@ -137,14 +139,16 @@ def measure(targets: Sequence[str]) -> list[Row]:
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """What is not as promised."""
+    """List the violations of the limits."""
     slow = [f"{row.target}: {row.seconds:.0f} s" for row in rows if row.seconds > LIMITS.get(row.target, 1e9)]
     built = [f"{row.target}: {row.built_from_source} built" for row in rows if row.built_from_source]
     return slow + built
 
 
 def main() -> int:
-    """Print the table. Exit with 1 if a target took longer than its limit or if anything was built."""
+    """Print the table. The exit code is 1 if a target took longer than its
+    limit or if any package was built.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

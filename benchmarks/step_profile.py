@@ -28,7 +28,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What an actor did, from its ledger spool."""
+    """A span of an actor, from its ledger spool."""
 
     start_ns: int
     end_ns: int
@@ -37,7 +37,7 @@ class Span:
 
 
 def spans_of(run: RunDirectory) -> list[Span]:
-    """All spans of a run."""
+    """Read all spans of a run."""
     events = [json.loads(line) for file in (run.path / "ledger").glob("*.jsonl") for line in file.open()]
     return [
         Span(event["start_ns"], event["end_ns"], event["actor"], event["activity"])
@@ -47,7 +47,7 @@ def spans_of(run: RunDirectory) -> list[Span]:
 
 
 def phases(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, float]:
-    """The step from `start_ns` to `end_ns` in milliseconds, phase after phase: they add up to the step."""
+    """Split the step from `start_ns` to `end_ns` into phases, in milliseconds, which add up to the step."""
     inside = [span for span in spans if start_ns <= span.start_ns and span.end_ns <= end_ns]
 
     def of(activity: str) -> list[Span]:
@@ -69,7 +69,7 @@ def phases(spans: Sequence[Span], start_ns: int, end_ns: int) -> dict[str, float
 
 
 def main() -> int:
-    """Run, read, print."""
+    """Run, read and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

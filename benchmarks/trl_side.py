@@ -2,9 +2,9 @@
 
     .venv-trl/bin/python benchmarks/trl_side.py REQUEST.json
 
-Runs in TRL's environment, so of this repository it only imports the rewards. With RANK and WORLD_SIZE in the
-environment several processes train data-parallel over gloo, as `accelerate launch` would have them do. Each
-writes `<request.output>.<rank>.jsonl`: one line per step.
+It runs in TRL's environment, so it only imports the rewards from this repository. With RANK and WORLD_SIZE in
+the environment, several processes train data-parallel over gloo, as with `accelerate launch`. Each process
+writes `<request.output>.<rank>.jsonl` with one line per step.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from orchestrator.training.rewards.scoring import ScorerSet
 
 
 class StepLog(TrainerCallback):
-    """One line per step, from the end of the step before to the end of this one: data, sampling,
-    rewards, update.
+    """Writes one line per step, from the end of the previous step to the end of this one:
+    data, sampling, rewards, update.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,14 +54,14 @@ class StepLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """The first step begins."""
+        """Begin the first step."""
         del args, state, control, kwargs
         self._began_ns = time.time_ns()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Write the step that ended; the next begins."""
+        """Write the step that ended, and begin the next one."""
         del args, control, kwargs
         ended_ns = time.time_ns()
         line = {
@@ -90,13 +90,13 @@ class StepLog(TrainerCallback):
         object.__setattr__(model, "generate", timed)
 
     def rewarded(self, rewards: Sequence[float], tokens: int) -> None:
-        """Note what the reward function saw."""
+        """Record the input of the reward function."""
         self._rewards += rewards
         self._tokens += tokens
 
 
 def reward_function(components: Mapping[str, float], max_new_tokens: int, log: StepLog) -> Callable[..., Any]:
-    """The repository's scorers, weighed as in the config, in the shape that TRL calls."""
+    """The scorers of this repository, weighted as in the config, with the signature that TRL calls."""
     scorers = ScorerSet({name: load_scorer(name) for name in components})
 
     def rule_based(
@@ -126,7 +126,7 @@ def reward_function(components: Mapping[str, float], max_new_tokens: int, log: S
 
 
 def grpo_config(request: Mapping[str, Any], world_size: int) -> Any:  # noqa: ANN401
-    """The same algorithm, with everything off that costs time and changes nothing."""
+    """The same algorithm, without any option that takes time but does not change the result."""
     rows = request["prompts_per_step"] * request["group_size"] // world_size
     return GRPOConfig(
         output_dir=f"{request['output']}.scratch",
@@ -169,7 +169,7 @@ def grpo_config(request: Mapping[str, Any], world_size: int) -> Any:  # noqa: AN
 
 
 def main() -> None:
-    """Train and leave the steps' lines behind."""
+    """Train and write one line per step."""
     request: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(request["threads"])

@@ -1,24 +1,24 @@
-"""This system against TRL's GRPOTrainer, end to end: the same machine, cores, starting model, prompts in the
-same order, group size, token budget, rewards, algorithm and float32, alternating in one run.
+"""Compares this system with TRL's GRPOTrainer, end to end: the same machine, cores, initial model, prompts in
+the same order, group size, token budget, rewards, algorithm and float32, alternating in one run.
 
     python benchmarks/vs_trl.py [--json] [--model FOLDER] [--steps 10] [--rounds 2] [OVERRIDE ...]
 
-Ours is `orchestrator run grpo` as a user runs it, with Ray, DeepSpeed, ledger and metrics; an OVERRIDE is a
-Hydra override of it. TRL runs in an environment of its own, `.venv-trl`, made if it is missing;
-`trl_side.py` configures it. Both start from the demo's cold start (made once, kept under `.cache/`), so
-lengths and rewards are real.
+Our side is `orchestrator run grpo` as a user runs it, with Ray, DeepSpeed, ledger and metrics; an OVERRIDE is
+a Hydra override of it. TRL runs in its own environment, `.venv-trl`, which is created if it is missing;
+`trl_side.py` configures it. Both start from the demo's cold start (created once, stored under `.cache/`), so
+lengths and rewards are realistic.
 
 A step is a whole cycle, from the end of one optimizer step to the end of the next. The first step of each run
-warms up and is left out. Figures are medians over the steps of all rounds:
+is a warm-up and is left out. Figures are medians over the steps of all rounds:
 
     tokens_per_s   sampled response tokens / seconds of the whole step
     generate_s     sampling. TRL: inside `model.generate`. Ours: while any rollout worker samples
-    update_s       the rest of the step: rewards, forward and backward, optimizer, weights, all between
-    cpu_s          CPU seconds of all processes, a step (mean): comparable on a machine that others use too
+    update_s       the rest of the step: rewards, forward and backward, optimizer, weights
+    cpu_s          CPU seconds of all processes per step (mean), comparable on a machine shared with others
     reward         mean over the steps; reward_error is its standard error
 
-Then `engine_vs_generate.py` compares the samplers alone. Exit code 1 if ours trains on fewer than 4 times
-TRL's tokens per second, or its reward is lower by more than two standard errors of the difference.
+Then `engine_vs_generate.py` compares the samplers alone. The exit code is 1 if our side trains on fewer than
+4 times TRL's tokens per second, or if its reward is lower by more than two standard errors of the difference.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ SAME_FOR_BOTH = (
     "reward.overlong_buffer=0",
     "max_staleness=0",
 )
-"""What the demo's stage may have otherwise, or TRL can't do."""
+"""Settings in which the demo's stage may differ, or that TRL does not support."""
 NOT_TIMED = ("evaluation.every=0", "checkpoint.every=0", "tracking=none", "purpose=debug")
-"""TRL neither evaluates nor saves nor reports to a server here."""
+"""TRL does not evaluate, save or report to a server here."""
 LAYOUT = (
     "rollout.workers=2",
     "rollout.threads=1",
@@ -81,7 +81,9 @@ LAYOUT = (
     "learner.threads=1",
     "learner.micro_batch_tokens=1536",
 )
-"""Ours on two cores: a rollout worker and a learner rank on each, micro-batches that fit their caches."""
+"""Our side on two cores: a rollout worker and a learner rank on each, with
+micro-batches that fit their caches.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run of one system: its steps but the first, and their CPU seconds in the mean."""
+    """One run of one system: its steps without the first, and their mean CPU seconds."""
 
     steps: tuple[Step, ...]
     cpu_s: float
@@ -112,7 +114,7 @@ def warmed_up(steps: Sequence[Step], meter: CpuMeter) -> Round:
 
 
 def figures(system: str, rounds: Sequence[Round]) -> dict[str, Any]:
-    """A row of the table."""
+    """Compute a row of the table."""
     steps = [step for each in rounds for step in each.steps]
     rollouts = sum(step.rollouts for step in steps)
     error = math.sqrt(sum(step.reward_std**2 / step.rollouts for step in steps)) / len(steps)
@@ -135,7 +137,7 @@ def figures(system: str, rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def compared(trl: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Ours against the target."""
+    """Compare our side with the target."""
     speedup = ours["tokens_per_s"] / trl["tokens_per_s"]
     difference = ours["reward"] - trl["reward"]
     error = math.hypot(trl["reward_error"], ours["reward_error"])
@@ -147,16 +149,18 @@ def compared(trl: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# -- what both start from
+# -- the common initial model
 
 
 def stage_overrides(job: str) -> tuple[str, ...]:
-    """What the demo gives to its stage that runs `job`."""
+    """The overrides that the demo passes to its stage that runs `job`."""
     return next(tuple(stage.overrides) for stage in compose("r1_demo").stages if stage.job == job)
 
 
 def starting_model() -> Path:
-    """The model of the demo's cold start: made by an ordinary run, unless an earlier benchmark made it."""
+    """The model of the demo's cold start, trained by an ordinary run unless an
+    earlier benchmark has done so.
+    """
     overrides = (*stage_overrides("sft"), *NOT_TIMED)
     described = compose("sft", overrides).model_dump_json().encode()
     folder = CACHE / f"model-{hashlib.sha256(described).hexdigest()[:12]}"
@@ -168,7 +172,7 @@ def starting_model() -> Path:
 
 
 def orchestrator_run(job: str, overrides: Sequence[str]) -> tuple[RunDirectory, CpuMeter]:
-    """Carry out a job to its end."""
+    """Run a job to its end."""
     run_id = f"{job}-{time.time_ns()}"
     output = f"output_dir={quoted(str(CACHE / 'runs'))}"
     meter = watched([str(PROGRAM), "run", job, "--run-id", run_id, *overrides, output], [{}])
@@ -193,18 +197,18 @@ def watched(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -
     return meter
 
 
-# -- ours
+# -- our side
 
 
 def our_round(overrides: Sequence[str]) -> Round:
-    """A run of ours."""
+    """One run of our side."""
     run, meter = orchestrator_run("grpo", overrides)
     steps = [our_step(line.time_ns, line.metrics) for line in run.read_metrics() if line.step > 0]
     return warmed_up(steps, meter)
 
 
 def our_step(ended_ns: int, metrics: Mapping[str, float]) -> Step:
-    """From a line of metrics.jsonl."""
+    """Read a step from a line of metrics.jsonl."""
     return Step(
         ended_ns=ended_ns,
         step_s=metrics["time/step"],
@@ -216,11 +220,11 @@ def our_step(ended_ns: int, metrics: Mapping[str, float]) -> Step:
     )
 
 
-# -- TRL's
+# -- TRL's side
 
 
 def install_trl() -> None:
-    """Make TRL's environment if it is not complete."""
+    """Create TRL's environment if it is incomplete."""
     requirements = HERE / "trl-requirements.txt"
     done = TRL_PYTHON.parent.parent / ".installed"
     if done.exists() and done.read_text() == requirements.read_text():
@@ -234,7 +238,7 @@ def install_trl() -> None:
 
 
 def trl_request(config: RunConfig, processes: int) -> dict[str, Any]:
-    """What `trl_side.py` is to do: the same as `config`."""
+    """The request for `trl_side.py`, equivalent to `config`."""
     cores = len(os.sched_getaffinity(0))
     return {
         "model": config.model.path,
@@ -259,7 +263,7 @@ def trl_request(config: RunConfig, processes: int) -> dict[str, Any]:
 
 
 def write_prompts(config: RunConfig, path: Path) -> None:
-    """Every prompt that the run will take, in its order, as TRL reads them."""
+    """Write all prompts that the run will take, in its order and in TRL's format."""
     prompts = load_prompts(config.task, config.seed).take(config.steps * config.rollout.prompts_per_step)
     rows = (
         {"prompt": prompt.text, "prompt_id": prompt.prompt_id, "reference": json.dumps(prompt.reference)}
@@ -269,7 +273,7 @@ def write_prompts(config: RunConfig, path: Path) -> None:
 
 
 def trl_round(request: Mapping[str, Any], processes: int) -> Round:
-    """A run of TRL's, data-parallel over `processes`."""
+    """One run of TRL, data-parallel over `processes`."""
     outputs = [Path(f"{request['output']}.{rank}.jsonl") for rank in range(processes)]
     for output in outputs:
         output.unlink(missing_ok=True)
@@ -292,7 +296,7 @@ def trl_round(request: Mapping[str, Any], processes: int) -> Round:
 
 
 def trl_step(ranks: Sequence[Mapping[str, Any]]) -> Step:
-    """From the lines that the processes wrote of one step."""
+    """Read a step from the lines that the processes wrote."""
     rewards = [reward for rank in ranks for reward in rank["rewards"]]
     return Step(
         ended_ns=max(rank["ended_ns"] for rank in ranks),
@@ -305,11 +309,11 @@ def trl_step(ranks: Sequence[Mapping[str, Any]]) -> Step:
     )
 
 
-# -- both
+# -- both sides
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows `trl` and `ours`, from rounds in turn; each round has a seed of its own."""
+    """Measure the rows `trl` and `ours` in alternating rounds, each with its own seed."""
     CACHE.mkdir(parents=True, exist_ok=True)
     install_trl()
     model = arguments.model or starting_model()
@@ -336,13 +340,13 @@ def engines() -> list[dict[str, Any]]:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Columns under their names."""
+    """Print columns under their names."""
     for line in ({column: column for column in columns}, *rows):
         print("  ".join(f"{line[column]!s:>{max(12, len(column))}}" for column in columns))
 
 
 def main() -> int:
-    """Measure, print, write benchmarks/results/vs_trl.json."""
+    """Measure, print and write benchmarks/results/vs_trl.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,25 +1,25 @@
-"""What it takes to bring new weights from the learner's rank 0 to two rollout workers, against a plain memcpy
-of the same bytes, measured in turn in the same processes.
+"""Measures the transfer of new weights from the learner's rank 0 to two rollout workers, compared with a
+plain memcpy of the same bytes, measured alternately in the same processes.
 
     python benchmarks/weight_publish.py [--json] [--model smollm2_135m] [--channel shared_memory] [--rounds 9]
 
-The learner is the real one at ZeRO 1: a rank, or two that have half of the experts each. Two more processes
-have rollout engines (`hf`). A round is
+The learner is the real one with ZeRO 1: one rank, or two ranks with half of the experts each. Two more
+processes have rollout engines (`hf`). A round is
 
-- channel: `publish` in the ranks, then `pull` and load in both workers at once. Seconds: those of rank 0's
-  publish, once all ranks have come, and those of the slower pull, taken inside the processes; CPU seconds of
-  all ranks and workers.
-- memcpy: as many bytes, copied once by rank 0 alone, whatever the number of ranks, then by both workers at
-  once, between two flat arrays of its own whose pages are there. Seconds are taken alike.
-- transfer: what another rank holds of the experts, sent to rank 0 in one message by torch.distributed alone.
+- channel: `publish` in the ranks, then `pull` and load in both workers at once. Seconds are those of rank 0's
+  publish, once all ranks have started it, plus those of the slower pull, measured inside the processes; CPU
+  seconds are those of all ranks and workers.
+- memcpy: the same number of bytes, copied once by rank 0 alone, whatever the number of ranks, then by both
+  workers at once, between two flat arrays whose pages are allocated. Seconds are measured in the same way.
+- transfer: the experts of another rank, sent to rank 0 in one message by torch.distributed alone.
 
-Each process computes with one thread. `ratio` is memcpy's seconds by the channel's, the median over the
-rounds (1 is the speed of memcpy); `cpu_ratio` the same of CPU seconds, which other work on the machine
-disturbs less. Rounds before the counted ones bring the channel's own memory into place.
+Each process computes with one thread. `ratio` is memcpy's seconds divided by the channel's, the median over
+the rounds (1 is the speed of memcpy); `cpu_ratio` is the same for CPU seconds, which other work on the
+machine disturbs less. Warm-up rounds allocate the channel's own memory.
 
-Memory, in rounds of their own: the highest private memory (RssAnon) of a process while it publishes or
-pulls minus that just before, in buckets of `learner.bucket_bytes`. What a channel itself keeps is shared
-memory, and not in it.
+Memory, in separate rounds: the peak of the private memory (RssAnon) of a process while it publishes or
+pulls, minus that just before, in buckets of `learner.bucket_bytes`. The storage of the channel is
+shared memory and not included.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ OVERRIDES = {
     ],
     "smollm2_135m": ["model=smollm2_135m"],
 }
-"""`moe_70m` is the tiny one made large enough that its bytes, not the calls, take the time."""
+"""`moe_70m` is the tiny model, enlarged so that the bytes rather than the calls take the time."""
 CHANNELS = ("shared_memory", "object_store")
 WORKERS = 2
 WARM_UP = 3
@@ -92,7 +92,7 @@ Timing = tuple[float, float]
 
 
 class PeakMemory:
-    """The most private memory of this process while its `with` is open, above that at the start."""
+    """The maximum private memory of this process while its `with` is open, minus that at the start."""
 
     def __enter__(self) -> Self:
         self.bytes = 0
@@ -113,13 +113,13 @@ class PeakMemory:
 
 
 def private_bytes() -> int:
-    """RssAnon: memory of this process alone, not what it shares through files or shared memory."""
+    """RssAnon: memory of this process alone, excluding what it shares through files or shared memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 class Process:
-    """What the learner's rank 0 and the workers have in common."""
+    """Shared by the learner's rank 0 and the workers."""
 
     def __init__(self, config: RunConfig, channel: str) -> None:
         torch.set_num_threads(1)
@@ -127,11 +127,11 @@ class Process:
         self._config = config
 
     def prepare_memcpy(self, size: int) -> None:
-        """Two arrays of `size` bytes whose pages are there."""
+        """Allocate two arrays of `size` bytes with their pages."""
         self._source, self._target = np.ones(size, np.uint8), np.ones(size, np.uint8)
 
     def memcpy(self) -> Timing:
-        """Copy one to the other."""
+        """Copy one array to the other."""
         return timed(lambda: np.copyto(self._target, self._source))[0]
 
 
@@ -139,14 +139,16 @@ class Rank(Process):
     """A rank of the learner."""
 
     def address(self) -> tuple[str, int]:
-        """Where the other ranks find this one."""
+        """The address at which the other ranks find this one."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
             return host, probe.getsockname()[1]
 
     def setup(self, rank: int, address: tuple[str, int], directory: Path) -> tuple[int, int, int]:
-        """Build it with the others. Bytes and number of the weights, and bytes that other ranks hold."""
+        """Build the rank together with the others. Returns the bytes and number of the weights, and
+        the bytes that other ranks hold.
+        """
         size = self._config.learner.world_size
         init = DistributedInit(rank, size, "gloo", "cpu", TCPStore(*address, size, rank == 0))
         self._learner = build_learner(init, run_spec(self._config, "benchmark", 1, directory))
@@ -156,18 +158,18 @@ class Rank(Process):
         buckets = list(self._learner.weights())
         whole = [piece for bucket in buckets for piece in bucket.pieces if not piece.start]
         far = torch.tensor(sum(_far_bytes(piece, size) for piece in whole))
-        dist.broadcast(far, 0)  # the others were given no buckets
+        dist.broadcast(far, 0)  # the other ranks receive no buckets
         self._far = torch.ones(int(far), dtype=torch.uint8)
         return sum(bucket.data.nbytes for bucket in buckets), len(whole), self._far.nbytes
 
     def publish(self, version: int) -> tuple[Any, Timing]:
-        """The handle, and what it took from the moment on that all ranks have come."""
+        """Return the handle, and the time from the moment when all ranks have started to publish."""
         dist.barrier()
         timing, handle = timed(lambda: self._publisher.publish(version))
         return handle, timing
 
     def transfer(self) -> Timing:
-        """The bytes that other ranks hold, in one message."""
+        """Transfer the bytes that other ranks hold in one message."""
         dist.barrier()
         if not len(self._far):
             return 0.0, 0.0
@@ -176,7 +178,7 @@ class Rank(Process):
         return timed(lambda: dist.recv(self._far, 1))[0]
 
     def publish_watched(self, version: int) -> tuple[Any, int]:
-        """The handle, and the extra bytes at the peak."""
+        """Return the handle, and the additional bytes at the peak."""
         dist.barrier()
         with PeakMemory() as peak:
             handle = self._publisher.publish(version)
@@ -184,18 +186,18 @@ class Rank(Process):
 
 
 def _far_bytes(piece: Piece, size: int) -> int:
-    """Bytes of a tensor that rank 0 has to be sent."""
+    """The bytes of a tensor that must be sent to rank 0."""
     if size == 1 or ".experts." not in piece.name:
         return 0
     return math.prod(piece.shape) * getattr(torch, piece.dtype).itemsize * (size - 1) // size
 
 
 class Worker(Process):
-    """A rollout worker's side."""
+    """The side of a rollout worker."""
 
     def __init__(self, config: RunConfig, channel: str) -> None:
         super().__init__(config, channel)
-        # Here: they must not travel with the class.
+        # Imported here, because they must not be pickled with the class.
         from orchestrator.training.rollouts.engines import ENGINES
         from orchestrator.training.rollouts.loading import WeightLoader
 
@@ -203,7 +205,7 @@ class Worker(Process):
         self._loader = WeightLoader(engine)
 
     def pull(self, version: int, handle: Any) -> Timing:  # noqa: ANN401 - the channel's own
-        """What it took."""
+        """Pull and load a version. Returns the time."""
 
         def load() -> None:
             with closing(self._channel.pull(handle)) as buckets:
@@ -212,14 +214,14 @@ class Worker(Process):
         return timed(load)[0]
 
     def pull_watched(self, version: int, handle: Any) -> int:  # noqa: ANN401
-        """The extra bytes at the peak."""
+        """The additional bytes at the peak."""
         with PeakMemory() as peak:
             self.pull(version, handle)
         return peak.bytes
 
 
 def timed(work: Callable[[], Any]) -> tuple[Timing, Any]:
-    """Seconds, and what `work` returned."""
+    """The seconds, and the return value of `work`."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     return (time.perf_counter() - wall, time.process_time() - cpu), result
@@ -228,7 +230,7 @@ def timed(work: Callable[[], Any]) -> tuple[Timing, Any]:
 def measure(
     model: str, expert_parallel_size: int, channel: str, rounds: int, directory: Path
 ) -> dict[str, Any]:
-    """One row."""
+    """Measure one row."""
     size = f"learner.expert_parallel_size={expert_parallel_size}"
     world_size = f"learner.world_size={expert_parallel_size}"
     overrides = [*OVERRIDES[model], "tracking=none", world_size, size]
@@ -278,13 +280,13 @@ def measure(
 
 
 def _first_of(answers: list[tuple[Any, Timing]]) -> tuple[Any, Timing]:
-    """Rank 0's handle and wall seconds; CPU seconds of all ranks."""
+    """Rank 0's handle and wall seconds, and the CPU seconds of all ranks."""
     (handle, (wall, _)), *_ = answers
     return handle, (wall, sum(cpu for _, (_, cpu) in answers))
 
 
 def _together(one: Timing, others: list[Timing]) -> Timing:
-    """One after the other on the clock, the workers at once; CPU seconds of all."""
+    """Wall seconds of one followed by the slowest of the others, and the CPU seconds of all."""
     return one[0] + max(wall for wall, _ in others), one[1] + sum(cpu for _, cpu in others)
 
 

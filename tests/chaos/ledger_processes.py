@@ -1,9 +1,8 @@
-"""The processes that the crash tests kill: `emit SPOOL NAME` is an actor, `ship SPOOL URL` a shipper.
-`control SPOOL URL` is a run's controller: it opens and closes leases, ships, and keeps within a budget.
+"""The processes that the crash tests kill: `emit SPOOL NAME` is an actor, `ship SPOOL URL` a shipper, and
+`control SPOOL URL` the controller of a run, which opens and closes leases, ships, and keeps within a budget.
 
-Each says on its standard output what it has been promised: an actor or a controller the id of each event
-that its sink accepted, a shipper that it is under way. A line that was said before a SIGKILL is a promise
-that must be kept.
+Each process prints what it has been promised: an actor or controller the id of each event that its sink
+accepted, a shipper that it has started. A line printed before a SIGKILL is a promise that must be kept.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ RUN = "run"
 
 
 class Deaf:
-    """Nobody is told of the budget."""
+    """Ignores all messages about the budget."""
 
     def on_warning(self, warned: Any) -> None:
         return

@@ -1,4 +1,4 @@
-"""A process that writes one checkpoint after the other behind its training, killed at any moment."""
+"""A process that writes one checkpoint after the other in the background is killed at random moments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 class _SlowDisk(SimulatedLearner):
-    """Writes its list a little at a time, and changes it meanwhile."""
+    """Writes its state slowly, while it is changed."""
 
     async def write(self, directory: Path) -> None:
         copied = list(self._copied)

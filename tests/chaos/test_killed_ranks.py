@@ -1,4 +1,4 @@
-"""A rank that is killed while the others wait for it in a collective."""
+"""A rank is killed while the others wait for it in a collective."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROUNDS = 4
 PATIENCE = 300.0
-"""Seconds until an actor is taken for hung."""
+"""Seconds after which an actor counts as hung."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +33,7 @@ def ray_here() -> Generator[None]:
 
 
 class Rank:
-    """One of two that never stop adding up."""
+    """One of two ranks that add up forever."""
 
     def process(self) -> int:
         return os.getpid()
@@ -51,7 +51,7 @@ class Rank:
 
 @pytest.mark.parametrize("_", also_long([0], range(1, ROUNDS)))
 def test_the_death_of_a_rank_is_reported_rather_than_its_consequences(_: int) -> None:
-    """gloo's error on the other rank and Ray's notice come in any order."""
+    """gloo's error on the other rank and Ray's notice may come in any order."""
     ranks: list[Any] = [ray.remote(Rank).remote() for _ in range(2)]
     (port,) = quiet_ports(1)
     ray.get([rank.meet.remote(number, port) for number, rank in enumerate(ranks)], timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""Real processes killed in the middle of a real run."""
+"""Real processes are killed in the middle of a real run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL of actors, shippers, controllers and the database at random points, 50 rounds in all: no promised
+"""SIGKILL of actors, shippers, controllers and the database at random points, in 50 rounds: no promised
 event is lost, none counts twice.
 """
 
@@ -42,7 +42,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> list[str]:
-    """SIGKILL; gives the whole lines that the process had written."""
+    """Send SIGKILL. Returns the complete lines that the process had written."""
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate()
     return output.decode().split("\n")[:-1]
@@ -54,8 +54,8 @@ def wait_for_line(process: subprocess.Popen[bytes]) -> None:
 
 
 def require_each_once(url: str, spool: Path, promised: list[str]) -> None:
-    """What was promised is in the journal, after what is still in the spool was shipped; nothing
-    is there twice.
+    """Check that all promised events are in the journal after the rest of the spool
+    was shipped, each of them once.
     """
     engine = open_engine(url)
     journal = SqlJournal(engine, time.time_ns)
@@ -100,7 +100,7 @@ def test_killing_actors_and_shippers_loses_no_promised_event(tmp_path: Path):
 
 
 def test_killing_controllers_keeps_promises_leases_and_budget(tmp_path: Path):
-    """Each one takes over from the one before: ships what that had left, settles what that had spent."""
+    """Each controller takes over from the previous one: it ships its spool and settles its spending."""
     chance = random.Random(11)
     url, spool = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "spool"
     ledger = Ledger.open(url, PRICES)
@@ -112,7 +112,7 @@ def test_killing_controllers_keeps_promises_leases_and_budget(tmp_path: Path):
         wait_for_line(controller)
         time.sleep(chance.uniform(0.0, 1.5))
         promised += kill(controller)
-    last = start("control", spool, url)  # however slow the machine: one gets as far as to settle something
+    last = start("control", spool, url)  # on a slow machine too, one controller settles something
     while not ledger.budgets.status("team").settled:
         assert last.poll() is None
         time.sleep(0.05)
@@ -159,7 +159,7 @@ def test_killing_the_database_loses_no_promised_event(tmp_path: Path, server: Po
         time.sleep(0.2)
         server.start_again()
     promised = kill(actor)
-    assert shipper.poll() is None  # it outlived every crash of the database
+    assert shipper.poll() is None  # it survived every crash of the database
     kill(shipper)
     assert promised
     require_each_once(server.url, spool, promised)

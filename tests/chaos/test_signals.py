@@ -1,5 +1,5 @@
-"""SIGINT, SIGTERM and SIGHUP at seeded moments of a run: a checkpoint where there is something to save, exit
-code 4, a state that says so, and nothing left behind.
+"""SIGINT, SIGTERM and SIGHUP at seeded moments of a run: a checkpoint if there is something to save, exit
+code 4, the correct state, and nothing left behind.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Moment:
-    """When the signal is sent: a mark in the run directory, then some seconds more."""
+    """The moment of the signal: a file that appears in the run directory, and some seconds more."""
 
     mark: str
     seconds: float
@@ -126,7 +126,7 @@ def test_a_second_signal_ends_a_run_immediately(program: Program, small_run: Sma
         except BaseException:
             process.kill()
             raise
-    assert process.returncode in (4, 128 + signal.SIGTERM)  # the first one may have been fulfilled already
+    assert process.returncode in (4, 128 + signal.SIGTERM)  # the first signal may have taken effect already
     if process.returncode != 4:
         record = directory.record()
         assert (record.state, "second SIGTERM" in record.why) == (RunState.FAILED, True)
@@ -135,7 +135,7 @@ def test_a_second_signal_ends_a_run_immediately(program: Program, small_run: Sma
 def test_a_running_run_refuses_another_writer_and_keeps_its_config(
     program: Program, small_run: SmallRun
 ) -> None:
-    """A resume of a run whose process is alive is refused before anything is written."""
+    """Resuming a run whose process is alive is rejected before anything is written."""
     directory = RunDirectory(program.output_dir / "one-writer")
     with program.start(*small_run("one-writer", "checkpoint.every=0"), ENDLESS) as process:
         try:

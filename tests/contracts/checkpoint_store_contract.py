@@ -1,4 +1,4 @@
-"""The contract of the CheckpointStore port, to be run on each implementation."""
+"""The contract of the CheckpointStore port, which runs on every implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.training.checkpoints.store import CheckpointStore
 
 
 def make_checkpoint(directory: Path, step: int, shard: bytes = b"weights") -> Path:
-    """A checkpoint with a file of a learner rank."""
+    """A checkpoint with the file of one learner rank."""
     partial, final = directory / "partial", directory / name_of(step)
     partial.mkdir(parents=True)
     (partial / "rank-0-of-1.bin").write_bytes(shard * 1000)
@@ -27,23 +27,23 @@ def content(checkpoint: Path) -> dict[str, bytes]:
 
 
 class StoreUnderTest(ABC):
-    """One place where checkpoints of one run are kept, and processes that open it."""
+    """A place that stores the checkpoints of one run, and the processes that open it."""
 
     @abstractmethod
     def open(self, keep: int = 2) -> CheckpointStore:
-        """As another process would."""
+        """Open the store as another process would."""
 
     @abstractmethod
     def damage(self, name: str, file: str) -> None:
-        """Change one byte of a file of a checkpoint that is kept."""
+        """Change one byte of a file of a stored checkpoint."""
 
     @abstractmethod
     def lose_manifest(self, name: str) -> None:
-        """As if the process had died just before it wrote the manifest."""
+        """Simulate that the process died just before it wrote the manifest."""
 
     @abstractmethod
     def break_down(self) -> None:
-        """Let every call fail from now on."""
+        """Make every call fail from now on."""
 
 
 class CheckpointStoreContract:

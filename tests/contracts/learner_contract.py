@@ -1,4 +1,4 @@
-"""What every learner does, one rank of one."""
+"""The contract of the Learner port, with a single rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METRICS = {
 
 
 def batch(seed: int, version: int = 0) -> list[BatchPart]:
-    """Two blocks; rewards differ inside a group, so there is a gradient."""
+    """Two blocks. Rewards differ within a group, so there is a gradient."""
     parts = [random_part(2 * seed + index, 3, 4, vocabulary=48, version=version) for index in range(2)]
     return [
         dataclasses.replace(part, scores=dataclasses.replace(part.scores, rewards=np.tile([1.0, 0, 0, 1], 3)))
@@ -35,17 +35,19 @@ def batch(seed: int, version: int = 0) -> list[BatchPart]:
 
 
 def published(learner: Learner) -> dict[str, Tensor]:
-    """A copy of what the learner publishes."""
+    """A copy of the weights that the learner publishes."""
     return {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
 
 
 def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether the weights are bit-equal."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class LearnerContract:
-    """Subclass it with a fixture `learner`: a fresh learner each time, all equal."""
+    """Subclass it with a fixture `learner` that creates a new learner for each
+    test, always with the same weights.
+    """
 
     def test_a_step_increases_the_version_and_changes_the_weights(self, learner: Learner) -> None:
         before = published(learner)
@@ -111,7 +113,7 @@ class LearnerContract:
 
 
 def spoilt(parts: list[BatchPart]) -> list[BatchPart]:
-    """A batch whose loss is not finite: rewards for the fake, log-probs for those that compute."""
+    """A batch whose loss is not finite: rewards for the fake, log-probs for real learners."""
     found: list[BatchPart] = []
     for part in parts:
         logprobs = np.full_like(part.rollouts.logprobs, -np.inf)

@@ -1,4 +1,6 @@
-"""The stores that the ledger's contract suites run on: memory, SQLite, and a real PostgreSQL from PyPI."""
+"""The stores that the contract suites of the ledger run on: memory, SQLite,
+and a real PostgreSQL from PyPI.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ from orchestrator.ledger.sql.migrations import require_head
 from tests.processes import working_in
 
 PATIENCE_SECONDS = 300.0
-"""How long a server may take to start or to die, on a machine that is busy."""
+"""How long a server may take to start or to die on a busy machine."""
 
 _NUMBERS = itertools.count()
 
 
 @dataclass
 class Stores:
-    """One kind of store. `engine` is None in memory."""
+    """One kind of store. `engine` is None for memory."""
 
     journal: Journal
     archive: Archive
@@ -42,7 +44,7 @@ class Stores:
 
 
 class PostgresServer:
-    """A PostgreSQL in a temporary folder, with a socket and no port."""
+    """A PostgreSQL server in a temporary folder, with a socket but without a port."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ledger-postgres-"))
@@ -55,7 +57,9 @@ class PostgresServer:
         self.url = self._server.get_uri()
 
     def _start(self) -> None:
-        """The package waits ten seconds for a start. One that takes longer goes on: it is asked again."""
+        """Start the server. The package gives up after ten seconds, while a slow start
+        continues, so it is polled again.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
@@ -64,7 +68,7 @@ class PostgresServer:
                 subprocess.SubprocessError,
                 OSError,
                 AssertionError,
-            ):  # the last: it runs, and is not ready
+            ):  # the last state: running, but not ready
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
@@ -72,8 +76,8 @@ class PostgresServer:
                 return
 
     def kill(self) -> None:
-        """SIGKILL to the server, which takes its children with it: as long as one of them lives, no other
-        server starts on their folder.
+        """Send SIGKILL to the server and its children. While one of them lives, no other
+        server can start on their folder.
         """
         os.kill(self._server.get_postmaster_info().pid, signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -84,28 +88,30 @@ class PostgresServer:
     def start_again(self) -> None:
         """Start after `kill`.
 
-        Its lock files name a process that no init reaps in a container: they are removed first.
+        Its lock files name a process that no init reaps in a container, so they are removed first.
         """
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             (self._folder / "data" / name).unlink(missing_ok=True)
         self._start()
 
     def stop(self) -> None:
-        """Stop at once: an orderly shutdown flushes every file of every database, for half a minute."""
+        """Stop immediately. An orderly shutdown would flush every file of
+        every database for half a minute.
+        """
         os.kill(self._server.get_postmaster_info().pid, signal.SIGQUIT)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @functools.cache
 def postgres_server() -> str:
-    """The URL of a server that is started once for this process and stopped at its end."""
+    """The URL of a server that is started once per process and stopped at its end."""
     server = PostgresServer()
     atexit.register(server.stop)
     return server.url
 
 
 def fresh_database() -> str:
-    """A new, empty database; gives its URL."""
+    """Create an empty database and return its URL."""
     server_url, name = postgres_server(), f"ledger{next(_NUMBERS)}"
     engine = open_engine(server_url)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

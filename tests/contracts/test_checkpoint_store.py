@@ -1,4 +1,4 @@
-"""What every checkpoint store does, on a directory and on moto's S3; tests/integration/test_s3_store.py runs
+"""The contract of checkpoint stores on a directory and on moto's S3. tests/integration/test_s3_store.py runs
 the same suite on a real S3 server.
 """
 
@@ -97,7 +97,7 @@ class TestDirectoryStore(CheckpointStoreContract):
 
 
 def one_at_a_time(write: Callable[..., Any]) -> Callable[..., Any]:
-    """S3 decides on a condition and writes at once; moto looks, and writes later."""
+    """S3 evaluates a condition and writes atomically; moto checks first and writes later."""
     lock = threading.Lock()
 
     def locked(*arguments: Any) -> Any:
@@ -171,7 +171,7 @@ def test_files_of_an_interrupted_put_are_removed_later(s3: S3UnderTest, tmp_path
 
 
 class Refusing:
-    """Answers the first `times` writes of a key with an HTTP status, before they reach the bucket."""
+    """Answers the first `times` writes of a key with an HTTP status before they reach the bucket."""
 
     def __init__(self, client: S3Client, key: str, status: int, times: int) -> None:
         self.asked, self._key, self._status, self._left = 0, key, status, times
@@ -216,7 +216,9 @@ def test_a_missing_bucket_is_an_error(s3: S3UnderTest, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [MANIFEST, "latest"])
 def test_a_write_whose_response_was_lost_succeeds(key: str, s3: S3UnderTest, tmp_path: Path) -> None:
-    """The write happened, its answer did not arrive, and the retry meets 412: our own write, no race."""
+    """The write happened but its response was lost, and the retry gets a 412:
+    our own write, not a conflict.
+    """
     lost: list[str] = []
 
     def lose(http_response: Any, parsed: Any, **_: object) -> None:

@@ -1,5 +1,5 @@
-"""What every `Engine` promises: the engines of the package, the fake, and the example of
-docs/how-to/add-an-engine.md.
+"""The contract of the `Engine` port, for the built-in engines, the fake, and the example
+of docs/how-to/add-an-engine.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROMPTS = (
 class Case:
     engine: Engine
     weights: Sequence[NamedTensor]
-    """Other weights than those it started with."""
+    """Other weights than the initial ones."""
 
 
 SMALL = small_model(CONTEXT, initializer_range=0.3)
@@ -132,7 +132,7 @@ def test_the_same_request_gives_the_same_rollouts_in_another_engine(
 
 
 def test_rollouts_do_not_depend_on_how_requests_are_split(case: Case):
-    """So that the number of workers does not change what is sampled."""
+    """The number of workers must not change what is sampled."""
     whole = ask(case)
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=32, seed=7)
     for place, (group_id, prompt) in enumerate(zip((40, 41, 42), PROMPTS, strict=True)):

@@ -1,4 +1,4 @@
-"""What every grader promises, in this process or in a child: the same scores, and failures as data."""
+"""The contract of graders, in this process or in a child process: the same scores, and failures as data."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_scorers_see_prefills_columns_and_answers(make: Make) -> None:
 
 
 def test_accuracy_is_reported_for_every_rollout(make: Make) -> None:
-    """Also with weight 0: dynamic sampling can filter by correctness rather than by the reward."""
+    """Also with weight 0, because dynamic sampling can filter by correctness instead of by the reward."""
     grader = make(reward_config({"accuracy": 0.0, "format": 1.0}))
     block = rollout_block(["<answer>4</answer>", "<answer>5</answer>"], 2, {"answer": 4})
     scores = grader.grade(block)

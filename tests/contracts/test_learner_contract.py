@@ -1,5 +1,5 @@
-"""What every learner does, on the fake; tests/integration/test_learner_deepspeed.py runs the same
-suite on DeepSpeed.
+"""The contract of learners on the fake. tests/integration/test_learner_deepspeed.py
+runs the same suite on DeepSpeed.
 """
 
 from __future__ import annotations

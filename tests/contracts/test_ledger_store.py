@@ -1,4 +1,4 @@
-"""One suite for the journal and the archive: in memory, on SQLite, on PostgreSQL."""
+"""The contract of the journal and the archive: in memory, on SQLite, on PostgreSQL."""
 
 import sqlite3
 import threading
@@ -43,7 +43,7 @@ POLICY = BookingPolicy(grace_ns=15 * 60 * 10**9, skew_ns=10**9)
 
 
 class HostClock(FakeClock):
-    """A clock that somebody sets back."""
+    """A clock that can be set back."""
 
     def set_back(self, ns: int) -> None:
         self._now_ns -= ns
@@ -272,8 +272,8 @@ def changes_as_posted(changes: list[CountedLine]) -> list[CountedLine]:
 def test_forty_million_accelerator_hours_are_exact_to_the_nanosecond_and_the_cent(
     stores: Stores, clock: HostClock
 ):
-    """1.44e20 ns, sixteen times what 64 bits hold, in two thousand lines with odd ends; open,
-    closed and adjusted.
+    """1.44e20 ns, sixteen times the range of 64 bits, in two thousand lines with odd
+    ends; open, closed and adjusted.
     """
     lines = 2000
     quantity = 40_000_000 * HOUR_NS // lines + 1
@@ -358,7 +358,7 @@ def test_two_processes_that_open_a_new_store_create_it_once(tmp_path: Path):
 
 
 def test_opening_a_new_store_waits_for_another_writer(tmp_path: Path):
-    """SQLite alone would not, for the file can't get a write-ahead log meanwhile."""
+    """SQLite alone would fail, because the file cannot get a write-ahead log meanwhile."""
     other = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     done = threading.Timer(0.1, other.close)

@@ -1,4 +1,6 @@
-"""One suite for budgets: in memory, on SQLite, on PostgreSQL; and 50 runs at once against one of them."""
+"""The contract of budget stores: in memory, on SQLite, on PostgreSQL; with 50
+concurrent runs on one of them.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -62,7 +64,7 @@ def budget(name: str, limit: str, **scope: str) -> Budget:
 
 
 def reserve(budgets: Budgets, reservation: str, amount: str, *names: str) -> str:
-    """Why it was refused; empty if it was made."""
+    """Make a reservation. Returns the reason if it was refused, otherwise an empty string."""
     refusal = budgets.reserve(names or ("blue",), reservation, "run", Decimal(amount), HOUR)
     return refusal.reason if refusal else ""
 
@@ -245,8 +247,8 @@ def test_an_unknown_reservation_is_an_error(budgets: Budgets):
 
 @pytest.mark.slow
 def test_fifty_concurrent_runs_never_settle_more_than_the_limit(url: str):
-    """Each run has a connection of its own, and goes on until it is refused; the limit is no
-    multiple of a step.
+    """Each run has its own connection and continues until it is refused. The
+    limit is not a multiple of a step.
     """
     engine = open_engine(url)
     require_head(engine)

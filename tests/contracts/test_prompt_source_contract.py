@@ -1,4 +1,4 @@
-"""What every prompt source promises, whatever its data: order, epochs, resume, a held-out set of its own."""
+"""The contract of prompt sources: order, epochs, resume, and a separate held-out set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every tracker does, on the fakes; tests/integration/test_mlflow.py runs the same suite on MLflow."""
+"""The contract of trackers on the fakes. tests/integration/test_mlflow.py runs the same suite on MLflow."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.contracts.tracker_contract import TrackerContract, TrackerUnderTest
 
 
 class MemoryUnderTest(TrackerUnderTest):
-    """The in-memory tracker keeps everything when it is started again, as a server does."""
+    """The in-memory tracker keeps its data when it is started again, like a server."""
 
     def __init__(self, background: bool) -> None:
         self.memory = MemoryTracker(FakeClock(1_000))

@@ -1,5 +1,5 @@
-"""The weight channel's contract on the fake and on shared memory; `test_ray_weight_channel.py` runs it on
-Ray's object store.
+"""The contract of weight channels on the fake and on shared memory. `test_ray_weight_channel.py`
+runs it on Ray's object store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of the Tracker port, to be run on each implementation."""
+"""The contract of the Tracker port, which runs on every implementation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IDENTITY = RunIdentity("grpo-17", "grpo", "final", "reasoning", "r1", tags={"mod
 
 
 class TrackerUnderTest(ABC):
-    """A tracking system, and what it kept of the run `grpo-17`."""
+    """A tracking system, and the data that it has about the run `grpo-17`."""
 
     @abstractmethod
     def new(self) -> Tracker: ...
@@ -89,7 +89,7 @@ class TrackerContract:
         assert under_test.history("policy/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
     def test_a_replay_only_adds_missing_steps(self, under_test: TrackerUnderTest) -> None:
-        """Step 4 was never sent: the run was killed before it could be."""
+        """Step 4 was never sent, because the run was killed first."""
         first = under_test.new()
         first.start(IDENTITY)
         for step in (1, 2, 3, 5):

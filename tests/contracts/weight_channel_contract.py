@@ -1,4 +1,4 @@
-"""What every weight channel does."""
+"""The contract of the WeightChannel port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET_BYTES = 4096
 
 
 def tensors(value: float) -> list[NamedTensor]:
-    """A small model: several buckets, one tensor that is cut, one that is not float32."""
+    """A small model: several buckets, one tensor that is split, one that is not float32."""
     return [
         ("embedding", torch.arange(5000, dtype=torch.float32).view(50, 100) + value),
         ("half", torch.full((33,), value, dtype=torch.bfloat16)),
@@ -36,19 +36,19 @@ def source(value: float) -> BucketSource:
 
 
 def pulled(channel: WeightChannel, handle: object) -> dict[str, Tensor]:
-    """A copy of what comes out of a channel, read like an engine does: one tensor at a time."""
+    """A copy of the tensors from a channel, read one at a time, as an engine does."""
     with closing(channel.pull(handle)) as buckets:
         return {name: tensor.clone() for name, tensor in unflatten(buckets)}
 
 
 def same(one: dict[str, Tensor], value: float) -> bool:
-    """Bit for bit, and nothing more or less."""
+    """Whether the tensors are exactly `tensors(value)`, bit for bit."""
     expected = dict(tensors(value))
     return one.keys() == expected.keys() and all(torch.equal(one[name], expected[name]) for name in one)
 
 
 class WeightChannelContract:
-    """Subclass it with a fixture `channel`: a fresh one each time."""
+    """Subclass it with a fixture `channel` that creates a new channel for each test."""
 
     def test_a_version_is_pulled_bit_equal_any_number_of_times(self, channel: WeightChannel) -> None:
         handle = channel.publish(0, source(0.5))

@@ -1,4 +1,6 @@
-"""What can't work is refused before anything starts: exit code 2, the key, the value and what is allowed."""
+"""Impossible inputs are rejected before anything starts: exit code 2, the key,
+the value and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from orchestrator.cli.app import run_command_line
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs `orchestrator run grpo <overrides>`, which must refuse; the JSON error."""
+    """Run `orchestrator run grpo <overrides>`, which must be rejected. Returns the JSON error."""
     monkeypatch.setenv("ORCHESTRATOR_OUTPUT_DIR", str(tmp_path / "runs"))
 
     def run(*overrides: str) -> dict[str, str]:

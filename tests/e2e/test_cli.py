@@ -1,4 +1,4 @@
-"""The installed program: from a wheel it finds its configs and jobs; help imports nothing heavy."""
+"""The installed program finds its configs and jobs in a wheel, and help imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Every command in README.md and docs/ runs, and every link resolves.
 
-A fenced block marked `bash` is run from the repository's root, in the order of the page, with an output
-directory of its own in which one small finished pipeline is `latest`. A comment `<!-- exit: 2 -->`, or
-`<!-- exit: 0 or 1 -->`, above a block states the exit codes that its last command may have; without one every
-command must succeed. NOT_HERE lists commands that take too long for a test, and who runs them instead.
+A fenced block marked `bash` is run from the repository's root, in the order of the page, with a separate
+output directory in which one small finished pipeline is `latest`. A comment `<!-- exit: 2 -->`, or `<!--
+exit: 0 or 1 -->`, above a block states the exit codes that its last command may have; without one, every
+command must succeed. NOT_HERE lists commands that take too long for a test, and where they are run instead.
 Blocks marked `text` show output and are not run.
 """
 
@@ -43,7 +43,7 @@ TINY = (
     "rollout.prompts_per_step=8",
     "stages.grpo.rollout.group_size=4",
 )
-"""Overrides that make the demo a matter of seconds."""
+"""Overrides with which the demo takes seconds."""
 
 
 def blocks(page: Path) -> list[str]:

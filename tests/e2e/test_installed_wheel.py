@@ -1,4 +1,4 @@
-"""The package works from any folder when it is installed from a wheel, without the repository."""
+"""The package installed from a wheel works from any folder, without the repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of an environment with the wheel and the dependencies of the tests' environment."""
+    """The `bin` folder of an environment with the wheel and the dependencies of the test environment."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = next(environment.glob("lib/python*/site-packages"))
     install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install"]
     subprocess.run([*install, "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
-    # After the wheel's own files on the path, and without the .pth of the editable installation.
+    # After the wheel's own files on the path, and without the .pth file of the editable installation.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return environment / "bin"
 

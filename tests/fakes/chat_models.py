@@ -1,5 +1,5 @@
-"""Tiny random Llamas and tokenizers that differ in one thing each: how a chat template opens and ends turns,
-which tokens are special, which tokens the tokenizer adds.
+"""Tiny random Llamas and tokenizers that each differ in one aspect: how a chat template begins and ends
+turns, which tokens are special, which tokens the tokenizer adds.
 
 A token is a character, except in `byte_tokenizer`, where it is a byte of UTF-8.
 """
@@ -45,7 +45,7 @@ def chat_tokenizer(
     adds_eos: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A character tokenizer. `unknown` is its unknown token; the tags are special tokens if `special_tags`;
-    `adds_bos` and `adds_eos` say which special tokens it puts around a text by itself.
+    `adds_bos` and `adds_eos` select the special tokens that it adds to a text.
     """
     tokens = (*SPECIAL, *TAGS, *CHARACTERS)
     named = {} if unknown is None else {"unk_token": unknown}
@@ -77,8 +77,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, *, attention_dropout: float = 0.0) -> Path:
-    """A folder with a Llama of 23 thousand random parameters and the tokenizer; the vocabulary is padded, as
-    in many published models.
+    """Write a folder with a Llama of 23 thousand random parameters and the tokenizer. The vocabulary is
+    padded, as in many published models.
     """
     config = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 32) * 32,

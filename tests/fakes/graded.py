@@ -1,4 +1,4 @@
-"""Rollout blocks and reward settings, made small, for tests of grading."""
+"""Small rollout blocks and reward configs for tests of scoring."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reward_config(components: Mapping[str, float], **changes: Any) -> RewardConf
 def rollout_block(
     texts: Sequence[str], group_size: int = 1, reference: Mapping[str, Any] | None = None
 ) -> RolloutBlock:
-    """One token a character; prompt `i` is called `p<i>`."""
+    """One token per character. Prompt `i` is called `p<i>`."""
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     tokens, groups = int(lengths.sum()), len(texts) // group_size
     prompts = tuple(Prompt(f"p{index}", "question", reference or {}) for index in range(groups))

@@ -1,8 +1,8 @@
-"""Hypothesis strategies for whole ledgers: leases, spans that overlap and protrude, losses,
-duplicates, corrections.
+"""Hypothesis strategies for whole ledgers: leases, spans that overlap and extend beyond their lease,
+losses, duplicates, corrections.
 
-Times lie within a few seconds of a midnight that is also the end of a month, so that examples are small and
-cuts are frequent. Numbers shrink towards simple ledgers.
+Times are within a few seconds of a midnight that is also the end of a month, so that examples are small and
+often cut by it. Numbers shrink towards simple ledgers.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def corrections(draw: st.DrawFn, events: list[Event]) -> list[Event]:
 
 @st.composite
 def ledgers(draw: st.DrawFn, corrected: bool = True) -> list[Event]:
-    """The distinct events of a ledger, in the order in which they were made."""
+    """The distinct events of a ledger, in the order in which they were emitted."""
     events: list[Event] = draw(declarations())
     for number, lease in enumerate(LEASES):
         events += draw(lifetimes(lease, number))
@@ -128,7 +128,9 @@ def ledgers(draw: st.DrawFn, corrected: bool = True) -> list[Event]:
 
 
 def price_book() -> PriceBook:
-    """Two SKUs, some dollars a nanosecond; one's price changes at the midnight that all ledgers are about."""
+    """Two SKUs at several dollars per nanosecond. The price of one changes at the
+    midnight that all ledgers are about.
+    """
 
     def price(sku: str, amount: str, first: str, end: str | None) -> dict[str, object]:
         return {

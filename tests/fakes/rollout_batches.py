@@ -1,4 +1,4 @@
-"""Batches of random rollouts, seeded: what learners and their tests are fed with."""
+"""Seeded batches of random rollouts, for tests of learners."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def random_part(
     version: int = 0,
 ) -> BatchPart:
     """`groups` groups with prompts of 2 to 6 tokens and responses of `lengths` (first to last, inclusive),
-    rewards 0 or 1, log-probs near those of a uniform distribution. Token 0 never occurs: as the padding token
-    of the test models it has an embedding of zeros, so that a router gives all experts the same score, and
-    which of them it takes depends on the processor.
+    rewards 0 or 1, and log-probs near those of a uniform distribution. Token 0 never occurs: as the padding
+    token of the test models its embedding is zero, so that a router gives all experts the same score, and
+    which ones it takes depends on the CPU.
     """
     draw = np.random.default_rng(seed)
     rollouts = groups * group_size

@@ -60,7 +60,7 @@ def leaves(completion: Completion) -> float:
 
 
 def returns_the_wrong_thing(completion: Completion) -> Any:
-    """What the text names."""
+    """Returns the kind of value that the text names."""
     return {
         "nan": float("nan"),
         "inf": float("-inf"),
@@ -77,7 +77,9 @@ def eats_memory(completion: Completion) -> float:
 
 
 def fails_once(completion: Completion) -> float:
-    """Raises the first time, over all processes: the prompt's reference names a file that remembers."""
+    """Raises the first time, over all processes: the prompt's reference names a
+    file that marks the first call.
+    """
     flag = Path(completion.prompt.reference["flag"])
     if not flag.exists():
         flag.touch()
@@ -123,7 +125,7 @@ def batch_raises(completions: Sequence[Completion]) -> list[float]:
 
 
 async def hangs_later(completion: Completion) -> float:
-    """Ignores that it is cancelled."""
+    """Ignores its cancellation."""
     while "bad" in completion.text:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
@@ -137,7 +139,7 @@ async def blocks_the_loop(completion: Completion) -> float:
 
 
 def judge(completion: Completion) -> float:
-    """Waits for a server, as plain functions do."""
+    """Waits for a server synchronously, as plain functions do."""
     time.sleep(0.2)
     return 1.0
 
@@ -148,7 +150,7 @@ async def judge_later(completion: Completion) -> float:
 
 
 def _arrive(completion: Completion) -> Callable[[], bool]:
-    """Leave a mark; whether all others of the prompt's company have left theirs."""
+    """Leave a mark. Returns whether all other rollouts of the prompt's group have left theirs."""
     folder, company = Path(completion.prompt.reference["folder"]), completion.prompt.reference["company"]
     (folder / completion.text).touch()
     return lambda: len(list(folder.iterdir())) >= company
@@ -198,7 +200,7 @@ def holds_the_gil(completion: Completion) -> float:
 
 
 def starts_orphans(completion: Completion) -> float:
-    """A process in a session of its own, and one by a double fork; then it hangs."""
+    """Starts a process in its own session, and one by a double fork; then it hangs."""
     subprocess.Popen(["sleep", "600"], start_new_session=True)
     if os.fork() == 0:
         os.setsid()
@@ -228,12 +230,12 @@ def writes_a_file(completion: Completion) -> float:
 
 
 def _channel() -> int:
-    """The descriptor over which this process talks to its parent."""
+    """The descriptor of the channel to the parent process."""
     return int(sys.argv[1])
 
 
 def sends(completion: Completion) -> float:
-    """Talks to the parent in place of the process, with the bytes that the text says in hexadecimal."""
+    """Sends the bytes that the text gives in hexadecimal to the parent, in place of the child process."""
     data = bytes.fromhex(completion.text)
     os.write(_channel(), data)
     time.sleep(600)
@@ -241,7 +243,7 @@ def sends(completion: Completion) -> float:
 
 
 def forges(completion: Completion) -> float:
-    """Sends the JSON that the text is, as a message."""
+    """Sends the JSON in the text as a message."""
     body = completion.text.encode()
     os.write(_channel(), len(body).to_bytes(4, "big") + body)
     time.sleep(600)
@@ -256,7 +258,7 @@ def closes_the_channel(completion: Completion) -> float:
 
 
 class _SlowToLoad:
-    """Loading takes longer than a rollout may: 10 s."""
+    """Takes longer to load (10 s) than the timeout of a rollout."""
 
     def prepare(self, references: Sequence[Mapping[str, Any]], /) -> None:
         time.sleep(10.5)

@@ -1,6 +1,6 @@
-"""A process beside the test's own that runs a function and exchanges messages with the test through a pipe.
+"""A child process that runs a function and exchanges messages with the test through a pipe.
 
-Processes are forked by a server that has imported torch and runs no threads. That is as fast as forking the
+Processes are forked by a server that has imported torch and has no threads. That is as fast as forking the
 test's own process, whose threads might hold a lock at that moment.
 """
 
@@ -39,7 +39,7 @@ class SideProcess:
         self._pipe.send(what)
 
     def answer(self) -> Any:
-        """The next message. Raises EOFError if the process has ended; fails if it stays silent."""
+        """The next message. Raises EOFError if the process has ended, and fails if it stays silent."""
         assert self._pipe.poll(LONGEST_ANSWER), f"process {self.pid} said nothing for {LONGEST_ANSWER:g} s"
         return self._pipe.recv()
 

@@ -1,5 +1,5 @@
-"""A ledger with one of everything that an export can meet: measured and stated usage, labels and none, a node
-and none, spot and on-demand, idle time, a closed month, and an adjustment of it.
+"""A ledger with everything that an export can contain: measured and stated usage, with and without labels or
+a node, spot and on-demand, idle time, a closed month, and an adjustment of it.
 """
 
 from __future__ import annotations

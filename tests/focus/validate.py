@@ -1,8 +1,8 @@
 """Run the FinOps Foundation's validator over an export: make focus-validate
 
-Not part of the test suite: the validator needs Python 3.12 or newer and libraries that this package can't be
-installed beside, so it gets an environment of its own (`.venv-focus`). Exit code 0: no rule failed but the
-one that can't hold (docs/reference/focus.md).
+This is not part of the test suite: the validator needs Python 3.12 or newer and libraries that conflict with
+this package, so it gets its own environment (`.venv-focus`). Exit code 0: no rule failed except the one that
+cannot be satisfied (docs/reference/focus.md).
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ SUPPORTED = (
     "TAGGING_SUPPORTED",
     "USAGE_MEASUREMENT_SUPPORTED",
 )
-"""What the ledger supports as a provider, in the validator's words: rules for the rest do not apply."""
+"""What the ledger supports as a provider, in the validator's terms. Rules for other features do not apply."""
 
 CONTRADICTION = frozenset({"InvoiceId-C-004-C", "InvoiceId-C-005-C"})
-"""One wants InvoiceId null in every row, the other in none; neither looks whether a charge has an invoice."""
+"""One requires InvoiceId to be null in every row, the other in none; neither checks
+whether a charge has an invoice.
+"""
 
 
 def main() -> int:
-    """Both formats; the exit code."""
+    """Validate both formats. Returns the exit code."""
     program = install()
     failed = 0
     results: dict[str, dict[str, object]] = {}
@@ -59,7 +61,7 @@ def main() -> int:
 
 
 def install() -> Path:
-    """The validator's program, in an environment of its own."""
+    """Install the validator in its own environment and return its program."""
     program = ENVIRONMENT / "bin" / "focus-validator"
     if not program.exists():
         python = os.environ.get("FOCUS_PYTHON") or next(filter(shutil.which, PYTHONS), None)
@@ -72,15 +74,15 @@ def install() -> Path:
 
 
 def validate(program: Path, file: Path) -> tuple[int, list[str]]:
-    """How many rules were checked, and the names of those that failed. The exit code says nothing: it is 0
-    whatever was found.
+    """Return how many rules were checked, and the names of those that failed. The exit
+    code of the validator is always 0.
     """
     report = file.with_suffix(".xml")
     [package] = ENVIRONMENT.glob("lib/python3*/site-packages")
     command = [str(program), "--data-file", str(file), "--block-download", "--validate-version", "1.2"]
     command += ["--applicability-criteria", ",".join(SUPPORTED)]
     command += ["--output-type", "unittest", "--output-destination", str(report)]
-    # It finds its own currency codes only from the folder that it is installed in.
+    # It only finds its own currency codes from the folder in which it is installed.
     done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
     if not report.exists():
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""Losses of three seeded trainings against text files: what a refactoring must not change."""
+"""Losses of three seeded trainings compared with text files, which a refactoring must not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.golden.training import GOLDEN, STEPS, losses, read
 def test_the_losses_equal_those_of_the_file(name: str) -> None:
     expected = read(name)
     assert len(expected) == STEPS
-    # Processors round differently; a change of the formula is larger than this by orders of magnitude.
+    # CPUs round differently; a change of the formula differs by orders of magnitude more than this.
     assert losses(name) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 

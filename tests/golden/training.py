@@ -1,5 +1,5 @@
-"""The trainings whose losses are kept as text files: one rank of the learner in this process,
-seeded, on the CPU.
+"""The trainings whose losses are stored as text files: one seeded rank of the
+learner in this process, on the CPU.
 
     python -m tests.golden.training        # write the files again, after an intended change
 
@@ -34,7 +34,7 @@ STEPS = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Golden:
-    """A training: its batches, and what the learner minimises on them."""
+    """A training: its batches, and the objective that the learner minimises on them."""
 
     batches: Objective
     spec: Callable[[], AlgorithmSpec]

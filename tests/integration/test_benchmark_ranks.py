@@ -1,4 +1,4 @@
-"""Processes that stand for ranks end well, whatever the interpreter's end would do to them."""
+"""Processes that stand in for ranks exit cleanly, whatever the shutdown of the interpreter does to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was known on day X about month Y gives the same bytes today as then, in every format that is printed
+"""A report about month Y as known on day X has the same bytes today as then, in every format that is printed
 or written, whatever became known since.
 """
 
@@ -75,7 +75,7 @@ class Books:
         self.ledger.prices.adopt(PriceBook.parse({**defaults, "prices": [price]}))
 
     def ask(self, words: Sequence[str], capfdbinary: pytest.CaptureFixture[bytes]) -> bytes:
-        """What a command prints."""
+        """The output of a command."""
         where = ("--ledger", self.url, "--output-dir", str(self.folder / "runs"))
         assert run_command_line(["cost", *words, *where]) == 0
         return capfdbinary.readouterr().out
@@ -129,8 +129,8 @@ def known_then(books: Books) -> None:
 
 
 def known_later(books: Books) -> None:
-    """Late leases, a correction, other labels and purposes, runs that turn out to be the pipeline's, another
-    price, statements, and the close of February.
+    """Late leases, a correction, other labels and purposes, runs that turn out to belong to the pipeline,
+    another price, statements, and the close of February.
     """
     at_ns = FEBRUARY + 21 * DAY_NS
     books.know(
@@ -184,7 +184,9 @@ def test_reports_from_before_the_first_price_keep_their_bytes(
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_report_as_of_a_time_equals_the_one_written_at_that_time(suffix: str, tmp_path: Path) -> None:
-    """Not only --as-of against --as-of: the file of somebody who asked that day, about no moment."""
+    """Compares --as-of not only with --as-of, but with the file of a user
+    who asked on that day without it.
+    """
     books, file = Books(tmp_path), tmp_path / f"costs.{suffix}"
 
     def written(as_of_ns: int | None) -> list[bytes]:

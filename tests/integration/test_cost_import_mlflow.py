@@ -1,4 +1,4 @@
-"""Runs of another tool in a real MLflow, taken over from its database and from its server."""
+"""Runs of another tool in a real MLflow, imported from its database and from its server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ START_MS, HOUR_MS = 1_793_491_200_000, 3_600_000
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sweep of two children on two GPUs each, a failed run, one that goes on, and one without GPUs."""
+    """A sweep of two children on two GPUs each, a failed run, one that is still
+    running, and one without GPUs.
+    """
     from mlflow import MlflowClient
 
     url = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
@@ -67,7 +69,7 @@ def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Generator
             try:
                 with urllib.request.urlopen(f"{url}/health", timeout=30):
                     break
-            except OSError:  # nobody listens yet, or nobody answers
+            except OSError:  # the server is not listening or answering yet
                 assert process.poll() is None
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.2)
@@ -78,7 +80,7 @@ def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Generator
 
 
 def taken(source: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Any, Any]:
-    """What the import and then the report say."""
+    """The output of the import and of the report after it."""
     where = ["--output-dir", str(folder), "--json"]
     assert run_command_line(["cost", "import", "mlflow", source, "--sku", "cpu-slot", *where]) == 0
     imported = json.loads(capsys.readouterr().out)

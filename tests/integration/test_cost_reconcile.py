@@ -1,4 +1,4 @@
-"""A bill on S3 against a ledger, through the command."""
+"""Reconciles a bill on S3 with a ledger, through the command."""
 
 from __future__ import annotations
 

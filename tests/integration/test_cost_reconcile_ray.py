@@ -1,4 +1,6 @@
-"""Ray's own actor events against the ledger, through the command: recorded ones, and those of real runs."""
+"""Reconciles Ray's own actor events with the ledger, through the command: recorded
+events, and those of real runs.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_a_recording_is_reconciled_and_signed(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a Ray that is started here writes its events: a short path, for Ray's sockets are under it."""
+    """The folder in which a Ray that is started here writes its events. Its path is short
+    because Ray's sockets are in it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     monkeypatch.setenv("RAY_enable_export_api_write_config", "EXPORT_ACTOR,EXPORT_NODE")
@@ -79,7 +83,7 @@ def test_a_real_run_with_a_killed_worker_matches_rays_events(
     result = program.json("cost", "reconcile-ray", str(exported), "--tolerance", "10")
 
     assert result["findings"] == []
-    # Each life of an actor of the run spools to a file of its own.
+    # Each incarnation of an actor of the run has its own spool file.
     spools = list((run / "ledger").glob("1-*-[0-9].jsonl"))
     assert result["lives"] >= len(spools) >= 4
     lost = [event["worker"] for event in events_of(run) if event["event"] == "worker_lost"]

@@ -1,4 +1,4 @@
-"""A real Ray cluster that knows nothing of the ledger, watched from outside."""
+"""A real Ray cluster that does not know the ledger, watched from outside."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ray.shutdown()
 
 
 class Cluster:
-    """A driver in a process of its own: it holds 4 GPUs, then gives 3 of them back."""
+    """A driver in its own process, which holds 4 GPUs and then releases 3 of them."""
 
     def __init__(self, driver: subprocess.Popen[str]) -> None:
         self._driver = driver
@@ -81,7 +81,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Cluste
 
 
 def ask(*words: str) -> Any:
-    """What a `cost` command prints, in a process of its own: Ray reads how to authenticate only once."""
+    """The output of a `cost` command in its own process, because Ray only reads
+    its authentication settings once.
+    """
     command = [str(Path(sys.executable).parent / "orchestrator"), "cost", *words, "--json"]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -89,7 +91,7 @@ def ask(*words: str) -> Any:
 
 
 def look_until(enough: Callable[[int], bool], *words: str) -> None:
-    """Look until as much is held: what Ray's dashboard tells comes a little after what happens."""
+    """Take snapshots until enough is held, because Ray's dashboard lags behind."""
     deadline = time.monotonic() + 300
     while not enough(held := ask(*words)["held"]):
         assert time.monotonic() < deadline, f"Ray shows {held} as held"
@@ -100,7 +102,7 @@ def test_groups_and_actors_of_a_cluster_are_leased_while_they_live(cluster: Clus
     look = ["watch", "--once", "--gpu-sku", "cpu-slot", "--team", "shared", *where]
     look_until(lambda held: held == 4, *look, "--address", f"http://{cluster.dashboard}")
     cluster.give_back()
-    # The same cluster by the address that drivers use.
+    # The same cluster at the address that drivers use.
     look_until(lambda held: held <= 1, *look, "--address", cluster.gcs)
     rows = ask("report", "--by", "lease,team,resource", *where)["rows"]
     assert {(row["team"], row["resource"]) for row in rows} == {("shared", "gpu")}

@@ -1,4 +1,4 @@
-"""Commands wrapped for real, stopped and killed at their worst moment."""
+"""Real wrapped commands, stopped and killed at the worst moments."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def beats(folder: Path) -> int:
 
 
 def sleeping(folder: Path) -> bool:
-    """Whether the command has come so far that it said who it is."""
+    """Whether the command has started and printed its process id."""
     return (folder / "pid").exists() and (folder / "pid").read_text() != ""
 
 

@@ -1,5 +1,5 @@
-"""Faults of DeepSpeed 0.19.8 that the learner goes around. When one of these tests fails the fault is gone,
-and so can be what goes around it.
+"""Bugs of DeepSpeed 0.19.8 that the learner works around. If one of these tests fails, the bug is fixed and
+the workaround can be removed.
 """
 
 from __future__ import annotations

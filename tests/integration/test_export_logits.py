@@ -1,5 +1,6 @@
-"""The exported model is the learner's: two ranks train, save, and say what their logits are; one process
-without DeepSpeed exports the shards and compares."""
+"""The exported model equals the learner's: two ranks train, save and report their logits; one process without
+DeepSpeed exports the shards and compares.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pretrained model out of an installed package: it answers, trains and exports like any other."""
+"""A pretrained model from an installed package answers, trains and exports like any other."""
 
 from __future__ import annotations
 

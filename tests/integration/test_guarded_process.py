@@ -1,4 +1,4 @@
-"""No process survives the one that started it: not with the GIL held, not in a session of its own."""
+"""No process survives the one that started it, even while the GIL is held or in a separate session."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ WAYS_TO_HANG = {
 
 
 def program(tree: str, ending: str) -> list[str]:
-    """A Python program that starts a tree, says so, and does something for ever."""
+    """A Python program that starts a process tree, reports it, and then runs forever."""
     text = f"""
 import ctypes, os, signal, subprocess, sys, time
 {tree}

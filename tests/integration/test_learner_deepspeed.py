@@ -1,4 +1,6 @@
-"""The learner on DeepSpeed itself, one rank in this process: the contract, and what only the real one has."""
+"""The learner on DeepSpeed, with one rank in this process: the contract, and the
+properties of the real implementation.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,7 @@ def test_packing_and_micro_batches_do_not_change_the_step(monkeypatch: pytest.Mo
 
 def test_uninformative_groups_are_skipped_without_changing_the_update() -> None:
     kept = dataclasses.replace(update_rule(), drop_uninformative=False)
-    # Neither balances by rows that are not computed.
+    # Rows that are not computed do not enter the balance loss of either.
     unbalanced = {"router_bias_update_speed": 0.0, "sequence_balance_coefficient": 0.0}
     metrics, weights = _updated(batch(0), **unbalanced)
     kept_metrics, kept_weights = _updated(batch(0), rule=kept, **unbalanced)
@@ -102,7 +104,7 @@ def test_minibatches_take_one_optimizer_step_each_and_correct_against_the_first(
     metrics, weights = _updated(batch(0), rule=corrected, minibatches=3)
     _, whole = _updated(batch(0), rule=corrected, minibatches=1)
     assert not same_weights(weights, whole)
-    # Against the learner at the beginning of the step, whatever the minibatches did since.
+    # Relative to the learner at the beginning of the step, regardless of the minibatches since.
     single, _ = _updated(batch(0), rule=corrected, minibatches=1)
     gap = "offpolicy/logprob_gap_mean"
     assert metrics[gap] == pytest.approx(single[gap], rel=1e-5)

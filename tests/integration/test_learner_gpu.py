@@ -1,5 +1,5 @@
-"""The learner on GPUs, over NCCL: the same training as a plain process on the CPU. Unproven: no GPU was to be
-had where this was written.
+"""The learner on GPUs over NCCL gives the same training as a plain process on the CPU. Not verified yet: no
+GPU was available when this was written.
 """
 
 from __future__ import annotations
@@ -33,6 +33,6 @@ def test_ranks_over_nccl_train_like_a_plain_process(model: str, world_size: int,
     plain: dict[OptimizerName, Training] = {name: train_plainly(model, name) for name in OPTIMIZERS}
     for learned in read_results(len(cases), str(tmp_path)):
         for name, expected in plain.items():
-            # Other kernels than the CPU's: float32 agrees to some 1e-5.
+            # The kernels differ from those of the CPU: float32 agrees to about 1e-5.
             assert learned[name].losses == pytest.approx(expected.losses, rel=1e-3, abs=1e-5)
             assert learned[name].grad_norms == pytest.approx(expected.grad_norms, rel=1e-3)

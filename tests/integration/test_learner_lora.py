@@ -1,4 +1,4 @@
-"""LoRA on DeepSpeed: gradients against plain torch, merged weights, checkpoints of adapters alone."""
+"""LoRA on DeepSpeed: gradients compared with plain torch, merged weights, adapter-only checkpoints."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_merged_and_unmerged_give_the_same_logits(name: str) -> None:
 
 
 def test_adapter_gradients_equal_those_of_plain_torch() -> None:
-    """With dL/dW of the merged weight G: dL/dA = s B^T G and dL/dB = s G A^T."""
+    """With G = dL/dW of the merged weight: dL/dA = s B^T G and dL/dB = s G A^T."""
     model, merged = _randomised("tiny_moe"), build("tiny_moe")
     merged.load_state_dict(dict(merge_adapters(model.named_parameters(), model)), strict=False)
     for each in (model, merged):
@@ -137,7 +137,7 @@ def test_missing_layers_are_rejected() -> None:
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_a_kl_penalty_is_relative_to_the_model_without_its_adapters(zero_stage: int) -> None:
-    """As against a second copy of the model that the run started from."""
+    """As relative to a second copy of the initial model."""
     objective = dataclasses.replace(update_rule().objective, kl_coefficient=1.0)
     rule = dataclasses.replace(update_rule(), objective=objective)
     found: list[list[dict[str, float]]] = []

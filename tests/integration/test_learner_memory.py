@@ -1,4 +1,6 @@
-"""What saves memory and changes no number: activation checkpointing and optimizer state on the host."""
+"""Options that save memory without changing any number: activation checkpointing
+and offloaded optimizer state.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ class _Saved:
 @pytest.mark.parametrize("model", ["tiny_moe", "qwen3_moe"])
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_activation_checkpointing_changes_no_bit(zero_stage: int, model: str) -> None:
-    """Not of a weight, not of a metric: experts' loads are those of the first pass alone."""
+    """Neither weights nor metrics change: the expert loads are those of the first forward pass alone."""
     found: list[tuple[list[dict[str, float]], dict[str, Tensor]]] = []
     for again in (False, True):
         learner = _rank(Case(model, 1, 1, zero_stage), activation_checkpointing=again)
@@ -87,7 +89,7 @@ def test_activation_checkpointing_changes_no_bit(zero_stage: int, model: str) ->
 
 
 def test_activation_checkpointing_computes_layers_twice_and_saves_memory() -> None:
-    """A router's second pass is not counted, although it happens."""
+    """The second pass of a router is not counted, although it happens."""
     passes: dict[bool, int] = {}
     kept: dict[bool, int] = {}
     for again in (False, True):
@@ -143,7 +145,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("way", ["offload", "checkpointing"])
 @pytest.mark.parametrize("case", _CASES, ids=str)
 def test_two_ranks_are_exact_with_each_memory_option(case: Case, way: str, two_ranks: Path) -> None:
-    """With each rank's own experts, too."""
+    """Also if each rank has its own experts."""
     plain, saving = (Training(**torch.load(_file(two_ranks, case, name))) for name in ("plain", way))
     assert saving.losses == pytest.approx(plain.losses, rel=1e-6, abs=1e-8)
     assert saving.grad_norms == pytest.approx(plain.grad_norms, rel=1e-6)

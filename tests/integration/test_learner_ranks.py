@@ -1,6 +1,6 @@
-"""Two learner ranks over gloo: exact against one plain process at every ZeRO stage, with experts on every
-rank and spread over both, and resized through checkpoints. One pair of processes does everything: importing
-DeepSpeed takes longer than training.
+"""Two learner ranks over gloo are exact compared with one plain process at every ZeRO stage, with experts on
+every rank and sharded over both, and when resized through checkpoints. One pair of processes runs everything,
+because importing DeepSpeed takes longer than training.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _OTHERS = [
     if case not in _CASES
 ]
 _SAVED = [Case("tiny_moe", 2, 1, 2), Case("tiny_moe", 2, 2, 1), Case("tiny_moe", 2, 2, 3)]
-"""Shapes that save a checkpoint, and that go on from one of a single rank."""
+"""Shapes that save a checkpoint, and that continue from one of a single rank."""
 
 
 def _weights(learner: DeepSpeedLearner) -> dict[str, Tensor]:
@@ -70,8 +70,8 @@ def _weights(learner: DeepSpeedLearner) -> dict[str, Tensor]:
 
 
 def _written_together(plan: WritePlan) -> dict[str, Tensor]:
-    """What the ranks write, in memory that was zero and whose bytes are added up: a byte that two of them
-    write would show.
+    """The bytes that the ranks write into zeroed memory, added up, so that a byte
+    written by two ranks would show.
     """
     memory = [torch.zeros(plan.bucket_bytes, dtype=torch.uint8) for _ in plan.buckets]
     plan.write([room.numpy() for room in memory])
@@ -83,7 +83,7 @@ def _written_together(plan: WritePlan) -> dict[str, Tensor]:
 
 
 def _largest_message(learner: DeepSpeedLearner) -> int:
-    """Bytes of other ranks' experts that this rank holds at once while the weights are published."""
+    """Maximum bytes of other ranks' experts that this rank holds at once while weights are published."""
     sizes, receive = [0], dist.recv
 
     def watched(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
@@ -98,7 +98,7 @@ def _largest_message(learner: DeepSpeedLearner) -> int:
 
 
 def _two_steps(learner: DeepSpeedLearner) -> list[dict[str, float]]:
-    """The third step, and a fourth in which every token is sent where its sampler sent it."""
+    """The third step, and a fourth in which every token is routed as by its sampler."""
     return [
         dict(learner.update(2, batch(2)).metrics),
         dict(learner.update(3, _with_routes(batch(3))).metrics),
@@ -106,8 +106,8 @@ def _two_steps(learner: DeepSpeedLearner) -> list[dict[str, float]]:
 
 
 def _with_routes(parts: Sequence[BatchPart]) -> list[BatchPart]:
-    """Two different experts of 8 for each token in the one layer of experts; the last token of every third
-    rollout was not read.
+    """Two different experts of 8 for each token in the single layer of experts. The last token of
+    every third rollout was not read.
     """
     draw = np.random.default_rng(0)
     routed: list[BatchPart] = []
@@ -134,7 +134,7 @@ def _two_ranks(rank: int, port: int, cases: Sequence[Case], directory: str) -> N
 
 
 def _norm_by_deepspeed(rank: int) -> float:
-    """Of a gradient that is 3 on rank 0 and 4 on rank 1, as that of an expert is."""
+    """The norm of a gradient that is 3 on rank 0 and 4 on rank 1, like that of an expert."""
     from deepspeed.runtime.utils import clip_grad_norm_
 
     expert = torch.nn.Parameter(torch.zeros(1))
@@ -143,7 +143,7 @@ def _norm_by_deepspeed(rank: int) -> float:
 
 
 def _train_save_and_refuse(case: Case, rank: int, port: int, directory: Path) -> None:
-    """Two steps and a checkpoint; then a batch of which half is spoilt, and the same step again."""
+    """Two steps and a checkpoint; then a batch of which half is corrupt, and the same step again."""
     directory.mkdir(exist_ok=True)
     learner = build_rank(case, rank, port)
     reports = [learner.update(step, batch(step)) for step in range(2)]
@@ -160,7 +160,7 @@ def _train_save_and_refuse(case: Case, rank: int, port: int, directory: Path) ->
 
 
 def _go_on(case: Case, rank: int, port: int, checkpoint: Path, directory: Path) -> None:
-    """On from the first two steps, which another number of ranks made."""
+    """Continue from the first two steps, which were made by another number of ranks."""
     directory.mkdir(exist_ok=True)
     learner = build_rank(case, rank, port)
     plan = learner.write_plan()
@@ -224,8 +224,8 @@ def test_two_ranks_are_exact_in_every_other_shape_and_model_family(tmp_path: Pat
 
 
 def test_deepspeed_averages_the_gradient_norms_of_ranks(directory: Path) -> None:
-    """Why stage 0 clips by itself: its own clipping is wrong where ranks hold different experts. When this
-    test fails the fault is gone.
+    """This is why stage 0 clips by itself: DeepSpeed's clipping is wrong if ranks hold different experts. If
+    this test fails, the bug is fixed.
     """
     assert [float((directory / f"norm-{rank}").read_text()) for rank in range(2)] == [3.5, 3.5]  # not 5
 
@@ -238,7 +238,7 @@ def test_all_ranks_report_the_same_metrics(directory: Path, index: int) -> None:
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
 def test_one_rank_continues_from_the_checkpoint_of_two(directory: Path, index: int) -> None:
-    """At another ZeRO stage, too; and a refused step left no trace in the two ranks' next one."""
+    """Also at another ZeRO stage; and a rejected step left no trace in the next step of the two ranks."""
     saved = directory / f"saved-{index}"
     single = build_rank(Case("tiny_moe", 1, 1, 3), 0, 0)
     single.load(saved)
@@ -259,7 +259,7 @@ def test_two_ranks_continue_from_the_checkpoint_of_one(directory: Path, index: i
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)
 def test_weights_written_together_equal_those_gathered_by_rank_0(directory: Path, index: int) -> None:
-    """By a plan of before a checkpoint was loaded and two steps were taken. At stage 3 there is none."""
+    """With a plan from before a checkpoint was loaded and two steps were taken. Stage 3 has no plan."""
     gathered, together = torch.load(directory / f"resumed-{index}" / "together.pt")
     if _SAVED[index].zero_stage == 3:
         assert together is None
@@ -281,7 +281,7 @@ def _four_ranks(rank: int, port: int, case: Case, directory: str) -> None:
 
 @pytest.mark.long
 def test_replicated_experts_are_written_once(tmp_path: Path) -> None:
-    """And all four ranks a share of the rest."""
+    """All four ranks write a share of the rest."""
     start_ranks(4, _four_ranks, Case("tiny_moe", 4, 2, 1), str(tmp_path))
     gathered, together = torch.load(tmp_path / "together.pt")
     _assert_same_weights(together, gathered)

@@ -1,4 +1,4 @@
-"""The cost commands as a script uses them: JSON on stdout, exit codes, and what is refused."""
+"""The cost commands as used by scripts: JSON on stdout, exit codes, and rejected inputs."""
 
 import http.server
 import json
@@ -33,7 +33,7 @@ Command = Callable[..., tuple[int, Any]]
 
 
 def spool(output_dir: Path, run: str, pipeline: str = "pipe", team: str = "blue") -> SpoolSink:
-    """The spool of a run of 10 hours on two CPU slots, one of which died after 4."""
+    """The spool of a run of 10 hours on two CPU slots, one of which died after 4 hours."""
     sink = SpoolSink(output_dir / run / "ledger" / "1-controller.jsonl")
     sink.emit(
         RunDeclared(new_event_id(), START, run, 1, "grpo", "final", "o", "c", team, "x", pipeline, "grpo")

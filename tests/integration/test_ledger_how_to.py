@@ -1,4 +1,4 @@
-"""The finance desk's page: every command of it runs, in order, and prints what the page shows."""
+"""The how-to for finance teams: every command of it runs, in order, and prints the output on the page."""
 
 import os
 import re

@@ -1,5 +1,5 @@
-"""The tracker contract on a real MLflow over SQLite, and what only MLflow has: parents, tables, a
-server that is away.
+"""The tracker contract on a real MLflow with SQLite, and properties that only MLflow has: parents,
+tables, an unavailable server.
 """
 
 import json
@@ -44,7 +44,7 @@ def tracking_config(uri: str | None = None, finish_seconds: float = 600.0) -> Tr
 
 
 class MLflowUnderTest(TrackerUnderTest):
-    """MLflow read back through its own client."""
+    """MLflow, read through its own client."""
 
     def __init__(self, output_dir: Path) -> None:
         self._output_dir = output_dir
@@ -78,7 +78,7 @@ class MLflowUnderTest(TrackerUnderTest):
         return self.run().data.tags["orchestrator.state"]
 
     def run(self, run_id: str = IDENTITY.run_id) -> Any:
-        """MLflow's run of ours; there is exactly one."""
+        """MLflow's run for our run; there is exactly one."""
         experiment = self.client.get_experiment_by_name("tests")
         assert experiment is not None
         tagged = f"tags.`orchestrator.run_id` = '{run_id}'"
@@ -94,7 +94,7 @@ class MLflowUnderTest(TrackerUnderTest):
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A migrated database: making one takes seconds, copying it nothing."""
+    """A migrated database. Creating one takes seconds, copying it does not."""
     output_dir = tmp_path_factory.mktemp("mlflow")
     connect_mlflow(tracking_config(), output_dir, SystemClock())
     assert [path.name for path in output_dir.iterdir()] == ["mlflow.db"]
@@ -151,7 +151,7 @@ def test_rollouts_are_logged_as_an_mlflow_table(output_dir: Path, monkeypatch: p
     listed = json.loads(mlflow.tags()["mlflow.loggedArtifacts"])
     assert listed[0] == {"path": "rollouts/step-000001.json", "type": "table"}
     assert listed[-1]["path"] == "rollouts/step-000066.json"
-    # load_table searches the tracking server of the environment, whatever its client was made with.
+    # load_table searches the tracking server of the environment, whatever server its client uses.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{output_dir / 'mlflow.db'}")
     frame = mlflow.client.load_table(
         mlflow.run().info.experiment_id, listed[-1]["path"], run_ids=[mlflow.run().info.run_id]
@@ -188,7 +188,7 @@ ROWS = [MetricRow(step, step * 1_000_000, {"reward/mean": step / 10}) for step i
 
 
 def test_unsent_steps_of_a_killed_attempt_arrive_with_the_next_one(output_dir: Path) -> None:
-    """Killed in step 5, with step 4 in metrics.jsonl and not yet sent."""
+    """Killed in step 5, when step 4 was in metrics.jsonl but not yet sent."""
     mlflow = MLflowUnderTest(output_dir)
     killed = mlflow.new()
     killed.start(IDENTITY)

@@ -48,8 +48,8 @@ class TestObjectStoreChannel(WeightChannelContract):
 
 
 class Publisher:
-    """Rank 0 of a learner as the channel sees it: a model whose version v has the weights of seed
-    `first_seed` + v.
+    """Rank 0 of a learner as the channel sees it: version v of its model has the
+    weights of seed `first_seed` + v.
     """
 
     def __init__(self, parts: RunSpec, first_seed: int = 0) -> None:
@@ -57,7 +57,7 @@ class Publisher:
         self._channel = make_channel(parts.weights)
 
     def publish(self, version: int) -> tuple[Any, int]:
-        """The handle, and the process that it came from."""
+        """Return the handle and the id of the publishing process."""
 
         def buckets(allocate: Allocate) -> Iterator[Bucket]:
             return flatten(self._state(version).items(), BUCKET_BYTES, allocate)
@@ -121,7 +121,7 @@ def test_two_workers_sample_with_exactly_the_published_weights(channel: str, tmp
 
 @pytest.mark.parametrize("channel", ["shared_memory"])
 def test_a_worker_survives_the_loss_of_the_weights_of_a_killed_learner(channel: str, tmp_path: Path) -> None:
-    """They go with the process; the object store notices some time later."""
+    """The weights are gone with the process; the object store notices some time later."""
     parts = _parts(channel, tmp_path)
     publisher, worker = _start(Publisher, parts), _worker(parts, 0)
     handle, process = _get(publisher.publish.remote(0))

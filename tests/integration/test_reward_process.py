@@ -1,4 +1,4 @@
-"""The scorers' process against scorers that hang, die, and take what they can."""
+"""The scorer process with scorers that hang, die, and consume all resources."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.slow
 FAKES = "tests.fakes.scorers"
 ROOT = Path(__file__).resolve().parents[2]
 ENOUGH = 10.0
-"""Seconds in which a rollout that does not hang is scored, on a machine that is busy."""
+"""Seconds in which a rollout that does not hang is scored on a busy machine."""
 Make = Callable[..., Grader]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """A grader with one scorer of the fakes."""
+    """A grader with one of the fake scorers."""
     made: list[Grader] = []
 
     def make(scorer: str, **changes: object) -> Grader:
@@ -79,7 +79,9 @@ def test_memory_is_limited(make: Make) -> None:
 
 
 def test_a_block_of_hanging_rollouts_ends_soon(make: Make) -> None:
-    """40 rollouts that hang cost five children, not forty; the loop then sees that all failed."""
+    """40 rollouts that hang cost five child processes instead of forty; the
+    loop then sees that all failed.
+    """
     grader = make("hangs", timeout_seconds=0.3, failure_budget=0.1)
     scores = grader.grade(rollout_block([f"bad {index}" for index in range(40)]))
     tried = [reason for reason in scores.reasons if reason.startswith("no score")]
@@ -136,7 +138,7 @@ def test_output_of_scorers_is_logged_even_if_they_are_killed(tmp_path: Path) -> 
     assert scores.grades.tolist() == [ScoreStatus.TIMEOUT]
     text = log.read_text()
     assert "a scorer printed this" in text
-    assert "in holds_the_gil" in text  # where it was when it was stopped
+    assert "in holds_the_gil" in text  # the function in which it was stopped
 
 
 def test_closing_ends_the_process() -> None:

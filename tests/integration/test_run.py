@@ -1,4 +1,6 @@
-"""Whole runs on a real Ray with real DeepSpeed ranks: what they leave behind, and their interruption."""
+"""Whole runs on a real Ray with real DeepSpeed ranks: their results, and how
+they are interrupted and resumed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def asynchronous_run(program: Program, small_run: SmallRun) -> str:
         "learner.world_size=2",
         "learner.zero_stage=2",
         "algorithm=grpo_tis",
-        "algorithm.drop_uninformative=false",  # this model earns nothing: compute it all the same
+        "algorithm.drop_uninformative=false",  # this model never earns a reward; compute its groups anyway
         *PATIENT_TRACKING,
         "evaluation.samples=4",
     )
@@ -152,10 +154,12 @@ def test_the_last_checkpoint_exports_the_model_that_the_learner_exported(
 
 
 def test_a_killed_run_resumes_bit_for_bit(program: Program, small_run: SmallRun) -> None:
-    """Synchronous, world size 1: the losses after the resume are those of a run that was never broken."""
+    """Synchronous with one rank: the losses after the resume equal those of a
+    run that was never interrupted.
+    """
     directory = program.output_dir / "broken"
     with going_on(program, *small_run("broken", "checkpoint.every=1")) as process:
-        # Whichever they are: two are kept, and how far the run is when this test looks, nobody knows.
+        # It may be either of them: two are kept, and the progress of the run at this point is unknown.
         wait_until(lambda: len(complete(directory / "checkpoints")) >= 2, "a second checkpoint", process)
         process.kill()
     assert program.json("status", "broken")["state"] == "failed"
@@ -190,7 +194,9 @@ def test_an_interrupted_run_writes_a_checkpoint_and_exits_with_4(
 
 @pytest.mark.long
 def test_a_run_continues_with_other_ranks_and_back(program: Program, small_run: SmallRun) -> None:
-    """Saved by two ranks at ZeRO 2, resumed by one, and by two again; the maths stay refused."""
+    """Saved by two ranks at ZeRO 2, resumed by one, and by two again; changes
+    of the algorithm stay rejected.
+    """
     run = "reshaped"
     program(*small_run(run, "steps=1", "learner.world_size=2", "learner.zero_stage=2", "evaluation.every=0"))
     refused = program.json("resume", run, "steps=2", "learner.learning_rate=1", code=2)
@@ -212,8 +218,8 @@ def test_a_run_continues_with_other_ranks_and_back(program: Program, small_run: 
 
 @pytest.fixture(scope="module")
 def losses_over(program: Program, small_run: SmallRun) -> Callable[[str], dict[int, float]]:
-    """The losses of a run by its weight channel. Rewards fall with the length, which varies from the start,
-    so that there is something to learn.
+    """The losses of a run by its weight channel. Rewards decrease with the length, which varies from the
+    start, so that there is something to learn.
     """
 
     def losses(channel: str) -> dict[int, float]:

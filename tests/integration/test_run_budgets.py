@@ -1,4 +1,4 @@
-"""A run that shares a budget: it warns, stops before the limit with a checkpoint, and goes on later."""
+"""A run that shares a budget: it warns, stops before the limit with a checkpoint, and continues later."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 MONTH = time.strftime("%Y-%m", time.gmtime())
 SECRET = "s3cr3t-p4th"
 SECOND = 2 * Decimal("0.0408") / 3600
-"""What a second of two slots costs by the price book `laptop`."""
+"""The cost of a second of two slots according to the price book `laptop`."""
 
 
 class Hook(http.server.ThreadingHTTPServer):
-    """A webhook that remembers what it was told."""
+    """A webhook that records the messages that it receives."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Listener)
@@ -67,8 +67,8 @@ def budget_of(program: Program, name: str) -> dict[str, Any]:
 
 
 def run_until_stopped(program: Program, small_run: Callable[..., tuple[str, ...]], hook: Hook) -> str:
-    """The name of a run, its team and its budget, which has stopped it. It is the smallest of a few that this
-    machine can start a run within: the others are used up before there is a step.
+    """The name of a run that its budget has stopped, its team and the budget. The budget is the smallest of
+    several with which this machine can start a run: smaller ones are used up before the first step.
     """
     rules = ("steps=100000", *PATIENT_TRACKING, "checkpoint.every=0", f"budget.webhook={hook.url}")
     for seconds in (150, 400, 850):
@@ -83,7 +83,9 @@ def run_until_stopped(program: Program, small_run: Callable[..., tuple[str, ...]
 
 
 def assert_settled(program: Program, budget: dict[str, Any]) -> None:
-    """What the run cost is settled: at most seconds more, for a lease may end while its cost is asked."""
+    """The cost of the run is settled, to within seconds, because a lease may
+    end while its cost is queried.
+    """
     cost = Decimal(program.json("cost", "report", budget["name"])["amount"])
     assert cost <= Decimal(budget["settled"]) <= cost + 5 * SECOND
 
@@ -117,7 +119,7 @@ def test_a_team_budget_stops_a_run_that_continues_when_it_is_raised(
         "budget.webhook",
         f"http://127.0.0.1:{hook.server_port}/***",
     )
-    program("resume", name, told_again, code=3)  # hardly anything is left: it stops while it starts, or soon
+    program("resume", name, told_again, code=3)  # almost nothing is left: it stops early
     status = program.json("status", name)
     assert status["state"] == "budget"
 
@@ -144,9 +146,9 @@ def test_a_run_continues_while_its_ledger_is_unavailable(
 def test_a_step_that_does_not_end_is_cancelled_before_the_limit_is_exceeded(
     program: Program, small_run: Callable[..., tuple[str, ...]]
 ) -> None:
-    """The first evaluation, whose answers are graded for ever. (Training rollouts under way are given up
-    at once when a run is asked to stop.) As above, a machine that can't start within the smaller limit
-    gets a larger one.
+    """The step is the first evaluation, whose answers are scored forever. (Training rollouts in flight are
+    abandoned immediately when a run is asked to stop.) As above, a machine that cannot start within the
+    smaller limit gets a larger one.
     """
     endless = r"+reward.components={tests.fakes.scorers\:never_ends: 1.0}"
     rules = ("budget.stop_seconds=20", "budget.cancel_seconds=15", "reward.timeout_seconds=3000")

@@ -1,4 +1,4 @@
-"""The contract of the checkpoint stores on a real S3 server (SeaweedFS) that checks keys and signatures."""
+"""The contract of checkpoint stores on a real S3 server (SeaweedFS) that checks keys and signatures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def client_of(endpoint: str, secret: str = "secret") -> S3Client:
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("seaweed")
     (folder / "identities.json").write_text(json.dumps(IDENTITIES))
-    master, volume, filer, s3 = quiet_ports(4, also=10_000)  # where each one's gRPC is
+    master, volume, filer, s3 = quiet_ports(4, also=10_000)  # the gRPC port of each
     command = [
         str(WEED),
         "server",
@@ -76,7 +76,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until_ready(url, server, folder / "log")
         yield url
     finally:
-        server.kill()  # it would take half a minute to say goodbye to itself
+        server.kill()  # an orderly shutdown would take half a minute
         server.wait()
 
 
@@ -129,7 +129,7 @@ def test_unknown_keys_are_an_error(endpoint: str, tmp_path: Path) -> None:
 
 
 def test_an_unreachable_server_is_an_error() -> None:
-    with socket.socket() as taken:  # so that nobody listens there
+    with socket.socket() as taken:  # so that no process listens there
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with (

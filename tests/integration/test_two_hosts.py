@@ -1,4 +1,4 @@
-"""Learner ranks on two hosts, made of network namespaces that a virtual cable joins."""
+"""Learner ranks on two hosts, which are network namespaces connected by a virtual cable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.training.cluster.key_values import KeyValues
 
 ADDRESSES = ("10.77.1.11", "10.77.1.12")
 LONGEST = 300.0
-"""Seconds for the ranks to join and add up, on a machine that is busy."""
+"""Seconds for the ranks to connect and add up on a busy machine."""
 
 RANK = """
 import json, sys
@@ -67,7 +67,7 @@ pytestmark = [
 
 @pytest.fixture
 def hosts() -> Generator[tuple[str, str]]:
-    """Two namespaces with an address each; in both, the host's name still resolves to a loopback address."""
+    """Two namespaces with one address each. In both, the host's name still resolves to a loopback address."""
     names = (f"orch-a-{os.getpid()}", f"orch-b-{os.getpid()}")
     cables = (f"oa{os.getpid()}", f"ob{os.getpid()}")
     for name in names:
@@ -87,7 +87,7 @@ def hosts() -> Generator[tuple[str, str]]:
 
 
 class KeysServer(BaseManager):
-    """Serves the keys over a Unix socket in a folder, which both hosts see."""
+    """Serves the keys over a Unix socket in a folder that both hosts see."""
 
 
 KEYS = KeyValues()

@@ -5,7 +5,9 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def disk_that_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No simulated machine loses power: waiting for the real disk would be half of this lane's time."""
+    """Simulated machines never lose power, so waiting for the real disk would only
+    double the time of these tests.
+    """
 
     def synced(_: int) -> None:
         return None

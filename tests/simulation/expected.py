@@ -1,4 +1,4 @@
-"""What a simulated run must have done, whatever went wrong on the way."""
+"""The results that every simulated run must have, whatever went wrong on the way."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MANY_FAULTS = Faults(
 
 
 def groups_trained(settings: SimulationSettings) -> set[int]:
-    """The groups that a run of these settings trains on: the first ids, without the uninformative ones (every
-    eighth) where they are replaced.
+    """The groups that a run with these settings trains on: the first ids, without the uninformative ones
+    (every eighth) if they are replaced.
     """
     wanted, trained, group_id = settings.steps * settings.prompts_per_step, set[int](), 0
     while len(trained) < wanted:
@@ -34,8 +34,8 @@ def groups_trained(settings: SimulationSettings) -> set[int]:
 
 
 def assert_complete(simulation: Simulation, settings: SimulationSettings, directory: Path) -> None:
-    """Every group was trained once, none too stale, nothing is left over, and what was exported is the model
-    that was trained.
+    """Every group was trained on once, none was too stale, nothing is left over, and the
+    exported model is the trained one.
     """
     trained = simulation.learner.trained
     assert len(trained) == settings.steps * settings.prompts_per_step

@@ -1,4 +1,4 @@
-"""Checkpoints inside a run: a disk that is full, files that were changed, a store that is out of reach."""
+"""Checkpoints within a run: a full disk, changed files, an unreachable store."""
 
 import asyncio
 import errno
@@ -102,7 +102,7 @@ def test_a_full_disk_keeps_the_last_valid_checkpoint(
 def test_training_continues_while_a_checkpoint_is_written(
     write_seconds: float, max_staleness: int, tmp_path: Path
 ) -> None:
-    """And a checkpoint that is due earlier than the one before is written waits for it: none is left out."""
+    """A checkpoint that is due before the previous one is written waits for it, so that none is left out."""
     settings = replace(BASE, max_staleness=max_staleness, timing=Timing(write=write_seconds))
     run = simulate(settings, tmp_path)
     assert_complete(run, settings, tmp_path)
@@ -226,7 +226,7 @@ def test_a_run_with_only_damaged_checkpoints_does_not_start_again(tmp_path: Path
 
 
 def test_a_checkpoint_of_another_version_is_neither_read_nor_set_aside(tmp_path: Path) -> None:
-    """Taking the one before would train steps twice that are not lost."""
+    """Using the previous one would repeat steps that are not lost."""
     simulate(BASE, tmp_path)
     newest = tmp_path / "checkpoints" / "step-000020" / MANIFEST
     newest.write_text(json.dumps(json.loads(newest.read_text()) | {"format": 2}))
@@ -236,7 +236,7 @@ def test_a_checkpoint_of_another_version_is_neither_read_nor_set_aside(tmp_path:
 
 
 def test_a_rebuilt_learner_skips_a_damaged_checkpoint(tmp_path: Path) -> None:
-    """The run goes on as after any loss, from one checkpoint further back."""
+    """The run continues as after any loss, from one checkpoint further back."""
 
     async def main() -> Simulation:
         simulation = assemble(BASE, tmp_path, VirtualClock())
@@ -335,7 +335,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_copy_in_the_store(
 
 
 def test_a_damaged_checkpoint_is_not_skipped_while_the_store_is_unreachable(tmp_path: Path) -> None:
-    """It may have a good copy."""
+    """The store may have a good copy."""
     simulate(BASE, tmp_path / "run")
     change(tmp_path / "run" / "checkpoints" / "step-000020" / TRAINED)
     deaf = DownStore(tmp_path / "store", range(0), deaf=True)
@@ -345,7 +345,7 @@ def test_a_damaged_checkpoint_is_not_skipped_while_the_store_is_unreachable(tmp_
 
 
 class DownStore(DirectoryStore):
-    """Out of reach for the puts whose numbers are in `down`, and for all questions while `deaf`."""
+    """A store that fails for the puts whose numbers are in `down`, and for all queries while `deaf`."""
 
     def __init__(self, directory: Path, down: range, deaf: bool = False) -> None:
         super().__init__(directory, keep=2)
@@ -406,7 +406,7 @@ def test_a_store_that_is_unreachable_at_the_start_is_an_error(tmp_path: Path) ->
 
 
 def test_only_one_of_two_controllers_of_a_run_continues(tmp_path: Path) -> None:
-    """The first is taken for dead and started again elsewhere, but still runs."""
+    """The first controller is considered dead and restarted elsewhere, but still runs."""
     settings = replace(BASE, steps=10)
     first = DirectoryStore(tmp_path / "store", 2)
     simulate(settings, tmp_path / "first", mirror=mirror_to(first))
@@ -416,7 +416,7 @@ def test_only_one_of_two_controllers_of_a_run_continues(tmp_path: Path) -> None:
     )
 
     class Stale(DirectoryStore):
-        """The first controller's store, as it was when it last looked."""
+        """The first controller's store in the state of its last query."""
 
         def newest(self) -> str | None:
             return None

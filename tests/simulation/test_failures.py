@@ -1,4 +1,4 @@
-"""Failures that a run must not survive: they end it, as the plain error that they are, at once."""
+"""Failures that must end a run immediately, with their plain error."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ BASE = SimulationSettings(seed=5, steps=20, max_staleness=1, prompts_per_step=8,
 
 
 def end_of(settings: SimulationSettings, directory: Path) -> tuple[BaseException, Simulation]:
-    """What ended a run that can't end well. No task may be left over when it is raised."""
+    """Return the error that ended a failing run. No task may be left over when it is raised."""
 
     async def main() -> tuple[BaseException, Simulation]:
         simulation = assemble(settings, directory, VirtualClock())
@@ -84,7 +84,7 @@ def test_losing_more_learners_than_tolerated_ends_the_run(faults: Faults, tmp_pa
 def test_losing_more_data_than_tolerated_ends_the_run(
     faults: Faults, evaluate_every: int, tmp_path: Path
 ) -> None:
-    """Nobody died: no worker is replaced and no learner rank is rebuilt for it."""
+    """No process died, so no worker is replaced and no learner rank is rebuilt."""
     settings = replace(
         BASE,
         faults=faults,
@@ -125,8 +125,8 @@ def test_lost_data_is_sampled_again_without_restarting_actors(
 def test_weights_lost_with_their_learner_lead_to_a_rebuild(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rollout workers notice first, while the trainer waits for their rollouts: publishing
-    again finds out.
+    """The rollout workers notice first, while the trainer waits for their rollouts. Publishing
+    again detects the dead learner.
     """
     publish = SimulatedLearner.publish
 
@@ -289,7 +289,7 @@ def test_a_cancelled_run_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_simulation_detects_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulation itself: a run that would hang for ever is an error, not a test that never ends."""
+    """Tests the simulation itself: a run that would hang forever is an error, not a test that never ends."""
 
     async def hang(*_: object) -> None:
         await asyncio.Event().wait()

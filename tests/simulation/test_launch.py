@@ -73,7 +73,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watching:
-    """Views that do something at a step."""
+    """Views that perform an action at one step."""
 
     def __init__(self, step: int, act: Callable[[], None]) -> None:
         self._step, self._act = step, act

@@ -1,4 +1,4 @@
-"""A run that was stopped, or that crashed, and goes on as if nothing had happened."""
+"""A run that was stopped or crashed continues as if it had never been interrupted."""
 
 import asyncio
 from collections.abc import Mapping
@@ -113,7 +113,7 @@ def test_a_learner_may_die_while_the_run_is_drained(tmp_path: Path) -> None:
 
 
 class ControllerKilledError(Exception):
-    """Stands for a SIGKILL: nothing is written any more."""
+    """Stands for a SIGKILL, after which nothing is written."""
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])

@@ -161,7 +161,7 @@ def test_the_time_of_a_synchronous_step_adds_up(tmp_path: Path) -> None:
 
 
 def test_sampled_held_out_answers_are_evaluated_besides_the_greedy_ones(tmp_path: Path) -> None:
-    """Of four answers to prompt i, i mod 5 are right and come first; 10 prompts: twice 0, 1, 2, 3 and 4."""
+    """Of four answers to prompt i, the first i mod 5 are correct; in 10 prompts, 0 to 4 occur twice each."""
     settings = replace(BASE, steps=2, evaluate_every=1, heldout_prompts=10, sampled_answers=4)
     greedy = simulate(replace(settings, sampled_answers=0), tmp_path / "greedy").trace.reports
     reports = simulate(settings, tmp_path / "sampled").trace.reports

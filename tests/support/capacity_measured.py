@@ -1,11 +1,11 @@
-"""What the planner's numbers are checked against: counted and measured on real models, on a CPU.
+"""Reference values for the planner, counted and measured on real models on a CPU.
 
-- parameters: a model of transformers on the `meta` device (its tensors have sizes and no memory);
-- FLOPs: torch's `FlopCounterMode`, with plain attention and one product an expert, because it does not know
+- parameters: a model of transformers on the `meta` device (its tensors have sizes but no memory);
+- FLOPs: torch's `FlopCounterMode`, with plain attention and one product per expert, because it does not know
   the fused kernels;
-- activations: what autograd saves (`saved_tensors_hooks`), each storage once, parameters apart;
-- peak: every storage that is allocated and freed while a forward and a backward pass run
-  (`TorchDispatchMode` and the life of the storages), so temporaries inside one kernel are not seen;
+- activations: the tensors that autograd saves (`saved_tensors_hooks`), each storage once, without parameters;
+- peak: every storage that is allocated and freed during a forward and a backward pass
+  (`TorchDispatchMode` and the lifetime of the storages), so temporaries inside a kernel are not seen;
 - state: every tensor that a rank's DeepSpeed engine holds, each storage once.
 """
 
@@ -58,7 +58,7 @@ def published(name: str) -> Architecture:
 
 
 def small_architectures() -> dict[str, Architecture]:
-    """Every family at a size that computes in a moment."""
+    """Every family at a size that computes quickly."""
     tiny = published("tiny_moe")
     experts: Architecture = {**_SMALL, "num_key_value_heads": 2, "num_experts_per_tok": 2}
     return {
@@ -77,8 +77,8 @@ def small_architectures() -> dict[str, Architecture]:
 
 
 def medium_architectures() -> dict[str, Architecture]:
-    """Wider and deeper, where weights are large beside the activations of a micro-batch: a dense model with a
-    large vocabulary, and many experts under either attention.
+    """Wider and deeper models, whose weights are large compared with the activations of a micro-batch: a
+    dense model with a large vocabulary, and many experts with either attention.
     """
     medium: Architecture = {"hidden_size": 512, "num_hidden_layers": 6, "vocab_size": 4000}
     experts: Architecture = {"num_experts_per_tok": 4, "moe_intermediate_size": 384}
@@ -112,20 +112,20 @@ def smollm2(layers: int = 30) -> Architecture:
 
 
 def build(architecture: Architecture, **implementations: str) -> PreTrainedModel:
-    """The model with random weights, float32, for training."""
+    """The model with random float32 weights, for training."""
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture), **implementations)
     assert isinstance(model, PreTrainedModel)
     return model.train()
 
 
 def parameter_sizes(architecture: Architecture) -> list[int]:
-    """Elements of each parameter of the real model; no memory is used."""
+    """Elements of each parameter of the real model, without using memory."""
     with torch.device("meta"):
         return [parameter.numel() for parameter in build(architecture).parameters()]
 
 
 def counted_flops(architecture: Architecture, rows: int, length: int, *, recompute: bool) -> tuple[int, int]:
-    """Forward, and forward and backward, with the head on every position."""
+    """FLOPs of the forward pass, and of forward and backward passes, with the head on every position."""
     model = build(architecture, attn_implementation="eager", experts_implementation="eager")
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -139,17 +139,17 @@ def counted_flops(architecture: Architecture, rows: int, length: int, *, recompu
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPass:
-    """Bytes of one forward and backward, beside parameters and their gradients."""
+    """Bytes of one forward and backward pass, excluding parameters and their gradients."""
 
     saved: int
-    """What autograd keeps at the end of the layers, the head apart."""
+    """Bytes that autograd holds at the end of the layers, without the head."""
     peak: int
 
 
 def measured_pass(
     architecture: Architecture, rows: int, length: int, trained: int, *, half: bool, recompute: bool
 ) -> MeasuredPass:
-    """As the learner computes: fused attention, grouped experts, the head on `trained` positions."""
+    """Computed as in the learner: fused attention, grouped experts, the head on `trained` positions."""
     model = build(architecture)
     pad_values_for_fused_kernels(model)
     if half:
@@ -190,8 +190,8 @@ def measured_pass(
 
 
 class AllocationMeter(TorchDispatchMode):
-    """Bytes of all storages that operations make while it is open, and the most that lived at once. The
-    model's own are not counted.
+    """Bytes of all storages that operations allocate while it is open, and their maximum at one time. The
+    model's own storages are not counted.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -232,7 +232,7 @@ def _storages(model: nn.Module) -> list[torch.UntypedStorage]:
 
 
 def engine_bytes(engine: Any) -> dict[str, int]:
-    """What a DeepSpeed engine holds, by what it is for; each storage counts once, under the first name."""
+    """Bytes of a DeepSpeed engine by purpose. Each storage counts once, under the first name."""
     gc.collect()
     optimizer = engine.optimizer
     parameters = list(engine.module.parameters())
@@ -264,7 +264,7 @@ def engine_bytes(engine: Any) -> dict[str, int]:
 
 
 def _tensors(thing: Any) -> Iterator[Tensor]:
-    """All tensors inside nested containers."""
+    """All tensors in nested containers."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, Mapping):

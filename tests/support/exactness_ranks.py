@@ -1,4 +1,4 @@
-"""Train with ranks of the learner and compare the result with one plain torch process.
+"""Trains with ranks of the learner and compares the result with one plain torch process.
 
 `exact`: losses within 1e-7 (they are means of terms of size 1), gradient norms and the relative L2 difference
 of each parameter within 1e-6, and elementwise differences after SGD within 1e-5.
@@ -36,7 +36,7 @@ from tests.support.ranks import start_ranks, tcp_store
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row of the table: the case, and how far it is from the plain process."""
+    """A row of the table: the case, and its difference from the plain process."""
 
     model: str
     world_size: int
@@ -52,7 +52,7 @@ class Difference:
 
 
 def steps_of(case: Case) -> int:
-    """Ten for the table over ranks, five for the one over objectives."""
+    """Ten for the table of ranks, five for the table of objectives."""
     return STEPS if case.objective == "token" else STEPS // 2
 
 
@@ -64,8 +64,8 @@ def single_rank() -> DistributedInit:
 def build_rank(
     case: Case, rank: int, port: int, optimizer_name: OptimizerName = "adamw", device: str = "cpu"
 ) -> DeepSpeedLearner:
-    """One rank of the learner on this machine, over gloo on CPUs and NCCL on GPUs (`device` "cuda": one a
-    rank); blocks until the others have come.
+    """Build one rank of the learner on this machine, over gloo on CPUs and NCCL on GPUs (`device` "cuda": one
+    per rank). Blocks until the others have connected.
     """
     config = learner_config(case, optimizer_name)
     place = device if device == "cpu" else f"{device}:{rank}"
@@ -86,7 +86,7 @@ def build_rank(
 def train_with_learner(
     case: Case, rank: int, port: int, optimizer_name: OptimizerName, device: str
 ) -> Training:
-    """One rank of the learner; parameters are what it publishes, on rank 0."""
+    """Train with one rank. The parameters are those that the learner publishes on rank 0."""
     learner = build_rank(case, rank, port, optimizer_name, device)
     reports = [learner.update(step, batch(step, case.minimised)) for step in range(steps_of(case))]
     published = {name: tensor.clone() for name, tensor in unflatten(learner.weights())}
@@ -99,8 +99,8 @@ def train_with_learner(
 
 
 def rank_main(rank: int, port: int, cases: Sequence[Case], directory: str, device: str = "cpu") -> None:
-    """All cases of one number of ranks, in one set of processes (importing DeepSpeed takes longer
-    than training).
+    """Run all cases with one number of ranks in one set of processes, because importing
+    DeepSpeed takes longer than training.
     """
     torch.set_num_threads(1)
     for index, case in enumerate(cases):
@@ -119,7 +119,7 @@ def run_ranks(cases: Sequence[Case]) -> list[dict[OptimizerName, Training]]:
 
 
 def read_results(cases: int, directory: str) -> list[dict[OptimizerName, Training]]:
-    """What `rank_main` left in `directory`."""
+    """Read the results that `rank_main` wrote to `directory`."""
     loaded = [torch.load(Path(directory) / f"{index}.pt") for index in range(cases)]
     return [{key: Training(**value) for key, value in results.items()} for results in loaded]
 
@@ -127,7 +127,7 @@ def read_results(cases: int, directory: str) -> list[dict[OptimizerName, Trainin
 def compare(
     case: Case, plain: Mapping[OptimizerName, Training], learner: Mapping[OptimizerName, Training]
 ) -> Difference:
-    """How far the learner is from the plain process."""
+    """The difference between the learner and the plain process."""
     loss = max(_largest(plain[name].losses, learner[name].losses) for name in plain)
     grad_norm = max(
         _largest(plain[name].grad_norms, learner[name].grad_norms) / max(plain[name].grad_norms)

@@ -1,9 +1,8 @@
-"""What the learner and the reference of learner_exactness.py have in common: models, batches,
-hyper-parameters.
+"""Shared by the learner and the reference of learner_exactness.py: models, batches, hyper-parameters.
 
-An `Objective` says in the papers' terms what is minimised. `update_rule` and `learner_config` translate
-it for the learner; plain_training.py reads it directly, so a mistake in the translation shows as a
-difference too.
+An `Objective` describes the objective in the papers' terms. `update_rule` and `learner_config`
+translate it for the learner; plain_training.py reads it directly, so a mistake in the
+translation also shows as a difference.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ MAX_NEW_TOKENS = 16
 BALANCE = 0.01
 WARMUP_STEPS = 2
 CLOSEST = 2.5e-7
-"""The frequency in the balance loss jumps where the k-th and the next score of a token change places. A pair
-closer than this, four units in the last place of a score of 0.5, can change places by rounding alone, and
-then no two programs agree. The reference refuses to train on such a pair.
+"""The frequency in the balance loss jumps when the k-th and the next score of a token swap places. A pair
+closer than this, four units in the last place of a score of 0.5, can swap by rounding alone, and then no two
+programs agree. The reference refuses to train on such a pair.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is minimised, and how the batch is made. The defaults are the objective `token`."""
+    """The objective, and how the batch is generated. The defaults are the objective `token`."""
 
     loss: Literal["clipped", "gspo", "gmpo"] = "clipped"
     aggregation: Literal["token", "sequence", "constant"] = "token"
@@ -72,15 +71,15 @@ class Objective:
     epochs: int = 1
     weight_decay: float = 0.0
     masks: bool = False
-    """Some tokens were not chosen by the model (an environment's observations), and some
-    rollouts were aborted.
+    """Some tokens were not sampled by the model (observations of an environment),
+    and some rollouts were aborted.
     """
     gap: float = 0.1
-    """Standard deviation of the sampled log-probs around those of a uniform distribution: large for
-    stale rollouts.
+    """Standard deviation of the sampled log-probs around those of a uniform
+    distribution; large for stale rollouts.
     """
     replay: bool = False
-    """Rollout routing replay: the batch records which experts the sampler chose."""
+    """Rollout routing replay: the batch records the experts that the sampler chose."""
 
 
 _ALL = Objective(
@@ -88,7 +87,7 @@ _ALL = Objective(
     gap=0.5,
 )  # fmt: skip
 _GSPO = Objective(loss="gspo", aggregation="sequence", clip=(0.1, 0.05), minibatches=3, gap=0.5)
-"""A clip range that binds for some rollouts and not for others."""
+"""A clip range that affects some rollouts but not others."""
 _GMPO = Objective(loss="gmpo", aggregation="sequence", clip=(0.4, 0.3), minibatches=3, gap=0.5)
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
@@ -133,14 +132,14 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "all_gmpo": replace(_ALL, loss="gmpo", aggregation="sequence", truncation=None),
     }
 )
-"""Each ingredient alone, then all together under every aggregation. `token` is the objective of the
-table over ranks.
+"""Each ingredient alone, then all together under every aggregation. `token` is the
+objective of the table of ranks.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model, how the learner is spread over ranks, and what it minimises (a name in OBJECTIVES)."""
+    """A model, how the learner is distributed over ranks, and its objective (a name in OBJECTIVES)."""
 
     model: str
     world_size: int
@@ -155,7 +154,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Losses and norms of each step, and parameters and persistent buffers at the end."""
+    """Losses and norms of each step, and the final parameters and persistent buffers."""
 
     losses: list[float]
     grad_norms: list[float]
@@ -163,9 +162,9 @@ class Training:
 
 
 def model_of(name: str, seed: int = 0) -> PreTrainedModel:
-    """The model `name` in train mode. Selection biases start away from zero, so that the experts that a token
-    is sent to are not those of the largest scores. Routers start with weights ten times as large as the
-    family draws them, so that scores lie far enough apart to be ranked: see `CLOSEST`.
+    """The model `name` in train mode. Selection biases start away from zero, so that the experts chosen for a
+    token are not those with the largest scores. Routers start with ten times the usual weights, so that
+    scores are far enough apart to be ranked: see `CLOSEST`.
     """
     model = build(name, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -178,12 +177,12 @@ def model_of(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def reference_of(name: str) -> PreTrainedModel:
-    """The frozen model of the KL penalty: another one, so that the penalty is not zero at the start."""
+    """The frozen model of the KL penalty: a different one, so that the penalty is not zero at the start."""
     return model_of(name, seed=1).eval().requires_grad_(False)
 
 
 def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
-    """Micro-batches so small that a rank has several; a norm so small that every step is clipped."""
+    """Micro-batches so small that a rank has several, and a norm so small that every step is clipped."""
     values: dict[str, Any] = {
         "world_size": case.world_size,
         "zero_stage": case.zero_stage,
@@ -214,7 +213,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
 
 
 def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
-    """The objective as the learner applies it: GRPO's advantage at a temperature that is not 1."""
+    """The objective as the learner applies it: GRPO's advantage at a temperature other than 1."""
     return AlgorithmSpec(
         advantages=ADVANTAGES.get("grpo"),
         objective=LearnerObjective(

@@ -1,4 +1,4 @@
-"""Which variants of a parametrised test `make test` runs, and which only `make test-all`."""
+"""Selects which variants of a parametrised test run in `make test`, and which only in `make test-all`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 
 def also_long(always: Iterable[object], long: Iterable[object]) -> list[Any]:
-    """Parameters of a test: those of `long` run in `make test-all` only."""
+    """Parameters of a test; those of `long` only run in `make test-all`."""
     return [*always, *(pytest.param(value, marks=pytest.mark.long) for value in long)]

@@ -47,7 +47,7 @@ _DEEPSEEK: dict[str, Any] = _SHAPE | {
     "qk_rope_head_dim": 8,
     "v_head_dim": 8,
 }
-"""Latent attention; a dense layer, then one of experts with a shared one."""
+"""Latent attention; a dense layer, then one of experts with a shared expert."""
 _GROUPED: dict[str, Any] = _SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
 
 
@@ -99,7 +99,7 @@ MODELS: Mapping[str, Callable[[], PreTrainedModel]] = MappingProxyType(
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """The model of that name. The weights depend on the seed only."""
+    """Build the model of that name. The weights only depend on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name]()

@@ -1,9 +1,9 @@
-"""The reference of learner_exactness.py: the update as the papers write it.
+"""The reference of learner_exactness.py: the update as written in the papers.
 
-One process, one rollout at a time, no padding, no packing, no DeepSpeed, `log_softmax` over all logits.
-Nothing of the learner is used: advantages, token weights, losses, KL penalties, importance weights, the
-balance loss and the rule for the selection bias are written out here from their papers, often element by
-element. Clarity counts, not speed.
+One process, one rollout at a time, no padding, no packing, no DeepSpeed, `log_softmax` over all logits. It
+uses nothing of the learner: advantages, token weights, losses, KL penalties, importance weights, the balance
+loss and the update of the selection bias are written out here from their papers, often element by element,
+for clarity rather than speed.
 
 - GRPO's advantage: arXiv 2402.03300, section 4.1.2. Token weights: eq. 3 there (`sequence`), arXiv 2503.14476
   (`token`, over the batch), arXiv 2503.20783 (`constant`).
@@ -51,7 +51,7 @@ from tests.support.exactness_setting import (
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One rollout; `trained` says which of its response tokens the loss counts."""
+    """One rollout. `trained` marks the response tokens that the loss counts."""
 
     prompt: list[int]
     response: list[int]
@@ -62,7 +62,7 @@ class Rollout:
 
     @property
     def length(self) -> int:
-        """|o_i| of the papers: tokens that the loss counts."""
+        """|o_i| in the papers: the number of tokens that the loss counts."""
         return sum(self.trained)
 
 
@@ -86,7 +86,7 @@ class _PlainProcess:
         self._routers = _Routers(model)
 
     def step(self, step: int) -> tuple[float, float]:
-        """One batch; the mean loss and gradient norm of its minibatches."""
+        """Train on one batch. Returns the mean loss and gradient norm of its minibatches."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * min(1.0, (step + 1) / self._config.warmup_steps)
         groups = groups_of(batch(step, self._objective), self._objective, self._reward_penalty)
@@ -180,7 +180,7 @@ class _PlainProcess:
         return torch.log_softmax(logits[first - 1 : -1], dim=-1)
 
     def _build_optimizer(self, name: OptimizerName) -> torch.optim.Optimizer:
-        # Weight decay is for matrices only; norms and biases are left alone.
+        # Weight decay only applies to matrices, not to norms and biases.
         decay, config = self._objective.weight_decay, self._config
         matrices = [parameter for parameter in self._model.parameters() if parameter.ndim >= 2]
         vectors = [parameter for parameter in self._model.parameters() if parameter.ndim < 2]
@@ -282,11 +282,11 @@ def policy_losses(objective: Objective, rollout: Rollout, logprobs: Tensor, old:
                 ]
             )
         case "gspo":
-            # (p(y) / p_old(y)) ** (1 / |y|), the probabilities of a response being products.
+            # (p(y) / p_old(y)) ** (1 / |y|), where the probability of a response is a product.
             log_quotient = sum((logprobs[t] - old[t] for t in trained), torch.zeros(()))
             loss = surrogate_loss(objective, torch.exp(log_quotient / len(trained)), rollout.advantage)
         case "gmpo":
-            # A times the geometric mean of the clipped ratios, whose product is exp of a sum.
+            # A times the geometric mean of the clipped ratios, whose product is the exp of a sum.
             log_product = torch.zeros(())
             for t in trained:
                 log_ratio = logprobs[t] - old[t]
@@ -308,7 +308,7 @@ def surrogate_loss(objective: Objective, ratio: Tensor, advantage: float) -> Ten
 
 
 def kl_penalty(objective: Objective, logprobs: Tensor, reference: Tensor) -> Tensor:
-    """The penalty at each token, [R]: its value and its gradient as the papers have them."""
+    """The penalty at each token, [R], with its value and gradient as in the papers."""
     gap = logprobs - reference
     if objective.kl == "k2":
         return gap**2 / 2
@@ -335,7 +335,7 @@ class _Router:
 
 
 class _Routers:
-    """The model's routers in order: watched, made to take recorded routes, and balanced."""
+    """The model's routers in order: observed, made to replay routes, and balanced."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._routers = [_Router(module) for module in router_modules(model)]
@@ -344,14 +344,14 @@ class _Routers:
             router.module.register_forward_hook(self._hook(index, router))
 
     def replay(self, routes: NDArray[np.int16] | None) -> None:
-        """Take these experts [T, R, k] in the coming forward pass, except where they are -1."""
+        """Use these experts [T, R, k] in the next forward pass, except where they are -1."""
         self._routes = routes
 
     def balance_losses(self) -> list[Tensor]:
         """sum_i f_i P_i of each router (eq. 17 to 20) for the last rollout, expert by expert.
 
         f_i counts the tokens whose k largest *scores* include expert i. The selection bias (eq. 16), group
-        limits and replayed routes decide where a token goes, but do not enter eq. 18.
+        limits and replayed routes determine where a token goes, but do not affect eq. 18.
         """
         losses: list[Tensor] = []
         for router in self._routers:
@@ -374,15 +374,15 @@ class _Routers:
             router.loads = torch.zeros(router.module.num_experts, dtype=torch.float64)
 
     def add_loads(self) -> None:
-        """Count where the last rollout's tokens went."""
+        """Count the experts of the last rollout's tokens."""
         for router in self._routers:
             for expert in router.chosen.flatten().tolist():
                 router.loads[expert] += 1
 
     @torch.no_grad()
     def move_biases(self, speed: float) -> None:
-        """Auxiliary-loss-free balancing (section 2.1.2): after each optimizer step the bias of an expert
-        rises by `speed` if the expert had less than the mean load, and falls if it had more.
+        """Auxiliary-loss-free balancing (section 2.1.2): after each optimizer step, the bias of an expert
+        increases by `speed` if it had less than the mean load, and decreases if it had more.
         """
         for router in self._routers:
             if not router.sigmoid:

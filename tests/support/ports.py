@@ -1,4 +1,4 @@
-"""TCP ports for servers that are told where to listen before they do."""
+"""TCP ports for servers that must be told where to listen before they start."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def quiet_ports(count: int, also: int = 0) -> list[int]:
-    """`count` ports of 127.0.0.1 that are free, each with the one `also` above it.
+    """Return `count` free ports of 127.0.0.1, each with a free port `also` above it.
 
-    None is of those that the kernel hands out: one of these may be another's before the server listens on it,
-    and a client that asks for it meanwhile may be given it for its own end, and then talks to itself.
+    None of them is an ephemeral port of the kernel: another process might take such a port before
+    the server listens on it, and a client that connects meanwhile may be given the same port for
+    its own end and then talk to itself.
     """
     low, high = (int(bound) for bound in _RANGE.read_text().split())
-    every = range(20_000, 65_536 - also)  # Ray gives its workers those below
+    every = range(20_000, 65_536 - also)  # Ray uses the ports below for its workers
     quiet = [port for port in every if not any(low <= each <= high for each in (port, port + also))]
     found: list[int] = []
     with contextlib.ExitStack() as held:

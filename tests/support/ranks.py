@@ -15,8 +15,8 @@ from tests.support.ports import quiet_ports
 
 
 def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) -> None:
-    """Run `main(rank, port, *arguments)`, one fresh process a rank, to the end; rank 0 listens on `port` of
-    127.0.0.1. Raises what a rank raised.
+    """Run `main(rank, port, *arguments)` to completion in one new process per rank; rank 0 listens on `port`
+    of 127.0.0.1. Raises the error of a rank.
     """
     mp.start_processes(  # pyright: ignore[reportPrivateImportUsage] - public in the documentation
         _run_and_exit,
@@ -28,7 +28,7 @@ def start_ranks(world_size: int, main: Callable[..., None], *arguments: object) 
 
 def tcp_store(rank: int, world_size: int, port: int) -> TCPStore | None:
     """A store on 127.0.0.1 through which ranks of this machine find each other; rank 0 listens. None in a
-    process that has joined its group already, which needs no further store.
+    process that has already joined its group and needs no further store.
     """
     if dist.is_initialized():
         return None
@@ -37,10 +37,10 @@ def tcp_store(rank: int, world_size: int, port: int) -> TCPStore | None:
 
 
 def _run_and_exit(rank: int, main: Callable[..., None], *arguments: object) -> None:
-    """Without Python's finalization. gloo's threads may still hold the tensors of the last collective, and
-    releasing one from such a thread while the interpreter ends aborts the process
-    (https://github.com/pytorch/pytorch/pull/179291). `destroy_process_group` would not join these threads:
-    DeepSpeed keeps groups in globals.
+    """Run without Python's finalization. gloo's threads may still hold the tensors of the last collective,
+    and releasing one from such a thread during finalization aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291). `destroy_process_group` would not join these threads,
+    because DeepSpeed keeps groups in globals.
     """
     main(rank, *arguments)
     sys.stdout.flush()

@@ -6,7 +6,9 @@ from orchestrator.training.models.config import ModelConfig
 
 
 def small_model(context: int, initializer_range: float) -> ModelConfig:
-    """Its config. Large initial weights make a distribution in which a wrong position or mask shows."""
+    """The config of the model. Large initial weights give a distribution in which
+    a wrong position or mask shows.
+    """
     return ModelConfig(
         name="small",
         family="deepseek_v3_from_scratch",
