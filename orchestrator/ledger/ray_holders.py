@@ -61,5 +61,5 @@ class LeaseHolders:
 
     def of_work(self, lease_id: str, actor: str) -> list[Life]:
         """The lives of an actor whose work is booked as `actor` in a lease."""
-        seat = f"{lease_id.rpartition('/')[0]}/{actor}"
-        return self._by_label.get(seat) or self._by_label.get(actor, [])
+        label = f"{lease_id.rpartition('/')[0]}/{actor}"
+        return self._by_label.get(label) or self._by_label.get(actor, [])

@@ -40,7 +40,7 @@ class ManagedActor:
     def __init__(
         self, shell: type, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float
     ) -> None:
-        self._shell, self._seat, self._slots, self._spec = shell, actor_slot, slots, spec
+        self._shell, self._actor_slot, self._slots, self._spec = shell, actor_slot, slots, spec
         self._timeout_seconds = timeout_seconds
         self._incarnation = 0
         self._actor = self._start()
@@ -48,7 +48,7 @@ class ManagedActor:
     @property
     def name(self) -> str:
         """`<role>-<index>`, the same for all incarnations."""
-        return self._seat.name
+        return self._actor_slot.name
 
     async def ready(self) -> None:
         """Build the plain object inside the actor. Raises what prevents that, or ClusterError if the slot is
@@ -67,9 +67,9 @@ class ManagedActor:
         ray.kill(self._actor)
 
     def _start(self) -> Any:  # noqa: ANN401 - Ray's actor handles have no static type
-        leases = self._slots.leases[self._seat.slot]
-        identity = ActorIdentity(self._seat.name, self._seat.role, self._incarnation, leases)
-        options = self._slots.options(self._seat, self._incarnation)
+        leases = self._slots.leases[self._actor_slot.slot]
+        identity = ActorIdentity(self._actor_slot.name, self._actor_slot.role, self._incarnation, leases)
+        options = self._slots.options(self._actor_slot, self._incarnation)
         return ray.remote(self._shell).options(**options).remote(self._spec, identity)
 
     async def _answer(self, ref: Any) -> Any:  # noqa: ANN401

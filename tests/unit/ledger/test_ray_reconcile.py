@@ -136,16 +136,16 @@ class World:
         group = f"{77:028x}01000000"
         stem, first, last = f"grpo-1/1-{group[:12]}", START * S, (START + 5000) * S
         run = [*lease(f"{stem}/0.0", first, last, group), *lease(f"{stem}/1.0", first, last, group)]
-        for number, seat, life, slot, start, end in (
+        for number, actor_slot, incarnation, slot, start, end in (
             (20, "rollout-0", 0, 0, first + 5 * S, last),
             (21, "learner-0", 0, 1, first + 6 * S, first + 1000 * S),
             (22, "learner-0", 1, 1, first + 1010 * S, last),
         ):
-            name = f"{stem}/{seat}/{life}"
+            name = f"{stem}/{actor_slot}/{incarnation}"
             self.actors.append(Actor(number, start, end, group=group, name=name))
             # An actor loads before Ray calls it alive.
             run += [
-                work(f"{stem}/{slot}.0", seat, at, at + 9 * S)
+                work(f"{stem}/{slot}.0", actor_slot, at, at + 9 * S)
                 for at in range(start - S, end - 10 * S, 50 * S)
             ]
         self.events[-1] = run
@@ -241,14 +241,14 @@ def never_closed(world: World, actor: Actor, random_: random.Random) -> list[Fou
 
 def worked_dead(world: World, actor: Actor, random_: random.Random) -> list[Found]:
     """Two spans in the group after the actor of its slot had died, and before the slot was used again."""
-    seat = next(one for one in world.actors if one.number == 21)
-    assert seat.end is not None
-    lease_id = f"{seat.name.rpartition('/learner')[0]}/1.0"
+    learner = next(one for one in world.actors if one.number == 21)
+    assert learner.end is not None
+    lease_id = f"{learner.name.rpartition('/learner')[0]}/1.0"
     world.events[-1] += [
-        work(lease_id, "learner-0", seat.end - S, seat.end + 5 * S),
-        work(lease_id, "learner-0", seat.end + 5 * S, seat.end + 6 * S),
+        work(lease_id, "learner-0", learner.end - S, learner.end + 5 * S),
+        work(lease_id, "learner-0", learner.end + 5 * S, learner.end + 6 * S),
     ]
-    return [(RayDiscrepancy.WORK_OUTSIDE_LIFE, seat.actor_id, 6 * S)]
+    return [(RayDiscrepancy.WORK_OUTSIDE_LIFE, learner.actor_id, 6 * S)]
 
 
 def worked_unknown(world: World, actor: Actor, random_: random.Random) -> list[Found]:
