@@ -28,13 +28,13 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step's stages. Grading is not among them: it takes CPUs, while others generate."""
+    """Seconds of a step's stages. Scoring is not included: it uses CPUs while other rollouts are sampled."""
 
     generate: float
     learn: float
     sync: float
     overlapped: bool
-    """Generating and learning go on side by side: asynchronous, on accelerators of their own."""
+    """Whether sampling and learning run in parallel: asynchronous training on separate accelerators."""
 
     @property
     def total(self) -> float:
@@ -80,8 +80,8 @@ def learn_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> flo
 def generation_seconds(
     job: Job, accelerator: Accelerator, scenario: Scenario, rollouts: int, prompts: int
 ) -> float:
-    """Sampling `rollouts` for `prompts`: each prompt is read once per group, then the rows go on token by
-    token until the longest ends, which is taken to be as long as it may.
+    """Seconds of sampling `rollouts` for `prompts`: each prompt is read once per group, then the rows are
+    sampled token by token until the longest one ends, which is assumed to have the maximum length.
     """
     config, shape = job.config.rollout, job.shape
     reached = accelerator.flops[job.config.model.dtype] * scenario.generate_utilisation

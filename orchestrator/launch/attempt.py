@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 SHIP_EVERY_SECONDS = 2.0
 
 FIRST_ROUND_SECONDS = 10.0
-"""How long a run waits at its start for its budgets: without an answer it goes on, as without a ledger."""
+"""How long a run waits for its budgets at the start. Then it continues as if there were no ledger."""
 
 
 @dataclass(frozen=True, slots=True)

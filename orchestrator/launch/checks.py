@@ -47,11 +47,11 @@ def check_secrets(config: RunConfig) -> None:
 
 
 def check_prices(config: RunConfig, day: int, *, resumes: bool) -> None:
-    """Raises ConfigError for a price book that can't be used, that prices in another currency than the
-    budget's, or that has no price for what the run holds on the day number `day`: no limit could stop it.
+    """Raise ConfigError for a price book that cannot be used, that is in another currency than the budget,
+    or that has no price for the run's slots on day number `day`, because no limit could stop such a run.
 
-    A run that goes on keeps its price book, which may have ended since; so it needs that price only for a
-    limit of its own.
+    A resumed run keeps its price book, whose prices may have expired; it only needs a valid price if
+    it has its own limit.
     """
     try:
         book = PriceBook.parse(config.price_book)
@@ -59,14 +59,14 @@ def check_prices(config: RunConfig, day: int, *, resumes: bool) -> None:
         raise ConfigError(f"price_book.{error.key}", error.value, error.allowed, error.hint) from error
     if book.currency != config.budget.currency:
         raise ConfigError(
-            "budget.currency", config.budget.currency, book.currency, "what the price book is in"
+            "budget.currency", config.budget.currency, book.currency, "the currency of the price book"
         )
     if resumes and config.budget.limit is None:
         return
     try:
         book.price(config.cluster.sku, day)
     except LedgerError as error:
-        way = "go on by budget.limit=null" if resumes else "choose another by price_book=NAME, or add it"
+        way = "resume with budget.limit=null" if resumes else "choose another by price_book=NAME, or add it"
         hint = f"{error.key}: got {error.value}, {error.hint}; {way}"
         raise ConfigError("cluster.sku", config.cluster.sku, error.allowed, hint) from error
 

@@ -31,7 +31,7 @@ class Listener(Protocol):
         ...
 
     def on_refusal(self, reason: BudgetStopError) -> None:
-        """A budget does not cover the next stretch of work: the run must stop."""
+        """A budget does not cover the next period of work, so the run must stop."""
         ...
 
     def on_exhausted(self, reason: BudgetStopError) -> None:

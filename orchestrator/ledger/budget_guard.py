@@ -10,7 +10,7 @@ from orchestrator.ledger.errors import ReservationEndedError
 
 
 class BudgetGuard:
-    """Reserves the cost of the next stretch of work before it starts, and then settles the previous one.
+    """Reserves the cost of the next period of work before it starts, and then settles the previous one.
 
     The new reservation is made while the old one is still open, and each one also covers the cost of
     stopping (a checkpoint, releasing the slots). So a run whose reservation is refused can still stop

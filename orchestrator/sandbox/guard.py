@@ -35,7 +35,7 @@ PARENT_CHECK_MS = 1000
 
 def main(control_fd: int, channel_fd: int, limits: Mapping[str, int], command: Sequence[str]) -> None:
     """Run `command` under `limits` until it ends or the control connection closes; never returns. The program
-    inherits `channel_fd`, and nobody else keeps it open."""
+    inherits `channel_fd`, and no other process keeps it open."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(ignored, signal.SIG_IGN)

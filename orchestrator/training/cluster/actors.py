@@ -1,7 +1,7 @@
 """The Ray actors: thin shells around plain objects, which they build, call and measure.
 
 Constructors do almost nothing, because Ray reports an error of a constructor without the error itself.
-`ready` (`setup` for a learner rank) builds the plain object, and what it raises reaches the driver as it is.
+`ready` (`setup` for a learner rank) builds the plain object, and its errors reach the driver unchanged.
 
 A call that produces data returns two values: the data, which stays in the object store, and a small record,
 which the driver fetches. Heavy imports are local, because the driver imports this module too.
@@ -279,13 +279,13 @@ class LearnerActor:
         return self._meter.take()
 
     def snapshot(self, step: int) -> tuple[Span, ...]:
-        """Copy this rank's shard to host memory. The step waits for this: it is what a checkpoint costs."""
+        """Copy this rank's shard to host memory, which is the part of a checkpoint that a step waits for."""
         with self._meter.span(Activity.CHECKPOINT, step):
             self._learner.snapshot()
         return self._meter.take()
 
     def write(self, directory: Path) -> None:
-        """Write the snapshot, in a thread of its own. The slot is charged for the training that goes on."""
+        """Write the snapshot in a separate thread. The slot is charged for training, which continues."""
         self._learner.write(directory)
 
     def load(self, directory: Path) -> tuple[Span, ...]:

@@ -81,7 +81,7 @@ class RayLearnerGroup:
         return _spans(await self._call_all("snapshot", step))
 
     async def write(self, directory: Path) -> None:
-        """Every rank writes its snapshot, while other calls go on."""
+        """Every rank writes its snapshot while other calls continue."""
         await self._call_all("write", directory, group=DISK)
 
     async def load(self, directory: Path) -> None:

@@ -32,7 +32,7 @@ class RunSpec:
     evaluation_engine: str
     use_gpu: bool
     snapshots: bool
-    """Whether checkpoints are written from a copy of the state, while training goes on."""
+    """Whether checkpoints are written from a copy of the state while training continues."""
     model: ModelConfig
     rollout: RolloutConfig
     reward: RewardConfig
@@ -55,7 +55,7 @@ class ActorIdentity:
 
 
 def start_meter(spec: RunSpec, identity: ActorIdentity) -> UsageMeter:
-    """The actor's usage meter. Each incarnation writes a spool file of its own."""
+    """The actor's usage meter. Each incarnation writes its own spool file."""
     file = f"{spec.attempt}-{identity.name}-{identity.incarnation}.jsonl"
     sink = SpoolSink(spec.directory / "ledger" / file)
     return UsageMeter(sink, SystemClock(), identity.leases, identity.name, identity.role)

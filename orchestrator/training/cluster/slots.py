@@ -108,7 +108,7 @@ class Slots:
     def _give_up(self, error: BaseException) -> None:
         if not self._given_up.done():
             self._given_up.set_exception(error)
-            self._given_up.exception()  # retrieved: nobody may be waiting for a slot at this moment
+            self._given_up.exception()  # marked as retrieved, in case no call is waiting for a slot
 
     async def watch(self) -> None:
         """Look up the placement group until it is given up. Runs beside the body of `hold_slots`."""

@@ -1,6 +1,6 @@
-"""Tokens sampled by another policy than the learner's: an older version, or an engine that rounds otherwise.
+"""Tokens sampled by another policy than the learner's: an older version, or an engine with other rounding.
 
-Three policies meet in one step:
+Three policies are involved in a step:
 
     sampled     the rollout engine's, at the time of sampling          log mu
     proximal    the learner's at the beginning of the step             log p_prox

@@ -89,8 +89,8 @@ class LossFacts:
     for p / p_old. Otherwise `max_staleness` above 0 needs the correction.
     """
     supervised: bool = False
-    """Imitates the given tokens, whoever wrote them: no advantage, no ratio and no sampling distribution
-    enter. The loss is taken at temperature 1, and an off-policy correction is refused. Other losses need
+    """Imitates the given tokens, regardless of their source: advantage, ratio and sampling distribution do
+    not enter. The loss is taken at temperature 1, and an off-policy correction is refused. Other losses need
     tokens that an engine sampled, with their log-probs.
     """
     dual_clip: bool = False

@@ -113,7 +113,7 @@ class HFEngine:
         self._version = version
 
     def weight_storage(self, name: str) -> torch.Tensor | None:
-        """The parameter or buffer itself: the forward reads it where it lies and keeps nothing derived."""
+        """The parameter or buffer itself, because the forward pass reads it directly and caches nothing."""
         return self._weights.get(name)
 
     def weights_written(self, version: WeightVersion) -> None:
