@@ -37,7 +37,7 @@ def full(groups_per_batch: int, max_staleness: int) -> Buffer:
 
 @pytest.mark.parametrize(("groups_per_batch", "max_staleness"), [(0, 0), (1, -1)])
 def test_invalid_sizes_are_rejected(groups_per_batch: int, max_staleness: int) -> None:
-    with pytest.raises(ValueError, match=f"got {groups_per_batch}, {max_staleness}"):
+    with pytest.raises(ValueError, match=f"got {groups_per_batch} groups, staleness {max_staleness}"):
         Buffer(groups_per_batch, max_staleness)
 
 

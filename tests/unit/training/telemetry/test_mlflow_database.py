@@ -66,7 +66,7 @@ HUNG = subprocess.TimeoutExpired("python", 180)
     ("raised", "expected", "message"),
     [
         (FAILED, TrackerRefusedError, "ImportError: no mlflow"),
-        (HUNG, TrackerUnavailableError, "no database in 180 s"),
+        (HUNG, TrackerUnavailableError, "no database within 180 s"),
     ],
 )
 def test_a_failing_process_is_reported(
