@@ -71,7 +71,7 @@ def test_an_empty_source() -> None:
 def test_a_generator_with_too_few_questions_is_reported_with_their_number() -> None:
     rng = random.Random(0)
     draws = (question(str(rng.randrange(50))) for _ in itertools.count())
-    with pytest.raises(ConfigError, match="the distinct prompts of the generator: 10 held-out prompts and 40 for training"):
+    with pytest.raises(ConfigError, match="of the generator: 10 held-out prompts and 40 for training"):
         split_questions(endless(draws), train_size=41, heldout_size=10)
 
 

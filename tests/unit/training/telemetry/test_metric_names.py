@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md lists exactly the metrics of the code."""
+"""docs/reference/metrics.md lists what the code measures: nothing missing, nothing invented."""
 
 import ast
 import functools
@@ -34,7 +34,7 @@ def documented() -> dict[str, str]:
 
 @functools.cache
 def in_code() -> set[str]:
-    """String literals of the package that consist of a metric name."""
+    """String literals of the package that are metric names as a whole."""
     names: set[str] = set()
     for path in (ROOT / "orchestrator").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
