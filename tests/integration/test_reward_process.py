@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,18 @@ def test_closing_ends_the_process() -> None:
     assert not alive(pid)
 
 
+@contextmanager
+def running(program: str) -> Generator[subprocess.Popen[str]]:
+    """A Python process that is killed at the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("text", ["a", "bad"], ids=["idle", "in a scorer that hangs"])
 def test_the_process_ends_with_its_parent(text: str) -> None:
     program = f"""
@@ -160,13 +173,11 @@ print(grader.pids[0], flush=True)
 grader.grade(rollout_block([{text!r}]))
 time.sleep(60)
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    with parent:
+    with running(program) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert alive(child)
         time.sleep(0.3)
-        parent.kill()
     assert wait_for(lambda: not alive(child))
 
 
@@ -203,17 +214,19 @@ from tests.fakes.graded import reward_config, rollout_block
 grader = Grader(reward_config({{"{FAKES}:starts_orphans": 1.0}}, timeout_seconds=600.0), 10)
 threading.Thread(target=grader.grade, args=(rollout_block(["bad"]),), daemon=True).start()
 import os
-while len(found := descendants(os.getpid())) < 4:
+import psutil
+def complete(tree):
+    """Guard, scorer and two orphans, of which the one of the double fork has come to the guard."""
+    return len(tree) == 4 and len(psutil.Process(tree[0]).children()) == 2
+while not complete(found := descendants(os.getpid())):
     time.sleep(0.01)
 print(*found, flush=True)
 time.sleep(600)
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    with parent:
+    with running(program) as parent:
         assert parent.stdout is not None
         tree = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(tree) == 4 and all(map(alive, tree))
-        parent.kill()
     assert wait_for(lambda: not any(map(alive, tree)))
 
 
