@@ -215,8 +215,7 @@ grader = Grader(reward_config({{"{FAKES}:starts_orphans": 1.0}}, timeout_seconds
 threading.Thread(target=grader.grade, args=(rollout_block(["bad"]),), daemon=True).start()
 import os
 import psutil
-def complete(tree):
-    """Guard, scorer and two orphans, of which the one of the double fork has come to the guard."""
+def complete(tree):  # guard, scorer and two orphans; that of the double fork has become the guard's child
     return len(tree) == 4 and len(psutil.Process(tree[0]).children()) == 2
 while not complete(found := descendants(os.getpid())):
     time.sleep(0.01)
