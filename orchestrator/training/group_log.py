@@ -1,7 +1,7 @@
-"""What becomes of every group: the records that `orchestrator audit` proves its claims from.
+"""The log of what happens to every group: the evidence that `orchestrator audit` checks.
 
-The loop reports each record to its `Observer` at the moment when the fact is established, and the observer
-appends it to `groups.jsonl` as one line. The life of a group:
+The loop reports each record to its `Observer` when the event happens, and the observer appends it to
+`groups.jsonl` as one line. The states of a group:
 
     requested --> arrived, ready ---------> trained
         |     \\-> arrived, uninformative    (dynamic sampling replaces it)
@@ -9,7 +9,7 @@ appends it to `groups.jsonl` as one line. The life of a group:
         \\-> lost --> requested again
 
 `Started` says where training continues after a start, a resume or a rebuilt learner. Everything that an
-earlier record says about later steps is void from there on, and so is what was under way.
+earlier record says about later steps no longer counts from there on, and requests in flight are abandoned.
 
 Steps count from 1, as in metrics.jsonl: step `n` turns version `n - 1` of the weights into version `n`.
 """
@@ -69,8 +69,8 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The rollouts of these groups, or the weights to sample them with, are gone. They will
-    be requested again.
+    """The rollouts of these groups, or the weights to sample them with, were lost. The groups will be
+    requested again.
     """
 
     event: ClassVar[str] = "lost"
@@ -79,7 +79,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The learner has made step `step` with these groups."""
+    """The learner completed step `step` with these groups."""
 
     event: ClassVar[str] = "trained"
     step: int
@@ -88,7 +88,9 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The evaluation after `step` steps took `groups` groups of held-out answers, `tokens` tokens in all."""
+    """The evaluation after `step` steps sampled `groups` groups for held-out prompts, with
+    `tokens` tokens in total.
+    """
 
     event: ClassVar[str] = "evaluated"
     step: int
@@ -98,7 +100,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All steps were made and the model was exported."""
+    """All steps are complete and the model is exported."""
 
     event: ClassVar[str] = "finished"
     step: int

@@ -1,4 +1,4 @@
-"""Notices that the run waits longer than usual, and says for what, where and since when.
+"""Detects that the run waits longer than usual, and reports for what, where and since when.
 
 Waits happen inside `Waits.on(what, where)`. Each kind has its own history: a wait is reported when it has
 taken three times as long as nine in ten of the last 50 of its kind, but never before 10 seconds. Until the
@@ -54,7 +54,7 @@ class Waits:
     ) -> Generator[None]:
         """The body of the `with` waits for `where` to do `what`.
 
-        `patience_seconds` replaces the threshold from the history. `describe` returns particulars; it is
+        `patience_seconds` replaces the threshold from the history. `describe` returns details; it is
         called when the wait is reported.
         """
         since_ns, reported = self._clock.now_ns(), False
@@ -80,14 +80,14 @@ class Waits:
                 self._tell(WaitEnded(what, where, (self._clock.now_ns() - since_ns) / NANOSECONDS))
 
     def patience_seconds(self, what: WaitKind) -> float:
-        """After how long a wait of this kind is reported."""
+        """The duration after which a wait of this kind is reported."""
         past = sorted(self._past.get(what, ()))
         if not past:
             return FIRST_SECONDS
         return max(SHORTEST_SECONDS, TIMES * past[int(SHARE * (len(past) - 1))])
 
     def usual_seconds(self, what: WaitKind) -> float | None:
-        """The median of the last waits of this kind; None before the first has ended."""
+        """The median of the recent waits of this kind; None before the first has ended."""
         past = self._past.get(what)
         return median(past) if past else None
 

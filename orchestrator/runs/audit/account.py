@@ -1,4 +1,4 @@
-"""What an audit finds."""
+"""The findings of an audit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One fact that contradicts what a run must have done. `message` is a sentence for a person."""
+    """A record that contradicts the guarantees of a run. `message` is a sentence for the user."""
 
     kind: Kind
     message: str
@@ -52,26 +52,28 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where the groups that were sampled went, or their response tokens. A group that was sampled again
+    """The outcomes of all sampled groups, or of their response tokens. A group that was sampled again
     counts each time.
     """
 
     trained: int = 0
-    """In a step that the model contains."""
+    """Trained on in a step that the final model includes."""
     stale: int = 0
-    """Complete, and dropped because training on it would have passed the staleness bound. The buffer of this
-    version never asks for such groups."""
+    """Complete, and dropped because training on it would have exceeded the staleness bound. The buffer of
+    this version never requests such groups.
+    """
     surplus: int = 0
     """Complete, and not needed: without a signal (dynamic sampling), or sampled a second time."""
     aborted: int = 0
-    """Given up: lost with a worker or node, under way when the run stopped, or newer than the checkpoint that
-    the run continued from."""
+    """Abandoned: lost with a worker or node, in flight when the run stopped, or newer than the checkpoint
+    that the run continued from.
+    """
     evaluation: int = 0
     """Answers to held-out prompts."""
 
     @property
     def sampled(self) -> int:
-        """All of them."""
+        """The sum of all categories."""
         return self.trained + self.stale + self.surplus + self.aborted + self.evaluation
 
     def __add__(self, other: Account) -> Account:
@@ -88,12 +90,12 @@ class Audit:
     """The findings about a run, or about all stages of a pipeline."""
 
     steps: int
-    """Steps that the model contains."""
+    """Steps that the final model includes."""
     violations: tuple[Violation, ...]
     groups: Account
     tokens: Account
     under_way: int
-    """Groups of a live run whose fate is open. They are in no account yet."""
+    """Groups of a live run whose outcome is still open. No category counts them yet."""
 
     def __add__(self, other: Audit) -> Audit:
         return Audit(
@@ -114,7 +116,7 @@ class Audit:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers for a message.
+    """Format integers for a message, with consecutive ones as ranges.
 
     >>> ranges([5, 1, 2, 3])
     '1-3, 5'

@@ -45,7 +45,7 @@ class Replay:
 
     violations: list[Violation] = field(default_factory=list[Violation])
     step: int = 0
-    """The last step that was made."""
+    """The last completed step."""
     next_group: int = 0
     begins_after: int | None = None
     """The step after which the records begin: 0, unless the run continued in a new directory."""
@@ -58,7 +58,7 @@ class Replay:
     all_batches: dict[int, list[dict[int, Sampled]]] = field(
         default_factory=dict[int, list[dict[int, Sampled]]]
     )
-    """The batches of every step, those that a restart took back included."""
+    """The batches of every step, including those that a restart rolled back."""
     uninformative: set[int] = field(default_factory=set[int])
     """Groups that were replaced by others, by dynamic sampling."""
     accounted: set[int] = field(default_factory=set[int])
@@ -79,7 +79,7 @@ class Replay:
     _evaluation: _Sums = field(default_factory=_Sums)
 
     def read(self, record: GroupRecord) -> None:
-        """Take the next record."""
+        """Process the next record."""
         if self.begins_after is None and not isinstance(record, Started):
             self.begins_after = 0
             self._report("history_missing", "groups.jsonl does not begin with the start of the run")
@@ -103,8 +103,8 @@ class Replay:
                 self._finish(record)
 
     def end(self, running: bool) -> int:
-        """The records end here; returns how many groups of a live run are under way. Of a run that has ended
-        they count as aborted.
+        """Finish the replay; return the number of groups of a live run that are in flight. In a run that has
+        ended they count as aborted.
         """
         if running:
             return len(self._waiting) + len(self._ready)
@@ -112,7 +112,7 @@ class Replay:
         return 0
 
     def accounts(self) -> tuple[Account, Account]:
-        """What became of the groups, and of their tokens."""
+        """The outcomes of the groups, and of their tokens."""
         batches = list(self.steps.values())
         groups = Account(
             trained=sum(map(len, batches)),
@@ -360,7 +360,7 @@ class Replay:
         self.step = last
 
     def _abandon(self) -> None:
-        """What is under way is given up: the run stops here, or continues from a checkpoint."""
+        """Abandon everything in flight: the run stops here, or continues from a checkpoint."""
         for group in list(self._waiting):
             self._abandon_request(group)
         for sampled in self._ready.values():

@@ -1,5 +1,5 @@
-"""Compares the records of groups with what other parts of a run wrote at the same time: the checkpoints, the
-recorded rollouts, the metrics and the usage records of the rollout workers.
+"""Compares the log of groups with independent records of the same run: the checkpoints, the recorded
+rollouts, the metrics and the usage records of the rollout workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.training.telemetry.recorder import recorded_path, recorded_ste
 
 GENERATE, EVALUATE = "generate", "evaluate"
 TOLERANCE = 1e-6
-"""Of means that were computed in floating point."""
+"""The tolerance for means that were computed in floating point."""
 
 
 # -- checkpoints
@@ -80,7 +80,7 @@ def _loop_state(path: Path) -> tuple[int, set[int]]:
 
 
 def compare_rollouts(run: RunDirectory, replay: Replay) -> Iterator[Violation]:
-    """The rollouts that were recorded of a step are those of its groups: as many tokens, as old.
+    """The recorded rollouts of a step agree with its groups in token counts and in oldest versions.
 
     Raises InputError if a file can't be read.
     """
@@ -124,7 +124,7 @@ def _recorded_groups(path: Path) -> dict[int, Sampled]:
 
 
 def compare_metrics(run: RunDirectory, replay: Replay) -> Iterator[Violation]:
-    """metrics.jsonl has one line of every step, with the staleness of its groups.
+    """metrics.jsonl has one line for every step, with the staleness of its groups.
 
     Raises InputError if a line can't be read.
     """
@@ -162,7 +162,7 @@ def compare_metrics(run: RunDirectory, replay: Replay) -> Iterator[Violation]:
 
 @dataclass
 class Usage:
-    """The tokens that the rollout workers say they sampled."""
+    """The tokens that the rollout workers reported as sampled."""
 
     tokens: dict[str, Counter[int]] = field(
         default_factory=lambda: {GENERATE: Counter[int](), EVALUATE: Counter[int]()}
@@ -171,7 +171,7 @@ class Usage:
     by_lost_workers: dict[str, Counter[int]] = field(
         default_factory=lambda: {GENERATE: Counter[int](), EVALUATE: Counter[int]()}
     )
-    """The part of workers that were lost at some time: they may have sampled what never arrived."""
+    """The share of workers that were lost at some point: some of their tokens may never have arrived."""
 
 
 def read_usage(run: RunDirectory) -> Usage:
@@ -201,8 +201,8 @@ def read_usage(run: RunDirectory) -> Usage:
 
 
 def compare_usage(run: RunDirectory, replay: Replay, usage: Usage, running: bool) -> Iterator[Violation]:
-    """Every sampled token is in a group or an evaluation that is recorded, or was given up
-    for a reason that is recorded.
+    """Every sampled token is in a group or an evaluation that is recorded, or was
+    abandoned for a recorded reason.
     """
     repeated = {int(event.get("step", -1)) for event in _events(run, "answers_lost")}
     interrupted = replay.starts > 1 or not replay.finished
@@ -234,7 +234,7 @@ def compare_usage(run: RunDirectory, replay: Replay, usage: Usage, running: bool
 
 
 def tokens_given_up(replay: Replay, usage: Usage) -> int:
-    """Tokens that workers sampled and that never arrived."""
+    """The number of tokens that workers sampled but that never arrived."""
     recorded = {GENERATE: replay.arrived_tokens, EVALUATE: replay.evaluated_tokens}
     return sum(
         max(tokens - recorded[activity][step], 0)
@@ -248,8 +248,8 @@ def _events(run: RunDirectory, event: str) -> list[Mapping[str, Any]]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The lines of a log with their numbers; one that a crash has cut short at the end is
-    left out. Raises InputError.
+    """The lines of a log with their numbers; a last line that a
+    crash has truncated is left out. Raises InputError.
     """
     for number, line in enumerate(whole_lines(path), 1):
         try:
