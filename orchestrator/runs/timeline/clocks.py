@@ -2,7 +2,8 @@
 
 Each span is measured by the clock of its host. Whatever the clocks say, some spans end before others:
 
-1. A step's report is written before its successor's update starts, and after its own weights were published.
+1. A step's report is written before its successor's update starts, and after its own weights were published
+   (where no other attempt did the same step).
 2. Weights of version v are published before any rollout worker starts its first work for step v.
 3. A block is generated before it is scored (matched by step and number of tokens, where that is unique).
 4. In synchronous training (`max_staleness: 0`), all blocks of step v are scored before its update starts.
@@ -112,24 +113,39 @@ def _needed(host: str, shifts: Mapping[str, int], least: Mapping[tuple[str, str]
 
 
 def _orders(spans: Sequence[ActorSpan], windows: Sequence[StepWindow], synchronous: bool) -> Iterator[Order]:
+    repeated = _repeated(spans)
+    once = [window for window in windows if window.step not in repeated and window.step - 1 not in repeated]
     for attempt in sorted({span.attempt for span in spans}):
         own = [span for span in spans if span.attempt == attempt]
-        yield from _reports(own, windows)
+        yield from _reports(own, once)
         yield from _publishes(own)
         yield from _scores(own)
         if synchronous:
             yield from _batches(own)
 
 
+def _repeated(spans: Sequence[ActorSpan]) -> set[int]:
+    """The steps whose update or publish more than one attempt did: a resumed run publishes the version of its
+    checkpoint again, and repeats the steps after it.
+    """
+    attempts: dict[int, set[int]] = {}
+    for span in spans:
+        if span.role == LEARNER and span.activity in (UPDATE, SYNC):
+            attempts.setdefault(span.step, set()).add(span.attempt)
+    return {step for step, found in attempts.items() if len(found) > 1}
+
+
 def _reports(spans: Sequence[ActorSpan], windows: Sequence[StepWindow]) -> Iterator[Order]:
+    """The update of step v follows the report of step v, and precedes the publish and the report of v + 1."""
     updates = _by_step(span for span in spans if span.activity == UPDATE)
     publishes = _by_step(span for span in spans if span.role == LEARNER and span.activity == SYNC)
     ranks = len({span.actor for span in spans if span.role == LEARNER})
     for window in windows:
         for update in _once(updates, window.step, SPANS_PER_UPDATE * ranks):
             yield Order(CONTROLLER, window.end_ns, update.node, update.start_ns)
-        for publish in _once(publishes, window.step, ranks):
-            yield Order(publish.node, publish.end_ns, CONTROLLER, window.end_ns)
+        if _once(updates, window.step - 1, SPANS_PER_UPDATE * ranks):
+            for publish in _once(publishes, window.step, ranks):
+                yield Order(publish.node, publish.end_ns, CONTROLLER, window.end_ns)
 
 
 def _publishes(spans: Sequence[ActorSpan]) -> Iterator[Order]:

@@ -101,3 +101,42 @@ def test_a_publish_that_was_repeated_says_nothing() -> None:
 
 def test_no_spans() -> None:
     assert align([], windows(), synchronous=True).spans == ()
+
+
+def resumed(seconds_later: float) -> tuple[list[ActorSpan], list[StepWindow]]:
+    """Attempt 1 did steps 1 to 3 and was killed in step 4; attempt 2 continued from the checkpoint of step 2.
+    The windows of steps 3 and 4 are those of attempt 2.
+    """
+    spans = [span("learner-0", "sync", -0.2, 0.05, 0)]
+    for step in range(4):
+        spans += synchronous_step(step, 10.0 * step)
+    del spans[-1]  # the publish of step 4
+    spans.append(span("learner-0", "sync", seconds_later - 0.2, seconds_later - 0.1, 2, attempt=2))
+    for step in (2, 3):
+        start = seconds_later + 10.0 * (step - 2)
+        spans += [replace(each, attempt=2) for each in synchronous_step(step, start)]
+    starts = [0.0, 10.0, seconds_later, seconds_later + 10.0]
+    steps = [StepWindow(step, at(start), at(start + 10), 0) for step, start in enumerate(starts, 1)]
+    return [replace(each, node=LEARNER) for each in spans], steps
+
+
+@pytest.mark.parametrize("seconds_later", [45.0, 5000.0])
+def test_a_resumed_run_does_not_contradict_itself(seconds_later: float) -> None:
+    spans, steps = resumed(seconds_later)
+    assert align(spans, steps, synchronous=True).shifts_ns == {}
+    assert align(spans, steps, synchronous=False).shifts_ns == {}
+
+
+def test_a_run_resumed_with_fewer_ranks_does_not_contradict_itself() -> None:
+    spans, steps = resumed(500.0)
+    second = [
+        replace(each, actor="learner-1") for each in spans if each.role == "learner" and each.attempt == 1
+    ]
+    assert align([*spans, *second], steps, synchronous=True).shifts_ns == {}
+
+
+def test_the_newest_step_of_a_resumed_run_corrects_a_clock_that_differs() -> None:
+    spans, steps = resumed(500.0)
+    spans = on_two_hosts([replace(each, node="") for each in spans], -3.0)
+    (shift,) = align(spans, steps, synchronous=True).shifts_ns.values()
+    assert shift == pytest.approx(2.95 * SECOND, abs=2)
