@@ -33,7 +33,6 @@ from orchestrator.console.heat_map import HeatPanel, heat_panels, scale
 from orchestrator.console.report_data import ReportData, StageData
 from orchestrator.console.run_curves import stage_curve
 from orchestrator.percent import percent
-from orchestrator.training.telemetry.curve_layout import smooth
 
 HELDOUT, REFLECTION = "accuracy/heldout", "rollout/reflection_fraction"
 
@@ -159,10 +158,10 @@ def tiles(data: ReportData) -> list[Tile]:
     for metric, label, (before, after) in _sampled(main) if main else ():
         note = _joined(_bounds(main, metric), "of sampled held-out answers")
         found.append(Tile(label, percent(after), note, percent(before)))
-    checks = smooth(main.history.get(REFLECTION, ())) if main and not main.playback else []
+    checks = main.ends(REFLECTION) if main and not main.playback else None
     if checks:
-        note = _joined(_bounds(main, REFLECTION), "of the sampled rollouts, smoothed")
-        found.append(Tile("self-checks", percent(checks[-1][1]), note, percent(checks[0][1])))
+        note = _joined(_bounds(main, REFLECTION), "of the sampled rollouts, first and last step")
+        found.append(Tile("self-checks", percent(checks[1]), note, percent(checks[0])))
     steps = " + ".join(f"{stage.step:,}" for stage in data.stages)
     if steps:
         found.append(Tile("learner steps", steps, " + ".join(stage.name for stage in data.stages)))

@@ -272,6 +272,16 @@ def test_sampled_and_greedy_held_out_accuracy_are_both_shown() -> None:
     ]
 
 
+def test_the_share_of_self_checks_is_the_one_that_its_interval_is_about() -> None:
+    history = {
+        "rollout/reflection_fraction": [(1, 0.25), *((step, 0.5) for step in range(2, 40)), (40, 0.8)],
+        "rollout/reflection_n": [(step, 256.0) for step in range(1, 41)],
+    }
+    (tile,) = [tile for tile in tiles(data(stages=(stage(history=history),))) if tile.label == "self-checks"]
+    assert (tile.before, tile.value) == ("25.0%", "80.0%")
+    assert "95% interval 74.7% to 84.4%" in tile.note
+
+
 def test_the_summary_sentence() -> None:
     assert summary(data()) == (
         "tiny_moe learns countdown: held-out accuracy rose from 34.0% to 85.0% in 2 steps of grpo."
