@@ -166,7 +166,7 @@ def test_errors_are_mapped_to_two_classes(output_dir: Path, tmp_path: Path) -> N
     tracker.start(IDENTITY)
     with pytest.raises(TrackerRefusedError, match=r"missing\.png is not a file"):
         tracker.log_artifact(tmp_path / "missing.png")
-    with pytest.raises(TrackerRefusedError, match="refused to set the tag"):
+    with pytest.raises(TrackerRefusedError, match="rejected the request to set the tag"):
         tracker.set_tag("a" * 300, "too long a key")
     away = connect_mlflow(tracking_config("http://127.0.0.1:9"), tmp_path, SystemClock())
     with pytest.raises(TrackerUnavailableError, match="could not start the run"):
