@@ -17,10 +17,17 @@ from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.learner.losses import LOSSES, LossFacts
 from orchestrator.training.prompts.solutions import SOLUTIONS
 from orchestrator.training.registry import Registry
-from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
+from orchestrator.training.rollouts.engines import ENGINES, SAMPLING_OPTIONS, EngineFacts
 
 T = TypeVar("T")
 F = TypeVar("F")
+
+
+LEARNER_CANNOT_SCORE = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1, "min_new_tokens": 0}
+"""The sampling parameters that change the distribution from which tokens are sampled, and the values that
+turn them off. Stop strings and stop tokens are not among them: they decide where a rollout ends, but every
+token of it was sampled from the model's distribution.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +182,36 @@ def learner_can_score_the_samples(config: RunConfig) -> Iterator[ConfigError]:
     if facts.engine.logprobs == "raw" and rollout.temperature != 1:
         hint = f"rollout.engine {rollout.engine} reports log-probs before temperature"
         yield ConfigError("rollout.temperature", str(rollout.temperature), "1", hint)
-    if rollout.top_p < 1:
-        hint = (
-            "the learner scores tokens over the whole vocabulary; a nucleus biases the gradient "
-            f"of algorithm.loss {loss}, and nothing corrects for it"
-        )
-        yield ConfigError("rollout.top_p", str(rollout.top_p), "1", hint)
+    for key, off in LEARNER_CANNOT_SCORE.items():
+        value = getattr(rollout, key)
+        if value != off:
+            hint = (
+                "the learner scores tokens over the whole vocabulary at rollout.temperature; sampling "
+                f"differently biases the gradient of algorithm.loss {loss}, and nothing corrects for it"
+            )
+            yield ConfigError(f"rollout.{key}", str(value), str(off), hint)
+
+
+def engines_support_the_sampling(config: RunConfig) -> Iterator[ConfigError]:
+    """An engine would ignore a sampling parameter that it does not support."""
+    for group, settings in (("rollout", config.rollout), ("evaluation", config.evaluation)):
+        try:
+            supported = ENGINES.facts(settings.engine).sampling
+        except ConfigError:
+            continue
+        for key, off in SAMPLING_OPTIONS.items():
+            value = getattr(settings, key)
+            if value != off and key not in supported:
+                allowed = _shown(off)
+                engines = _names_where(ENGINES, lambda engine, key=key: key in engine.sampling)
+                if engines:
+                    allowed += f", or {group}.engine {engines}"
+                hint = f"{group}.engine {settings.engine} does not support it"
+                yield ConfigError(f"{group}.{key}", _shown(value), allowed, hint)
+
+
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def staleness_is_corrected(config: RunConfig) -> Iterator[ConfigError]:

@@ -92,6 +92,13 @@ def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
             f"fewer than {context}",
             "model.context holds the prompt and the response",
         )
+    for group, fewest in (
+        ("rollout", config.rollout.min_new_tokens),
+        ("evaluation", config.evaluation.min_new_tokens),
+    ):
+        if fewest > response:
+            hint = "rollout.max_new_tokens is the most tokens of a response"
+            yield ConfigError(f"{group}.min_new_tokens", str(fewest), f"{response} or fewer", hint)
     if config.reward.overlong_buffer > response:
         yield ConfigError(
             "reward.overlong_buffer",
@@ -242,6 +249,7 @@ RULES: tuple[Rule, ...] = (
     component_rules.correct_rollouts_are_known,
     component_rules.groups_can_be_compared,
     component_rules.learner_can_score_the_samples,
+    component_rules.engines_support_the_sampling,
     component_rules.solutions_exist,
     component_rules.routes_can_be_recorded,
     _solutions_come_from_one_place,

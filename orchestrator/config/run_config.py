@@ -21,7 +21,7 @@ from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.config import TaskConfig
 from orchestrator.training.rewards.config import RewardConfig
-from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.config import RolloutConfig, StopString, TokenId
 from orchestrator.training.settings import Settings
 from orchestrator.training.telemetry.config import TrackingConfig
 from orchestrator.training.weights.config import WeightsConfig
@@ -83,6 +83,22 @@ class EvaluationConfig(Settings):
     """The sampling temperature of those answers. DeepSeek-R1 was evaluated at 0.6."""
     top_p: float = Field(gt=0, le=1)
     """Nucleus sampling of those answers, which are not trained on. DeepSeek-R1 was evaluated at 0.95."""
+    top_k: int = Field(ge=0)
+    """Only the k most probable tokens are sampled for those answers; 0: all."""
+    min_p: float = Field(ge=0, le=1)
+    """Only tokens that are at least this share as probable as the most probable one are sampled for those
+    answers; 0: all.
+    """
+    repetition_penalty: float = Field(gt=0)
+    """As `rollout.repetition_penalty`, for all held-out answers, also the greedy one; 1: off."""
+    stop: tuple[StopString, ...]
+    """Strings that end all held-out answers, also the greedy one; by default those of `rollout.stop`."""
+    stop_token_ids: tuple[TokenId, ...]
+    """Ids of tokens that end all held-out answers, also the greedy one; by default those of
+    `rollout.stop_token_ids`.
+    """
+    min_new_tokens: int = Field(ge=0)
+    """The fewest tokens of all held-out answers, also of the greedy one; 0: off."""
 
 
 class LedgerConfig(Settings):

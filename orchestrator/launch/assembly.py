@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.config.run_config import RunConfig
+from orchestrator.config.run_config import EvaluationConfig, RunConfig
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.checkpoints.store import open_store
 from orchestrator.training.cluster.placement import Placement, plan_placement
 from orchestrator.training.cluster.run_spec import RunSpec
+from orchestrator.training.evaluation import SEED, SampledAnswers
 from orchestrator.training.loop import LoopSettings
 from orchestrator.training.manifest import RunFacts
 from orchestrator.training.prompts.source import EpochPrompts
-from orchestrator.training.records import Prompt
-from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.records import Prompt, SamplingParams
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.engines import ENGINES, SAMPLING_OPTIONS
 from orchestrator.training.telemetry.training_health import LearningSignal
 
 
@@ -61,10 +64,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         "task": config.task.name,
         "algorithm": config.algorithm.name,
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} rollouts per step",
-        "sampling": (
-            f"temperature {rollout.temperature}, top-p {rollout.top_p}, "
-            f"at most {rollout.max_new_tokens} tokens"
-        ),
+        "sampling": ", ".join(_sampling_words(rollout)),
         "learner": (
             f"world size {learner.world_size}, ZeRO {learner.zero_stage}, expert parallel "
             f"{learner.expert_parallel_size}, learning rate {learner.learning_rate}"
@@ -81,15 +81,50 @@ def run_facts(config: RunConfig) -> RunFacts:
     )
 
 
+def _sampling_words(rollout: RolloutConfig) -> Iterator[str]:
+    yield f"temperature {rollout.temperature}"
+    yield f"top-p {rollout.top_p}"
+    for key, off in SAMPLING_OPTIONS.items():
+        value = getattr(rollout, key)
+        if value != off:
+            shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+            yield f"{key.replace('_', ' ')} {shown}"
+    yield f"at most {rollout.max_new_tokens} tokens"
+
+
+def training_sampling(config: RunConfig) -> SamplingParams:
+    """How the rollouts that are trained on are sampled."""
+    return _sampling(config.rollout, config.rollout.max_new_tokens, config.seed)
+
+
+def sampled_answers(config: RunConfig) -> SampledAnswers:
+    """How held-out prompts are answered."""
+    evaluation = config.evaluation
+    sampling = _sampling(evaluation, config.rollout.max_new_tokens, SEED)
+    return SampledAnswers(evaluation.samples, sampling)
+
+
+def _sampling(group: RolloutConfig | EvaluationConfig, max_new_tokens: int, seed: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=group.temperature,
+        top_p=group.top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        top_k=group.top_k,
+        min_p=group.min_p,
+        repetition_penalty=group.repetition_penalty,
+        stop=group.stop,
+        stop_token_ids=group.stop_token_ids,
+        min_new_tokens=group.min_new_tokens,
+    )
+
+
 def loop_settings(config: RunConfig) -> LoopSettings:
     """Build the settings of the training loop."""
     return LoopSettings(
         steps=config.steps,
-        seed=config.seed,
         group_size=config.rollout.group_size,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        max_new_tokens=config.rollout.max_new_tokens,
+        sampling=training_sampling(config),
         evaluate_every=config.evaluation.every,
         checkpoint_every=config.checkpoint.every,
         record_every=config.tracking.record_every,

@@ -12,7 +12,14 @@ from orchestrator.capacity.utilisation import utilisation_of
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import BudgetStopError, DrainedError, WorkerLostError
-from orchestrator.launch.assembly import heldout_prompts, learning_signal, loop_settings, mirror_of, run_spec
+from orchestrator.launch.assembly import (
+    heldout_prompts,
+    learning_signal,
+    loop_settings,
+    mirror_of,
+    run_spec,
+    sampled_answers,
+)
 from orchestrator.launch.budgets import BudgetSubject, BudgetWarning, RunBudgets, StepTimer
 from orchestrator.launch.final_report import ledger_url
 from orchestrator.launch.observer import RunObserver
@@ -28,7 +35,7 @@ from orchestrator.runs.lease import FencedError
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
-from orchestrator.training.evaluation import Evaluator, SampledAnswers
+from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.events import CheckpointWritten, WorkerLost
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
@@ -116,8 +123,7 @@ def _loop(
     recorder = TolerantRecorder(stages.rewards, observer, config.tracking.max_lost_records)
     evaluator = Evaluator(
         heldout_prompts(config, attempt.prepared.prompts),
-        config.rollout.max_new_tokens,
-        SampledAnswers(config.evaluation.samples, config.evaluation.temperature, config.evaluation.top_p),
+        sampled_answers(config),
         stages.rollouts,
         stages.rewards,
         recorder,

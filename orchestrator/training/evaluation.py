@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,18 +35,18 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class SampledAnswers:
-    """How many answers to each prompt are sampled in addition to the greedy
-    one, and how. 0 disables sampling.
+    """How many answers to each prompt are sampled in addition to the greedy one, and how. `count` 0 disables
+    sampling. The greedy answers use the same penalties, limits and stop strings, but neither
+    temperature nor truncation.
     """
 
     count: int
-    temperature: float
-    top_p: float
+    sampling: SamplingParams
 
 
 SEED = 0x65766C
-"""The seed of every evaluation of every run. It is an unlikely seed of a run,
-whose groups have the same ids.
+"""The seed of every evaluation of every run, so that two evaluations only differ by the weights. It is an
+unlikely seed of a run, whose groups have the same ids.
 """
 
 HELDOUT = {
@@ -69,7 +69,6 @@ class Evaluator:
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int,
         sampled: SampledAnswers,
         rollouts: RolloutStage,
         rewards: RewardStage,
@@ -78,7 +77,7 @@ class Evaluator:
     ) -> None:
         self._prompts, self._rollouts, self._rewards = prompts, rollouts, rewards
         self._recorder, self._directory = recorder, directory
-        self._max_new_tokens, self._sampled = max_new_tokens, sampled
+        self._sampled = sampled
 
     async def evaluate(self, step: int) -> Evaluated:
         """Compute the metrics of the newest weights, after `step` updates; none if there are no prompts.
@@ -90,7 +89,7 @@ class Evaluator:
         questions = [self._ask(share, step, 1, self._greedy_sampling()) for share in shares]
         if self._sampled.count:
             questions += [
-                self._ask(share, step, self._sampled.count, self._random_sampling()) for share in shares
+                self._ask(share, step, self._sampled.count, self._sampled.sampling) for share in shares
             ]
         parts = await _all(questions)
         answered, sampled = parts[: len(shares)], parts[len(shares) :]
@@ -108,14 +107,7 @@ class Evaluator:
         )
 
     def _greedy_sampling(self) -> SamplingParams:
-        return SamplingParams(temperature=0.0, top_p=1.0, max_new_tokens=self._max_new_tokens, seed=0)
-
-    def _random_sampling(self) -> SamplingParams:
-        """Every evaluation uses the same random numbers, so that two
-        evaluations only differ by the weights.
-        """
-        sampled = self._sampled
-        return SamplingParams(sampled.temperature, sampled.top_p, self._max_new_tokens, SEED)
+        return replace(self._sampled.sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 
     def _bounds(self) -> list[int]:
         width = self._rollouts.width

@@ -66,11 +66,8 @@ class LoopSettings:
     """The settings that the loop itself needs; all others belong to a stage."""
 
     steps: int
-    seed: int
     group_size: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
+    sampling: SamplingParams
     evaluate_every: int
     """0 disables evaluation."""
     checkpoint_every: int
@@ -219,15 +216,8 @@ class TrainingLoop:
         return groups + new
 
     def _to_request(self, groups: Sequence[PendingGroup]) -> RolloutRequest:
-        settings = self._settings
-        sampling = SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed,
-        )
         pairs = tuple((group.group_id, group.prompt) for group in groups)
-        return RolloutRequest(pairs, self._step, settings.group_size, sampling)
+        return RolloutRequest(pairs, self._step, self._settings.group_size, self._settings.sampling)
 
     async def _follow(self, request: RolloutRequest) -> None:
         """Take one request from its prompts to admitted groups."""

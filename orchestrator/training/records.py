@@ -64,19 +64,36 @@ class SamplingParams:
     distribution; `max_new_tokens` counts response tokens, including the end-of-sequence token. With the same
     weights and `seed`, an engine with repeatable seeds (`EngineFacts.repeatable_seeds`) samples the same
     tokens for a group id and index, regardless of the worker and of the other groups in the request.
+
+    The fields with defaults are off by default. An engine supports those that `EngineFacts.sampling` names.
+    They act in vLLM's order: `min_new_tokens`, `repetition_penalty`, temperature, `min_p`, `top_k`, `top_p`.
     """
 
     temperature: float
     top_p: float
     max_new_tokens: int
     seed: int
+    top_k: int = 0
+    """Only the k most probable tokens, and those as probable as the last of them; 0: all."""
+    min_p: float = 0.0
+    """Only tokens that are at least this share as probable as the most probable one; 0: all."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens that the prompt or the response contains are divided by it, and negative
+    ones are multiplied by it; 1: off.
+    """
+    stop: tuple[str, ...] = ()
+    """Strings that end a rollout. Its text ends before the string; its tokens are all that were sampled."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a rollout, in addition to the model's own. Its text does not show them."""
+    min_new_tokens: int = 0
+    """The first tokens of a response, among which no token ends it and no stop string is complete."""
 
 
 class Finish(IntEnum):
     """Why a rollout ended."""
 
     STOP = 0
-    """The model ended its response (end of sequence)."""
+    """The model ended its response (end of sequence), or a stop token or stop string did."""
     LENGTH = 1
     """The response reached `max_new_tokens` and was truncated."""
 
@@ -87,10 +104,10 @@ class RolloutBlock:
 
     Shapes: P prompts, N = P * G rollouts, T response tokens in total, Q prompt tokens in total.
 
-    `logprobs` holds for each response token the natural log of its probability under the distribution that
-    was sampled from (after temperature, before top-p truncation). `versions` holds the weight version with
-    which each token was sampled. `trainable` is False for tokens that the model did not sample (the
-    observations of an environment).
+    `logprobs` holds for each response token the natural log of its probability under the model's distribution
+    at the sampling temperature, over the whole vocabulary and before penalties. `versions` holds the weight
+    version with which each token was sampled. `trainable` is False for tokens that the model did not sample
+    (the observations of an environment).
     """
 
     group_ids: NDArray[np.int64]  # [P]
@@ -104,7 +121,7 @@ class RolloutBlock:
     versions: NDArray[np.int32]  # [T]
     trainable: NDArray[np.bool_]  # [T]
     finish: NDArray[np.uint8]  # [N] of Finish
-    texts: tuple[str, ...]  # N decoded responses, without the tokens that end them
+    texts: tuple[str, ...]  # N decoded responses, without the tokens or the stop string that end them
     prompt_routes: NDArray[np.int16] | None = None  # [Q, R, k]
     routes: NDArray[np.int16] | None = None  # [T, R, k]
     """The k experts that each of the R routers chose for a token, if the engine recorded them; -1 for a token

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from orchestrator.errors import PromptTooLongError
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.engine import Engine, GenerateRequest, NamedTensor
+from orchestrator.training.rollouts.engines import ENGINES, SamplingOption
 from orchestrator.training.rollouts.engines.hf.engine import HFEngine
 from orchestrator.training.rollouts.engines.worked_solutions.engine import WorkedSolutionsEngine
 from orchestrator.training.rollouts.scripted import ScriptedEngine
@@ -38,6 +40,9 @@ class Case:
 
 
 SMALL = small_model(CONTEXT, initializer_range=0.3)
+TOKENIZER = build_tokenizer(SMALL)
+TAG_SEED = 5
+"""A seed with which a rollout contains the tag `</think>`."""
 
 
 def hf() -> Case:
@@ -88,8 +93,20 @@ def case(request: pytest.FixtureRequest) -> Case:
     return factory()
 
 
-def ask(case: Case, seed: int = 7, temperature: float = 1.0, max_new_tokens: int = 32) -> RolloutBlock:
-    sampling = SamplingParams(temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens, seed=seed)
+def with_option(option: SamplingOption) -> pytest.MarkDecorator:
+    """The engines whose facts name this sampling parameter."""
+    supported = {"hf": ENGINES.facts("hf").sampling, "uncached": frozenset({"top_k", "min_p"})}
+    engines = {"hf": hf, "uncached": pytest.param(uncached, marks=pytest.mark.slow)}
+    chosen = [engines[name] for name, options in supported.items() if option in options]
+    return pytest.mark.parametrize("factory", chosen, ids=lambda factory: factory.__name__)
+
+
+def ask(
+    case: Case, seed: int = 7, temperature: float = 1.0, max_new_tokens: int = 32, **options: Any
+) -> RolloutBlock:
+    sampling = SamplingParams(
+        temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens, seed=seed, **options
+    )
     return case.engine.generate(GenerateRequest([40, 41, 42], PROMPTS, GROUP, sampling))
 
 
@@ -209,3 +226,126 @@ def test_the_example_engine_samples_like_the_fast_engine():
     slow, fast = ask(uncached(), max_new_tokens=8), ask(hf(), max_new_tokens=8)
     np.testing.assert_array_equal(slow.tokens, fast.tokens)
     np.testing.assert_allclose(slow.logprobs, fast.logprobs, atol=1e-5)
+
+
+def responses(block: RolloutBlock) -> list[list[int]]:
+    return [block.tokens[slice(*block.offsets[i : i + 2])].tolist() for i in range(len(block))]
+
+
+@with_option("top_k")
+def test_the_most_probable_token_alone_is_the_greedy_one(factory: Callable[[], Case]):
+    case = factory()
+    greedy, one = ask(case, temperature=0.0), ask(case, top_k=1)
+    assert responses(one) == responses(greedy)
+    np.testing.assert_allclose(one.logprobs, greedy.logprobs, atol=1e-5)
+    assert responses(ask(case, top_k=len(TOKENIZER))) == responses(ask(case))
+
+
+@with_option("min_p")
+def test_min_p_1_leaves_only_the_most_probable_token(factory: Callable[[], Case]):
+    case = factory()
+    assert responses(ask(case, min_p=1.0)) == responses(ask(case, temperature=0.0))
+    assert responses(ask(case, min_p=1e-9)) == responses(ask(case))
+
+
+@with_option("repetition_penalty")
+def test_a_repetition_penalty_makes_repeated_tokens_rarer(factory: Callable[[], Case]):
+    def repeated(penalty: float) -> int:
+        block = ask(case, repetition_penalty=penalty)
+        return sum(len(tokens) - len(set(tokens)) for tokens in responses(block))
+
+    case = factory()
+    assert repeated(10.0) < repeated(1.0) < repeated(0.3)
+
+
+@with_option("stop")
+def test_a_stop_string_ends_a_rollout_with_the_token_that_completes_it(factory: Callable[[], Case]):
+    """It is two characters, which are two tokens or lie within one."""
+    case = factory()
+    whole = ask(case)
+    index = int(np.argmax(whole.lengths))
+    stop = whole.texts[index][5:7]
+    block = ask(case, stop=(stop,))
+    assert np.isfinite(block.logprobs).all() and len(block.logprobs) == len(block.tokens)
+    for rollout, tokens in enumerate(responses(whole)):
+        first = len(responses(block)[rollout])
+        assert responses(block)[rollout] == tokens[:first]
+        text = whole.texts[rollout]
+        if stop in text:
+            assert block.texts[rollout] == text[: text.index(stop)]
+            assert block.finish[rollout] == Finish.STOP
+            until, before = TOKENIZER.batch_decode([tokens[:first], tokens[: first - 1]])
+            assert stop in until and stop not in before
+        else:
+            assert block.texts[rollout] == text and first == len(tokens)
+            assert block.finish[rollout] == whole.finish[rollout]
+    assert 1 < len(block.texts[index]) < len(whole.texts[index])
+
+
+@with_option("stop")
+def test_a_stop_string_may_span_tokens_and_end_within_one(factory: Callable[[], Case]):
+    case = factory()
+    whole = ask(case, seed=TAG_SEED, max_new_tokens=40)
+    tag = TOKENIZER.convert_tokens_to_ids("</think>")
+    index, place = next(
+        (index, tokens.index(tag))
+        for index, tokens in enumerate(responses(whole))
+        if tag in tokens[2:] and tag not in tokens[:2]
+    )
+    before = TOKENIZER.decode(responses(whole)[index][:place])
+    block = ask(case, seed=TAG_SEED, max_new_tokens=40, stop=(before[-1] + "</th",))
+    assert responses(block)[index] == responses(whole)[index][: place + 1]
+    assert block.texts[index] == before[:-1]
+
+
+@with_option("stop_token_ids")
+def test_a_stop_token_ends_a_rollout_and_is_not_shown(factory: Callable[[], Case]):
+    case = factory()
+    whole = ask(case)
+    longest = max(responses(whole), key=len)
+    end = longest[3]
+    block = ask(case, stop_token_ids=(end,))
+    for rollout, tokens in enumerate(responses(whole)):
+        if end in tokens:
+            kept = tokens[: tokens.index(end) + 1]
+            assert responses(block)[rollout] == kept and block.finish[rollout] == Finish.STOP
+            assert whole.texts[rollout].startswith(block.texts[rollout])
+            assert str(TOKENIZER.decode(end)) not in block.texts[rollout]
+        else:
+            assert responses(block)[rollout] == tokens
+
+
+@with_option("min_new_tokens")
+def test_no_rollout_ends_before_min_new_tokens(factory: Callable[[], Case]):
+    case = factory()
+    free = ask(case, seed=3)
+    shortest = int(free.lengths.min())
+    end = int(free.tokens[free.offsets[int(np.argmin(free.lengths)) + 1] - 1])
+    assert shortest < 32
+    block = ask(case, seed=3, min_new_tokens=shortest)
+    assert not any(end in tokens[:shortest] for tokens in responses(block))
+    assert any(end in tokens for tokens in responses(block))
+    assert (block.lengths > free.lengths.min()).all() and np.isfinite(block.logprobs).all()
+
+
+ALL_OPTIONS: dict[SamplingOption, Any] = {
+    "top_k": 40,
+    "min_p": 0.01,
+    "repetition_penalty": 1.2,
+    "stop": ("1", "((", "a"),
+    "stop_token_ids": (30,),
+    "min_new_tokens": 4,
+}
+
+
+@with_option("repetition_penalty")
+def test_rollouts_do_not_depend_on_how_requests_are_split_whatever_the_sampling(
+    factory: Callable[[], Case],
+):
+    case = factory()
+    whole = ask(case, **ALL_OPTIONS)
+    sampling = SamplingParams(1.0, 1.0, 32, 7, **ALL_OPTIONS)
+    for place, (group_id, prompt) in enumerate(zip((40, 41, 42), PROMPTS, strict=True)):
+        alone = factory().engine.generate(GenerateRequest([group_id], [prompt], GROUP, sampling))
+        group = slice(place * GROUP, (place + 1) * GROUP)
+        assert alone.texts == whole.texts[group] and responses(alone) == responses(whole)[group]

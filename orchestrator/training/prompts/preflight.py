@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
@@ -47,6 +48,18 @@ def check_prompts(
         )
     if replays_solutions:
         _check_solutions(tokenizer, model.context, prompts, max_new_tokens)
+
+
+def check_stop_tokens(model: ModelConfig, ids_by_key: Mapping[str, Sequence[int]]) -> None:
+    """Raise ConfigError for a token id outside the model's vocabulary, which would never be sampled."""
+    if not any(ids_by_key.values()):
+        return
+    tokens = len(build_tokenizer(model))
+    for key, ids in ids_by_key.items():
+        for token in ids:
+            if token >= tokens:
+                hint = f"the vocabulary of model {model.name} has {tokens:,} tokens"
+                raise ConfigError(key, str(token), f"0 to {tokens - 1}", hint)
 
 
 def _check_solutions(

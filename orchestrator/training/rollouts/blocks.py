@@ -24,6 +24,8 @@ class Response:
     logprobs: Sequence[float]
     finish: Finish
     routes: NDArray[np.int16] | None = None  # [tokens, R, k]: see `RolloutBlock`
+    text: str | None = None
+    """Its text, if a stop string ended it; None: what its tokens decode to."""
 
 
 def assemble_block(
@@ -65,7 +67,7 @@ def assemble_block(
         versions=np.full(len(tokens), version, dtype=np.int32),
         trainable=np.ones(len(tokens), dtype=np.bool_),
         finish=np.array([response.finish for response in responses], dtype=np.uint8),
-        texts=decode([response.tokens for response in responses]),
+        texts=_texts(responses, decode),
         prompt_routes=None if prompt_routes is None else np.concatenate(prompt_routes),
         routes=None
         if prompt_routes is None
@@ -95,6 +97,16 @@ def require_room(prompt: Prompt, length: int, context: int) -> None:
             f"at most {context - 1} (model.context is {context})",
             "shorten the task's prompts or raise model.context",
         )
+
+
+def _texts(
+    responses: Sequence[Response], decode: Callable[[Sequence[Sequence[int]]], tuple[str, ...]]
+) -> tuple[str, ...]:
+    decoded = decode([response.tokens for response in responses])
+    return tuple(
+        text if response.text is None else response.text
+        for response, text in zip(responses, decoded, strict=True)
+    )
 
 
 def _offsets(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:

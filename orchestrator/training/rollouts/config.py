@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from orchestrator.training.settings import Settings
+
+StopString = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class RolloutConfig(Settings):
@@ -24,6 +29,26 @@ class RolloutConfig(Settings):
     """Logits are divided by it; 1 samples from the unchanged distribution, 0 is greedy."""
     top_p: float = Field(gt=0, le=1)
     """Nucleus sampling: the smallest set of tokens of this total probability; 1 keeps all."""
+    top_k: int = Field(ge=0)
+    """Only the k most probable tokens are sampled; 0: all. Refused for losses that need the sampled
+    distribution, as `top_p` below 1, `min_p`, `repetition_penalty` and `min_new_tokens` are.
+    """
+    min_p: float = Field(ge=0, le=1)
+    """Only tokens that are at least this share as probable as the most probable one are sampled; 0: all."""
+    repetition_penalty: float = Field(gt=0)
+    """Makes tokens that the prompt or the response already contains less probable (above 1) or more probable
+    (below 1): their logits are divided by it if they are positive, and multiplied by it otherwise. 1: off.
+    """
+    stop: tuple[StopString, ...]
+    """Strings that end a response. Its text ends before the stop string, so scorers do not see it: do not use
+    a tag that the reward needs. All sampled tokens are kept and trained on, also those of the stop string.
+    """
+    stop_token_ids: tuple[TokenId, ...]
+    """Ids of tokens that end a response, in addition to the tokens with which the model ends it."""
+    min_new_tokens: int = Field(ge=0)
+    """The fewest tokens of a response: the first ones cannot be tokens that end it, and a stop string that is
+    complete within them does not end it. 0: off.
+    """
     max_new_tokens: int = Field(ge=1)
     """The most tokens of a response; a longer one is truncated."""
     max_batch_rows: int = Field(ge=1)

@@ -1,4 +1,6 @@
-"""From logits to tokens: temperature, nucleus (top-p) truncation, and the log-prob of what was chosen."""
+"""From logits to tokens: temperature, truncation (min-p, top-k, top-p), and the log-prob of what was chosen.
+`penalties.py` changes the logits beforehand, where a request asks for it.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,52 @@ def uniform_draws(seed: int, group_ids: Sequence[int], group_size: int, tokens: 
 
 
 def sample(
-    logits: torch.Tensor, draws: torch.Tensor, sampling: SamplingParams
+    logits: torch.Tensor,
+    draws: torch.Tensor,
+    sampling: SamplingParams,
+    penalised: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token for each row: (tokens [n] int64, log-probs [n] float32), from `logits` [n, V]
     and `draws` [n].
 
-    The log-prob is under softmax(logits / temperature), before top-p truncation; at temperature 0 (greedy,
+    The log-prob is under softmax(logits / temperature), before any truncation; at temperature 0 (greedy,
     where the sampled distribution is a point) under softmax(logits). The choice inverts the cumulative
-    distribution at the row's draw.
+    distribution at the row's draw. With `penalised` [n, V] (see `Penalties`) the token is chosen from these
+    logits instead, and the log-prob is still that under `logits`, which the learner computes.
     """
-    scaled = logits.float()
-    if sampling.temperature not in (0.0, 1.0):
-        scaled = scaled / sampling.temperature
-    logprobs = torch.log_softmax(scaled, dim=-1)
+    logprobs = _tempered(logits, sampling.temperature)
+    decisive = logprobs if penalised is None else _tempered(penalised, sampling.temperature)
     if sampling.temperature == 0:
-        tokens = logprobs.argmax(dim=-1)
-    elif sampling.top_p < 1:
-        tokens = _invert_nucleus(logprobs, draws, sampling.top_p)
+        tokens = decisive.argmax(dim=-1)
     else:
-        tokens = _invert(logprobs.exp(), draws)
+        probabilities = decisive.exp()
+        if sampling.min_p > 0 or sampling.top_k > 0:
+            probabilities = _truncate(probabilities, sampling.min_p, sampling.top_k)
+        if sampling.top_p < 1:
+            tokens = _invert_nucleus(probabilities, draws, sampling.top_p)
+        else:
+            tokens = _invert(probabilities, draws)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(logits / temperature); at temperature 0, log softmax(logits)."""
+    scaled = logits.float()
+    if temperature not in (0.0, 1.0):
+        scaled = scaled / temperature
+    return torch.log_softmax(scaled, dim=-1)
+
+
+def _truncate(probabilities: torch.Tensor, min_p: float, top_k: int) -> torch.Tensor:
+    """The probabilities [n, V] of the tokens that are at least `min_p` times as probable as the most probable
+    one (Nguyen et al. 2024) and among the `top_k` most probable (0: all), scaled to a sum of 1. Tokens as
+    probable as the last of the k are kept too.
+    """
+    floor = probabilities.amax(dim=-1, keepdim=True) * min_p
+    if 0 < top_k < probabilities.shape[-1]:
+        floor = torch.maximum(floor, probabilities.topk(top_k, dim=-1).values[:, -1:])
+    kept = probabilities.masked_fill(probabilities < floor, 0.0)
+    return kept / kept.sum(dim=-1, keepdim=True)
 
 
 def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -62,11 +90,11 @@ def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     return torch.minimum(chosen, last)
 
 
-def _invert_nucleus(logprobs: torch.Tensor, draws: torch.Tensor, top_p: float) -> torch.Tensor:
+def _invert_nucleus(probabilities: torch.Tensor, draws: torch.Tensor, top_p: float) -> torch.Tensor:
     """As `_invert`, over the fewest most probable tokens whose probabilities reach `top_p` together
     (Holtzman et al. 2020).
     """
-    probabilities, order = logprobs.exp().sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    chosen = _invert(probabilities.masked_fill(before >= top_p, 0.0), draws)
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    chosen = _invert(ordered.masked_fill(before >= top_p, 0.0), draws)
     return order.gather(1, chosen[:, None])[:, 0]

@@ -13,12 +13,12 @@ from orchestrator.errors import OrchestratorError, WorkerLostError
 from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
-from orchestrator.training.evaluation import Evaluator, SampledAnswers
+from orchestrator.training.evaluation import SEED, Evaluator, SampledAnswers
 from orchestrator.training.events import CheckpointWritten, TrainingEvent, WaitKind, WorkerLost, event_fields
 from orchestrator.training.group_log import GroupRecord
 from orchestrator.training.loop import LoopSettings, Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
-from orchestrator.training.records import StepReport
+from orchestrator.training.records import SamplingParams, StepReport
 from orchestrator.training.rewards.pool import RewardPool, RewardWorker
 from orchestrator.training.rollouts.pool import RolloutPool, RolloutWorker
 from orchestrator.training.simulation.stages import (
@@ -144,8 +144,7 @@ def assemble(
         learner=WatchedLearner(learner, waits),
         evaluator=Evaluator(
             heldout,
-            8,
-            SampledAnswers(settings.sampled_answers, 1.0, 1.0),
+            SampledAnswers(settings.sampled_answers, _sampling(SEED)),
             rollout_stage,
             reward_stage,
             recorder,
@@ -217,14 +216,15 @@ def _pool(
     return WorkerPool(workers, replace, settings.max_restarts, on_lost)
 
 
+def _sampling(seed: int) -> SamplingParams:
+    return SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=8, seed=seed)
+
+
 def _loop_settings(settings: SimulationSettings) -> LoopSettings:
     return LoopSettings(
         steps=settings.steps,
-        seed=settings.seed,
         group_size=settings.group_size,
-        temperature=1.0,
-        top_p=1.0,
-        max_new_tokens=8,
+        sampling=_sampling(settings.seed),
         evaluate_every=settings.evaluate_every,
         checkpoint_every=settings.checkpoint_every,
         record_every=10,

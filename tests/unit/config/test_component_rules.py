@@ -55,6 +55,14 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("grpo", "rollout.engine=worked_solutions", "rollout.engine", "hf"),
         ("grpo", "rollout.top_p=0.95", "rollout.top_p", "1"),
         ("grpo", "algorithm=rloo rollout.top_p=0.95", "rollout.top_p", "1"),
+        ("grpo", "rollout.top_k=20", "rollout.top_k", "0"),
+        ("grpo", "rollout.min_p=0.1", "rollout.min_p", "0"),
+        ("grpo", "algorithm=gspo rollout.repetition_penalty=1.1", "rollout.repetition_penalty", "1"),
+        ("grpo", "rollout.min_new_tokens=4", "rollout.min_new_tokens", "0"),
+        ("sft", "rollout.stop_token_ids=[5] evaluation.stop_token_ids=[]", "rollout.stop_token_ids",
+         "[], or rollout.engine hf"),
+        ("grpo", "evaluation.engine=worked_solutions evaluation.top_k=5", "evaluation.top_k",
+         "0, or evaluation.engine hf"),
         ("grpo", "algorithm.advantage=gae", "algorithm.advantage",
          "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
         ("grpo", "algorithm.loss=ppo", "algorithm.loss", "clipped, gmpo, gspo, nll, reinforce"),
@@ -92,6 +100,9 @@ def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: s
         ("grpo", "algorithm=dapo algorithm.dynamic_sampling_by=reward ~reward.components.accuracy"),
         ("sft", "rollout.group_size=1 max_staleness=1 rollout.temperature=0.6 rollout.top_p=0.9"),
         ("sft", "rollout.record_routes=true"),
+        ("sft", "rollout.engine=hf rollout.top_k=20 rollout.min_p=0.1 rollout.min_new_tokens=2"),
+        ("grpo", "rollout.stop=[END] rollout.stop_token_ids=[5]"),
+        ("grpo", "evaluation.top_k=20 evaluation.repetition_penalty=1.1 evaluation.min_new_tokens=2"),
     ],
 )
 def test_a_combination_is_accepted(job: str, overrides: str) -> None:
@@ -135,6 +146,15 @@ def test_a_third_party_engine_is_checked_by_its_facts() -> None:
     chosen = ("rollout.engine=theirs", "rollout.temperature=0.8")
     assert refusals("grpo", *chosen) == {}
     assert refusals("grpo", *chosen, "rollout.record_routes=true").keys() == {"rollout.record_routes"}
+    found = refusals("grpo", *chosen, "rollout.stop=[x]", "evaluation.stop_token_ids=[3]")
+    assert found.keys() == {"rollout.stop"}
+    assert (found["rollout.stop"].value, found["rollout.stop"].allowed) == (
+        "['x']",
+        "[], or rollout.engine hf",
+    )
+    assert "rollout.engine theirs does not support it" in found["rollout.stop"].hint
+    ENGINES.register("theirs", EngineFacts(sampling=frozenset({"stop"})))(ENGINES.get("theirs"))
+    assert refusals("grpo", *chosen, "rollout.stop=[x]") == {}
     facts = EngineFacts(logprobs="raw", records_routes=True)
     ENGINES.register("theirs", facts)(ENGINES.get("theirs"))
     assert refusals("grpo", *chosen, "rollout.record_routes=true").keys() == {"rollout.temperature"}

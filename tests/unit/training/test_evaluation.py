@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from orchestrator.clock import FakeClock
-from orchestrator.training.evaluation import Evaluator, SampledAnswers
+from orchestrator.training.evaluation import SEED, Evaluator, SampledAnswers
 from orchestrator.training.recording import TolerantRecorder
-from orchestrator.training.records import BlockRef, GroupTicket, Prompt, RecordKind, ScoreRef
+from orchestrator.training.records import (
+    BlockRef,
+    GroupTicket,
+    Prompt,
+    RecordKind,
+    SamplingParams,
+    ScoreRef,
+)
 from orchestrator.training.simulation.run import Trace
 from orchestrator.training.simulation.stages import CountingSummary
 from orchestrator.training.simulation.virtual_time import run_in_virtual_time
@@ -20,7 +27,10 @@ from orchestrator.training.stages import Generated, PublishedWeights, RolloutReq
 from orchestrator.training.usage import Activity
 
 BLOCK, SCORES = BlockRef("block"), ScoreRef("scores")
-GREEDY = SampledAnswers(count=0, temperature=0.7, top_p=0.9)
+SAMPLING = SamplingParams(
+    0.7, 0.9, 32, SEED, top_k=5, min_p=0.1, repetition_penalty=1.1, stop=("\n\n",), stop_token_ids=(4,)
+)
+GREEDY = SampledAnswers(count=0, sampling=SAMPLING)
 
 
 class Rollouts:
@@ -66,7 +76,7 @@ def evaluator(
     count: int, sampled: SampledAnswers, rollouts: Rollouts, rewards: Rewards, directory: Path
 ) -> Evaluator:
     recorder = TolerantRecorder(rewards, Trace(FakeClock()), budget=0)
-    return Evaluator(prompts(count), 32, sampled, rollouts, rewards, recorder, directory)
+    return Evaluator(prompts(count), sampled, rollouts, rewards, recorder, directory)
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -84,7 +94,10 @@ def test_every_prompt_is_answered_once_greedily(count: int, width: int, tmp_path
     assert max(sizes) - min(sizes) <= 1
     for request in rollouts.requests:
         assert (request.step, request.group_size, request.activity) == (3, 1, Activity.EVALUATE)
-        assert (request.sampling.temperature, request.sampling.max_new_tokens) == (0.0, 32)
+        # Penalties and ends are those of the sampled answers; nothing is truncated.
+        assert request.sampling == SamplingParams(
+            0.0, 1.0, 32, 0, repetition_penalty=1.1, stop=("\n\n",), stop_token_ids=(4,)
+        )
     assert rewards.recorded == [(3, list(range(count)), tmp_path, "heldout", 0)]
     assert evaluated.metrics["heldout/length_mean"] == 5.0
     assert evaluated.metrics["accuracy/heldout"] == 0.5
@@ -93,13 +106,14 @@ def test_every_prompt_is_answered_once_greedily(count: int, width: int, tmp_path
 
 def test_sampled_answers_are_requested_in_addition(tmp_path: Path) -> None:
     rollouts, rewards = Rollouts(2), Rewards()
-    sampled = SampledAnswers(count=6, temperature=0.7, top_p=0.9)
+    sampled = SampledAnswers(count=6, sampling=SAMPLING)
     evaluated = run_in_virtual_time(evaluator(5, sampled, rollouts, rewards, tmp_path).evaluate(3))
     asked = [
         (request.group_size, request.sampling.temperature, request.sampling.top_p)
         for request in rollouts.requests
     ]
     assert asked == [(1, 0.0, 1.0), (1, 0.0, 1.0), (6, 0.7, 0.9), (6, 0.7, 0.9)]
+    assert [request.sampling for request in rollouts.requests[2:]] == [SAMPLING] * 2
     assert [request.samples_heldout for request in rollouts.requests] == [False, False, True, True]
     assert [[group for group, _ in request.groups] for request in rollouts.requests] == [
         [0, 1],

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from orchestrator.training.rollouts.engine import Engine
 
 
-@ENGINES.register("uncached", EngineFacts(logprobs="tempered", repeatable_seeds=True))
+@ENGINES.register(
+    "uncached",
+    EngineFacts(logprobs="tempered", repeatable_seeds=True, sampling=frozenset({"top_k", "min_p"})),
+)
 def uncached(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
     """See `EngineFactory`."""
     from my_engines.uncached_engine import UncachedEngine

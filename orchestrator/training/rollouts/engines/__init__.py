@@ -30,6 +30,20 @@ class EngineFactory(Protocol):
         ...
 
 
+SamplingOption = Literal["top_k", "min_p", "repetition_penalty", "stop", "stop_token_ids", "min_new_tokens"]
+"""A field of `SamplingParams` that an engine may support. Every engine that samples supports the others."""
+
+SAMPLING_OPTIONS: dict[SamplingOption, object] = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "stop": (),
+    "stop_token_ids": (),
+    "min_new_tokens": 0,
+}
+"""The values that turn these parameters off."""
+
+
 def accept_every_model(_model: ModelConfig) -> None:
     """The check of an engine that serves every model."""
 
@@ -45,9 +59,9 @@ class EngineFacts:
     replays_solutions: bool = False
     """Plays back `prompt.solution` instead of sampling: every training prompt must have one."""
     logprobs: Literal["tempered", "processed", "raw", "none"] = "tempered"
-    """Which distribution the reported log-probs belong to: after temperature and before top-p
-    (`tempered`, what the learner computes), after both (`processed`), before both (`raw`), or
-    no distribution at all (`none`).
+    """Which distribution the reported log-probs belong to: after temperature and before
+    truncation and penalties (`tempered`, what the learner computes), after all of them (`processed`), before
+    all of them (`raw`), or no distribution at all (`none`).
     """
     repeatable_seeds: bool = False
     """The same prompts, weights and seed give the same tokens, whichever worker samples and whatever else it
@@ -55,6 +69,10 @@ class EngineFacts:
     """
     records_routes: bool = False
     """Can note which experts each token was sent to (`rollout.record_routes`)."""
+    sampling: frozenset[SamplingOption] = frozenset()
+    """The optional sampling parameters that the engine supports, in addition to temperature, top-p,
+    `max_new_tokens` and the seed. A config that sets another one is refused.
+    """
 
 
 ENGINES: Registry[EngineFactory, EngineFacts] = Registry(

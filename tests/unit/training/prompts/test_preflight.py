@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError, PromptTooLongError
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts import lengths, preflight
 from orchestrator.training.prompts.lengths import prompt_lengths
-from orchestrator.training.prompts.preflight import check_prompts
+from orchestrator.training.prompts.preflight import check_prompts, check_stop_tokens
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.records import Prompt
 from tests.fakes.chat_models import CHATML, byte_tokenizer, chat_tokenizer
@@ -132,3 +132,15 @@ def test_a_cache_that_cannot_be_written_is_ignored(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert prompt_lengths(byte_tokenizer(), prompts("1")).most == 8 and counted() == 2
+
+
+@pytest.mark.usefixtures("of_bytes")
+def test_a_stop_token_must_be_in_the_vocabulary() -> None:
+    size = len(byte_tokenizer())
+    check_stop_tokens(MODEL, {"rollout.stop_token_ids": [0, size - 1], "evaluation.stop_token_ids": []})
+    with pytest.raises(ConfigError, match=f"evaluation.stop_token_ids: got {size}, allowed: 0 to {size - 1}"):
+        check_stop_tokens(MODEL, {"rollout.stop_token_ids": [1], "evaluation.stop_token_ids": [size]})
+
+
+def test_without_stop_tokens_no_tokenizer_is_loaded() -> None:
+    check_stop_tokens(MODEL, {"rollout.stop_token_ids": []})

@@ -173,6 +173,54 @@ def test_greedy_sampling_equals_generate(model: str):
         assert block.tokens[block.offsets[index] : block.offsets[index + 1]].tolist() == expected.tolist()
 
 
+def generated(model: PreTrainedModel, text: str, **options: Any) -> list[int]:
+    """What transformers' `generate` gives, greedily."""
+    ids = torch.tensor([TOKENIZER.encode(text)])
+    found = model.generate(  # pyright: ignore[reportCallIssue]  (a mixin that types don't show)
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=40,
+        pad_token_id=0,
+        **options,
+    )
+    return found[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_greedy_with_penalties_and_stops_is_what_generate_gives(model: str):
+    """Rows come and go between two batches of three."""
+    options = {"repetition_penalty": 1.3, "min_new_tokens": 12}
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0, **options)
+    plain = MODELS[model]()
+    free = [generated(plain, text, eos_token_id=2, **options) for text in TEXTS]
+    assert free != [generated(plain, text, eos_token_id=2) for text in TEXTS]
+    end, stop = free[0][20], TOKENIZER.decode(free[1][14:16])
+    sampling = dataclasses.replace(greedy, stop=(stop,), stop_token_ids=(end,))
+    block = run(MODELS[model](), sampling, rows=3, group_size=1)
+    stops: dict[str, Any] = {"eos_token_id": [2, end], "stop_strings": [stop], "tokenizer": TOKENIZER}
+    for index, text in enumerate(TEXTS):
+        expected = generated(plain, text, **options, **stops)
+        assert block.tokens[slice(*block.offsets[index : index + 2])].tolist() == expected
+    assert (block.lengths < [len(tokens) for tokens in free]).any()
+
+
+@pytest.mark.parametrize("rows", [3, 32])
+def test_log_probs_are_the_model_s_own_whatever_is_penalised_or_truncated(rows: int):
+    sampling = dataclasses.replace(
+        SAMPLING,
+        top_k=30,
+        min_p=0.02,
+        repetition_penalty=1.2,
+        stop=("1", "<th"),
+        stop_token_ids=(40,),
+        min_new_tokens=5,
+    )
+    block = run(deepseek(), sampling, rows=rows)
+    assert len(set(block.lengths.tolist())) > 3
+    np.testing.assert_allclose(block.logprobs, recomputed(deepseek(), block, 0.8), atol=1e-4)
+
+
 def test_a_rollout_ends_when_the_context_is_full():
     prompt = Prompt("t/long", "1" * (CONTEXT - 3), {})
     engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
@@ -317,6 +365,12 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         prompts_per_step=1,
         temperature=1.0,
         top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        stop=(),
+        stop_token_ids=(),
+        min_new_tokens=0,
         record_routes=False,
         max_new_tokens=8,
         max_batch_rows=32,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
+from orchestrator.training.rollouts.engines import ENGINES, SAMPLING_OPTIONS, EngineFacts
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,14 @@ def check(model: ModelConfig) -> None:
 
 
 @ENGINES.register(
-    "hf", EngineFacts(check=check, logprobs="tempered", repeatable_seeds=True, records_routes=True)
+    "hf",
+    EngineFacts(
+        check=check,
+        logprobs="tempered",
+        repeatable_seeds=True,
+        records_routes=True,
+        sampling=frozenset(SAMPLING_OPTIONS),
+    ),
 )
 def hf(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
     """See `EngineFactory`."""

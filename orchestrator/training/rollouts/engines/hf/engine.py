@@ -9,7 +9,7 @@ search in its cumulative sum.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,9 @@ from orchestrator.training.rollouts.blocks import (
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
 from orchestrator.training.rollouts.engines.hf.slots import SlotCache
+from orchestrator.training.rollouts.penalties import Penalties
 from orchestrator.training.rollouts.sampling import sample, uniform_draws
+from orchestrator.training.rollouts.stop_strings import StopStrings
 
 
 class HFEngine:
@@ -61,22 +63,24 @@ class HFEngine:
 
     @torch.inference_mode()
     def generate(self, request: GenerateRequest) -> RolloutBlock:
-        """Sample to the end. A rollout ends at a stop token, at `max_new_tokens` or where the context is
-        full, whichever is first.
+        """Sample to the end. A rollout ends at a stop token or stop string, at `max_new_tokens` or where the
+        context is full, whichever is first.
         """
         rendered = list(render_all(self._tokenizer, [prompt.text for prompt in request.prompts]))
         prompts = [each.tokens for each in rendered]
         for prompt, tokens in zip(request.prompts, prompts, strict=True):
             require_room(prompt, len(tokens), self._context)
+        ends = self._stops.union(request.sampling.stop_token_ids)
         batch = _Batch(
             self._model,
             prompts,
             request,
             self._context,
             self._max_rows,
-            torch.tensor(sorted(self._stops)),
+            sorted(ends),
             self._device,
             self._recorder,
+            self._stop_strings(request, ends),
         )
         batch.run()
         return assemble_block(
@@ -85,10 +89,16 @@ class HFEngine:
             batch.responses(),
             self._version,
             self._context,
-            lambda rows: decode_responses(self._tokenizer, rows, self._stops),
+            lambda rows: decode_responses(self._tokenizer, rows, ends),
             prefills=[each.prefill for each in rendered],
             prompt_routes=batch.prompt_routes(),
         )
+
+    def _stop_strings(self, request: GenerateRequest, ends: Set[int]) -> StopStrings | None:
+        if not request.sampling.stop:
+            return None
+        rollouts = len(request.prompts) * request.group_size
+        return StopStrings(self._tokenizer, request.sampling, ends, rollouts)
 
     @torch.no_grad()
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
@@ -140,16 +150,18 @@ class _Batch:
         request: GenerateRequest,
         context: int,
         max_rows: int,
-        stops: torch.Tensor,
+        ends: list[int],
         device: torch.device,
         recorder: RouteRecorder | None,
+        stop_strings: StopStrings | None,
     ) -> None:
         self._model, self._prompts, self._device = model, prompts, device
         self._sampling: SamplingParams = request.sampling
         total = len(prompts) * request.group_size
         rows = min(max_rows, total)
         self._waiting = deque(_admissions(prompts, request.group_size, rows))
-        self._stops = stops
+        self._ends, self._stop_strings = torch.tensor(ends), stop_strings
+        self._penalties = Penalties.of(request.sampling, prompts, request.group_size, ends, device)
         self._draws = uniform_draws(
             request.sampling.seed, request.group_ids, request.group_size, request.sampling.max_new_tokens
         )
@@ -181,7 +193,13 @@ class _Batch:
         finish = [Finish.STOP if stopped else Finish.LENGTH for stopped in self._stopped.tolist()]
         tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
         return [
-            Response(tokens[i][:length], logprobs[i][:length], finish[i], self._routes_of(i, length))
+            Response(
+                tokens[i][:length],
+                logprobs[i][:length],
+                finish[i],
+                self._routes_of(i, length),
+                None if self._stop_strings is None else self._stop_strings.text(i),
+            )
             for i, length in enumerate(lengths)
         ]
 
@@ -273,12 +291,19 @@ class _Batch:
         """Sample a token for the rows in `slots`, store it, and drop the rows that it finishes."""
         rollouts = self._rollouts[slots]
         places = self._lengths[rollouts]
-        tokens, logprobs = sample(logits, self._draws[rollouts, places].to(self._device), self._sampling)
+        penalties = self._penalties
+        penalised = None if penalties is None else penalties.apply(logits, rollouts, places)
+        draws = self._draws[rollouts, places].to(self._device)
+        tokens, logprobs = sample(logits, draws, self._sampling, penalised)
+        if penalties is not None:
+            penalties.note(rollouts, places, tokens)
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
         self._tokens[rollouts, places] = tokens
         self._logprobs[rollouts, places] = logprobs
         self._lengths[rollouts] = places + 1
-        stopped = torch.isin(tokens, self._stops)
+        stopped = torch.isin(tokens, self._ends)
+        if self._stop_strings is not None:
+            stopped |= torch.tensor(self._stop_strings.completed(rollouts.tolist(), tokens.tolist()))
         self._stopped[rollouts] = stopped
         finished = torch.zeros(len(self._rollouts), dtype=torch.bool)
         finished[slots] = stopped | (places + 1 >= self._limits[rollouts])

@@ -1,0 +1,89 @@
+"""Finds the stop strings of a request in the text of its rollouts while they are sampled, as vLLM does.
+
+A stop string may span several tokens, and begin or end in the middle of one. The rollout ends with the token
+that completes it. All tokens are kept, and the text ends before the stop string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerFast
+
+from orchestrator.training.prompts.chat_template import decode_responses
+from orchestrator.training.records import SamplingParams
+
+
+@dataclass(slots=True)
+class _Response:
+    """The response of one rollout, decoded as far as its tokens form whole characters.
+
+    A token may decode differently after another one, so new text is the difference between two decodings:
+    that of `tokens[context:]` and that of `tokens[context:decoded]`.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    context: int = 0
+    decoded: int = 0
+    text: str = ""
+
+    def extend(self, before: str, after: str) -> int:
+        """Append the text that `after` adds to `before`. Returns the number of new characters: 0 as long as a
+        character is incomplete.
+        """
+        if len(after) <= len(before) or after.endswith("\ufffd"):
+            return 0
+        self.text += after[len(before) :]
+        self.context, self.decoded = self.decoded, len(self.tokens)
+        return len(after) - len(before)
+
+
+class StopStrings:
+    """The search for `sampling.stop` in the rollouts of one request.
+
+    A stop string that is complete within the first `min_new_tokens` tokens does not end a rollout. If one
+    token completes several, the one that is complete first counts, then the one that is listed first.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, sampling: SamplingParams, ends: Set[int], rollouts: int
+    ) -> None:
+        self._tokenizer, self._stop, self._ends = tokenizer, sampling.stop, ends
+        self._minimum = sampling.min_new_tokens
+        self._responses = [_Response() for _ in range(rollouts)]
+        self._lengths: dict[int, int] = {}  # characters before the stop string, by rollout
+
+    def completed(self, rollouts: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Whether each token completes a stop string of its rollout, to which it is appended."""
+        responses = [self._responses[rollout] for rollout in rollouts]
+        for response, token in zip(responses, tokens, strict=True):
+            response.tokens.append(token)
+        before = [response.tokens[response.context : response.decoded] for response in responses]
+        after = [response.tokens[response.context :] for response in responses]
+        texts = decode_responses(self._tokenizer, before + after, self._ends)
+        found: list[bool] = []
+        for index, (rollout, response) in enumerate(zip(rollouts, responses, strict=True)):
+            new = response.extend(texts[index], texts[len(rollouts) + index])
+            length = self._length(response, new) if new else None
+            if length is not None:
+                self._lengths[rollout] = length
+            found.append(length is not None)
+        return found
+
+    def text(self, rollout: int) -> str | None:
+        """The text before the stop string that ended the rollout; None if none did."""
+        length = self._lengths.get(rollout)
+        return None if length is None else self._responses[rollout].text[:length]
+
+    def _length(self, response: _Response, new: int) -> int | None:
+        """Characters before the stop string that is complete first within the `new` last ones."""
+        if len(response.tokens) <= self._minimum:
+            return None
+        known = len(response.text) - new
+        matches = [
+            (start, start + len(stop))
+            for stop in self._stop
+            if (start := response.text.find(stop, max(0, known - len(stop) + 1))) >= 0
+        ]
+        return min(matches, key=lambda match: match[1])[0] if matches else None
