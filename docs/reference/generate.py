@@ -44,8 +44,8 @@ wins over the experiment, the experiment over the job, the job over the groups."
 
 RESUME_INTRODUCTION = """\
 `orchestrator resume RUN key=value ...` continues a run with other settings. Its length, resources and
-monitoring may change, but nothing that changes the mathematics of the training that the checkpoint belongs
-to: that needs a new run. An entry such as `cluster` stands for all keys of the group.
+monitoring may change. Anything that changes the mathematics of the training that the checkpoint belongs to
+needs a new run. An entry such as `cluster` stands for all keys of the group.
 
 A schedule of the learning rate keeps its length when `steps` changes. In a pipeline an override applies to
 every stage, and `stages.<name>.<key>=<value>` to one of them."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def all_overrides(overrides: Sequence[str] | None, config_dir: Path | None, address: str | None) -> list[str]:
-    """The given overrides and those that --config-dir and --address stand for."""
+    """The given overrides, followed by those that --config-dir and --address imply."""
     found = list(overrides or ())
     if config_dir is not None:
         found.append(f"hydra.searchpath=[{compose.quoted(f'file://{config_dir.resolve()}')}]")

@@ -105,7 +105,7 @@ def the_reference_can_be_replaced(config: RunConfig) -> Iterator[ConfigError]:
     """The reference of a model with adapters is the model without them, which never changes."""
     kl = config.algorithm.kl
     if kl.coefficient > 0 and kl.reference_period is not None and config.learner.lora.rank > 0:
-        hint = "with learner.lora.rank > 0 the reference is the model without adapters, which stays as it is"
+        hint = "with learner.lora.rank > 0 the reference is the model without adapters, which does not change"
         yield ConfigError("algorithm.kl.reference_period", str(kl.reference_period), "null", hint)
 
 

@@ -21,7 +21,7 @@ def _write_then_abort_at_exit(rank: int, port: int, directory: str) -> None:
 
 def _raise(rank: int, port: int) -> None:
     if rank == 1:
-        raise ValueError("rank 1 is told")
+        raise ValueError("rank 1 failed on purpose")
 
 
 def test_an_abort_during_interpreter_shutdown_is_not_a_failed_rank(tmp_path: Path) -> None:
@@ -31,5 +31,5 @@ def test_an_abort_during_interpreter_shutdown_is_not_a_failed_rank(tmp_path: Pat
 
 
 def test_the_error_of_a_rank_is_raised() -> None:
-    with pytest.raises(ProcessRaisedException, match="rank 1 is told"):
+    with pytest.raises(ProcessRaisedException, match="rank 1 failed on purpose"):
         start_ranks(2, _raise)

@@ -19,6 +19,17 @@ MANY_FAULTS = Faults(
     weights_lost=0.002,
     disk_full=0.1,
 )
+ALMOST_ONLY_FAULTS = Faults(
+    rollout_death=0.2,
+    reward_hang=0.1,
+    learner_death=0.1,
+    learner_death_elsewhere=0.1,
+    restart_failure=0.5,
+    rollouts_lost=0.15,
+    batch_lost=0.1,
+    weights_lost=0.05,
+    disk_full=0.3,
+)
 
 
 def groups_trained(settings: SimulationSettings) -> set[int]:

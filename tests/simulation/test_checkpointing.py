@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
     assert resumed.trace.reports[0].step == 16
     assert f"continuing from {before.name}: {newest}/{name} differs from its manifest" in caplog.text
     aside = newest.with_name("step-000020.damaged")
-    assert f"what is left of it is in {aside}" in caplog.text
+    assert f"its remaining files are in {aside}" in caplog.text
     assert {path.name for path in aside.iterdir()} == left
     assert names(tmp_path / "checkpoints") == ["step-000020", aside.name, "step-000025"]
     verify(newest)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.training.simulation.run import Simulation, SimulationSettings, simulate
-from orchestrator.training.simulation.stages import Faults
-from tests.simulation.expected import MANY_FAULTS, assert_complete
+from tests.simulation.expected import ALMOST_ONLY_FAULTS, MANY_FAULTS, assert_complete
 
 BASE = SimulationSettings(seed=11, steps=40, max_staleness=1, prompts_per_step=8)
 
@@ -45,18 +44,7 @@ def test_hundreds_of_steps_with_every_kind_of_fault(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_short_runs_in_which_almost_everything_fails(seed: int, tmp_path: Path) -> None:
-    faults = Faults(
-        rollout_death=0.2,
-        reward_hang=0.1,
-        late_publish=0.2,
-        learner_death=0.1,
-        learner_death_elsewhere=0.1,
-        restart_failure=0.5,
-        rollouts_lost=0.15,
-        batch_lost=0.1,
-        weights_lost=0.05,
-        disk_full=0.3,
-    )
+    faults = replace(ALMOST_ONLY_FAULTS, late_publish=0.2)
     settings = SimulationSettings(
         seed=seed,
         steps=6,

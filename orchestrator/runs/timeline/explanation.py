@@ -57,7 +57,7 @@ class RunShape:
     accelerators_per_rollout_worker: int
     prompts_per_step: int | None
     synchronous: bool
-    price_per_hour: float | None
+    price_per_hour: Decimal | None
     currency: str
 
 
@@ -101,7 +101,7 @@ class Estimate:
 
     role: str
     saved_seconds: float
-    cost: float | None
+    cost: Decimal | None
 
 
 def account(window: StepWindow, path: Sequence[Segment], spans: Sequence[ActorSpan]) -> StepAccount:
@@ -227,12 +227,12 @@ def _saved(found: StepAccount, name: str, less: float) -> float:
     return saved / found.steps / NANOSECONDS
 
 
-def _cost(found: StepAccount, saved: float, shape: RunShape) -> float | None:
+def _cost(found: StepAccount, saved: float, shape: RunShape) -> Decimal | None:
     if shape.price_per_hour is None:
         return None
     seconds, now = found.ns / found.steps / NANOSECONDS, shape.accelerators
     then = now + shape.accelerators_per_rollout_worker
-    return shape.price_per_hour / 3600 * (then * (seconds - saved) - now * seconds)
+    return shape.price_per_hour * Decimal(repr(then * (seconds - saved) - now * seconds)) / 3600
 
 
 def _union(spans: Sequence[ActorSpan]) -> list[tuple[int, int]]:
@@ -271,10 +271,10 @@ def _seconds(seconds: float) -> str:
     return f"{value:.2g} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
 
 
-def _money(amount: float) -> str:
+def _money(amount: Decimal) -> str:
     """Two decimals, or two significant digits of a small amount."""
-    value = Decimal(amount)
-    return f"{value:,.2f}" if amount >= 0.1 or not amount else f"{value:.{1 - value.adjusted()}f}"
+    small = 0 < amount < Decimal("0.1")
+    return f"{amount:.{1 - amount.adjusted()}f}" if small else f"{amount:,.2f}"
 
 
 def _capital(text: str) -> str:

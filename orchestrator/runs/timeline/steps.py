@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ class StepTimes:
     """
 
     windows: tuple[StepWindow, ...]
-    price_per_hour: float | None
+    price_per_hour: Decimal | None
 
 
 def read_steps(metrics: Path) -> StepTimes:
     """Read metrics.jsonl. A missing file has no steps; damaged lines are skipped."""
     windows: dict[int, StepWindow] = {}
-    price: float | None = None
+    price: Decimal | None = None
     for step, end_ns, values in _lines(metrics):
         while windows and next(reversed(windows)) >= step:  # the run went back to a checkpoint
             windows.popitem()
@@ -59,7 +60,7 @@ def read_steps(metrics: Path) -> StepTimes:
             )
         cost, hours = _number(values, "cost/usd"), _number(values, "cost/accelerator_hours")
         if cost is not None and hours:
-            price = cost / hours
+            price = Decimal(repr(cost)) / Decimal(repr(hours))
     return StepTimes(tuple(windows[step] for step in sorted(windows)), price)
 
 

@@ -6,6 +6,7 @@ import bisect
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -49,7 +50,7 @@ class Timeline:
     """The length of the longest span."""
     windows: tuple[StepWindow, ...]
     settings: TimelineSettings
-    price_per_hour: float | None
+    price_per_hour: Decimal | None
     damaged: int
     """Lines of the usage spool that could not be read."""
     shifts_ns: Mapping[str, int]

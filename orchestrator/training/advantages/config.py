@@ -31,7 +31,7 @@ class KLConfig(Settings):
     @model_validator(mode="after")
     def _the_reward_has_an_unbiased_penalty(self) -> Self:
         if self.applied_to == "reward" and self.estimator != "k1":
-            hint = "taken off the reward, only k1 has the gradient of the KL divergence"
+            hint = "subtracted from the reward, only k1 has the gradient of the KL divergence"
             raise _refused("estimator", self.estimator, "k1 with applied_to reward", hint)
         return self
 

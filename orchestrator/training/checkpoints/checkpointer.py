@@ -209,7 +209,7 @@ class Checkpointer:
             for path, error in damaged.items():
                 where = "the store has a valid copy"
                 if path != newest:
-                    where = f"what is left of it is in {await _in_thread(partial(set_aside, path))}"
+                    where = f"its remaining files are in {await _in_thread(partial(set_aside, path))}"
                 logger.warning("continuing from %s: %s; %s", newest.name, error, where)
             return newest
         if damaged:

@@ -268,9 +268,9 @@ class DeepSpeedLearner:
 
     @torch.no_grad()
     def _reward_divergences(self, parts: Sequence[BatchPart]) -> RewardDivergences | None:
-        """Where the KL penalty is taken off the reward: the sum of log mu - log q over the trained tokens of
-        each rollout, with mu the rollout engine's probability and q the reference's. Each rank scores its
-        share of the rollouts; all ranks return the same numbers.
+        """For a KL penalty that is subtracted from the reward: the sum of log mu - log q over the trained
+        tokens of each rollout, with mu the rollout engine's probability and q the reference's. Each rank
+        scores its share of the rollouts; all ranks return the same numbers.
         """
         if self._rule.reward_kl_coefficient == 0:
             return None

@@ -62,7 +62,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - whatever it raises belongs to whoever awaits it
+        except Exception as error:  # noqa: BLE001 - the task that awaits the result handles it
             future.set_exception(error)
         return future
 

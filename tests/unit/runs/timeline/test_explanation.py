@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
@@ -26,7 +27,7 @@ SHAPE = RunShape(
     accelerators_per_rollout_worker=1,
     prompts_per_step=6,
     synchronous=True,
-    price_per_hour=3.6,
+    price_per_hour=Decimal("3.6"),
     currency="USD",
 )
 
@@ -78,7 +79,7 @@ def test_one_more_worker_divides_the_prompts_of_a_synchronous_step() -> None:
     # 6 prompts: 3 for one of two workers, 2 for one of three. 6 s of sampling become 4 s.
     # The step then takes 8 s on 3 accelerators instead of 10 s on 2, at 0.001 USD per second: 0.024 - 0.020.
     guess = rollout_estimate(SHAPE)
-    assert (guess.saved_seconds, guess.cost) == (pytest.approx(2.0), pytest.approx(0.004))
+    assert (guess.saved_seconds, guess.cost) == (pytest.approx(2.0), Decimal("0.004"))
     assert sentence(synchronous(), SHAPE) == (
         "In step 1 the learner waited 60% of the time for the longest rollout (rollout-1), 6 s; one more"
         " rollout worker would save at most 2 s per step and add 0.0040 USD to its cost."
@@ -88,7 +89,7 @@ def test_one_more_worker_divides_the_prompts_of_a_synchronous_step() -> None:
 def test_prompts_that_cannot_be_divided_further_save_nothing() -> None:
     shape = replace(SHAPE, prompts_per_step=4)  # 2 for one of two workers, 2 for one of three
     guess = rollout_estimate(shape)
-    assert (guess.saved_seconds, guess.cost) == (0.0, pytest.approx(0.01))
+    assert (guess.saved_seconds, guess.cost) == (0.0, Decimal("0.01"))
     assert sentence(synchronous(), shape).endswith(
         "one more rollout worker would save nothing, because one worker would still get 2 of the 4 prompts"
         " of a step."

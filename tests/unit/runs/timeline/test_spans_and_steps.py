@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 from orchestrator.runs.directory import RunDirectory
@@ -92,7 +93,7 @@ def test_windows_end_when_the_metrics_were_written(tmp_path: Path) -> None:
         StepWindow(2, at(10), at(20), round(7.2 * SECOND)),
     )
     assert times.price_per_hour is not None
-    assert round(times.price_per_hour, 9) == 3.6
+    assert round(times.price_per_hour, 9) == Decimal("3.6")
 
 
 def test_metrics_that_are_missing_damaged_or_without_times(tmp_path: Path) -> None:
