@@ -55,7 +55,7 @@ _OTHERS = [
         *(Case("tiny_moe", 2, 1 + stage % 2, stage, "all_gspo") for stage in _STAGES),
         *(
             Case("tiny_moe", 2, 2, 1, objective)
-            for objective in ("masked_is", "kl_in_reward", "epochs", "entropy", "overlong_filtering")
+            for objective in ("cispo", "entropy", "epochs", "kl_in_reward", "masked_is", "overlong_filtering")
         ),
         *(Case("tiny_moe", 2, 2, stage, "reference_period") for stage in _STAGES),
     )

@@ -51,7 +51,7 @@ programs agree. The reference refuses to train on such a pair.
 class Objective:
     """The objective, and how the batch is generated. The defaults are the objective `token`."""
 
-    loss: Literal["clipped", "gspo", "gmpo"] = "clipped"
+    loss: Literal["clipped", "cispo", "gspo", "gmpo"] = "clipped"
     aggregation: Literal["token", "sequence", "constant"] = "token"
     clip: tuple[float, float] = (0.2, 0.28)
     dual_clip: float | None = None
@@ -114,6 +114,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "masks": Objective(masks=True),
         "dual_clip": Objective(dual_clip=1.5, gap=1.0),
         "replay": Objective(replay=True),
+        "cispo": Objective(loss="cispo", clip=(0.3, 0.5), minibatches=3, gap=0.5),
         "gspo": _GSPO,
         "gmpo": _GMPO,
         "all_token": _ALL,

@@ -8,7 +8,7 @@ for clarity rather than speed.
 - GRPO's advantage: arXiv 2402.03300, section 4.1.2. Token weights: eq. 3 there (`sequence`), arXiv 2503.14476
   (`token`, over the batch), arXiv 2503.20783 (`constant`).
 - PPO's clip: arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5.
-- GSPO: arXiv 2507.18071, eq. 5 and 7. GMPO: arXiv 2507.20673, algorithm 1.
+- CISPO: arXiv 2506.13585, eq. 4 and 5. GSPO: arXiv 2507.18071, eq. 5 and 7. GMPO: arXiv 2507.20673.
 - KL estimators: http://joschu.net/blog/kl-approx.html. k1 is differentiated as "KL in the reward".
 - Truncated importance sampling: https://fengyao.notion.site/off-policy-rl; masked: arXiv 2510.18855; the
   decoupled objective, without truncation: arXiv 2505.24298, eq. 5.
@@ -123,7 +123,8 @@ class _PlainProcess:
             if not counts:
                 continue
             terms = self._token_losses(rollout, old)
-            total = (terms * torch.tensor(rollout.trained)).sum() * weight
+            # In float64, as the learner adds up: float32 loses 1e-7 where losses are large and nearly cancel.
+            total = (terms.double() * torch.tensor(rollout.trained)).sum() * weight
             balance = sum(self._routers.balance_losses(), torch.zeros(()))
             (total + BALANCE * balance / sum(computed)).backward()
             self._routers.add_loads()
@@ -281,6 +282,13 @@ def policy_losses(objective: Objective, rollout: Rollout, logprobs: Tensor, old:
                     for t in tokens
                 ]
             )
+        case "cispo":
+            terms: list[Tensor] = []
+            for t in tokens:
+                ratio = math.exp(float(logprobs[t].detach()) - float(old[t]))
+                weight = min(max(ratio, 1 - objective.clip[0]), 1 + objective.clip[1])
+                terms.append(-weight * rollout.advantage * logprobs[t])
+            return torch.stack(terms)
         case "gspo":
             # (p(y) / p_old(y)) ** (1 / |y|), where the probability of a response is a product.
             log_quotient = sum((logprobs[t] - old[t] for t in trained), torch.zeros(()))

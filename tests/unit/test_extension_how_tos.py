@@ -45,11 +45,11 @@ def config(environment: dict[str, str], package: Path, *overrides: str) -> subpr
 
 @pytest.mark.slow
 def test_the_estimator_and_the_loss_are_chosen_by_name(installed: dict[str, str]) -> None:
-    overrides = ("algorithm=cispo", "algorithm.advantage=success_rate", "max_staleness=2")
+    overrides = ("algorithm=spo", "algorithm.advantage=success_rate", "max_staleness=2")
     chosen = config(installed, ALGORITHMS, *overrides)
     assert chosen.returncode == 0, chosen.stdout + chosen.stderr
     algorithm = json.loads(chosen.stdout)["algorithm"]
-    assert (algorithm["loss"], algorithm["advantage"]) == ("cispo", "success_rate")
+    assert (algorithm["loss"], algorithm["advantage"]) == ("spo", "success_rate")
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_capabilities_that_the_engine_lacks_are_rejected(installed: dict[str, st
 @pytest.mark.parametrize(
     ("package", "override", "allowed"),
     [
-        (ALGORITHMS, "algorithm=cispo", "clipped, gmpo, gspo, nll, reinforce"),
+        (ALGORITHMS, "algorithm=spo", "cispo, clipped, gmpo, gspo, nll, reinforce"),
         (ENGINES, "rollout=uncached", "hf, worked_solutions"),
     ],
 )
@@ -98,7 +98,7 @@ def test_configs_are_checked_without_importing_torch(installed: dict[str, str]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["success_rate", "cispo"])
+@pytest.mark.parametrize("module", ["success_rate", "spo"])
 def test_the_examples_in_the_docstrings_hold(module: str, installed: dict[str, str]) -> None:
     code = (
         f"import doctest, my_algorithms.{module} as module\n"

@@ -79,7 +79,7 @@ class AlgorithmConfig(Settings):
     reinforce_plus_plus_baseline, constant.
     """
     loss: str
-    """Registered name of the loss: clipped (PPO's surrogate), gspo, gmpo, reinforce, nll."""
+    """Registered name of the loss: clipped (PPO's surrogate), cispo, gspo, gmpo, reinforce, nll."""
     aggregation: Literal["token", "sequence", "constant"]
     """How token losses are averaged, by the weight of a token: `token` 1 / tokens of the batch
     (DAPO), `sequence` 1 / (rollouts x tokens of its rollout) (GRPO as published), `constant` 1 /
@@ -87,11 +87,12 @@ class AlgorithmConfig(Settings):
     """
     clip_low: float = Field(ge=0)
     """Lower clipping range: a ratio below 1 - `clip_low` is not pushed down further. 1 or more removes the
-    lower bound (DeepSeek-R1 used 10). The losses `reinforce` and `nll` ignore it.
+    lower bound (DeepSeek-R1 used 10). `cispo` bounds the importance weight instead. The losses `reinforce`
+    and `nll` ignore it.
     """
     clip_high: float = Field(ge=0)
-    """Upper clipping range: a ratio above 1 + `clip_high` is not pushed up further. The losses `reinforce`
-    and `nll` ignore it.
+    """Upper clipping range: a ratio above 1 + `clip_high` is not pushed up further. `cispo` bounds the
+    importance weight instead. The losses `reinforce` and `nll` ignore it.
     """
     dual_clip: float | None = Field(gt=1)
     """Dual clipping: the loss of a token with a negative advantage A is at most `dual_clip` x |A|, however

@@ -1,6 +1,6 @@
 """From columns of token log-probs to a scalar whose gradient is the update, in four independent steps:
 
-    policy/       the loss of each token: clipped, gspo, gmpo, ...         PolicyColumns -> PolicyTerms [T]
+    policy/       the loss of each token: clipped, cispo, gspo, ...        PolicyColumns -> PolicyTerms [T]
     importance    which log-probs the ratio is taken against, and the weights of off-policy tokens
     kl            a penalty against the reference model                    k1, k2, k3
     aggregation   what one token weighs in the batch                       lengths [N] -> weights [N]

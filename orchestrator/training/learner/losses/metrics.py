@@ -61,7 +61,8 @@ def token_means(sums: Tensor) -> dict[str, float]:
 
     A metric that no token was counted for is left out.
 
-    - `policy/clip_fraction`: share of tokens whose gradient the clip took away.
+    - `policy/clip_fraction`: share of tokens whose gradient the clip took away, or with `cispo`
+      changed in size.
     - `policy/kl`: mean of the configured KL estimator, before its coefficient, in nats a token.
     - `policy/entropy`: mean entropy of the learner's distribution, in nats.
     - `offpolicy/importance_ratio_mean`: mean of learner probability / rollout's, not truncated; 1 on-policy.

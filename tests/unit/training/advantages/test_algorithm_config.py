@@ -26,8 +26,8 @@ def load(name: str) -> dict[str, Any]:
 
 def test_all_algorithms_are_listed() -> None:
     assert {path.stem for path in FILES} == {
-        "dapo", "decoupled_ppo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_icepop", "grpo_seq_mis",
-        "grpo_seq_tis", "grpo_tis", "grpo_token", "gspo", "reinforce_plus_plus",
+        "cispo", "dapo", "decoupled_ppo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_icepop",
+        "grpo_seq_mis", "grpo_seq_tis", "grpo_tis", "grpo_token", "gspo", "reinforce_plus_plus",
         "reinforce_plus_plus_baseline", "rloo", "rloo_kl", "sft",
     }  # fmt: skip
 

@@ -66,7 +66,7 @@ class PolicyTerms:
 
     loss: Tensor  # [T], with gradient; smaller is better
     ratio: Tensor  # [T], detached: exp(logprobs - old_logprobs); 1 where the loss takes no ratio
-    clipped: Tensor  # [T] bool: a bound took this token's gradient away
+    clipped: Tensor  # [T] bool: a bound took this token's gradient away, or with `cispo` changed its size
 
 
 class PolicyLoss(Protocol):

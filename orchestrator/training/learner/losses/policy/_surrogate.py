@@ -1,4 +1,4 @@
-"""PPO's clipped surrogate of a probability ratio, shared by the losses that differ in their ratio alone."""
+"""PPO's clipped surrogate of a probability ratio, and the bound on log ratios, shared by several losses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ any clip range, and exp(89) would be infinite in float32.
 """
 
 
+def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
+    """`log_ratio` bounded to +-`MAX_LOG_RATIO`: [T] gives [T], with gradient inside the bound. An infinite
+    one stays infinite: a sampled token of probability 0 is an error that must be seen.
+    """
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).where(log_ratio.isfinite(), log_ratio)
+
+
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> PolicyTerms:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(log_ratio), and at most `clip.dual` x |A| where
     A < 0: [T] and [T] give terms of [T], whose gradient flows through `log_ratio`.
     """
-    # An infinite log ratio stays infinite: a sampled token of probability 0 is an error that must be seen.
-    bound = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).where(log_ratio.isfinite(), log_ratio)
-    ratio = bound.exp()
+    ratio = bounded_log_ratio(log_ratio).exp()
     bounded = ratio.clamp(1 - clip.low, 1 + clip.high)
     loss = -(ratio * advantages).minimum(bounded * advantages)
 

@@ -92,6 +92,59 @@ def test_clipped_is_reinforce_on_policy() -> None:
     assert not terms.clipped.any()
 
 
+def test_cispo_clips_the_weight_and_keeps_every_gradient() -> None:
+    # w = clip(r, 0.8, 1.28); p = r / 4. Loss -w A log p, gradient -w A:
+    #   r 1.5: w 1.28, cut    r 0.5: w 0.8, cut    r 1.1: w 1.1    A 0: loss 0, and not counted as clipped
+    ratios, advantages = [1.5, 0.5, 1.5, 1.1, 1.5], [2.0, 2.0, -2.0, 2.0, 0.0]
+    terms, gradient = evaluate("cispo", ratios, advantages)
+    log_375, log_125, log_275 = -0.9808292530117262, -2.0794415416798357, -1.2909841813155656
+    assert_columns(terms.loss.detach(), -2.56 * log_375, -1.6 * log_125, 2.56 * log_375, -2.2 * log_275, 0.0)
+    assert_columns(gradient, -2.56, -1.6, 2.56, -2.2, 0.0)
+    assert_columns(terms.ratio, *ratios)
+    assert terms.clipped.tolist() == [True, True, True, False, False]
+
+
+def test_a_lower_clip_of_1_sets_no_lower_bound_on_the_weights_of_cispo() -> None:
+    terms, gradient = evaluate("cispo", [0.01, 9.0], [1.0, 1.0], ClipRange(1, 4))
+    assert_columns(gradient, -0.01, -5.0)
+    assert terms.clipped.tolist() == [False, True]
+
+
+def test_the_gradient_of_cispo_is_that_of_the_paper() -> None:
+    # Equation 4: sg(clip(r)) A log p. The weights are constants, so the differences are taken of
+    # sum(w A log p) with the weights of the point itself.
+    generator = torch.Generator().manual_seed(0)
+    logprobs = -torch.rand(64, generator=generator, dtype=torch.float64) * 3 - 0.1
+    old = logprobs + 2 * torch.rand(64, generator=generator, dtype=torch.float64) - 1
+    advantages = torch.randn(64, generator=generator, dtype=torch.float64)
+    weights = [min(max(math.exp(float(p - q)), 0.8), 1.28) for p, q in zip(logprobs, old, strict=True)]
+
+    def objective(x: torch.Tensor) -> float:
+        terms = zip(weights, advantages.tolist(), x.tolist(), strict=True)
+        return math.fsum(weight * advantage * value for weight, advantage, value in terms)
+
+    step, numeric = 1e-4, torch.empty(64, dtype=torch.float64)
+    for t in range(64):
+        ahead, behind = logprobs.clone(), logprobs.clone()
+        ahead[t] += step
+        behind[t] -= step
+        numeric[t] = -(objective(ahead) - objective(behind)) / (2 * step)
+    x = logprobs.clone().requires_grad_()
+    terms = LOSSES.get("cispo")(PolicyColumns(x, old, advantages), CLIP)
+    (gradient,) = torch.autograd.grad(terms.loss.sum(), x)
+    torch.testing.assert_close(gradient, numeric, rtol=0, atol=1e-9)
+    assert 10 < int(terms.clipped.sum()) < 54
+
+
+def test_cispo_is_finite_at_a_huge_ratio_and_infinite_at_probability_0() -> None:
+    logprobs = torch.tensor([-1.0, -1.0], requires_grad=True)
+    old = torch.tensor([-101.0, -math.inf])
+    terms = LOSSES.get("cispo")(PolicyColumns(logprobs, old, -torch.ones(2)), CLIP)
+    huge, impossible = terms.loss.tolist()
+    assert huge == pytest.approx(-1.28)
+    assert math.isinf(impossible)
+
+
 def test_reinforce_weighs_the_log_probability() -> None:
     # p = r / 4: log 0.375 = -0.980829253, log 0.125 = -2.079441542. Loss -A log p, gradient -A.
     terms, gradient = evaluate("reinforce", [1.5, 0.5], [2.0, -3.0])
@@ -124,7 +177,7 @@ def test_gradients_match_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(losses, logprobs.requires_grad_())
 
 
-@pytest.mark.parametrize("name", ["clipped", "reinforce", "nll"])
+@pytest.mark.parametrize("name", ["cispo", "clipped", "reinforce", "nll"])
 def test_a_token_depends_on_no_other_and_only_the_loss_has_a_gradient(name: str) -> None:
     ratios, advantages = [1.5, 0.5, 1.1], [2.0, -2.0, 1.0]
     together, _ = evaluate(name, ratios, advantages)
@@ -136,14 +189,14 @@ def test_a_token_depends_on_no_other_and_only_the_loss_has_a_gradient(name: str)
     assert together.clipped.dtype == torch.bool
 
 
-@pytest.mark.parametrize("name", ["clipped", "reinforce", "nll"])
+@pytest.mark.parametrize("name", ["cispo", "clipped", "reinforce", "nll"])
 def test_no_tokens_give_no_terms(name: str) -> None:
     terms, gradient = evaluate(name, [], [])
     assert terms.loss.shape == terms.ratio.shape == terms.clipped.shape == gradient.shape == (0,)
 
 
 def test_all_losses_are_listed() -> None:
-    assert LOSSES.names() == ["clipped", "gmpo", "gspo", "nll", "reinforce"]
+    assert LOSSES.names() == ["cispo", "clipped", "gmpo", "gspo", "nll", "reinforce"]
 
 
 def test_float32_stays_float32() -> None:
