@@ -6,6 +6,7 @@ because importing DeepSpeed takes longer than training.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,8 @@ _OTHERS = [
 ]
 _SAVED = [Case("tiny_moe", 2, 1, 2), Case("tiny_moe", 2, 2, 1), Case("tiny_moe", 2, 2, 3)]
 """Shapes that save a checkpoint, and that continue from one of a single rank."""
+_UNUSED = {"mlflow", "torch._inductor.compile_fx"}
+"""Modules that DeepSpeed imports for its autotuner and its Muon optimizer."""
 
 
 def _weights(learner: DeepSpeedLearner) -> dict[str, Tensor]:
@@ -131,6 +134,7 @@ def _two_ranks(rank: int, port: int, cases: Sequence[Case], directory: str) -> N
         _train_save_and_refuse(case, rank, port, Path(directory) / f"saved-{index}")
         _go_on(case, rank, port, Path(directory) / "single", Path(directory) / f"resumed-{index}")
     (Path(directory) / f"norm-{rank}").write_text(str(_norm_by_deepspeed(rank)))
+    (Path(directory) / f"unused-{rank}.json").write_text(json.dumps(sorted(_UNUSED & sys.modules.keys())))
 
 
 def _norm_by_deepspeed(rank: int) -> float:
@@ -228,6 +232,10 @@ def test_deepspeed_averages_the_gradient_norms_of_ranks(directory: Path) -> None
     this test fails, the bug is fixed.
     """
     assert [float((directory / f"norm-{rank}").read_text()) for rank in range(2)] == [3.5, 3.5]  # not 5
+
+
+def test_ranks_do_not_import_what_only_other_parts_of_deepspeed_use(directory: Path) -> None:
+    assert [json.loads((directory / f"unused-{rank}.json").read_text()) for rank in range(2)] == [[], []]
 
 
 @pytest.mark.parametrize("index", range(len(_SAVED)), ids=str)

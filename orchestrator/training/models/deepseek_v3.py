@@ -7,16 +7,19 @@ https://arxiv.org/abs/2412.19437) at a small size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers import DeepseekV3Config, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.dropout import switch_off_dropout
+
+if TYPE_CHECKING:
+    from transformers import DeepseekV3ForCausalLM
 
 _DERIVED = {"vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
 
@@ -30,6 +33,8 @@ def random_start(config: ModelConfig, seed: int) -> DeepseekV3ForCausalLM:
     """Build a randomly initialised float32 model of the shape in `config.architecture`. Raises ConfigError
     for a key that the architecture does not have.
     """
+    from transformers import DeepseekV3ForCausalLM
+
     architecture = architecture_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -14,13 +15,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.dropout import switch_off_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
@@ -42,6 +45,8 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
     """Load the model in `config.path` in float32. Raises ConfigError for `model.path` if there is none."""
+    from transformers import PreTrainedModel
+
     architecture = load_architecture(config)
     require_weights(config)
     try:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import importlib.util
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.dropout import switch_off_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
@@ -23,6 +27,8 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
 
     Raises ConfigError for `model.package` if the package, its file or the library `gguf` is missing.
     """
+    from transformers import PreTrainedModel
+
     file = locate(config)
     loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     assert isinstance(loaded, PreTrainedModel)

@@ -16,12 +16,9 @@ the sum, so the loss is multiplied by the number of ranks first.
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,6 +29,7 @@ from transformers import PreTrainedModel
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.sharding.deepspeed_import import import_deepspeed
 from orchestrator.training.learner.sharding.expert_parallel import (
     ExpertSharding,
     expert_parallel_section,
@@ -69,7 +67,7 @@ class ZeroEngine:
         self._max_grad_norm = config.max_grad_norm
         self.stage = config.zero_stage
         self._world_size = dist.get_world_size()
-        self._deepspeed = _quiet_deepspeed()
+        self._deepspeed = import_deepspeed()
 
         def optimizer(_: object) -> Optimizer:
             # Called after the experts have been distributed, because that replaces parameters of the model.
@@ -208,21 +206,3 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
         groups = split_params_into_different_moe_groups_for_optimizer(groups)
     return groups
-
-
-def _quiet_deepspeed() -> ModuleType:
-    """Import DeepSpeed after the rank has joined its group (`distributed.join` sets the device).
-
-    DeepSpeed logs only warnings, and to stderr. Its shared-memory collectives are disabled, because they
-    would be compiled at the first use; gloo does not need them.
-    """
-    import deepspeed
-
-    logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.WARNING)
-    for handler in logger.handlers:
-        # Only DeepSpeed's own handler, which writes to stdout, not handlers that others have added.
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.stderr)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
