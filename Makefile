@@ -9,6 +9,9 @@ DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
 BENCHMARKS := $(filter-out machine process_cpu setup_time trl_side,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
+# Images of containers often set this. Each process, of which a run has a dozen, would then compile all of its imports again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help install demo test test-all check lint bench docs focus-validate lock wheels clean
 
 help: ## list the targets
