@@ -17,6 +17,7 @@ The speed-up compares CPU seconds of one thread: other work on the machine slows
 from __future__ import annotations
 
 import argparse
+import asyncio
 import copy
 import json
 import math
@@ -40,8 +41,9 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.chat_template import end_of_turn, render_prompt
 from orchestrator.training.reasoning_gym_import import create_dataset
 from orchestrator.training.records import Prompt, SamplingParams
-from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.blocks import sample_block
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
+from orchestrator.training.rollouts.stepped import StepEngine
 
 CONF = Path(__file__).parent.parent / "conf" / "model"
 CPU = torch.device("cpu")
@@ -86,12 +88,16 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {"tiny_moe": tiny_moe, "smollm2_1
 def with_engine(load: Workload) -> Callable[[int], list[int]]:
     """Return a function from a seed to the lengths of all rollouts."""
     model = copy.deepcopy(load.model)
-    engine = HFEngine(model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
+    engine = StepEngine(
+        HFSampler(model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
+    )
 
     def sample(seed: int) -> list[int]:
         sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=load.max_new_tokens, seed=seed)
         ids = range(len(load.prompts))
-        return engine.generate(GenerateRequest(ids, load.prompts, load.group_size, sampling)).lengths.tolist()
+        return asyncio.run(
+            sample_block(engine, ids, load.prompts, load.group_size, sampling)
+        ).lengths.tolist()
 
     return sample
 

@@ -19,6 +19,7 @@ padding; every process computes with one thread.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import sys
@@ -45,8 +46,9 @@ from orchestrator.training.learner.rows import computed_rows, minibatch_rows
 from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.records import BatchPart, SamplingParams, ScoreBlock
-from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.blocks import sample_block
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
+from orchestrator.training.rollouts.stepped import StepEngine
 from tests.support.exactness_setting import update_rule
 from tests.support.ranks import start_ranks, tcp_store
 
@@ -75,10 +77,12 @@ def learner_config(world_size: int) -> LearnerConfig:
 def sampled_batch() -> list[BatchPart]:
     """The batch, sampled by the engine."""
     load = tiny_moe()
-    engine = HFEngine(load.model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
+    engine = StepEngine(
+        HFSampler(load.model, load.tokenizer, load.context, load.max_batch_rows, CPU, record_routes=False)
+    )
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=load.max_new_tokens, seed=0)
     ids = range(len(load.prompts))
-    block = engine.generate(GenerateRequest(ids, load.prompts, load.group_size, sampling))
+    block = asyncio.run(sample_block(engine, ids, load.prompts, load.group_size, sampling))
     rewards = np.tile(np.array([0.0, 1.0]), len(block) // 2)
     flags = np.zeros(len(block), np.uint8)
     scores = ScoreBlock(rewards, {"accuracy": rewards}, flags, ("",) * len(block), flags.astype(np.bool_))

@@ -17,6 +17,7 @@ sampler, as with stale rollouts.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import sys
@@ -33,8 +34,9 @@ from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import BatchPart, Prompt, RolloutBlock, SamplingParams, ScoreBlock
-from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.blocks import sample_block
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
+from orchestrator.training.rollouts.stepped import StepEngine
 from tests.support.exactness_setting import Case, learner_config, update_rule
 from tests.support.moe_families import MODELS, build
 
@@ -69,12 +71,12 @@ def peaked(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def sample(model: PreTrainedModel) -> RolloutBlock:
     """The rollouts, with their routes."""
-    engine = HFEngine(model, TOKENIZER, CONTEXT, 64, CPU, record_routes=True)
+    engine = StepEngine(HFSampler(model, TOKENIZER, CONTEXT, 64, CPU, record_routes=True))
     draw = random.Random(0)
     texts = [f"{draw.randint(1, 99)}+{draw.randint(1, 99)}=" for _ in range(PROMPTS)]
     prompts = [Prompt(f"sums/train/{index}", text, {}) for index, text in enumerate(texts)]
     sampling = SamplingParams(temperature=0.9, top_p=1.0, max_new_tokens=32, seed=0)
-    return engine.generate(GenerateRequest(range(PROMPTS), prompts, GROUP_SIZE, sampling))
+    return asyncio.run(sample_block(engine, range(PROMPTS), prompts, GROUP_SIZE, sampling))
 
 
 def scored(block: RolloutBlock) -> BatchPart:

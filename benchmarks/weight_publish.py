@@ -198,11 +198,11 @@ class Worker(Process):
     def __init__(self, config: RunConfig, channel: str) -> None:
         super().__init__(config, channel)
         # Imported here, because they must not be pickled with the class.
-        from orchestrator.training.rollouts.engines import ENGINES
+        from orchestrator.training.rollouts.engines.hf.engine import build
         from orchestrator.training.rollouts.loading import WeightLoader
 
-        engine = ENGINES.get("hf")(config.model, config.rollout, torch.device("cpu"), config.seed + 1)
-        self._loader = WeightLoader(engine)
+        engine = build(config.model, config.rollout, torch.device("cpu"), config.seed + 1)
+        self._loader = WeightLoader(engine.sampler)
 
     def pull(self, version: int, handle: Any) -> Timing:  # noqa: ANN401 - the channel's own
         """Pull and load a version. Returns the time."""

@@ -7,6 +7,7 @@ additional answers, sampled with their own temperature and top-p.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import Prompt, SamplingParams
-from orchestrator.training.stages import RewardStage, RolloutRequest, RolloutStage, Scored, Span
+from orchestrator.training.stages import Generated, RewardStage, RolloutRequest, RolloutStage, Scored, Span
 from orchestrator.training.usage import Activity
 
 T = TypeVar("T")
@@ -92,16 +93,19 @@ class Evaluator:
                 self._ask(share, step, self._sampled.count, self._sampled.sampling) for share in shares
             ]
         parts = await _all(questions)
-        answered, sampled = parts[: len(shares)], parts[len(shares) :]
-        tickets = [ticket for scored, _ in answered for ticket in scored.tickets]
+        answered = [part for share in parts[: len(shares)] for part in share]
+        sampled = [part for share in parts[len(shares) :] for part in share]
+        tickets = sorted(
+            (ticket for scored, _ in answered for ticket in scored.tickets), key=lambda each: each.group_id
+        )
         await self._recorder.record(step, tickets, self._directory, "heldout", 0)
         once, often = _sums(answered), _sums(sampled)
         metrics = {name: once[source] for name, source in HELDOUT.items() if source in once}
         metrics |= {name: value for name, value in often.items() if name.startswith("eval/")}
-        groups = [ticket for scored, _ in parts for ticket in scored.tickets]
+        groups = [ticket for scored, _ in answered + sampled for ticket in scored.tickets]
         return Evaluated(
             metrics,
-            tuple(span for _, spans in parts for span in spans),
+            tuple(span for _, spans in answered + sampled for span in spans),
             len(groups),
             sum(ticket.tokens for ticket in groups),
         )
@@ -115,10 +119,18 @@ class Evaluator:
 
     async def _ask(
         self, share: tuple[int, int], step: int, answers: int, sampling: SamplingParams
-    ) -> Answered:
+    ) -> list[Answered]:
         groups = tuple((index, self._prompts[index]) for index in range(*share))
         request = RolloutRequest(groups, step, answers, sampling, Activity.EVALUATE)
-        generated = await self._rollouts.generate(request)
+        scoring: list[asyncio.Task[Answered]] = []
+        try:
+            async with contextlib.aclosing(self._rollouts.generate(request)) as portions:
+                scoring.extend([asyncio.ensure_future(self._score(each)) async for each in portions])
+            return await asyncio.gather(*scoring)
+        finally:
+            await _cancel(scoring)
+
+    async def _score(self, generated: Generated) -> Answered:
         scored = await self._rewards.score(generated)
         return scored, (*generated.spans, *scored.spans)
 
@@ -139,6 +151,10 @@ async def _all(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,8 +7,8 @@
 Who waits for what:
 
 - The *producer* waits for room in the buffer (back-pressure), takes prompts and sends requests to the rollout
-  workers. Each request has its own task: generate, then score, then admit its groups. The rollouts of a
-  worker that finishes early are scored while others are still sampling.
+  workers. Each request has its own task. Its groups arrive as they are completed, and are scored and
+  admitted while others are still being sampled.
 - The *trainer* waits for the batch of its version, updates, publishes the new weights and releases the batch,
   which makes room.
 
@@ -48,6 +48,7 @@ from orchestrator.training.events import LearnerLost, Restored, ScoringFailed
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import Batch, GroupTicket, SamplingParams, StepReport, WeightVersion
 from orchestrator.training.stages import (
+    Generated,
     LearnerStage,
     Observer,
     PromptSource,
@@ -221,21 +222,29 @@ class TrainingLoop:
 
     async def _follow(self, request: RolloutRequest) -> None:
         """Take one request from its prompts to admitted groups."""
-        groups = [group_id for group_id, _ in request.groups]
-        try:
-            generated = await self._stages.rollouts.generate(request)
-        except DataLostError as lost:
-            self._losses.lose_weights(lost, self._step, groups)
-            return
+        left = {group_id for group_id, _ in request.groups}
+        async with (
+            asyncio.TaskGroup() as scoring,
+            contextlib.aclosing(self._stages.rollouts.generate(request)) as portions,
+        ):
+            try:
+                async for generated in portions:
+                    left.difference_update(group_id for group_id, _ in generated.request.groups)
+                    scoring.create_task(self._score(generated))
+            except DataLostError as lost:
+                self._losses.lose_weights(lost, self._step, sorted(left))
+
+    async def _score(self, generated: Generated) -> None:
+        """Score groups and admit them to the buffer."""
         try:
             scored = await self._stages.rewards.score(generated)
         except DataLostError as lost:
-            self._losses.lose_rollouts(lost, groups)
+            self._losses.lose_rollouts(lost, [group_id for group_id, _ in generated.request.groups])
             return
         self._tally.times.add((*generated.spans, *scored.spans))
         if failure := self._tally.arrived(scored):
             self._stages.observer.on_event(ScoringFailed(self._step + 1, failure))
-        await self._admit(scored, request.step)
+        await self._admit(scored, generated.request.step)
 
     async def _admit(self, scored: Scored, version: WeightVersion) -> None:
         fates: dict[group_log.Fate, list[GroupTicket]] = {fate: [] for fate in group_log.FATES}

@@ -7,7 +7,7 @@ lost rollout worker) never reach the loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NewType, Protocol, Self
@@ -66,7 +66,9 @@ class RolloutRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The result of a request: the handle of its `RolloutBlock`, and the number of tokens."""
+    """Complete groups of a request: the handle of their `RolloutBlock`, and the number of their tokens.
+    `request` names only these groups, in the block's order.
+    """
 
     request: RolloutRequest
     block: BlockRef = field(repr=False)
@@ -122,6 +124,10 @@ class PublishedWeights:
     version: WeightVersion
     handle: WeightRef = field(repr=False)
     spans: tuple[Span, ...] = ()
+    sequence: int = 0
+    """Rises with each publish that the rollout workers are told of. The version does not: a restored learner
+    publishes an older version, or the same one with other weights.
+    """
 
 
 class RolloutStage(Protocol):
@@ -133,11 +139,16 @@ class RolloutStage(Protocol):
         ...
 
     def use(self, weights: PublishedWeights) -> None:
-        """Use these weights for all requests that start from now on."""
+        """Use these weights for all requests that start from now on. With `rollout.on_new_weights` other than
+        `finish`, running rollouts switch to them too.
+        """
         ...
 
-    async def generate(self, request: RolloutRequest) -> Generated:
-        """Run a request to completion. Raises DataLostError if the weights in use can no longer be read."""
+    def generate(self, request: RolloutRequest) -> AsyncGenerator[Generated]:
+        """Run a request, and yield its groups as they are completed, each exactly once. If the generator is
+        closed early, the remaining groups are dropped. Raises DataLostError if the weights in use can no
+        longer be read.
+        """
         ...
 
 

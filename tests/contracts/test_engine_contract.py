@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from my_engines.uncached_engine import UncachedEngine
+from my_engines.uncached_engine import UncachedSampler
 
 from orchestrator.errors import PromptTooLongError
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
-from orchestrator.training.rollouts.engine import Engine, GenerateRequest, NamedTensor
+from orchestrator.training.rollouts.engine import Engine, NamedTensor
 from orchestrator.training.rollouts.engines import ENGINES, SamplingOption
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
 from orchestrator.training.rollouts.engines.worked_solutions.engine import WorkedSolutionsEngine
 from orchestrator.training.rollouts.scripted import ScriptedEngine
+from orchestrator.training.rollouts.stepped import StepEngine
+from tests.support.engines import generate, load
 from tests.support.small_model import small_model
 
 CONTEXT = 48
@@ -46,7 +48,7 @@ TAG_SEED = 5
 
 
 def hf() -> Case:
-    engine = HFEngine(
+    sampler = HFSampler(
         build_model(SMALL, seed=0),
         build_tokenizer(SMALL),
         CONTEXT,
@@ -54,18 +56,17 @@ def hf() -> Case:
         device=torch.device("cpu"),
         record_routes=False,
     )
-    return Case(engine, list(build_model(SMALL, seed=1).state_dict().items()))
+    return Case(StepEngine(sampler), list(build_model(SMALL, seed=1).state_dict().items()))
 
 
 def uncached() -> Case:
-    engine = UncachedEngine(
+    sampler = UncachedSampler(
         build_model(SMALL, seed=0),
         build_tokenizer(SMALL),
         CONTEXT,
-        max_batch_rows=2,
         device=torch.device("cpu"),
     )
-    return Case(engine, list(build_model(SMALL, seed=1).state_dict().items()))
+    return Case(StepEngine(sampler), list(build_model(SMALL, seed=1).state_dict().items()))
 
 
 def worked_solutions() -> Case:
@@ -107,7 +108,7 @@ def ask(
     sampling = SamplingParams(
         temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens, seed=seed, **options
     )
-    return case.engine.generate(GenerateRequest([40, 41, 42], PROMPTS, GROUP, sampling))
+    return generate(case.engine, [40, 41, 42], PROMPTS, GROUP, sampling)
 
 
 def test_a_block_has_every_group_in_columns_of_the_documented_types(case: Case):
@@ -153,7 +154,7 @@ def test_rollouts_do_not_depend_on_how_requests_are_split(case: Case):
     whole = ask(case)
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=32, seed=7)
     for place, (group_id, prompt) in enumerate(zip((40, 41, 42), PROMPTS, strict=True)):
-        alone = case.engine.generate(GenerateRequest([group_id], [prompt], GROUP, sampling))
+        alone = generate(case.engine, [group_id], [prompt], GROUP, sampling)
         assert alone.texts == whole.texts[place * GROUP : (place + 1) * GROUP]
 
 
@@ -168,7 +169,7 @@ def test_a_higher_limit_only_lengthens_rollouts(factory: Callable[[], Case]):
 
 def test_loaded_weights_mark_the_tokens_that_follow(case: Case):
     assert set(ask(case).versions.tolist()) == {0}
-    case.engine.load_weights(5, iter(case.weights))
+    load(case.engine, 5, case.weights)
     assert set(ask(case).versions.tolist()) == {5}
 
 
@@ -195,9 +196,8 @@ def test_no_rollout_exceeds_the_context(case: Case):
 
 def test_a_prompt_that_fills_the_context_is_rejected_by_name(case: Case):
     long = Prompt("sums/train/9", "1" * CONTEXT, {}, "<answer>1</answer>")
-    request = GenerateRequest([1], [long], GROUP, SamplingParams(1.0, 1.0, 8, 0))
     with pytest.raises(PromptTooLongError, match=f"sums/train/9: got a prompt of {CONTEXT} tokens"):
-        case.engine.generate(request)
+        generate(case.engine, [1], [long], GROUP, SamplingParams(1.0, 1.0, 8, 0))
 
 
 @SAMPLERS
@@ -218,7 +218,7 @@ def test_a_sampler_explores(factory: Callable[[], Case]):
 def test_other_weights_give_other_log_probs(factory: Callable[[], Case]):
     case = factory()
     before = ask(case, temperature=0.0)
-    case.engine.load_weights(1, iter(case.weights))
+    load(case.engine, 1, case.weights)
     assert before.logprobs[0] != ask(case, temperature=0.0).logprobs[0]
 
 
@@ -346,6 +346,6 @@ def test_rollouts_do_not_depend_on_how_requests_are_split_whatever_the_sampling(
     whole = ask(case, **ALL_OPTIONS)
     sampling = SamplingParams(1.0, 1.0, 32, 7, **ALL_OPTIONS)
     for place, (group_id, prompt) in enumerate(zip((40, 41, 42), PROMPTS, strict=True)):
-        alone = factory().engine.generate(GenerateRequest([group_id], [prompt], GROUP, sampling))
+        alone = generate(factory().engine, [group_id], [prompt], GROUP, sampling)
         group = slice(place * GROUP, (place + 1) * GROUP)
         assert alone.texts == whole.texts[group] and responses(alone) == responses(whole)[group]

@@ -14,8 +14,9 @@ from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.chat_template import render_prompt
 from orchestrator.training.records import Prompt, SamplingParams
-from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
+from orchestrator.training.rollouts.stepped import StepEngine
+from tests.support.engines import generate
 
 CONF = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"
 
@@ -36,10 +37,9 @@ def test_smollm2_answers_a_sum_and_its_export_gives_the_same_logits(tmp_path: Pa
         batch = torch.tensor([ids])
         assert torch.equal(exported(batch).logits, model(batch).logits)
 
-    engine = HFEngine(
+    sampler = HFSampler(
         model, tokenizer, config.context, max_batch_rows=4, device=torch.device("cpu"), record_routes=False
     )
-    request = GenerateRequest(
-        [0], [Prompt("sum/train/0", "What is 2+3?", {})], 1, SamplingParams(0.0, 1.0, 16, 0)
-    )
-    assert engine.generate(request).texts == ("2 + 3 = 5",)
+    prompt = Prompt("sum/train/0", "What is 2+3?", {})
+    block = generate(StepEngine(sampler), [0], [prompt], 1, SamplingParams(0.0, 1.0, 16, 0))
+    assert block.texts == ("2 + 3 = 5",)

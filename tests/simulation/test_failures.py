@@ -1,7 +1,7 @@
 """Failures that must end a run immediately, with their plain error."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,10 +138,11 @@ def test_weights_lost_with_their_learner_lead_to_a_rebuild(
 
     async def generate(
         self: SimulatedRolloutWorker, request: RolloutRequest, weights: PublishedWeights
-    ) -> Generated:
+    ) -> AsyncGenerator[Generated]:
         if weights.version == 5 and not started[0].learner.rebuilt:
             raise DataLostError(self.name, "the publisher is gone")
-        return await sample(self, request, weights)
+        async for generated in sample(self, request, weights):
+            yield generated
 
     published: set[int] = set()
     sample = SimulatedRolloutWorker.generate
@@ -221,9 +222,10 @@ def test_a_nan_ends_the_run_without_a_rebuild(max_staleness: int, tmp_path: Path
 
 
 def break_generate(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object) -> AsyncGenerator[Generated]:
         await asyncio.sleep(0.1)
         raise error
+        yield  # makes it a generator
 
     monkeypatch.setattr(SimulatedRolloutWorker, "generate", broken)
 
@@ -291,8 +293,9 @@ def test_a_cancelled_run_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_simulation_detects_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests the simulation itself: a run that would hang forever is an error, not a test that never ends."""
 
-    async def hang(*_: object) -> None:
+    async def hang(*_: object) -> AsyncGenerator[Generated]:
         await asyncio.Event().wait()
+        yield  # makes it a generator
 
     monkeypatch.setattr(SimulatedRolloutWorker, "generate", hang)
     with pytest.raises(DeadlockError):

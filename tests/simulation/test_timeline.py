@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,12 @@ def test_the_estimate_is_exact_where_its_assumptions_hold(
 
     async def proportional(
         self: SimulatedRolloutWorker, request: RolloutRequest, weights: PublishedWeights
-    ) -> Generated:
+    ) -> AsyncGenerator[Generated]:
         with self._meter.span(request.activity, request.step) as measure:  # pyright: ignore[reportPrivateUsage]
             await asyncio.sleep(0.25 * len(request.groups))
             measure.tokens = len(request.groups)
         spans = self._meter.take()  # pyright: ignore[reportPrivateUsage]
-        return Generated(request, BlockRef(SimulatedBlock(weights.version)), len(request.groups), spans)
+        yield Generated(request, BlockRef(SimulatedBlock(weights.version)), len(request.groups), spans)
 
     monkeypatch.setattr(SimulatedRolloutWorker, "generate", proportional)
     quick = Timing(score=0.001, update=0.01, publish=0.001)

@@ -9,7 +9,6 @@ which the driver fetches. Heavy imports are local, because the driver imports th
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,13 +28,13 @@ from orchestrator.training.records import (
     StepReport,
     WeightVersion,
 )
-from orchestrator.training.stages import RolloutRequest, Span, Summary
+from orchestrator.training.stages import PublishedWeights, RolloutRequest, Span, Summary
 from orchestrator.training.usage import Activity
 from orchestrator.training.weights.config import WeightsConfig
 from orchestrator.training.weights.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
-    from orchestrator.training.rollouts.engine import Engine
+    from orchestrator.training.rollouts.worker import Portion
     from orchestrator.training.weights.channel import WeightHandle
 
 
@@ -52,14 +51,6 @@ class BlockRefs:
     block: ray.ObjectRef[RolloutBlock]
     scores: ray.ObjectRef[ScoreBlock]
     groups: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedInfo:
-    """The small part of `RolloutActor.generate`'s answer."""
-
-    tokens: int
-    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,64 +81,57 @@ class RankSetup:
 
 
 class RolloutActor:
-    """Generates rollouts. Before each request it loads the published weights that the request names, unless
-    it already holds them.
+    """Generates rollouts, for several requests at the same time: an asynchronous actor around an
+    `EngineWorker`. Requests are identified by keys that the driver chooses.
     """
 
     def __init__(self, spec: RunSpec, identity: ActorIdentity) -> None:
         log_to_run_directory(spec, identity)
         self._spec = spec
         self._meter = start_meter(spec, identity)
-        self._engines: dict[str, Engine] = {}
-        self._held: bytes | None = None
-        """Identity of the publish whose weights the engines hold."""
 
-    def ready(self) -> tuple[Span, ...]:
-        """Build the engine. Called once, before any other method."""
+    async def ready(self) -> tuple[Span, ...]:
+        """Build the engines. Called once, before any other method."""
         with self._meter.span(Activity.LOAD, 0):
             import torch
 
             from orchestrator.training.cluster.object_store_channel import WeightReader
             from orchestrator.training.rollouts.engines import ENGINES
-            from orchestrator.training.rollouts.loading import WeightLoader
+            from orchestrator.training.rollouts.worker import Engines, EngineWorker
 
-            spec = self._spec
-            self._weights = WeightReader()
-            if spec.rollout.threads:
-                torch.set_num_threads(spec.rollout.threads)
+            spec, rollout = self._spec, self._spec.rollout
+            if rollout.threads:
+                torch.set_num_threads(rollout.threads)
             device = torch.device("cuda" if spec.use_gpu else "cpu")
             # One engine serves training and evaluation, unless training replays worked solutions.
-            names = {spec.rollout.engine, spec.evaluation_engine}
-            self._engines = {
-                name: ENGINES.get(name)(spec.model, spec.rollout, device, spec.seed) for name in sorted(names)
+            engines = {
+                name: ENGINES.get(name)(spec.model, rollout, device, spec.seed)
+                for name in sorted({rollout.engine, spec.evaluation_engine})
             }
-            self._loaders = [WeightLoader(engine) for engine in self._engines.values()]
+            self._worker = EngineWorker(
+                Engines(engines[rollout.engine], engines[spec.evaluation_engine]),
+                WeightReader().fetch,
+                self._meter,
+                rollout.on_new_weights,
+                rollout.stream_seconds,
+            )
         return self._meter.take()
 
-    def generate(
-        self, request: RolloutRequest, version: WeightVersion, handle: WeightHandle
-    ) -> tuple[RolloutBlock, GeneratedInfo]:
-        """Sample the request's groups. Raises WeightsNotFoundError if that version is gone."""
-        from orchestrator.training.rollouts.engine import GenerateRequest
+    async def generate(self, key: int, request: RolloutRequest, weights: PublishedWeights) -> Portion:
+        """See `EngineWorker.generate`."""
+        return await self._worker.generate(key, request, weights)
 
-        # Compare identities, not versions: a restored learner publishes the same version with other weights.
-        if handle.identity != self._held:
-            self._pull(version, handle, request.step)
-        evaluates = request.activity is Activity.EVALUATE
-        engine = self._engines[self._spec.evaluation_engine if evaluates else self._spec.rollout.engine]
-        group_ids, prompts = zip(*request.groups, strict=True)
-        with self._meter.span(request.activity, request.step) as measure:
-            block = engine.generate(GenerateRequest(group_ids, prompts, request.group_size, request.sampling))
-            measure.tokens = len(block.tokens)
-        return block, GeneratedInfo(len(block.tokens), self._meter.take())
+    async def collect(self, key: int) -> Portion:
+        """See `EngineWorker.collect`."""
+        return await self._worker.collect(key)
 
-    def _pull(self, version: WeightVersion, handle: WeightHandle, step: int) -> None:
-        self._held = None  # the engines hold a mixture of two versions until the last tensor is loaded
-        with self._meter.span(Activity.SYNC, step):
-            for loader in self._loaders:
-                with contextlib.closing(self._weights.pull(handle)) as buckets:
-                    loader.load(version, buckets)
-        self._held = handle.identity
+    async def cancel(self, key: int) -> None:
+        """See `EngineWorker.cancel`."""
+        self._worker.cancel(key)
+
+    async def update(self, weights: PublishedWeights) -> None:
+        """See `EngineWorker.update`."""
+        await self._worker.update(weights)
 
 
 class RewardActor:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from orchestrator.training.records import WeightVersion
+from orchestrator.training.stages import PublishedWeights
 from orchestrator.training.tensors.buckets import Bucket, new_bytes
 from orchestrator.training.weights.channel import (
     BucketSource,
     WeightChannel,
-    WeightHandle,
     new_identity,
     require_rising,
 )
@@ -82,13 +84,22 @@ class WeightReader:
     def __init__(self) -> None:
         self._shared_memory, self._object_store = SharedMemoryChannel(), ObjectStoreChannel()
 
-    def pull(self, handle: WeightHandle) -> Generator[Bucket]:
-        """See `WeightChannel.pull`."""
+    async def fetch(self, weights: PublishedWeights) -> Generator[Bucket]:
+        """Bring the weights to this node's memory, while others use the event loop, and return their buckets
+        (see `WeightChannel.pull`). Raises Ray's ObjectLostError if the publisher is gone.
+        """
+        handle = cast("object", weights.handle)
         if isinstance(handle, SegmentHandle):
             return self._shared_memory.pull(handle)
         if isinstance(handle, ObjectStoreHandle):
+            await asyncio.gather(*(_arrived(ref) for ref in handle.buckets))
             return self._object_store.pull(handle)
         raise ValueError(f"weights: unknown handle {type(handle).__name__}")
+
+
+async def _arrived(ref: ray.ObjectRef[Bucket]) -> None:
+    """Wait until the object is on this node. What it refers to in the store is not kept."""
+    await ref
 
 
 def make_channel(config: WeightsConfig) -> WeightChannel:

@@ -61,7 +61,13 @@ async def cluster_stages(
             RayRewardWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.REWARD)
         ]
         actors = _Actors(waits)
-        rollout_pool = WorkerPool(rollouts, actors.replace, spec.rollout.max_restarts, on_lost)
+        rollout_pool = WorkerPool(
+            rollouts,
+            actors.replace,
+            spec.rollout.max_restarts,
+            on_lost,
+            capacity=spec.rollout.max_batch_rows,
+        )
         reward_pool = WorkerPool(rewards, actors.replace, spec.reward.max_restarts, on_lost)
         try:
             await all_or_none(
@@ -71,7 +77,10 @@ async def cluster_stages(
                     reward_pool.start(actors.ready),
                 ]
             )
-            yield ClusterStages(RolloutPool(rollout_pool, waits), RewardPool(reward_pool, waits), learner)
+            push = spec.rollout.on_new_weights != "finish"
+            yield ClusterStages(
+                RolloutPool(rollout_pool, waits, push=push), RewardPool(reward_pool, waits), learner
+            )
         finally:
             await asyncio.gather(rollout_pool.close(), reward_pool.close())
             learner.stop()

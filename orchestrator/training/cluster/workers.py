@@ -4,16 +4,17 @@ processes behind it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ray
 
 from orchestrator.errors import DataLostError
 from orchestrator.training.cluster.actors import (
     BlockRefs,
-    GeneratedInfo,
     RewardActor,
     RolloutActor,
     ScoredInfo,
@@ -32,6 +33,11 @@ from orchestrator.training.records import (
 )
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest, Scored
 from orchestrator.training.weights.channel import WeightsNotFoundError
+
+if TYPE_CHECKING:
+    from orchestrator.training.rollouts.worker import PortionInfo
+
+T = TypeVar("T")
 
 
 class ManagedActor:
@@ -81,19 +87,35 @@ class RayRolloutWorker(ManagedActor):
 
     def __init__(self, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
         super().__init__(RolloutActor, actor_slot, slots, spec, timeout_seconds)
+        self._keys = itertools.count()
 
-    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sample; the block stays on the node where it was made. Raises DataLostError if the
-        weights are gone.
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> AsyncGenerator[Generated]:
+        """Sample; each block stays on the node where it was made. Raises DataLostError if the weights are
+        gone. If the generator is closed early, the actor drops the groups that are left.
         """
-        block, small = self._actor.generate.options(num_returns=2).remote(
-            request, weights.version, weights.handle
-        )
+        key = next(self._keys)
+        block, small = self._actor.generate.options(num_returns=2).remote(key, request, weights)
+        is_last = False
         try:
-            info: GeneratedInfo = await self._answer(small)
+            while not is_last:
+                info: PortionInfo = await self._loaded(self._answer(small))
+                is_last, ready = info.is_last, block
+                if not is_last:
+                    block, small = self._actor.collect.options(num_returns=2).remote(key)
+                yield Generated(_only(request, info.groups), BlockRef(ready), info.tokens, info.spans)
+        finally:
+            if not is_last:
+                self._actor.cancel.remote(key)
+
+    async def update(self, weights: PublishedWeights) -> None:
+        """Load the weights now. Raises DataLostError if they are gone."""
+        await self._loaded(self._answer(self._actor.update.remote(weights)))
+
+    async def _loaded(self, answer: Awaitable[T]) -> T:
+        try:
+            return await answer
         except WeightsNotFoundError as error:
             raise DataLostError(self.name, str(error)) from error
-        return Generated(request, BlockRef(block), info.tokens, info.spans)
 
 
 class RayRewardWorker(ManagedActor):
@@ -134,6 +156,12 @@ class RayRewardWorker(ManagedActor):
         """
         call = self._actor.record.remote(step, block_refs(tickets), directory, kind, sample)
         return await self._answer(call)
+
+
+def _only(request: RolloutRequest, group_ids: Sequence[int]) -> RolloutRequest:
+    """The request with these of its groups, in this order."""
+    prompts = dict(request.groups)
+    return replace(request, groups=tuple((group_id, prompts[group_id]) for group_id in group_ids))
 
 
 def block_refs(tickets: Sequence[GroupTicket]) -> list[BlockRefs]:

@@ -1,86 +1,73 @@
-"""Assembles the responses of an engine into the columns of a `RolloutBlock`."""
+"""Assembles the groups that an engine sampled into the columns of a `RolloutBlock`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import PromptTooLongError
-from orchestrator.training.records import Finish, Prompt, RolloutBlock, WeightVersion
-from orchestrator.training.rollouts.engine import GenerateRequest
+from orchestrator.training.records import Prompt, RolloutBlock, SamplingParams
+from orchestrator.training.rollouts.engine import Engine, SampledGroup, SampleRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One rollout: token ids, the log-prob of each, and why it ended. All its tokens were sampled with one
-    weight version.
+def assemble_block(groups: Sequence[SampledGroup]) -> RolloutBlock:
+    """The block of P >= 1 groups of the same size, in order: rollout `i` belongs to group
+    `i // group_size`. If one response has routes, all must have them. Raises ValueError if the sizes differ.
     """
-
-    tokens: Sequence[int]
-    logprobs: Sequence[float]
-    finish: Finish
-    routes: NDArray[np.int16] | None = None  # [tokens, R, k]: see `RolloutBlock`
-    text: str | None = None
-    """Its text, if a stop string ended it; None: what its tokens decode to."""
-
-
-def assemble_block(
-    request: GenerateRequest,
-    prompt_tokens: Sequence[Sequence[int]],
-    responses: Sequence[Response],
-    version: WeightVersion,
-    context: int,
-    decode: Callable[[Sequence[Sequence[int]]], tuple[str, ...]],
-    *,
-    prefills: Sequence[str] = (),
-    prompt_routes: Sequence[NDArray[np.int16]] | None = None,
-) -> RolloutBlock:
-    """The block of P prompts and N = P * group_size responses, in the request's order: response `i` answers
-    prompt `i // group_size`.
-
-    `context` is the most tokens of prompt and response together. `decode` turns the tokens of all responses
-    into their texts. `prefills` are the beginnings of answers that the prompts contain. `prompt_routes` are
-    the recorded routes of the prompts; with them every response has routes. Raises ValueError if the counts
-    don't fit the request.
-    """
-    expected = len(request.prompts) * request.group_size
-    if len(responses) != expected or len(prompt_tokens) != len(request.prompts):
-        raise ValueError(
-            f"{len(responses)} responses and {len(prompt_tokens)} prompts for {expected} rollouts"
-        )
-    tokens = np.fromiter(chain.from_iterable(response.tokens for response in responses), dtype=np.int32)
+    size = groups[0].request.group_size
+    for group in groups:
+        if not len(group.responses) == group.request.group_size == size:
+            raise ValueError(
+                f"group {group.request.group_id} has {len(group.responses)} responses; the block's groups "
+                f"have {size}"
+            )
+    responses = [response for group in groups for response in group.responses]
+    prompt_routes = [group.prompt_routes for group in groups if group.prompt_routes is not None]
+    routes = [response.routes for response in responses if response.routes is not None]
+    prefills = tuple(group.prefill for group in groups)
     return RolloutBlock(
-        group_ids=np.asarray(request.group_ids, dtype=np.int64),
-        group_size=request.group_size,
-        prompts=tuple(request.prompts),
-        prompt_tokens=np.fromiter(chain.from_iterable(prompt_tokens), dtype=np.int32),
-        prompt_offsets=_offsets(prompt_tokens),
-        tokens=tokens,
-        offsets=_offsets([response.tokens for response in responses]),
-        logprobs=np.fromiter(
-            chain.from_iterable(response.logprobs for response in responses), dtype=np.float32
-        ),
-        versions=np.full(len(tokens), version, dtype=np.int32),
-        trainable=np.ones(len(tokens), dtype=np.bool_),
+        group_ids=np.array([group.request.group_id for group in groups], dtype=np.int64),
+        group_size=size,
+        prompts=tuple(group.request.prompt for group in groups),
+        prompt_tokens=np.concatenate([np.asarray(group.prompt_tokens, dtype=np.int32) for group in groups]),
+        prompt_offsets=_offsets([len(group.prompt_tokens) for group in groups]),
+        tokens=np.concatenate([response.tokens for response in responses]),
+        offsets=_offsets([len(response.tokens) for response in responses]),
+        logprobs=np.concatenate([response.logprobs for response in responses]),
+        versions=np.concatenate([response.versions for response in responses]),
+        trainable=np.ones(sum(len(response.tokens) for response in responses), dtype=np.bool_),
         finish=np.array([response.finish for response in responses], dtype=np.uint8),
-        texts=_texts(responses, decode),
-        prompt_routes=None if prompt_routes is None else np.concatenate(prompt_routes),
-        routes=None
-        if prompt_routes is None
-        else np.concatenate([response.routes for response in responses if response.routes is not None]),
-        prefills=tuple(prefills) if any(prefills) else (),
-        limits=np.array(
-            [
-                room_for_response(len(tokens), request.sampling.max_new_tokens, context)
-                for tokens in prompt_tokens
-            ],
-            dtype=np.int32,
-        ),
+        texts=tuple(response.text for response in responses),
+        prompt_routes=np.concatenate(prompt_routes) if prompt_routes else None,
+        routes=np.concatenate(routes) if prompt_routes else None,
+        prefills=prefills if any(prefills) else (),
+        limits=np.array([group.limit for group in groups], dtype=np.int32),
     )
+
+
+async def sample_block(
+    engine: Engine,
+    group_ids: Sequence[int],
+    prompts: Sequence[Prompt],
+    group_size: int,
+    sampling: SamplingParams,
+) -> RolloutBlock:
+    """Sample several groups together and wait for all of them. `group_ids` name the groups, one per prompt.
+    Raises what `Engine.sample` raises for any of them.
+    """
+    tasks = [
+        asyncio.ensure_future(engine.sample(SampleRequest(group_id, prompt, group_size, sampling)))
+        for group_id, prompt in zip(group_ids, prompts, strict=True)
+    ]
+    try:
+        return assemble_block(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def room_for_response(prompt_length: int, max_new_tokens: int, context: int) -> int:
@@ -99,15 +86,5 @@ def require_room(prompt: Prompt, length: int, context: int) -> None:
         )
 
 
-def _texts(
-    responses: Sequence[Response], decode: Callable[[Sequence[Sequence[int]]], tuple[str, ...]]
-) -> tuple[str, ...]:
-    decoded = decode([response.tokens for response in responses])
-    return tuple(
-        text if response.text is None else response.text
-        for response, text in zip(responses, decoded, strict=True)
-    )
-
-
-def _offsets(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum([len(row) for row in rows], dtype=np.int64)))
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))

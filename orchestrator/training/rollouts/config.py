@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from orchestrator.training.settings import Settings
 
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
+OnNewWeights = Literal["finish", "continue", "recompute"]
+"""What happens to running rollouts when new weights arrive."""
 
 
 class RolloutConfig(Settings):
@@ -53,6 +55,19 @@ class RolloutConfig(Settings):
     """The most tokens of a response; a longer one is truncated."""
     max_batch_rows: int = Field(ge=1)
     """The most rows that a worker samples at the same time."""
+    on_new_weights: OnNewWeights
+    """What happens to running rollouts when new weights arrive. `finish`: they are completed with the weights
+    they began with, and the new ones are loaded when the next request arrives. `continue`: the worker loads
+    new weights at once, between two tokens, and running rollouts continue with them and with the keys and
+    values of the old ones. `recompute`: like `continue`, but their keys and values are recomputed.
+
+    Every token records the version it was sampled with; the oldest one decides how stale a rollout is. The
+    setting has no effect at `max_staleness: 0`, where no rollout is running when weights are published.
+    """
+    stream_seconds: float = Field(gt=0)
+    """How often a worker hands over the groups of a request that are complete, so that they are scored while
+    others are still being sampled.
+    """
     record_routes: bool
     """For mixture-of-experts models: record the experts chosen for each token, so that the learner uses the
     same ones (rollout routing replay).

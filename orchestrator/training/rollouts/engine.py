@@ -1,39 +1,97 @@
-"""The Engine port: prompts and weights in, rollouts out. One file in `engines/` for each implementation."""
+"""The Engine port: a session that samples groups and takes new weights while it runs.
+
+An engine works on many groups at the same time, and each of them is returned when its last rollout has ended.
+Weights can be replaced between two tokens; every token records the version it was sampled with. There is one
+package in `engines/` for each implementation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from orchestrator.training.records import Prompt, RolloutBlock, SamplingParams, WeightVersion
+from orchestrator.training.records import Finish, Prompt, SamplingParams, WeightVersion
+from orchestrator.training.tensors.buckets import Bucket
 
 NamedTensor = tuple[str, torch.Tensor]
 """A parameter under its Hugging Face name."""
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """Sample `group_size` rollouts for each prompt. `group_ids` name the groups, one per prompt."""
+class SampleRequest:
+    """Sample one group: `group_size` rollouts for `prompt`. `group_id` decides its random numbers."""
 
-    group_ids: Sequence[int]
-    prompts: Sequence[Prompt]
+    group_id: int
+    prompt: Prompt
     group_size: int
     sampling: SamplingParams
 
 
-class Engine(Protocol):
-    """Samples from a model whose weights can be replaced between requests."""
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One rollout of t tokens."""
 
-    def generate(self, request: GenerateRequest) -> RolloutBlock:
-        """Run the request to its end. Raises PromptTooLongError if a prompt leaves no room in the context."""
+    tokens: NDArray[np.int32]  # [t]
+    logprobs: NDArray[np.float32]  # [t]
+    versions: NDArray[np.int32]  # [t]
+    finish: Finish
+    text: str
+    """The decoded tokens, without those that end the rollout and without its stop string."""
+    routes: NDArray[np.int16] | None = field(default=None, repr=False)  # [t, R, k]: see `RolloutBlock`
+
+
+@dataclass(frozen=True, slots=True)
+class SampledGroup:
+    """The result of a `SampleRequest`: one response per member, in order."""
+
+    request: SampleRequest
+    prompt_tokens: Sequence[int]
+    responses: tuple[Response, ...]
+    limit: int
+    """The most tokens that a response could have: `max_new_tokens`, or fewer if the context is full
+    earlier.
+    """
+    prefill: str = ""
+    """The beginning of the response that the rendered prompt already contains."""
+    prompt_routes: NDArray[np.int16] | None = field(default=None, repr=False)  # [prompt tokens, R, k]
+
+
+class Engine(Protocol):
+    """Samples from a model whose weights can be replaced at any time."""
+
+    async def sample(self, request: SampleRequest) -> SampledGroup:
+        """Sample one group to its end. Many calls may be in progress at once; they share the engine. If a
+        call is cancelled, its rollouts are dropped.
+
+        Raises PromptTooLongError if the prompt leaves no room in the context.
+        """
         ...
+
+    async def update_weights(
+        self, version: WeightVersion, buckets: Iterable[Bucket], *, recompute: bool
+    ) -> None:
+        """Replace all weights between two tokens; tokens sampled afterwards carry `version`. Running rollouts
+        continue with the keys and values that they have, or, with `recompute`, with recomputed ones.
+
+        Consume the buckets one by one: each is valid only until the next one is requested, so that no second
+        copy of the model is needed. The caller starts one update after the other. Raises ValueError if the
+        weights are not those of the model; the engine then holds a mixture of two versions and must not
+        sample before another update.
+        """
+        ...
+
+
+class WeightTarget(Protocol):
+    """A model in this process whose weights are replaced in place; `WeightLoader` does it."""
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
         """Replace all weights; tokens sampled afterwards carry `version`. Consume the tensors one by one:
-        each is valid only until the next one is requested, so that no second copy of the model is needed.
+        each is valid only until the next one is requested.
         """
         ...
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,15 +12,15 @@ import torch
 from orchestrator.training.records import SamplingParams
 
 
-def uniform_draws(seed: int, group_ids: Sequence[int], group_size: int, tokens: int) -> torch.Tensor:
-    """The random number that decides each token, [groups * group_size, tokens], float32 in [0, 1).
+def uniform_draws(seed: int, group_id: int, members: range, tokens: int) -> torch.Tensor:
+    """The random number that decides each token of some members of a group, [members, tokens], float32 in
+    [0, 1).
 
     A number depends only on the seed, the group's id, the member's index in the group and the token's
-    position. It does not change with the number of workers, the groups in a request or `tokens`.
+    position. It does not change with the number of workers, the other groups or `tokens`.
     """
-    draws = np.empty((len(group_ids) * group_size, tokens), dtype=np.float32)
-    rollouts = ((group_id, member) for group_id in group_ids for member in range(group_size))
-    for row, (group_id, member) in zip(draws, rollouts, strict=True):
+    draws = np.empty((len(members), tokens), dtype=np.float32)
+    for row, member in zip(draws, members, strict=True):
         key = hashlib.blake2b(f"{seed}/{group_id}/{member}".encode(), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
         generator.random(out=row, dtype=np.float32)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams, WeightVersion
-from orchestrator.training.rollouts.blocks import (
-    Response,
-    assemble_block,
-    require_room,
-    room_for_response,
-)
-from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
+import numpy as np
+
+from orchestrator.training.records import Finish, WeightVersion
+from orchestrator.training.rollouts.blocks import require_room, room_for_response
+from orchestrator.training.rollouts.engine import Response, SampledGroup, SampleRequest
+from orchestrator.training.tensors.buckets import Bucket
 
 END = 0
 """The end-of-sequence token; every other token is the code point of its character."""
@@ -31,44 +29,33 @@ class ScriptedEngine:
         self._context, self._script = context, script or {}
         self._version: WeightVersion = 0
 
-    def generate(self, request: GenerateRequest) -> RolloutBlock:
+    async def sample(self, request: SampleRequest) -> SampledGroup:
         """The scripted responses. Raises PromptTooLongError like any engine."""
-        prompt_tokens = [[ord(character) for character in prompt.text] for prompt in request.prompts]
-        responses: list[Response] = []
-        for group_id, prompt, rendered in zip(request.group_ids, request.prompts, prompt_tokens, strict=True):
-            require_room(prompt, len(rendered), self._context)
-            room = room_for_response(len(rendered), request.sampling.max_new_tokens, self._context)
-            members = range(request.group_size)
-            responses += [
-                self._respond(prompt, request.sampling, f"{group_id}/{member}", room) for member in members
-            ]
-        return assemble_block(request, prompt_tokens, responses, self._version, self._context, _decode)
+        tokens = [ord(character) for character in request.prompt.text]
+        require_room(request.prompt, len(tokens), self._context)
+        room = room_for_response(len(tokens), request.sampling.max_new_tokens, self._context)
+        responses = tuple(self._respond(request, member, room) for member in range(request.group_size))
+        return SampledGroup(request, tokens, responses, room)
 
-    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        """Tokens from here on carry `version`; the tensors are read to their end and dropped."""
-        for _ in tensors:
+    async def update_weights(
+        self, version: WeightVersion, buckets: Iterable[Bucket], *, recompute: bool
+    ) -> None:
+        """Tokens from here on carry `version`; the weights are read to their end and dropped."""
+        for _ in buckets:
             pass
         self._version = version
 
-    def weight_storage(self, name: str) -> None:
-        """It has no weights."""
-
-    def weights_written(self, version: WeightVersion) -> None:
-        """Tokens from here on carry `version`."""
-        self._version = version
-
-    def _respond(self, prompt: Prompt, sampling: SamplingParams, rollout: str, room: int) -> Response:
-        choices = self._script.get(prompt.text, [str(number) for number in range(12)])
-        chosen = (
-            0
-            if sampling.temperature == 0
-            else random.Random(f"{sampling.seed}/{rollout}").randrange(len(choices))
-        )
+    def _respond(self, request: SampleRequest, member: int, room: int) -> Response:
+        choices = self._script.get(request.prompt.text, [str(number) for number in range(12)])
+        draws = random.Random(f"{request.sampling.seed}/{request.group_id}/{member}")
+        chosen = 0 if request.sampling.temperature == 0 else draws.randrange(len(choices))
         tokens = [*(ord(character) for character in choices[chosen]), END]
         finish = Finish.STOP if len(tokens) <= room else Finish.LENGTH
         tokens = tokens[:room]
-        return Response(tokens, [-1 / (2 + self._version)] * len(tokens), finish)
-
-
-def _decode(rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    return tuple("".join(chr(token) for token in row if token != END) for row in rows)
+        return Response(
+            tokens=np.array(tokens, dtype=np.int32),
+            logprobs=np.full(len(tokens), -1 / (2 + self._version), dtype=np.float32),
+            versions=np.full(len(tokens), self._version, dtype=np.int32),
+            finish=finish,
+            text="".join(chr(token) for token in tokens if token != END),
+        )

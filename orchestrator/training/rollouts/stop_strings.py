@@ -1,4 +1,4 @@
-"""Finds the stop strings of a request in the text of its rollouts while they are sampled, as vLLM does.
+"""Finds stop strings in the text of rollouts while they are sampled, as vLLM does.
 
 A stop string may span several tokens, and begin or end in the middle of one. The rollout ends with the token
 that completes it. All tokens are kept, and the text ends before the stop string.
@@ -40,41 +40,46 @@ class _Response:
 
 
 class StopStrings:
-    """The search for `sampling.stop` in the rollouts of one request.
+    """The search for `sampling.stop` in rollouts with the same parameters. Rollouts are named by the rows
+    that they occupy; a row can be reused.
 
     A stop string that is complete within the first `min_new_tokens` tokens does not end a rollout. If one
     token completes several, the one that is complete first counts, then the one that is listed first.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, sampling: SamplingParams, ends: Set[int], rollouts: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, sampling: SamplingParams, ends: Set[int]) -> None:
         self._tokenizer, self._stop, self._ends = tokenizer, sampling.stop, ends
         self._minimum = sampling.min_new_tokens
-        self._responses = [_Response() for _ in range(rollouts)]
-        self._lengths: dict[int, int] = {}  # characters before the stop string, by rollout
+        self._responses: dict[int, _Response] = {}
+        self._lengths: dict[int, int] = {}  # characters before the stop string, by row
 
-    def completed(self, rollouts: Sequence[int], tokens: Sequence[int]) -> list[bool]:
-        """Whether each token completes a stop string of its rollout, to which it is appended."""
-        responses = [self._responses[rollout] for rollout in rollouts]
+    def start(self, rows: Sequence[int]) -> None:
+        """Begin rollouts in these rows."""
+        for row in rows:
+            self._responses[row] = _Response()
+            self._lengths.pop(row, None)
+
+    def completed(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Whether each token completes a stop string of the rollout in its row, to which it is appended."""
+        responses = [self._responses[row] for row in rows]
         for response, token in zip(responses, tokens, strict=True):
             response.tokens.append(token)
         before = [response.tokens[response.context : response.decoded] for response in responses]
         after = [response.tokens[response.context :] for response in responses]
         texts = decode_responses(self._tokenizer, before + after, self._ends)
         found: list[bool] = []
-        for index, (rollout, response) in enumerate(zip(rollouts, responses, strict=True)):
-            new = response.extend(texts[index], texts[len(rollouts) + index])
+        for index, (row, response) in enumerate(zip(rows, responses, strict=True)):
+            new = response.extend(texts[index], texts[len(rows) + index])
             length = self._length(response, new) if new else None
             if length is not None:
-                self._lengths[rollout] = length
+                self._lengths[row] = length
             found.append(length is not None)
         return found
 
-    def text(self, rollout: int) -> str | None:
+    def text(self, row: int) -> str | None:
         """The text before the stop string that ended the rollout; None if none did."""
-        length = self._lengths.get(rollout)
-        return None if length is None else self._responses[rollout].text[:length]
+        length = self._lengths.get(row)
+        return None if length is None else self._responses[row].text[:length]
 
     def _length(self, response: _Response, new: int) -> int | None:
         """Characters before the stop string that is complete first within the `new` last ones."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,6 +87,8 @@ class Timing:
     """Time to write a snapshot to disk."""
     restart: float = 5.0
     tokens_per_rollout: int = 10
+    portions: int = 1
+    """In how many portions a worker returns the groups of a request, as far as it has that many groups."""
 
 
 class Draws:
@@ -157,23 +160,44 @@ class SimulatedRolloutWorker:
         self._draws, self._timing, self._faults = draws, timing, faults
         self._meter = UsageMeter(sink, clock, [f"{name}-lease"], name, Role.ROLLOUT)
 
-    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> Generated:
-        """Sleep. Every rollout gets `Timing.tokens_per_rollout` tokens of version `weights.version`."""
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> AsyncGenerator[Generated]:
+        """Yield the groups in portions of the same duration. Every rollout gets `Timing.tokens_per_rollout`
+        tokens of version `weights.version`.
+        """
         seconds = self._timing.generate * (0.5 + 2.5 * self._draws.uniform("generate") ** 3)
         if self._draws.uniform("weights_lost") < self._faults.weights_lost:
             raise DataLostError(self.name, f"version {weights.version} died with its owner")
-        if self._draws.uniform("rollout_death") < self._faults.rollout_death:
-            await asyncio.sleep(seconds / 2)
-            raise WorkerLostError(self.name, "died while sampling")
+        bounds = [
+            len(request.groups) * part // self._timing.portions for part in range(self._timing.portions + 1)
+        ]
+        shares = [request.groups[first:last] for first, last in itertools.pairwise(bounds)]
+        portions = [share for share in shares if share] or [()]
+        dies_in = self._portion_of("rollout_death", self._faults.rollout_death, len(portions))
+        lost_in = self._portion_of("answer_lost", self._faults.answer_lost, len(portions))
+        for index, groups in enumerate(portions):
+            if index == dies_in:
+                await asyncio.sleep(seconds / 2)
+                raise WorkerLostError(self.name, "died while sampling")
+            generated = await self._sample(replace(request, groups=groups), weights, seconds / len(portions))
+            if index == lost_in:
+                raise WorkerLostError(self.name, "died while answering")
+            yield generated
+
+    async def update(self, weights: PublishedWeights) -> None:
+        """Do nothing, because there are no weights."""
+
+    def _portion_of(self, fault: str, probability: float, portions: int) -> int | None:
+        """The portion in which a fault occurs; None if it does not."""
+        occurs = self._draws.uniform(fault) < probability
+        return int(self._draws.uniform(f"{fault} portion") * portions) if occurs else None
+
+    async def _sample(self, request: RolloutRequest, weights: PublishedWeights, seconds: float) -> Generated:
         tokens = self._timing.tokens_per_rollout * request.group_size * len(request.groups)
         with self._meter.span(request.activity, request.step) as measure:
             await asyncio.sleep(seconds)
             measure.tokens = tokens
-        spans = self._meter.take()
-        if self._draws.uniform("answer_lost") < self._faults.answer_lost:
-            raise WorkerLostError(self.name, "died while answering")
         block = BlockRef(SimulatedBlock(weights.version))
-        return Generated(request, block=block, tokens=tokens, spans=spans)
+        return Generated(request, block=block, tokens=tokens, spans=self._meter.take())
 
 
 class SimulatedRewardWorker:

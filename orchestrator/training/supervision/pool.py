@@ -1,5 +1,5 @@
-"""A pool of workers of one role. Each worker runs one task at a time; a lost worker is replaced, and
-its task goes to another worker.
+"""A pool of workers of one role. Each worker runs as many tasks as its capacity allows; a lost worker is
+replaced, and its tasks go to other workers.
 """
 
 from __future__ import annotations
@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from orchestrator.errors import DataLostError, FailureBudgetExceededError, WorkerLostError
+from orchestrator.errors import FailureBudgetExceededError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +30,55 @@ T = TypeVar("T")
 OnLost = Callable[[WorkerLostError], None]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Free(Generic[W]):
-    """A free worker. Workers are ordered by how long they have been free, then by index, so that the order
-    does not depend on the order in which asyncio cancels tasks.
-    """
+@dataclass(slots=True, eq=False)
+class _Member(Generic[W]):
+    """A place of the pool, whose worker may be replaced."""
 
-    since: float
+    worker: W
     index: int
-    worker: W = field(compare=False)
+    life: int = 0
+    """Rises when the worker is lost."""
+    is_ready: bool = True
+    load: int = 0
+    """Total size of the tasks that the worker runs."""
+    since: float = 0.0
+    """When a task of the worker ended last."""
+
+
+class Loan(Generic[W]):
+    """A worker that a task may use, until the `with` statement of `WorkerPool.borrow` ends."""
+
+    def __init__(self, member: _Member[W], size: int, freed: Callable[[], None]) -> None:
+        self._member, self._left, self._freed = member, size, freed
+        self._life = member.life
+        self.worker = member.worker
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the worker was lost since it was borrowed."""
+        return self._life != self._member.life
+
+    def give_back(self, size: int) -> None:
+        """Return a part of the worker's capacity, because that part of the task is done."""
+        size = min(size, self._left)
+        self._left -= size
+        if not self.is_lost:
+            self._member.load -= size
+            self._freed()
+
+    def end(self) -> None:
+        """Return all that is left of the worker's capacity."""
+        if not self.is_lost:
+            self._member.since = asyncio.get_running_loop().time()
+        self.give_back(self._left)
 
 
 class WorkerPool(Generic[W]):
-    """Gives each task to the worker that has been free the longest.
+    """Gives each task to the worker with the least to do; among equals, to the one that has been free the
+    longest. A worker gets another task as long as the sizes of its tasks add up to less than `capacity`.
 
-    If a worker is lost, its task goes to the next free worker while `replace(worker)` builds a replacement.
-    After more than `max_restarts` losses, everything that waits for a worker gets FailureBudgetExceededError.
+    If a worker is lost, its tasks go to other workers while `replace(worker)` builds a replacement. After
+    more than `max_restarts` losses, everything that waits for a worker gets FailureBudgetExceededError.
     A task may run twice if its worker is lost after finishing it; the buffer admits a group only once.
     """
 
@@ -55,48 +88,59 @@ class WorkerPool(Generic[W]):
         replace: Callable[[W], Awaitable[W]],
         max_restarts: int,
         on_lost: OnLost,
+        capacity: int = 1,
     ) -> None:
         self._replace, self._max_restarts, self._on_lost = replace, max_restarts, on_lost
-        self._workers = workers
-        self._free = self._all_free()
+        self._members = [_Member(worker, index) for index, worker in enumerate(workers)]
+        self._capacity = capacity
         self._restarting: set[asyncio.Task[None]] = set()
-        self._failed: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self._next = asyncio.Lock()
+        """Held by the first of those who wait for a worker, so that they are served in order."""
+        self._changed = asyncio.Event()
         self.restarts = 0
         """Number of workers lost so far."""
         self.width = len(workers)
-        self._indices = {worker.name: index for index, worker in enumerate(workers)}
 
     async def start(self, ready: Callable[[W], Awaitable[object]]) -> None:
         """Wait until every worker is ready. A worker that is lost meanwhile is replaced.
 
         Raises FailureBudgetExceededError if too many are lost, and any other error of `ready`.
         """
-        tasks = [asyncio.ensure_future(self._start_one(worker, ready)) for worker in self._workers]
+        tasks = [asyncio.ensure_future(self._start_one(member, ready)) for member in self._members]
         try:
-            self._workers = await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._free = self._all_free()
+
+    def ready(self) -> list[W]:
+        """The workers that are not being replaced."""
+        return [member.worker for member in self._members if member.is_ready]
 
     async def call(self, task: Callable[[W], Awaitable[T]]) -> T:
-        """Run `task` on a worker. If that worker is lost, run it again on another one."""
+        """Run `task`, of size 1, on a worker. If that worker is lost, run it again on another one."""
         while True:
-            worker = await self._acquire()
-            try:
-                result = await task(worker)
-            except DataLostError:
-                self._put_back(worker)
-                raise
-            except WorkerLostError as lost:
-                self._restart_later(worker, lost)
-            except BaseException:
-                self._put_back(worker)
-                raise
-            else:
-                self._put_back(worker)
-                return result
+            async with self.borrow() as loan:
+                return await task(loan.worker)
+
+    @contextlib.asynccontextmanager
+    async def borrow(self, size: int = 1) -> AsyncGenerator[Loan[W]]:
+        """Wait for a worker and let the body use it for a task of this size. A WorkerLostError that the body
+        raises ends here: the worker is replaced, and the caller repeats what is left of the task.
+
+        Raises the error that made a replacement fail.
+        """
+        member = await self._acquire(size)
+        loan = Loan(member, size, self._changed.set)
+        try:
+            yield loan
+        except WorkerLostError as lost:
+            if not loan.is_lost:  # otherwise another task has already reported it
+                self._restart_later(member, lost)
+        finally:
+            loan.end()
 
     async def close(self) -> None:
         """Stop replacing workers."""
@@ -104,49 +148,33 @@ class WorkerPool(Generic[W]):
             task.cancel()
         await asyncio.gather(*self._restarting, return_exceptions=True)
 
-    async def _start_one(self, worker: W, ready: Callable[[W], Awaitable[object]]) -> W:
+    async def _start_one(self, member: _Member[W], ready: Callable[[W], Awaitable[object]]) -> None:
         lost: WorkerLostError | None = None
         while True:
             try:
                 if lost is not None:
-                    return await self._replace(worker)
-                await ready(worker)
+                    member.worker = await self._replace(member.worker)
+                else:
+                    await ready(member.worker)
             except WorkerLostError as error:
                 lost = error
                 self._count(lost)
                 logger.warning("%s while starting; it is being replaced", lost)
             else:
-                return worker
+                return
 
-    def _all_free(self) -> asyncio.PriorityQueue[_Free[W]]:
-        free: asyncio.PriorityQueue[_Free[W]] = asyncio.PriorityQueue()
-        for index, worker in enumerate(self._workers):
-            free.put_nowait(_Free(0.0, index, worker))
-        return free
-
-    async def _acquire(self) -> W:
-        """Wait for a free worker. Raises the error that made a replacement fail."""
-        if self._failed is None:
-            self._failed = asyncio.get_running_loop().create_future()
-        getter = asyncio.ensure_future(self._free.get())
-        try:
-            await asyncio.wait({getter, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._give_back(getter)
-            raise
-        if self._failed.done():
-            self._give_back(getter)
-            self._failed.result()
-        return (await getter).worker
-
-    def _give_back(self, getter: asyncio.Future[_Free[W]]) -> None:
-        if getter.done() and not getter.cancelled():
-            self._free.put_nowait(getter.result())
-        getter.cancel()
-
-    def _put_back(self, worker: W) -> None:
-        now = asyncio.get_running_loop().time()
-        self._free.put_nowait(_Free(now, self._indices[worker.name], worker))
+    async def _acquire(self, size: int) -> _Member[W]:
+        async with self._next:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                free = [each for each in self._members if each.is_ready and each.load < self._capacity]
+                if free:
+                    member = min(free, key=lambda each: (each.load, each.since, each.index))
+                    member.load += size
+                    return member
+                self._changed.clear()
+                await self._changed.wait()
 
     def _count(self, lost: WorkerLostError) -> None:
         """Count a loss. Raises FailureBudgetExceededError if it exceeds the budget."""
@@ -159,28 +187,33 @@ class WorkerPool(Generic[W]):
             self._fail(exceeded)
             raise exceeded from lost
 
-    def _restart_later(self, worker: W, lost: WorkerLostError) -> None:
+    def _restart_later(self, member: _Member[W], lost: WorkerLostError) -> None:
+        member.life += 1
+        member.is_ready, member.load = False, 0
         self._count(lost)
         logger.warning(
-            "%s; its task goes to another worker (loss %d of %d tolerated)",
+            "%s; its tasks go to other workers (loss %d of %d tolerated)",
             lost,
             self.restarts,
             self._max_restarts,
         )
-        restart = asyncio.ensure_future(self._restart(worker))
+        restart = asyncio.ensure_future(self._restart(member))
         self._restarting.add(restart)
         restart.add_done_callback(self._restarting.discard)
 
-    async def _restart(self, worker: W) -> None:
+    async def _restart(self, member: _Member[W]) -> None:
         try:
-            self._put_back(await self._replace(worker))
+            member.worker = await self._replace(member.worker)
         except WorkerLostError as lost:
             with contextlib.suppress(FailureBudgetExceededError):  # raised to the waiting callers
-                self._restart_later(worker, lost)
+                self._restart_later(member, lost)
         except Exception as error:  # noqa: BLE001 - every error must reach the callers waiting for a worker
             self._fail(error)
+        else:
+            member.since = asyncio.get_running_loop().time()
+            member.is_ready = True
+            self._changed.set()
 
     def _fail(self, error: Exception) -> None:
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(error)
-            self._failed.exception()  # marked as retrieved: asyncio does not warn if no caller waits
+        self._error = self._error or error
+        self._changed.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,13 @@ class Rollouts:
 
     def use(self, weights: PublishedWeights) -> None: ...
 
-    async def generate(self, request: RolloutRequest) -> Generated:
+    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Generated]:
         self.requests.append(request)
         try:
             await asyncio.sleep(float(len(self.requests)))
         finally:
             self.ended += 1
-        return Generated(request, BlockRef("block"), 10, (Span(Activity.EVALUATE, 0, 1),))
+        yield Generated(request, BlockRef("block"), 10, (Span(Activity.EVALUATE, 0, 1),))
 
 
 class Rewards:

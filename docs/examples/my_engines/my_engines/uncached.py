@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 @ENGINES.register(
     "uncached",
-    EngineFacts(logprobs="tempered", repeatable_seeds=True, sampling=frozenset({"top_k", "min_p"})),
+    EngineFacts(
+        logprobs="tempered",
+        repeatable_seeds=True,
+        on_new_weights=frozenset({"finish", "continue", "recompute"}),
+        sampling=frozenset({"top_k", "min_p"}),
+    ),
 )
 def uncached(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
     """See `EngineFactory`."""
-    from my_engines.uncached_engine import UncachedEngine
+    from my_engines.uncached_engine import UncachedSampler
     from orchestrator.training.models.build import build_model, build_tokenizer
+    from orchestrator.training.rollouts.stepped import StepEngine
 
-    return UncachedEngine(
-        build_model(model, seed), build_tokenizer(model), model.context, rollout.max_batch_rows, device
+    return StepEngine(
+        UncachedSampler(build_model(model, seed), build_tokenizer(model), model.context, device)
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator.training.registry import Registry
+from orchestrator.training.rollouts.config import OnNewWeights
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,8 @@ class EngineFacts:
     """
     records_routes: bool = False
     """Can note which experts each token was sent to (`rollout.record_routes`)."""
+    on_new_weights: frozenset[OnNewWeights] = frozenset({"finish"})
+    """The values of `rollout.on_new_weights` that the engine supports."""
     sampling: frozenset[SamplingOption] = frozenset()
     """The optional sampling parameters that the engine supports, in addition to temperature, top-p,
     `max_new_tokens` and the seed. A config that sets another one is refused.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from orchestrator.launch.assembly import run_spec
 from orchestrator.training.cluster import actors
 from orchestrator.training.cluster.run_spec import ActorIdentity
 from orchestrator.training.records import Prompt, SamplingParams, WeightVersion
-from orchestrator.training.rollouts.engine import NamedTensor
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.rollouts.scripted import ScriptedEngine
-from orchestrator.training.stages import RolloutRequest
+from orchestrator.training.stages import PublishedWeights, RolloutRequest, WeightRef
+from orchestrator.training.tensors.buckets import Bucket, unflatten
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.shared_memory import SharedMemoryChannel
 from tests.contracts.weight_channel_contract import source
@@ -30,8 +31,11 @@ class ShowsItsWeights(ScriptedEngine):
         super().__init__(context=32)
         self.loaded: list[float] = []
 
-    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        super().load_weights(version, [])
+    async def update_weights(
+        self, version: WeightVersion, buckets: Iterable[Bucket], *, recompute: bool
+    ) -> None:
+        tensors = list(unflatten(buckets, lambda name: None))
+        await super().update_weights(version, [], recompute=recompute)
         self.loaded += [float(tensor) for name, tensor in tensors if name == "scalar"]
 
 
@@ -45,17 +49,21 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ShowsItsWeights:
 
 def test_a_version_that_is_published_again_is_pulled_again(engine: ShowsItsWeights, tmp_path: Path) -> None:
     """The learner dies after version 11 and is restored to version 10 while this worker is idle."""
-    parts = run_spec(compose("grpo", ["tracking=none", "rollout.threads=0"]), "run", 1, tmp_path)
-    worker = actors.RolloutActor(parts, ActorIdentity("rollout-0", Role.ROLLOUT, 0, ()))
-    worker.ready()
+    spec = run_spec(compose("grpo", ["tracking=none", "rollout.threads=0"]), "run", 1, tmp_path)
     lost, restored = SharedMemoryChannel(), SharedMemoryChannel()
-    first = lost.publish(11, source(1.0))
-    for _ in range(2):
-        worker.generate(REQUEST, 11, first)
-    assert engine.loaded == [1.0]
-    second = restored.publish(11, source(2.0))
-    block, _ = worker.generate(REQUEST, 11, second)
-    assert engine.loaded == [1.0, 2.0]
-    assert set(block.versions.tolist()) == {11}
+    first = PublishedWeights(11, WeightRef(lost.publish(11, source(1.0))), sequence=0)
+    second = PublishedWeights(11, WeightRef(restored.publish(11, source(2.0))), sequence=1)
+
+    async def main() -> None:
+        worker = actors.RolloutActor(spec, ActorIdentity("rollout-0", Role.ROLLOUT, 0, ()))
+        await worker.ready()
+        for key in range(2):
+            await worker.generate(key, REQUEST, first)
+        assert engine.loaded == [1.0]
+        block, _ = await worker.generate(2, REQUEST, second)
+        assert engine.loaded == [1.0, 2.0]
+        assert set(block.versions.tolist()) == {11}
+
+    asyncio.run(main())
     lost.close()
     restored.close()

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.config.compose import compose
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rewards.grader import InlineGrader
-from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines import ENGINES
 from tests.fakes.chat_models import (
     CHATML,
@@ -22,6 +21,7 @@ from tests.fakes.chat_models import (
     chat_tokenizer,
     write_llama,
 )
+from tests.support.engines import generate
 
 ANSWER = "<think>2+2=4</think><answer>4</answer>"
 WITHOUT_OPENING = ANSWER.removeprefix("<think>")
@@ -34,7 +34,7 @@ MODELS = {
 }
 
 
-def generate(
+def sampled(
     engine: str, folder: Path, tokenizer: PreTrainedTokenizerFast, solution: str, group_size: int = 2
 ) -> RolloutBlock:
     path = write_llama(folder, tokenizer)
@@ -43,8 +43,9 @@ def generate(
     build = ENGINES.get(engine)
     prompt = Prompt("t/train/0", "What is 2+2?", {"answer": "4"}, solution)
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=64, seed=0)
-    request = GenerateRequest([0], [prompt], group_size, sampling)
-    return build(config.model, config.rollout, torch.device("cpu"), 0).generate(request)
+    return generate(
+        build(config.model, config.rollout, torch.device("cpu"), 0), [0], [prompt], group_size, sampling
+    )
 
 
 @pytest.mark.slow
@@ -53,7 +54,7 @@ def generate(
 )
 def test_a_worked_solution_gets_the_full_reward(tmp_path: Path, name: str, solution: str) -> None:
     tokenizer, end = MODELS[name]
-    block = generate("worked_solutions", tmp_path, tokenizer, solution)
+    block = sampled("worked_solutions", tmp_path, tokenizer, solution)
     assert block.tokens[block.offsets[1] - 1] == end and block.finish.tolist() == [Finish.STOP] * 2
     assert block.prefill(0) + block.texts[0] in (ANSWER, ANSWER.replace("<think>", "<think>\n"))
     reward = compose("grpo", ["reward=rule_based"]).reward
@@ -66,7 +67,7 @@ def test_a_worked_solution_gets_the_full_reward(tmp_path: Path, name: str, solut
 @pytest.mark.parametrize("name", MODELS)
 def test_sampling_stops_at_the_end_of_a_turn_and_at_eos(tmp_path: Path, name: str) -> None:
     tokenizer, _ = MODELS[name]
-    block = generate("hf", tmp_path, tokenizer, "", group_size=32)
+    block = sampled("hf", tmp_path, tokenizer, "", group_size=32)
     stops = {EOS_ID, IM_END_ID} if tokenizer.chat_template == CHATML else {EOS_ID}
     last_tokens = set(block.tokens[block.offsets[1:] - 1].tolist())
     assert stops <= last_tokens  # the random model ends some rollouts with each

@@ -35,10 +35,11 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.config import RolloutConfig
-from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines import ENGINES
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
+from orchestrator.training.rollouts.stepped import StepEngine
 from orchestrator.training.tensors.buckets import flatten, unflatten
+from tests.support.engines import generate
 from tests.support.small_model import small_model
 
 CONTEXT = 128
@@ -79,8 +80,8 @@ MODELS = {"deepseek": deepseek, "llama": llama}
 def run(
     model: PreTrainedModel, sampling: SamplingParams = SAMPLING, rows: int = 32, group_size: int = 4
 ) -> RolloutBlock:
-    engine = HFEngine(model, TOKENIZER, CONTEXT, rows, CPU, record_routes=False)
-    return engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, group_size, sampling))
+    engine = StepEngine(HFSampler(model, TOKENIZER, CONTEXT, rows, CPU, record_routes=False))
+    return generate(engine, range(len(PROMPTS)), PROMPTS, group_size, sampling)
 
 
 @torch.no_grad()
@@ -110,8 +111,8 @@ def test_log_probs_equal_those_of_a_plain_forward(model: str, rows: int):
 @pytest.mark.parametrize("rows", [3, 32])
 @torch.no_grad()
 def test_recorded_routes_equal_those_of_a_plain_forward(rows: int):
-    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, rows, CPU, record_routes=True)
-    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
+    engine = StepEngine(HFSampler(deepseek(), TOKENIZER, CONTEXT, rows, CPU, record_routes=True))
+    block = generate(engine, range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
     assert block.routes is not None
     assert block.prompt_routes is not None
     model = deepseek()
@@ -127,15 +128,17 @@ def test_recorded_routes_equal_those_of_a_plain_forward(rows: int):
 
 
 def test_a_dense_model_has_no_routes_to_record():
-    engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=True)
-    assert engine.generate(GenerateRequest([0], PROMPTS[:1], 2, SAMPLING)).routes is None
+    engine = StepEngine(HFSampler(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=True))
+    assert generate(engine, [0], PROMPTS[:1], 2, SAMPLING).routes is None
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS)
 def test_log_probs_on_a_gpu_equal_those_of_a_plain_forward(model: str):
-    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 6, torch.device("cuda"), record_routes=False)
-    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
+    engine = StepEngine(
+        HFSampler(MODELS[model](), TOKENIZER, CONTEXT, 6, torch.device("cuda"), record_routes=False)
+    )
+    block = generate(engine, range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
     np.testing.assert_allclose(block.logprobs, recomputed(MODELS[model](), block, 0.8), atol=1e-3)
 
 
@@ -223,21 +226,20 @@ def test_log_probs_are_the_model_s_own_whatever_is_penalised_or_truncated(rows: 
 
 def test_a_rollout_ends_when_the_context_is_full():
     prompt = Prompt("t/long", "1" * (CONTEXT - 3), {})
-    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
-    block = engine.generate(GenerateRequest([0], [prompt], 2, dataclasses.replace(SAMPLING, seed=2)))
+    engine = StepEngine(HFSampler(deepseek(), TOKENIZER, CONTEXT, 8, CPU, record_routes=False))
+    block = generate(engine, [0], [prompt], 2, dataclasses.replace(SAMPLING, seed=2))
     assert block.lengths.tolist() == [3, 3] and block.finish.tolist() == [Finish.LENGTH] * 2
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_loaded_weights_replace_parameters_and_router_bias(model: str):
-    engine = HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
+    engine = StepEngine(HFSampler(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False))
     other = MODELS[model](seed=1)
     for name, tensor in other.state_dict().items():
         if name.endswith("e_score_correction_bias"):
             tensor.copy_(torch.tensor([5.0, 0.0, 0.0, -5.0]))
-    engine.load_weights(4, iter(other.state_dict().items()))
-    request = GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
-    block = engine.generate(request)
+    engine.sampler.load_weights(4, iter(other.state_dict().items()))
+    block = generate(engine, range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
     assert set(block.versions.tolist()) == {4}
     np.testing.assert_allclose(block.logprobs, recomputed(other, block, 0.8), atol=1e-4)
 
@@ -246,40 +248,43 @@ def test_loaded_weights_replace_parameters_and_router_bias(model: str):
 def test_weights_from_small_buckets_are_written_in_place(model: str):
     """Most tensors are split; none of them is assembled in separate memory."""
     one, other = (
-        HFEngine(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False) for _ in range(2)
+        StepEngine(HFSampler(MODELS[model](), TOKENIZER, CONTEXT, 32, CPU, record_routes=False))
+        for _ in range(2)
     )
     state = list(MODELS[model](seed=1).state_dict().items())
-    one.load_weights(1, state)
+    one.sampler.load_weights(1, state)
     arrived: list[torch.Tensor] = []
-    tensors = unflatten(flatten(state, 512), other.weight_storage)
-    other.load_weights(1, ((name, arrived.append(tensor) or tensor) for name, tensor in tensors))
+    tensors = unflatten(flatten(state, 512), other.sampler.weight_storage)
+    other.sampler.load_weights(1, ((name, arrived.append(tensor) or tensor) for name, tensor in tensors))
     cut = [tensor for (_, whole), tensor in zip(state, arrived, strict=True) if whole.nbytes > 512]
-    held = {storage.data_ptr() for name, _ in state if (storage := other.weight_storage(name)) is not None}
+    held = {
+        storage.data_ptr() for name, _ in state if (storage := other.sampler.weight_storage(name)) is not None
+    }
     assert cut and all(tensor.data_ptr() in held for tensor in cut)
-    request = GenerateRequest(range(len(PROMPTS)), PROMPTS, 2, SAMPLING)
-    np.testing.assert_array_equal(one.generate(request).logprobs, other.generate(request).logprobs)
+    blocks = [generate(engine, range(len(PROMPTS)), PROMPTS, 2, SAMPLING) for engine in (one, other)]
+    np.testing.assert_array_equal(blocks[0].logprobs, blocks[1].logprobs)
 
 
 @pytest.mark.parametrize("left_out", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_a_tied_weight_may_have_either_name(left_out: str):
-    engine = HFEngine(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
+    engine = StepEngine(HFSampler(llama(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False))
     other = llama(seed=1)
     state = other.state_dict()
-    engine.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != left_out])
-    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 2, SAMPLING))
+    engine.sampler.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != left_out])
+    block = generate(engine, range(len(PROMPTS)), PROMPTS, 2, SAMPLING)
     np.testing.assert_allclose(block.logprobs, recomputed(other, block, 0.8), atol=1e-4)
 
 
 def test_incomplete_or_foreign_weights_are_refused():
-    engine = HFEngine(deepseek(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False)
+    engine = StepEngine(HFSampler(deepseek(), TOKENIZER, CONTEXT, 32, CPU, record_routes=False))
     state = deepseek(seed=1).state_dict()
     with pytest.raises(ValueError, match=r"no weight 'model.unknown' of shape \(2,\)"):
-        engine.load_weights(1, [("model.unknown", torch.zeros(2))])
+        engine.sampler.load_weights(1, [("model.unknown", torch.zeros(2))])
     with pytest.raises(ValueError, match=r"no weight 'lm_head.weight' of shape \(3, 3\)"):
-        engine.load_weights(1, [("lm_head.weight", torch.zeros(3, 3))])
+        engine.sampler.load_weights(1, [("lm_head.weight", torch.zeros(3, 3))])
     bias = "model.layers.1.mlp.gate.e_score_correction_bias"
     with pytest.raises(ValueError, match=f"version 1 lacks 1 weights, among them '{bias}'"):
-        engine.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != bias])
+        engine.sampler.load_weights(1, [(name, tensor) for name, tensor in state.items() if name != bias])
 
 
 COMMON: dict[str, Any] = {
@@ -311,7 +316,7 @@ def test_a_sliding_window_is_rejected_with_its_size(name: str):
     model = windowed(CONTEXT - 1)[name]()
     reason = f"window .* is {CONTEXT - 1} tokens; model.context={CONTEXT - 1} or less never slides"
     with pytest.raises(ConfigError, match=reason) as caught:
-        HFEngine(model, TOKENIZER, CONTEXT, 8, CPU, record_routes=False)
+        StepEngine(HFSampler(model, TOKENIZER, CONTEXT, 8, CPU, record_routes=False))
     assert (caught.value.key, caught.value.value) == ("rollout.engine", "hf")
 
 
@@ -374,11 +379,13 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         record_routes=False,
         max_new_tokens=8,
         max_batch_rows=32,
+        on_new_weights="finish",
+        stream_seconds=1.0,
         threads=1,
         max_restarts=0,
         max_data_losses=0,
     )
     assert {"hf", "worked_solutions"} <= set(ENGINES.names())
     engine = ENGINES.get("hf")(model_in(tmp_path), rollout, CPU, 0)
-    block = engine.generate(GenerateRequest(range(len(PROMPTS)), PROMPTS, 4, SAMPLING))
+    block = generate(engine, range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
     assert block.texts == run(llama()).texts

@@ -11,21 +11,18 @@ from torch import Tensor
 from orchestrator.config.compose import compose
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.characters import character_tokenizer
-from orchestrator.training.records import Prompt, SamplingParams, WeightVersion
-from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.records import WeightVersion
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
 from orchestrator.training.rollouts.loading import WeightLoader
-from orchestrator.training.rollouts.scripted import ScriptedEngine
 from orchestrator.training.tensors.buckets import NamedTensor, flatten
 
 BUCKET_BYTES = 256
 
 
-class HoldsWeights(ScriptedEngine):
-    """An engine with weights in its own memory. Counts the tensors that are loaded by name."""
+class HoldsWeights:
+    """A model with weights in its own memory. Counts the tensors that are loaded by name."""
 
     def __init__(self, storage: dict[str, Tensor]) -> None:
-        super().__init__(context=32)
         self.storage, self.by_name = storage, 0
         self.versions: list[WeightVersion] = []
 
@@ -35,7 +32,7 @@ class HoldsWeights(ScriptedEngine):
             self.storage[name].copy_(tensor)
         self.versions.append(version)
 
-    def weight_storage(self, name: str) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def weight_storage(self, name: str) -> Tensor | None:
         return self.storage[name]
 
     def weights_written(self, version: WeightVersion) -> None:
@@ -91,7 +88,7 @@ def test_weights_with_another_dtype_or_shape_are_always_loaded_by_name(place: Te
 def test_a_model_with_reallocated_memory_is_loaded_there() -> None:
     """The engine's parameters are used, not the memory that they had before."""
     model = build_model(compose("grpo", []).model, seed=0)
-    engine = HFEngine(model, character_tokenizer(64), 64, 8, torch.device("cpu"), record_routes=False)
+    engine = HFSampler(model, character_tokenizer(64), 64, 8, torch.device("cpu"), record_routes=False)
     loader, wanted = WeightLoader(engine), build_model(compose("grpo", []).model, seed=1).state_dict()
     for version in (1, 2):
         loader.load(version, flatten(wanted.items(), 1 << 16))
@@ -102,13 +99,16 @@ def test_a_model_with_reallocated_memory_is_loaded_there() -> None:
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_engine_without_weights_is_loaded_by_name() -> None:
-    engine = ScriptedEngine(context=32)
+def test_weights_without_memory_of_their_own_are_always_loaded_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = HoldsWeights(room())
+    monkeypatch.setattr(engine, "weight_storage", lambda name: None)
     loader = WeightLoader(engine)
-    prompt = GenerateRequest([0], [Prompt("p", "1+2=", {})], 1, SamplingParams(1.0, 1.0, 4, 0))
     for version in (1, 2):
-        loader.load(version, flatten(state(0.0), BUCKET_BYTES))
-        assert set(engine.generate(prompt).versions.tolist()) == {version}
+        loader.load(version, flatten(state(float(version)), BUCKET_BYTES))
+        assert holds(engine, version)
+    assert engine.by_name == 8
 
 
 def test_a_changed_bucket_size_is_handled() -> None:

@@ -17,13 +17,18 @@ CPU = torch.device("cpu")
 
 
 def penalties(**options: float) -> Penalties:
-    found = Penalties.of(dataclasses.replace(OFF, **options), PROMPTS, 2, [END, OTHER_END], CPU)
+    """Four rollouts, two of each prompt, in rows that other rollouts have used before."""
+    found = Penalties.of(dataclasses.replace(OFF, **options), 4, [END, OTHER_END], CPU)
     assert found is not None
+    found.start(torch.arange(4), [1, 1, 1, 1, 1])
+    found.note(torch.tensor([1, 2]), torch.tensor([10, 8]))
+    for prompt, rows in zip(PROMPTS, ([0, 1], [2, 3]), strict=True):
+        found.start(torch.tensor(rows), prompt)
     return found
 
 
 def test_a_request_without_penalties_costs_nothing():
-    assert Penalties.of(OFF, PROMPTS, 2, [END], CPU) is None
+    assert Penalties.of(OFF, 4, [END], CPU) is None
 
 
 def test_tokens_of_the_prompt_and_of_the_response_are_penalised_as_in_transformers():
@@ -31,8 +36,8 @@ def test_tokens_of_the_prompt_and_of_the_response_are_penalised_as_in_transforme
     request = penalties(repetition_penalty=1.3)
     rollouts = torch.tensor([0, 1, 3])  # two of the first prompt, one of the second
     responses = [[5, 6], [3, 11], [9, 0]]
-    for place, tokens in enumerate(zip(*responses, strict=True)):
-        request.note(rollouts, torch.full((3,), place), torch.tensor(tokens))
+    for tokens in zip(*responses, strict=True):
+        request.note(rollouts, torch.tensor(tokens))
     penalised = request.apply(logits, rollouts, torch.full((3,), 2))
     process = RepetitionPenaltyLogitsProcessor(1.3)
     for row, (rollout, response) in enumerate(zip(rollouts.tolist(), responses, strict=True)):
@@ -60,7 +65,7 @@ def test_the_first_tokens_of_a_response_cannot_end_it():
 
 def test_an_end_token_outside_the_logits_is_left_out():
     """A tokenizer may know more tokens than the model predicts."""
-    request = Penalties.of(dataclasses.replace(OFF, min_new_tokens=1), [[1]], 1, [END, 99], CPU)
+    request = Penalties.of(dataclasses.replace(OFF, min_new_tokens=1), 1, [END, 99], CPU)
     assert request is not None
     penalised = request.apply(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([0]))
     assert penalised.isinf().nonzero().tolist() == [[0, END]]

@@ -136,7 +136,7 @@ def test_penalised_logits_decide_the_token_and_not_its_log_prob():
 def test_frequencies_follow_the_distribution(top_p: float):
     rows = 20_000
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 1.5
-    draws = uniform_draws(3, range(100), rows // 100, tokens=1)[:, 0]
+    draws = torch.cat([uniform_draws(3, group, range(rows // 100), tokens=1)[:, 0] for group in range(100)])
     tokens, _ = sample(logits.expand(rows, -1), draws, SamplingParams(1.0, top_p, 8, 0))
     expected = torch.softmax(logits[0], -1)
     if top_p < 1:
@@ -149,16 +149,17 @@ def test_frequencies_follow_the_distribution(top_p: float):
 
 
 def test_random_draws_depend_on_seed_group_member_and_token():
-    draws = uniform_draws(1, [20, 21, 22], 4, tokens=6)
+    groups = [uniform_draws(1, group_id, range(4), tokens=6) for group_id in (20, 21, 22)]
+    draws = torch.cat(groups)
     assert draws.dtype == torch.float32 and draws.min() >= 0 and draws.max() < 1
     assert len(set(draws.flatten().tolist())) == draws.numel()
-    assert torch.equal(draws, uniform_draws(1, [20, 21, 22], 4, tokens=6))
-    assert not torch.equal(draws, uniform_draws(2, [20, 21, 22], 4, tokens=6))
+    assert torch.equal(groups[0], uniform_draws(1, 20, range(4), tokens=6))
+    assert not torch.equal(groups[0], uniform_draws(2, 20, range(4), tokens=6))
 
 
-def test_random_draws_do_not_depend_on_the_rest_of_the_request():
-    draws = uniform_draws(1, [20, 21, 22], 4, tokens=6)
-    assert torch.equal(uniform_draws(1, [22], 4, tokens=6), draws[8:])
-    assert torch.equal(uniform_draws(1, [21], 2, tokens=6), draws[4:6])
-    assert torch.equal(uniform_draws(1, [20, 21, 22], 4, tokens=4), draws[:, :4])
-    assert torch.equal(uniform_draws(1, [20, 21, 22], 4, tokens=9)[:, :6], draws)
+def test_random_draws_do_not_depend_on_what_else_is_sampled():
+    draws = uniform_draws(1, 21, range(4), tokens=6)
+    assert torch.equal(uniform_draws(1, 21, range(2), tokens=6), draws[:2])
+    assert torch.equal(uniform_draws(1, 21, range(1, 3), tokens=6), draws[1:3])
+    assert torch.equal(uniform_draws(1, 21, range(4), tokens=4), draws[:, :4])
+    assert torch.equal(uniform_draws(1, 21, range(4), tokens=9)[:, :6], draws)

@@ -44,7 +44,8 @@ def ids(text: str) -> list[int]:
 def stopped(tokens: list[int], *stop: str, min_new_tokens: int = 0) -> tuple[int | None, str | None]:
     """After how many tokens the only rollout ends (None: never), and its text."""
     sampling = SamplingParams(1.0, 1.0, 64, 0, stop=stop, min_new_tokens=min_new_tokens)
-    search = StopStrings(TOKENIZER, sampling, ENDS, rollouts=1)
+    search = StopStrings(TOKENIZER, sampling, ENDS)
+    search.start([0])
     for count, token in enumerate(tokens, start=1):
         if search.completed([0], [token])[0]:
             return count, search.text(0)
@@ -97,12 +98,25 @@ def test_end_tokens_have_no_text():
 
 def test_rollouts_of_one_request_do_not_mix():
     sampling = SamplingParams(1.0, 1.0, 64, 0, stop=("ab",))
-    search = StopStrings(TOKENIZER, sampling, ENDS, rollouts=3)
+    search = StopStrings(TOKENIZER, sampling, ENDS)
+    search.start([0, 1, 2])
     a, b, c = ids("abc")
     assert search.completed([0, 2], [a, c]) == [False, False]
     assert search.completed([2, 0], [a, c]) == [False, False]
     assert search.completed([1, 2, 0], [b, b, b]) == [False, True, False]
     assert [search.text(rollout) for rollout in range(3)] == [None, None, "c"]
+
+
+def test_a_row_can_be_used_again():
+    sampling = SamplingParams(1.0, 1.0, 64, 0, stop=("ab",))
+    search = StopStrings(TOKENIZER, sampling, ENDS)
+    a, b, c = ids("abc")
+    search.start([0])
+    assert [search.completed([0], [token])[0] for token in (c, a, b)] == [False, False, True]
+    search.start([0])
+    assert search.text(0) is None
+    assert [search.completed([0], [token])[0] for token in (b, a, b)] == [False, False, True]
+    assert search.text(0) == "b"
 
 
 TEXTS = ("Answer:\n\n\nQ\u00e9, 3 \u20ac; Answer", "\u00e9\u20ac\n\nQ:\n")

@@ -7,18 +7,19 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
-from orchestrator.training.rollouts.engine import GenerateRequest
 from orchestrator.training.rollouts.engines.worked_solutions.engine import WorkedSolutionsEngine
+from tests.support.engines import generate
 
 TOKENIZER = character_tokenizer(64)
 SOLUTION = "<think> 1+2=3 </think><answer>3</answer>"
 
 
 def play(solution: str, max_new_tokens: int = 32) -> RolloutBlock:
-    request = GenerateRequest(
-        [0], [Prompt("sums/train/0", "1+2=", {}, solution)], 2, SamplingParams(1.0, 1.0, max_new_tokens, 0)
+    prompt, sampling = (
+        Prompt("sums/train/0", "1+2=", {}, solution),
+        SamplingParams(1.0, 1.0, max_new_tokens, 0),
     )
-    return WorkedSolutionsEngine(TOKENIZER, context=64).generate(request)
+    return generate(WorkedSolutionsEngine(TOKENIZER, context=64), [0], [prompt], 2, sampling)
 
 
 def test_the_rollout_is_the_solution_and_the_end_token():

@@ -28,6 +28,7 @@ def check(model: ModelConfig) -> None:
         logprobs="tempered",
         repeatable_seeds=True,
         records_routes=True,
+        on_new_weights=frozenset({"finish", "continue", "recompute"}),
         sampling=frozenset(SAMPLING_OPTIONS),
     ),
 )

@@ -25,25 +25,28 @@ _GROWTH = 64
 
 
 class SlotCache(Cache):
-    """A transformers `Cache` of `slots` rows for a model with full attention in every layer.
+    """A transformers `Cache` of at most `slots` rows for a model with full attention in every layer. Its
+    buffers grow with the rows and columns in use.
 
-    Between forwards the owner calls `insert`, `drop` and `open_column`; inside a forward each layer writes
-    the open column.
+    Between forwards the owner calls `insert`, `drop`, `clear` and `open_column`; inside a forward each layer
+    writes the open column.
     """
 
     def __init__(self, layers: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self._buffers = [_SlotLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self._buffers))
         self._device, self._hidden = device, torch.finfo(dtype).min
-        self._mask = torch.zeros(slots, 0, dtype=dtype, device=device)
+        self.slots = slots
+        """The most rows."""
+        self._mask = torch.zeros(0, 0, dtype=dtype, device=device)
         self._starts = torch.zeros(slots, dtype=torch.int64)
         self._ragged = False
         self.rows = 0
         self.low = self.end = 0
 
     @property
-    def slots(self) -> int:
-        """Capacity in rows."""
+    def allocated(self) -> int:
+        """Number of rows that memory is allocated for."""
         return self._mask.shape[0]
 
     @property
@@ -62,11 +65,11 @@ class SlotCache(Cache):
         `repeats[i]` times.
         """
         width = prefilled.get_seq_length()
+        first, last = self.rows, self.rows + int(repeats.sum())
         if self.rows == 0:
             self.low = self.end = 0
-        if width > self.end:
-            self._relocate(width)
-        first, last = self.rows, self.rows + int(repeats.sum())
+        if width > self.end or last > self.allocated:
+            self._relocate(max(width, self.end), last)
         for buffer, source in zip(self._buffers, prefilled.layers, strict=True):
             assert isinstance(source, CacheLayerMixin)
             buffer.insert(
@@ -96,12 +99,16 @@ class SlotCache(Cache):
         self._trim()
         return origin
 
+    def clear(self) -> None:
+        """Drop all rows."""
+        self.rows = 0
+
     def open_column(self) -> torch.Tensor | None:
         """Make room for one more token per row. Returns the additive mask for the next forward pass, [rows,
         1, 1, columns], or None if nothing must be masked.
         """
         if self.end == self.columns:
-            self._relocate(self.end - self.low)
+            self._relocate(self.end - self.low, self.rows)
         self.end += 1
         return self._mask[: self.rows, None, None, self.low : self.end] if self._ragged else None
 
@@ -116,17 +123,20 @@ class SlotCache(Cache):
             self.low = int(starts.min())
             self._ragged = int(starts.max()) > self.low
 
-    def _relocate(self, end: int) -> None:
+    def _relocate(self, end: int, rows: int) -> None:
         """Move the columns in use into larger buffers, so that they end at column `end` with
-        free columns after them.
+        free columns after them, and there is memory for `rows` rows.
         """
+        if rows > self.allocated:
+            rows = min(self.slots, max(rows, 2 * self.allocated))
+        rows = max(rows, self.allocated)
         columns = max(self.columns, end + max(_GROWTH, end // 4))
         source, target = slice(self.low, self.end), slice(end - (self.end - self.low), end)
         for buffer in self._buffers:
-            buffer.relocate(source, target, columns, self.rows)
+            buffer.relocate(source, target, (rows, columns), self.rows)
         self._starts += end - self.end
         self.low, self.end = target.start, end
-        self._mask = self._mask.new_zeros(self.slots, columns)
+        self._mask = self._mask.new_zeros(rows, columns)
         self._hide(slice(0, self.rows))
 
     def _hide(self, rows: slice) -> None:
@@ -152,7 +162,7 @@ class _SlotLayer(CacheLayerMixin):
         zeros, because a masked value is still multiplied by 0 and must not be NaN.
         """
         self.keys, self.values = (
-            states.new_zeros(self._owner.slots, states.shape[1], self._owner.columns, states.shape[3])
+            states.new_zeros(self._owner.allocated, states.shape[1], self._owner.columns, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -173,18 +183,22 @@ class _SlotLayer(CacheLayerMixin):
             live = buffer[:, :, columns]
             live[targets] = live[sources]
 
-    def relocate(self, source: slice, target: slice, columns: int, rows: int) -> None:
-        """Move the states in the columns `source` to `target` of new buffers that are `columns` wide."""
+    def relocate(self, source: slice, target: slice, shape: tuple[int, int], rows: int) -> None:
+        """Move the states of the first `rows` rows in the columns `source` to the columns `target` of new
+        buffers of `shape` (rows, columns).
+        """
         if not self.is_initialized:
             return
         assert self.keys is not None and self.values is not None
         self.keys, self.values = (
-            self._wider(buffer, source, target, columns, rows) for buffer in (self.keys, self.values)
+            self._moved(buffer, source, target, shape, rows) for buffer in (self.keys, self.values)
         )
 
     @staticmethod
-    def _wider(buffer: torch.Tensor, source: slice, target: slice, columns: int, rows: int) -> torch.Tensor:
-        moved = buffer.new_zeros(buffer.shape[0], buffer.shape[1], columns, buffer.shape[3])
+    def _moved(
+        buffer: torch.Tensor, source: slice, target: slice, shape: tuple[int, int], rows: int
+    ) -> torch.Tensor:
+        moved = buffer.new_zeros(shape[0], buffer.shape[1], shape[1], buffer.shape[3])
         moved[:rows, :, target] = buffer[:rows, :, source]
         return moved
 

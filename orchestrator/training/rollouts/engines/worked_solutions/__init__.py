@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 @ENGINES.register(
-    "worked_solutions", EngineFacts(logprobs="none", repeatable_seeds=True, replays_solutions=True)
+    "worked_solutions",
+    EngineFacts(
+        logprobs="none",
+        repeatable_seeds=True,
+        replays_solutions=True,
+        on_new_weights=frozenset({"finish", "continue", "recompute"}),
+    ),
 )
 def worked_solutions(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
     """See `EngineFactory`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -18,19 +19,15 @@ from orchestrator.training.prompts.chat_template import (
     decode_responses,
     encode_text,
     end_of_turn,
-    render_all,
+    render,
     stop_tokens,
     without_prefill,
 )
-from orchestrator.training.records import Finish, Prompt, RolloutBlock, WeightVersion
-from orchestrator.training.rollouts.blocks import (
-    Response,
-    assemble_block,
-    require_room,
-    room_for_response,
-)
+from orchestrator.training.records import Finish, Prompt, WeightVersion
+from orchestrator.training.rollouts.blocks import require_room, room_for_response
 from orchestrator.training.rollouts.config import RolloutConfig
-from orchestrator.training.rollouts.engine import GenerateRequest, NamedTensor
+from orchestrator.training.rollouts.engine import Response, SampledGroup, SampleRequest
+from orchestrator.training.tensors.buckets import Bucket
 
 
 class WorkedSolutionsEngine:
@@ -47,38 +44,23 @@ class WorkedSolutionsEngine:
         self._end, self._stops = end_of_turn(tokenizer), stop_tokens(tokenizer)
         self._version: WeightVersion = 0
 
-    def generate(self, request: GenerateRequest) -> RolloutBlock:
-        """The solutions, each `group_size` times. Raises ConfigError for a prompt without one, or with one
-        that is too long.
-        """
-        prompts = list(render_all(self._tokenizer, [prompt.text for prompt in request.prompts]))
-        responses: list[Response] = []
-        for prompt, rendered in zip(request.prompts, prompts, strict=True):
-            length = len(rendered.tokens)
-            require_room(prompt, length, self._context)
-            room = room_for_response(length, request.sampling.max_new_tokens, self._context)
-            responses += [self._play_back(prompt, rendered.prefill, room)] * request.group_size
-        return assemble_block(
-            request,
-            [rendered.tokens for rendered in prompts],
-            responses,
-            self._version,
-            self._context,
-            lambda rows: decode_responses(self._tokenizer, rows, self._stops),
-            prefills=[rendered.prefill for rendered in prompts],
+    async def sample(self, request: SampleRequest) -> SampledGroup:
+        """The solution, `group_size` times. Raises ConfigError if there is none, or if it is too long."""
+        rendered = render(self._tokenizer, request.prompt.text)
+        length = len(rendered.tokens)
+        require_room(request.prompt, length, self._context)
+        room = room_for_response(length, request.sampling.max_new_tokens, self._context)
+        response = self._play_back(request.prompt, rendered.prefill, room)
+        return SampledGroup(
+            request, rendered.tokens, (response,) * request.group_size, room, prefill=rendered.prefill
         )
 
-    def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
-        """Tokens from now on carry `version`; the tensors are read to the end and dropped."""
-        for _ in tensors:
+    async def update_weights(
+        self, version: WeightVersion, buckets: Iterable[Bucket], *, recompute: bool
+    ) -> None:
+        """Tokens from now on carry `version`; the weights are read to the end and dropped."""
+        for _ in buckets:
             pass
-        self._version = version
-
-    def weight_storage(self, name: str) -> None:
-        """It has no weights."""
-
-    def weights_written(self, version: WeightVersion) -> None:
-        """Tokens from now on carry `version`."""
         self._version = version
 
     def _play_back(self, prompt: Prompt, prefill: str, room: int) -> Response:
@@ -98,7 +80,13 @@ class WorkedSolutionsEngine:
                 f"{len(tokens)} or more",
                 f"the solution of {prompt.prompt_id}",
             )
-        return Response(tokens, [0.0] * len(tokens), Finish.STOP)
+        return Response(
+            tokens=np.array(tokens, dtype=np.int32),
+            logprobs=np.zeros(len(tokens), dtype=np.float32),
+            versions=np.full(len(tokens), self._version, dtype=np.int32),
+            finish=Finish.STOP,
+            text=decode_responses(self._tokenizer, [tokens], self._stops)[0],
+        )
 
 
 def build(

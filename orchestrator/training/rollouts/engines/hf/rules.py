@@ -1,0 +1,67 @@
+"""What follows from one `SamplingParams`: how tokens are chosen, and where rollouts end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from orchestrator.training.prompts.chat_template import decode_responses
+from orchestrator.training.records import SamplingParams
+from orchestrator.training.rollouts.penalties import Penalties
+from orchestrator.training.rollouts.sampling import sample
+from orchestrator.training.rollouts.stop_strings import StopStrings
+
+
+class SamplingRules:
+    """Samples for the rollouts of a table that share their parameters. Rollouts are named by their rows."""
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        tokenizer: PreTrainedTokenizerFast,
+        stops: Set[int],
+        rows: int,
+        device: torch.device,
+    ) -> None:
+        self.sampling = sampling
+        self._tokenizer, self._device = tokenizer, device
+        self._ends = stops | set(sampling.stop_token_ids)
+        ends = sorted(self._ends)
+        self._end_tokens = torch.tensor(ends)
+        self._penalties = Penalties.of(sampling, rows, ends, device)
+        self._stop_strings = StopStrings(tokenizer, sampling, self._ends) if sampling.stop else None
+
+    def start(self, rows: torch.Tensor, prompt: Sequence[int]) -> None:
+        """Begin rollouts of `prompt` in these rows."""
+        if self._penalties is not None:
+            self._penalties.start(rows, prompt)
+        if self._stop_strings is not None:
+            self._stop_strings.start(rows.tolist())
+
+    def choose(
+        self, logits: torch.Tensor, draws: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sample token number `places[i]`, counted from 0, of the rollout in row `rows[i]`, from `logits`
+        [n, V] and `draws` [n]. Returns on the CPU its token [n], its log-prob [n], and whether it ends the
+        rollout [n].
+        """
+        penalties = self._penalties
+        penalised = None if penalties is None else penalties.apply(logits, rows, places)
+        tokens, logprobs = sample(logits, draws.to(self._device), self.sampling, penalised)
+        tokens, logprobs = tokens.cpu(), logprobs.cpu()
+        if penalties is not None:
+            penalties.note(rows, tokens)
+        stopped = torch.isin(tokens, self._end_tokens)
+        if self._stop_strings is not None:
+            stopped |= torch.tensor(self._stop_strings.completed(rows.tolist(), tokens.tolist()))
+        return tokens, logprobs, stopped
+
+    def texts(self, rows: Sequence[int], responses: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """The text of the finished rollouts in `rows`, which sampled the tokens `responses`."""
+        texts = decode_responses(self._tokenizer, responses, self._ends)
+        if self._stop_strings is None:
+            return texts
+        before = [self._stop_strings.text(row) for row in rows]
+        return tuple(whole if text is None else text for whole, text in zip(texts, before, strict=True))
