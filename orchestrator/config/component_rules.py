@@ -210,6 +210,16 @@ def engines_support_the_sampling(config: RunConfig) -> Iterator[ConfigError]:
                 yield ConfigError(f"{group}.{key}", _shown(value), allowed, hint)
 
 
+def engines_support_the_update(config: RunConfig) -> Iterator[ConfigError]:
+    """Not every engine can replace weights while rollouts run, or recompute a cache."""
+    facts, rollout = facts_of(config), config.rollout
+    if facts is None or rollout.on_new_weights in facts.engine.on_new_weights:
+        return
+    supported = ", ".join(sorted(facts.engine.on_new_weights))
+    hint = f"rollout.engine {rollout.engine} does not support it"
+    yield ConfigError("rollout.on_new_weights", rollout.on_new_weights, supported, hint)
+
+
 def _shown(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 

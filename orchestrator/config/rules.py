@@ -255,6 +255,7 @@ RULES: tuple[Rule, ...] = (
     _solutions_come_from_one_place,
     _batch_is_divisible,
     _experts_are_divisible,
+    component_rules.engines_support_the_update,
     component_rules.staleness_is_corrected,
     _every_step_learns,
     _slots_hold_the_roles,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -22,7 +23,7 @@ from orchestrator.training.cluster.object_store_channel import ObjectStoreChanne
 from orchestrator.training.cluster.run_spec import ActorIdentity, RunSpec
 from orchestrator.training.models.build import build_model
 from orchestrator.training.records import Prompt, SamplingParams
-from orchestrator.training.stages import RolloutRequest
+from orchestrator.training.stages import PublishedWeights, RolloutRequest, WeightRef
 from orchestrator.training.tensors.buckets import Allocate, Bucket, flatten
 from orchestrator.training.usage import Role
 from orchestrator.training.weights.channel import WeightChannel, WeightsNotFoundError
@@ -32,6 +33,8 @@ from tests.support.lanes import also_long
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 BUCKET_BYTES = 65536
+KEYS = itertools.count()
+"""Of requests; later ones have newer weights."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,10 +74,11 @@ class Publisher:
 class Worker(RolloutActor):
     """A rollout worker that shows its weights."""
 
-    def weights(self) -> dict[str, Tensor]:
-        (engine,) = self._engines.values()
+    async def weights(self) -> dict[str, Tensor]:
+        engine: Any = self._worker._engines.training  # pyright: ignore[reportPrivateUsage]
         names = build_model(self._spec.model, 0).state_dict()
-        return {name: tensor.clone() for name in names if (tensor := engine.weight_storage(name)) is not None}
+        storage = engine.sampler.weight_storage
+        return {name: tensor.clone() for name in names if (tensor := storage(name)) is not None}
 
 
 def _parts(channel: str, directory: Path) -> RunSpec:
@@ -98,7 +102,9 @@ def _request(version: int) -> RolloutRequest:
 
 
 def _sampled_versions(worker: Any, version: int, handle: object) -> set[int]:
-    answer: Any = ray.get(worker.generate.remote(_request(version), version, handle))
+    key = next(KEYS)
+    weights = PublishedWeights(version, WeightRef(handle), sequence=key)
+    answer: Any = ray.get(worker.generate.remote(key, _request(version), weights))
     return set(answer[0].versions.tolist())
 
 

@@ -222,10 +222,10 @@ def test_a_nan_ends_the_run_without_a_rebuild(max_staleness: int, tmp_path: Path
 
 
 def break_generate(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    async def broken(*_: object) -> AsyncGenerator[Generated]:
+    async def broken(*_: object) -> AsyncGenerator[None]:
         await asyncio.sleep(0.1)
         raise error
-        yield  # makes it a generator
+        yield
 
     monkeypatch.setattr(SimulatedRolloutWorker, "generate", broken)
 
@@ -293,9 +293,9 @@ def test_a_cancelled_run_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_simulation_detects_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests the simulation itself: a run that would hang forever is an error, not a test that never ends."""
 
-    async def hang(*_: object) -> AsyncGenerator[Generated]:
+    async def hang(*_: object) -> AsyncGenerator[None]:
         await asyncio.Event().wait()
-        yield  # makes it a generator
+        yield
 
     monkeypatch.setattr(SimulatedRolloutWorker, "generate", hang)
     with pytest.raises(DeadlockError):

@@ -53,9 +53,7 @@ class SampledGroup:
     prompt_tokens: Sequence[int]
     responses: tuple[Response, ...]
     limit: int
-    """The most tokens that a response could have: `max_new_tokens`, or fewer if the context is full
-    earlier.
-    """
+    """The most tokens that a response could have: `max_new_tokens`, or what the context has room for."""
     prefill: str = ""
     """The beginning of the response that the rendered prompt already contains."""
     prompt_routes: NDArray[np.int16] | None = field(default=None, repr=False)  # [prompt tokens, R, k]

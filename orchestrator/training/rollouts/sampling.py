@@ -13,8 +13,8 @@ from orchestrator.training.records import SamplingParams
 
 
 def uniform_draws(seed: int, group_id: int, members: range, tokens: int) -> torch.Tensor:
-    """The random number that decides each token of some members of a group, [members, tokens], float32 in
-    [0, 1).
+    """The random numbers that decide the tokens of some members of a group, float32 in [0, 1), of shape
+    [members, tokens].
 
     A number depends only on the seed, the group's id, the member's index in the group and the token's
     position. It does not change with the number of workers, the other groups or `tokens`.

@@ -19,8 +19,8 @@ from orchestrator.training.tensors.buckets import Bucket
 
 
 class StepSampler(WeightTarget, Protocol):
-    """Samples groups step by step. Tickets identify groups, because an evaluation may use the same group ids
-    as training.
+    """Samples groups step by step. Tickets identify the groups, because an evaluation uses group ids that
+    training uses too.
     """
 
     @property

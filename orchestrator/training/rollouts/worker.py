@@ -22,8 +22,8 @@ from orchestrator.training.usage import Activity
 from orchestrator.training.usage_meter import UsageMeter
 
 FetchWeights = Callable[[PublishedWeights], Awaitable[Generator[Bucket]]]
-"""Brings published weights to this process, and returns their buckets. Raises WeightsNotFoundError if they
-are gone.
+"""Brings published weights to this process and returns their buckets. Raises WeightsNotFoundError if the
+weights are gone.
 """
 
 
@@ -66,9 +66,7 @@ class _Progress:
 
 
 class EngineWorker:
-    """Runs requests on engines. Belongs to one event loop. Requests are identified by keys that the caller
-    chooses.
-    """
+    """Runs requests on engines. Belongs to one event loop. The caller identifies requests by keys."""
 
     def __init__(
         self,

@@ -156,6 +156,9 @@ def test_a_third_party_engine_is_checked_by_its_facts() -> None:
         "[], or rollout.engine hf",
     )
     assert "rollout.engine theirs does not support it" in found["rollout.stop"].hint
+    found = refusals("grpo", *chosen, "rollout.on_new_weights=continue")
+    assert found.keys() == {"rollout.on_new_weights"}
+    assert found["rollout.on_new_weights"].allowed == "finish"
     ENGINES.register("theirs", EngineFacts(sampling=frozenset({"stop"})))(ENGINES.get("theirs"))
     assert refusals("grpo", *chosen, "rollout.stop=[x]") == {}
     facts = EngineFacts(logprobs="raw", records_routes=True)

@@ -34,9 +34,7 @@ class Forgetful:
         self.asked: list[int] = []
         self.publish_meanwhile = lambda: None
 
-    async def generate(
-        self, request: RolloutRequest, weights: PublishedWeights
-    ) -> AsyncGenerator[Generated]:
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> AsyncGenerator[Generated]:
         self.asked.append(weights.version)
         self.publish_meanwhile()
         if weights.version == 0:
@@ -55,9 +53,7 @@ class Streaming:
         self.updates: list[tuple[int, int]] = []
         self.closed = 0
 
-    async def generate(
-        self, request: RolloutRequest, weights: PublishedWeights
-    ) -> AsyncGenerator[Generated]:
+    async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> AsyncGenerator[Generated]:
         try:
             for count, (group_id, _) in enumerate(request.groups):
                 if count == self._dies_after:
@@ -86,9 +82,7 @@ def forgetful_pool(worker: Forgetful) -> RolloutPool[Forgetful]:
     return RolloutPool(WorkerPool([worker], _never, 0, lambda lost: None), waits)
 
 
-def streaming_pool(
-    *workers: Streaming, push: bool = False, capacity: int = 8
-) -> RolloutPool[Streaming]:
+def streaming_pool(*workers: Streaming, push: bool = False, capacity: int = 8) -> RolloutPool[Streaming]:
     waits = Waits(lambda event: None, FakeClock())
     pool = WorkerPool(list(workers), _replace, 1, lambda lost: None, capacity)
     return RolloutPool(pool, waits, push=push)

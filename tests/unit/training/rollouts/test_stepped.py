@@ -1,4 +1,4 @@
-"""Samplers as engines: groups join and leave while others are sampled, and weights change between two tokens."""
+"""Samplers as engines: groups join and leave a running batch, and weights change between two tokens."""
 
 from __future__ import annotations
 

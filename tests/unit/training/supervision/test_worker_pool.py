@@ -316,3 +316,47 @@ def test_errors_while_building_a_worker_are_passed_on() -> None:
         assert caught.value is refused
 
     run_in_virtual_time(main())
+
+
+def test_a_worker_that_several_tasks_lose_at_once_counts_once() -> None:
+    async def main() -> None:
+        shop = Shop(count=1, max_restarts=1)
+        pool = WorkerPool([Worker("w-0")], shop._replace, 1, lambda lost: shop.lost.append(lost.worker), 3)  # pyright: ignore[reportPrivateUsage]
+        answers = await asyncio.gather(*(pool.call(dies_on("w-0")) for _ in range(3)))
+        assert answers == ["w-0/1"] * 3
+        assert (shop.lost, pool.restarts) == (["w-0"], 1)
+        assert now() == 1.0 + 5.0 + 1.0
+
+    run_in_virtual_time(main())
+
+
+def test_a_loan_of_a_lost_worker_gives_its_successor_no_capacity() -> None:
+    async def main() -> None:
+        pool = Shop(count=1).open()
+        async with pool.borrow(2) as loan:
+            raise WorkerLostError("w-0", "died")
+        assert loan.is_lost
+        async with pool.borrow(2) as fresh:
+            loan.give_back(2)
+            waiting = asyncio.ensure_future(pool.call(sleeps(0.0)))
+            await asyncio.sleep(1.0)
+            assert not waiting.done() and fresh.worker.life == 1
+        assert await waiting == "w-0/1"
+
+    run_in_virtual_time(main())
+
+
+def test_a_worker_gets_tasks_until_its_capacity_is_used_and_the_least_loaded_first() -> None:
+    async def main() -> None:
+        pool = WorkerPool([Worker("w-0"), Worker("w-1")], Shop()._replace, 0, lambda lost: None, 4)  # pyright: ignore[reportPrivateUsage]
+        async with pool.borrow(3) as first, pool.borrow(2) as second, pool.borrow(3) as third:
+            assert [loan.worker.name for loan in (first, second, third)] == ["w-0", "w-1", "w-1"]
+            async with pool.borrow(1) as fourth:  # 3 of 4 used, so one more task, whatever its size
+                assert fourth.worker.name == "w-0"
+                waiting = asyncio.ensure_future(pool.call(sleeps(0.0)))
+                await asyncio.sleep(1.0)
+                assert not waiting.done()
+                third.give_back(2)
+                assert await waiting == "w-1/0"
+
+    run_in_virtual_time(main())

@@ -44,8 +44,8 @@ class SamplingRules:
         self, logits: torch.Tensor, draws: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sample token number `places[i]`, counted from 0, of the rollout in row `rows[i]`, from `logits`
-        [n, V] and `draws` [n]. Returns on the CPU its token [n], its log-prob [n], and whether it ends the
-        rollout [n].
+        [n, V] and `draws` [n]. Returns, on the CPU, the tokens [n], their log-probs [n], and which of them
+        end their rollouts [n].
         """
         penalties = self._penalties
         penalised = None if penalties is None else penalties.apply(logits, rows, places)

@@ -177,9 +177,7 @@ class HFSampler:
     # -- one step
 
     def _worth_admitting(self) -> bool:
-        """Reading prompts costs about a step however few there are, so it waits until an eighth of the slots
-        is free.
-        """
+        """Reading a prompt costs as much as a step, so it waits until an eighth of the slots is free."""
         free = self._cache.slots - self.running
         return free >= len(self._waiting[0].members) and free >= self._cache.slots // 8
 
