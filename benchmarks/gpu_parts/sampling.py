@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,10 @@ from orchestrator.training.learner.micro_batch import collate
 from orchestrator.training.learner.rows import rollout_rows
 from orchestrator.training.prompts.chat_template import end_of_turn
 from orchestrator.training.records import BatchPart, RolloutBlock, SamplingParams, ScoreBlock
-from orchestrator.training.rollouts.engine import GenerateRequest
-from orchestrator.training.rollouts.engines.hf.engine import HFEngine
+from orchestrator.training.rollouts.blocks import sample_block
+from orchestrator.training.rollouts.engine import Engine
+from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
+from orchestrator.training.rollouts.stepped import StepEngine
 
 BFLOAT16 = 2
 
@@ -36,8 +39,8 @@ class Sampling:
         self._shape = size.shape(family)
         self._model = random_model(size, family, device)
         self._tokenizer = word_tokenizer(size)
-        self._engine = HFEngine(
-            self._model, self._tokenizer, size.context, size.rows, device, record_routes=False
+        self._engine = StepEngine(
+            HFSampler(self._model, self._tokenizer, size.context, size.rows, device, record_routes=False)
         )
 
     def speed(self) -> dict[str, Any]:
@@ -100,11 +103,11 @@ class Sampling:
         return sample_with_engine(self._engine, self._size)
 
 
-def sample_with_engine(engine: HFEngine, size: Size) -> RolloutBlock:
+def sample_with_engine(engine: Engine, size: Size) -> RolloutBlock:
     """Sample all groups of the workload."""
     sampling = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=size.new_tokens, seed=0)
-    return engine.generate(
-        GenerateRequest(range(size.prompts), random_prompts(size), size.group_size, sampling)
+    return asyncio.run(
+        sample_block(engine, range(size.prompts), random_prompts(size), size.group_size, sampling)
     )
 
 
