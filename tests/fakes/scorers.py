@@ -200,13 +200,19 @@ def holds_the_gil(completion: Completion) -> float:
 
 
 def starts_orphans(completion: Completion) -> float:
-    """Starts a process in its own session, and one by a double fork; then it hangs."""
-    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    """Starts a process in its own session, and one by a double fork. An absolute path as the answer is a file
+    to which both add their process id before the scorer goes on. With "bad" in the answer it then hangs.
+    """
+    path = completion.text if completion.text.startswith("/") else os.devnull
+    add_pid = 'echo $$ >> "$0"; exec sleep 600'
+    subprocess.Popen(["sh", "-c", add_pid, path], start_new_session=True)
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            time.sleep(600)
+            os.execvp("sh", ["sh", "-c", add_pid, path])
         os._exit(0)
+    while path != os.devnull and (not Path(path).exists() or Path(path).read_text().count("\n") < 2):
+        time.sleep(0.005)
     if "bad" in completion.text:
         holds_the_gil(completion)
     return 1.0

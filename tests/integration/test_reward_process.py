@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -181,26 +180,15 @@ time.sleep(60)
     assert wait_for(lambda: not alive(child))
 
 
-@pytest.mark.parametrize("text", ["a", "bad"], ids=["between rollouts", "in C code that holds the GIL"])
-def test_all_processes_started_by_a_scorer_end_with_the_grader(make: Make, text: str) -> None:
+@pytest.mark.parametrize("name", ["a", "bad"], ids=["between rollouts", "in C code that holds the GIL"])
+def test_all_processes_started_by_a_scorer_end_with_the_grader(make: Make, name: str, tmp_path: Path) -> None:
     others = set(descendants(os.getpid()))  # such as multiprocessing's resource tracker
-    grader = make("starts_orphans", timeout_seconds=1.0)
-    (pid,) = grader.pids
-    tree = [pid]
-    seen = threading.Event()
-
-    def watch() -> None:
-        while len(tree) < 3 and not seen.is_set():
-            tree[:] = sorted({*tree, *descendants(os.getpid())} - others)
-            time.sleep(0.005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    grader.grade(rollout_block([text]))
+    grader = make("starts_orphans", timeout_seconds=4.0)
+    tree = [*grader.pids]
+    grader.grade(rollout_block([str(tmp_path / name)]))
+    tree += map(int, (tmp_path / name).read_text().split())
     grader.close()
-    seen.set()
-    watcher.join()
-    assert len(tree) >= 3
+    assert len(tree) == 3
     assert wait_for(lambda: not any(map(alive, tree)))
     assert not set(descendants(os.getpid())) - others
 
