@@ -1,4 +1,5 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each installs what it needs into .venv.
+# An engine whose packages conflict with ours has an environment of its own beside it, such as .venv-vllm.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -7,22 +8,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
+VLLM := .venv-vllm
 BENCHMARKS := $(filter-out machine process_cpu setup_time trl_side,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 # Images of containers often set this. Each process, of which a run has a dozen, would then compile all of its imports again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test test-all check lint bench docs focus-validate lock wheels clean
+.PHONY: help install engines demo test test-all check lint bench docs focus-validate lock wheels clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install: $(TEST) ## create .venv with the package and its development tools
 
-$(VENV)/bin/python:
+$(VENV)/bin/python $(VLLM)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing. On Debian 12: apt-get install python3.11 python3.11-venv; any Python from 3.11 on: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: venv support is missing. On Debian 12: apt-get install python3.11-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)/..
 
 $(DEMO): requirements/demo.txt requirements/torch.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python requirements/install.py demo
@@ -31,6 +33,12 @@ $(DEMO): requirements/demo.txt requirements/torch.txt pyproject.toml | $(VENV)/b
 $(TEST): requirements/test.txt requirements/torch.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python requirements/install.py test
 	@touch $(DEMO) $@
+
+engines: $(VLLM)/.installed ## create .venv-vllm, the environment of the engine vllm (rollout.engine=vllm)
+
+$(VLLM)/.installed: requirements/vllm.txt requirements/vllm-torch.txt pyproject.toml | $(VLLM)/bin/python
+	$(VLLM)/bin/python requirements/install.py vllm
+	@touch $@
 
 demo: $(DEMO) ## cold start, then GRPO, on two CPU cores: watch a small MoE learn to reason
 	$(BIN)/orchestrator run r1_demo
@@ -66,5 +74,5 @@ lock: $(TEST) ## pin the versions that make demo and make test install (UPGRADE=
 wheels: $(TEST) ## pack requirements/wheels again: packages that are published as source only
 	$(BIN)/pip wheel --quiet --no-deps --no-binary :all: --wheel-dir requirements/wheels $(shell grep -E '^(deepspeed|antlr4-python3-runtime)==' requirements/demo.txt)
 
-clean: ## remove what the other targets made, except .venv
+clean: ## remove what the other targets made, except .venv and .venv-vllm
 	rm -rf runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache

@@ -1,8 +1,8 @@
-"""Install what `make demo` or `make test` needs into the environment that runs this script.
+"""Install what `make demo`, `make test` or `make engines` needs into the environment that runs this script.
 
     .venv/bin/python requirements/install.py demo
 
-The versions are those of `demo.txt` or `test.txt` beside this file, and every one of them is a wheel: uv is
+The versions are those of `demo.txt`, `test.txt` or `vllm.txt` beside this file, and every one of them is a wheel: uv is
 told to build nothing. pip's settings (index, find-links, certificate, ...) are handed on to uv, so a machine
 that is set up for pip needs no further configuration.
 """
@@ -19,7 +19,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 UV = "uv==0.13.9"
-TARGETS = ("demo", "test")
+TORCH = {"demo": "torch.txt", "test": "torch.txt", "vllm": "vllm-torch.txt"}
+"""The file with torch for each target."""
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WHEELS = HERE / "wheels"
@@ -39,8 +40,8 @@ UV_SETTINGS = {
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
-        sys.exit(f"usage: python requirements/install.py {'|'.join(TARGETS)}")
+    if len(sys.argv) != 2 or sys.argv[1] not in TORCH:
+        sys.exit(f"usage: python requirements/install.py {'|'.join(TORCH)}")
     target = sys.argv[1]
     started = time.monotonic()
     _say(f"[1/4] {UV}, the installer")
@@ -48,7 +49,7 @@ def main() -> None:
     settings = uv_settings(_pip_config(), os.environ)
     pins = HERE / f"{target}.txt"
     _say("[2/4] torch")
-    _uv(settings, "--requirements", HERE / "torch.txt", "--constraints", pins)
+    _uv(settings, "--requirements", HERE / TORCH[target], "--constraints", pins)
     _say(f"[3/4] {sum(1 for _ in requirements(pins))} packages")
     _uv(settings, "--requirements", pins, "--no-deps", "--no-build", "--find-links", WHEELS)
     _say("[4/4] rl-orchestrator, editable")
