@@ -2,9 +2,9 @@
 
     .venv/bin/python requirements/install.py demo
 
-The versions are those of `demo.txt`, `test.txt` or `vllm.txt` beside this file, and every one of them is a wheel: uv is
-told to build nothing. pip's settings (index, find-links, certificate, ...) are handed on to uv, so a machine
-that is set up for pip needs no further configuration.
+The versions are those of `demo.txt`, `test.txt` or `vllm.txt` beside this file, and every one of them is a
+wheel: uv is told to build nothing. pip's settings (index, find-links, certificate, ...) are handed on to uv,
+so a machine that is set up for pip needs no further configuration.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from orchestrator.capacity.activations import MicroBatch, cache_bytes, micro_bat
 from orchestrator.capacity.job import Job
 from orchestrator.capacity.parameters import total_parameters
 from orchestrator.capacity.state import Sharding, learner_state
+from orchestrator.training.rollouts.engines import ENGINES
 
 FP32 = 4
 SAMPLING_COPIES = 3
@@ -81,8 +82,11 @@ def learner_memory(job: Job) -> Memory:
 
 
 def rollout_memory(job: Job) -> Memory:
-    """One rollout worker: the whole model, and the cache of the rows that it samples at once."""
+    """One rollout worker: the whole model, and the cache of the rows that it samples at once. An engine over
+    several accelerators has an equal share of both on each.
+    """
     config, size = job.config.rollout, job.element_bytes
+    shards = ENGINES.facts(config.engine).accelerators(config.engine_options)
     rows = min(config.max_batch_rows, -(-job.rollouts // config.workers)) if job.samples else 0
     length = min(round(job.lengths.longest_prompt) + config.max_new_tokens, job.longest)
     return Memory(
@@ -93,8 +97,8 @@ def rollout_memory(job: Job) -> Memory:
         logits=SAMPLING_COPIES * FP32 * rows * job.shape.vocabulary,
         buckets=job.config.learner.bucket_bytes,
         reference=0,
-        rollout_weights=size * total_parameters(job.shape).total if job.samples else 0,
-        kv_cache=cache_bytes(job.shape, rows, length, size),
+        rollout_weights=size * total_parameters(job.shape).total // shards if job.samples else 0,
+        kv_cache=cache_bytes(job.shape, rows, length, size) // shards,
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
@@ -218,6 +220,56 @@ def engines_support_the_update(config: RunConfig) -> Iterator[ConfigError]:
     supported = ", ".join(sorted(facts.engine.on_new_weights))
     hint = f"rollout.engine {rollout.engine} does not support it"
     yield ConfigError("rollout.on_new_weights", rollout.on_new_weights, supported, hint)
+
+
+def engine_options_are_known(config: RunConfig) -> Iterator[ConfigError]:
+    """An engine would ignore an option that it does not have, or fail when it starts."""
+    facts, given = facts_of(config), config.rollout.engine_options
+    if facts is None:
+        return
+    if facts.engine.options is None:
+        if given:
+            hint = f"rollout.engine {config.rollout.engine} has no options"
+            yield ConfigError("rollout.engine_options", str(given), "{}", hint)
+        return
+    known = facts.engine.options.model_fields
+    try:
+        facts.engine.options.model_validate(given)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            key, unknown = ".".join(map(str, detail["loc"])), detail["type"] == "extra_forbidden"
+            allowed = ", ".join(known) if unknown else detail["msg"].removeprefix("Input should be ")
+            yield ConfigError(f"rollout.engine_options.{key}", str(detail["input"]), allowed)
+
+
+def engine_fits_its_accelerators(config: RunConfig) -> Iterator[ConfigError]:
+    """An engine over several GPUs needs all of them in the slot of its worker."""
+    facts, cluster = facts_of(config), config.cluster
+    if facts is None or any(engine_options_are_known(config)):
+        return
+    needed = facts.engine.accelerators(config.rollout.engine_options)
+    if needed == 1:
+        return
+    hint = f"rollout.engine_options ask for one engine over {needed} GPUs"
+    if cluster.resource != "gpu":
+        yield ConfigError("cluster.resource", cluster.resource, "gpu", hint)
+    elif cluster.layout != "split":
+        yield ConfigError("cluster.layout", cluster.layout, "split", hint)
+    elif cluster.rollout.gpus != needed:
+        yield ConfigError("cluster.rollout.gpus", f"{cluster.rollout.gpus:g}", str(needed), hint)
+
+
+def engines_share_an_environment(config: RunConfig) -> Iterator[ConfigError]:
+    """Held-out answers are sampled by the rollout workers."""
+    try:
+        engine, evaluation = (
+            ENGINES.facts(name).environment for name in (config.rollout.engine, config.evaluation.engine)
+        )
+    except ConfigError:
+        return
+    if config.evaluation.every and engine != evaluation:
+        hint = "it answers in the rollout workers, and the two engines need different Python environments"
+        yield ConfigError("evaluation.engine", config.evaluation.engine, config.rollout.engine, hint)
 
 
 def _shown(value: object) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 CHANGEABLE = (
     "steps",
     "purpose",
+    "rollout.engine_options",
     "rollout.workers",
     "rollout.max_batch_rows",
     "rollout.stream_seconds",

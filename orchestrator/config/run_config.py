@@ -72,8 +72,8 @@ class EvaluationConfig(Settings):
     0: no evaluation.
     """
     engine: str
-    """Registered name of the rollout engine that generates the answers. Evaluations sample from the model
-    even if training plays back worked solutions.
+    """Registered name of the rollout engine that generates the answers, by default that of the rollouts. The
+    job `sft` sets `hf`: evaluations sample from the model even if training plays back worked solutions.
     """
     prompts: int = Field(ge=1)
     """How many of the task's held-out prompts are used."""

@@ -9,6 +9,7 @@ from orchestrator.config.run_config import EvaluationConfig, RunConfig
 from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.checkpoints.store import open_store
+from orchestrator.training.cluster.environments import interpreters
 from orchestrator.training.cluster.placement import Placement, plan_placement
 from orchestrator.training.cluster.run_spec import RunSpec
 from orchestrator.training.evaluation import SEED, SampledAnswers
@@ -24,7 +25,11 @@ from orchestrator.training.telemetry.training_health import LearningSignal
 def placement_of(config: RunConfig) -> Placement:
     """Assign the actors to slots. Raises ConfigError if the actors of a slot need more than it has."""
     return plan_placement(
-        config.cluster, config.rollout.workers, config.reward.workers, config.learner.world_size
+        config.cluster,
+        config.rollout.workers,
+        config.reward.workers,
+        config.learner.world_size,
+        interpreters(config.cluster.environments, ENGINES.facts(config.rollout.engine).environment),
     )
 
 

@@ -11,6 +11,7 @@ from orchestrator.ledger.calendar import day_of
 from orchestrator.ledger.errors import LedgerError
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.masking import masked_keys
+from orchestrator.training.cluster.environments import check_interpreters
 from orchestrator.training.prompts.load import load_prompts
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.rewards.trial import check_scorers
@@ -72,14 +73,15 @@ def check_prices(config: RunConfig, day: int, *, resumes: bool) -> None:
 
 
 def check_engines(config: RunConfig) -> None:
-    """Raise ConfigError for a model that can't be built, or that an engine of the run can't serve. Reads the
-    model's configuration, never its weights.
+    """Raise ConfigError for a model that can't be built, or that an engine of the run can't serve, and for a
+    Python environment that can't run its actors. Reads the model's configuration, never its weights.
     """
     from orchestrator.training.models.build import check_model
 
     check_model(config.model)
     for name in sorted({config.rollout.engine, config.evaluation.engine}):
         ENGINES.facts(name).check(config.model)
+    check_interpreters(config.cluster.environments, ENGINES.facts(config.rollout.engine).environment)
 
 
 def _checked_prompts(config: RunConfig) -> EpochPrompts:

@@ -19,6 +19,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from orchestrator.errors import StateError
+from orchestrator.training.cluster.environments import (
+    Probe,
+    default_interpreter,
+    interpreter_problem,
+    probe_interpreter,
+)
+from orchestrator.training.rollouts.engines import ENGINES, EngineEnvironment
 
 GIB = 1 << 30
 DISK_BYTES = 5 * GIB
@@ -58,6 +65,7 @@ def machine_checks(output_dir: Path, environ: Mapping[str, str] = os.environ) ->
         python(sys.version_info[:3]),
         *packages(_declared_requirements()),
         *extras(),
+        *engines(),
         cpus(),
         shared_memory(SHARED_MEMORY_BYTES),
         file_descriptors(),
@@ -127,6 +135,27 @@ def extras() -> list[Check]:
             remedy = f"pip install 'rl-orchestrator[{extra}]'"
             checks.append(Check(f"extra {extra}", True, f"not installed; optional, for {use}", remedy))
     return checks
+
+
+def engines(probe: Probe = probe_interpreter) -> list[Check]:
+    """The Python environments of engines. None is needed unless a run chooses its engine."""
+    checks: list[Check] = []
+    for name in ENGINES.names():
+        environment = ENGINES.facts(name).environment
+        if environment is not None:
+            checks.append(_engine(name, environment, probe))
+    return checks
+
+
+def _engine(name: str, environment: EngineEnvironment, probe: Probe) -> Check:
+    path = default_interpreter(environment)
+    if not path.exists():
+        detail = f"not installed; optional, for rollout.engine={name}"
+        return Check(f"engine {name}", True, detail, environment.remedy)
+    problem = interpreter_problem(path, environment, probe)
+    if problem is not None:
+        return Check(f"engine {name}", False, f"{path}: {problem}", environment.remedy)
+    return Check(f"engine {name}", True, str(path))
 
 
 def cpus() -> Check:

@@ -78,7 +78,7 @@ def test_capabilities_that_the_engine_lacks_are_rejected(installed: dict[str, st
     ("package", "override", "allowed"),
     [
         (ALGORITHMS, "algorithm=spo", "cispo, clipped, gmpo, gspo, nll, reinforce"),
-        (ENGINES, "rollout=uncached", "hf, worked_solutions"),
+        (ENGINES, "rollout=uncached", "hf, vllm, worked_solutions"),
     ],
 )
 def test_without_the_package_its_names_are_unknown(package: Path, override: str, allowed: str) -> None:

@@ -18,6 +18,20 @@ class Share(Settings):
     """With a fraction, the actor shares a GPU with other roles; whole GPUs are not shared."""
 
 
+class EnvironmentsConfig(Settings):
+    """The Python environments in which the actors of each role run."""
+
+    rollout: str | None
+    """Path of a Python interpreter, on every node; null: the Python that starts the run, or, for an engine
+    with an environment of its own, the one that `make engines` creates (`.venv-<engine>` beside the
+    environment of that Python).
+    """
+    reward: str | None
+    """Path of a Python interpreter, on every node; null: the Python that starts the run."""
+    learner: str | None
+    """Path of a Python interpreter, on every node; null: the Python that starts the run."""
+
+
 class ClusterConfig(Settings):
     """The `cluster` group. A run holds slots (placement-group bundles); each accelerator of a slot is one
     lease of the ledger.
@@ -42,6 +56,7 @@ class ClusterConfig(Settings):
     rollout: Share
     reward: Share
     learner: Share
+    environments: EnvironmentsConfig
     object_store_bytes: int | None = Field(ge=1)
     """Size of the object store if Ray is started on this machine; null: Ray's default."""
     startup_timeout_seconds: float = Field(gt=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from orchestrator.errors import ConfigError
 from orchestrator.training.cluster.config import ClusterConfig, Share
@@ -18,6 +20,8 @@ class ActorSlot:
     role: Role
     slot: int
     share: Share
+    interpreter: str | None = None
+    """Path of the Python that the actor runs under; None: that of the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +52,33 @@ class Placement:
 
 
 def plan_placement(
-    cluster: ClusterConfig, rollout_workers: int, reward_workers: int, learner_ranks: int
+    cluster: ClusterConfig,
+    rollout_workers: int,
+    reward_workers: int,
+    learner_ranks: int,
+    interpreters: Mapping[Role, str] = MappingProxyType({}),
 ) -> Placement:
     """Assign the actors of a run to slots. For example, two rollout workers and two ranks use two slots if
     colocated and four if split.
 
-    Raises ConfigError, naming the share, if the actors of a slot need more than the slot has.
+    `interpreters` are the Pythons of roles that do not run under the driver's. Raises ConfigError, naming the
+    share, if the actors of a slot need more than the slot has.
     """
     first_learner = 0 if cluster.layout == "colocated" else rollout_workers
     actor_slots = [
-        ActorSlot(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout) for i in range(rollout_workers)
+        ActorSlot(f"rollout-{i}", Role.ROLLOUT, i, cluster.rollout, interpreters.get(Role.ROLLOUT))
+        for i in range(rollout_workers)
     ]
     actor_slots += [
-        ActorSlot(f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner)
+        ActorSlot(
+            f"learner-{i}", Role.LEARNER, first_learner + i, cluster.learner, interpreters.get(Role.LEARNER)
+        )
         for i in range(learner_ranks)
     ]
     actor_slots += [
-        ActorSlot(f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward)
+        ActorSlot(
+            f"reward-{i}", Role.REWARD, i % rollout_workers, cluster.reward, interpreters.get(Role.REWARD)
+        )
         for i in range(reward_workers)
     ]
     count = 1 + max(actor_slot.slot for actor_slot in actor_slots)

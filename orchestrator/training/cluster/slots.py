@@ -74,13 +74,16 @@ class Slots:
         <incarnation>`, is unique, so that Ray's own events can be compared with the ledger.
         """
         held = self.leases[actor_slot.slot][0].rpartition("/")[0]
-        return {
+        options: dict[str, Any] = {
             "name": f"{held}/{actor_slot.name}/{incarnation}",
             "num_cpus": actor_slot.share.cpus,
             "num_gpus": actor_slot.share.gpus,
             "max_restarts": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, actor_slot.slot),
         }
+        if actor_slot.interpreter is not None:
+            options["runtime_env"] = {"py_executable": actor_slot.interpreter}
+        return options
 
     async def while_held(self, call: Coroutine[Any, Any, T]) -> T:
         """Await `call`. Raises ClusterError if the run gives up on missing slots in the meantime."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,8 +18,12 @@ class RolloutConfig(Settings):
     """The `rollout` group."""
 
     engine: str
-    """By registered name: `hf` samples from the model, `worked_solutions` plays back the task's worked
-    solutions (a cold start).
+    """By registered name: `hf` samples with transformers, `vllm` samples with vLLM, `worked_solutions` plays
+    back the task's worked solutions (a cold start).
+    """
+    engine_options: dict[str, Any]
+    """Options of the engine that do not change what is sampled, such as `tensor_parallel_size` of `vllm`: see
+    docs/how-to/sample-with-vllm.md. Engines without options accept none.
     """
     workers: int = Field(ge=1)
     """Number of rollout workers. Each is an actor with its own copy of the model."""

@@ -17,6 +17,7 @@ from orchestrator.training.advantages import ADVANTAGES, EstimatorFacts
 from orchestrator.training.learner.losses import LOSSES, LossFacts
 from orchestrator.training.registry import Registry
 from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
+from orchestrator.training.rollouts.engines.vllm.options import VllmOptions
 
 TIS = "algorithm.off_policy.correction=truncated_importance_sampling"
 
@@ -51,8 +52,8 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
          "0, or algorithm.off_policy.correction truncated_importance_sampling, "
          "or algorithm.loss cispo, clipped, gmpo, gspo"),
         ("sft", "task.solutions=null", "rollout.engine",
-         "hf, or a task with task.solutions or task.solution_field"),
-        ("grpo", "rollout.engine=worked_solutions", "rollout.engine", "hf"),
+         "hf, vllm, or a task with task.solutions or task.solution_field"),
+        ("grpo", "rollout.engine=worked_solutions", "rollout.engine", "hf, vllm"),
         ("grpo", "rollout.top_p=0.95", "rollout.top_p", "1"),
         ("grpo", "algorithm=rloo rollout.top_p=0.95", "rollout.top_p", "1"),
         ("grpo", "rollout.top_k=20", "rollout.top_k", "0"),
@@ -60,9 +61,9 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("grpo", "algorithm=gspo rollout.repetition_penalty=1.1", "rollout.repetition_penalty", "1"),
         ("grpo", "rollout.min_new_tokens=4", "rollout.min_new_tokens", "0"),
         ("sft", "rollout.stop_token_ids=[5] evaluation.stop_token_ids=[]", "rollout.stop_token_ids",
-         "[], or rollout.engine hf"),
+         "[], or rollout.engine hf, vllm"),
         ("grpo", "evaluation.engine=worked_solutions evaluation.top_k=5", "evaluation.top_k",
-         "0, or evaluation.engine hf"),
+         "0, or evaluation.engine hf, vllm"),
         ("grpo", "algorithm.advantage=gae", "algorithm.advantage",
          "constant, dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo"),
         ("grpo", "algorithm.loss=ppo", "algorithm.loss", "cispo, clipped, gmpo, gspo, nll, reinforce"),
@@ -79,7 +80,20 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("grpo", "algorithm=deepseek_r1 learner.lora.rank=8", "algorithm.kl.reference_period", "null"),
         ("sft", "algorithm.kl.coefficient=0.1 algorithm.kl.estimator=k1 algorithm.kl.applied_to=reward",
          "algorithm.kl.applied_to", "loss"),
-        ("grpo", "evaluation.engine=vllm", "evaluation.engine", "hf, worked_solutions"),
+        ("grpo", "evaluation.engine=sglang", "evaluation.engine", "hf, vllm, worked_solutions"),
+        ("grpo", "rollout.engine=vllm evaluation.engine=hf", "evaluation.engine", "vllm"),
+        ("grpo", "+rollout.engine_options.eager=true", "rollout.engine_options", "{}"),
+        ("grpo", "rollout.engine=vllm +rollout.engine_options.nosuch=1", "rollout.engine_options.nosuch",
+         ", ".join(VllmOptions.model_fields)),
+        ("grpo", "rollout.engine=vllm +rollout.engine_options.block_size=0",
+         "rollout.engine_options.block_size", "greater than or equal to 1"),
+        ("grpo", "rollout.engine=vllm +rollout.engine_options.tensor_parallel_size=2",
+         "cluster.resource", "gpu"),
+        ("grpo", "rollout.engine=vllm +rollout.engine_options.tensor_parallel_size=2 cluster=gpu",
+         "cluster.layout", "split"),
+        ("grpo", "rollout.engine=vllm +rollout.engine_options.pipeline_parallel_size=2 cluster=gpu_split",
+         "cluster.rollout.gpus", "2"),
+        ("grpo", "rollout.engine=vllm rollout.record_routes=true", "rollout.record_routes", "false"),
     ],
 )  # fmt: skip
 def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: str) -> None:
@@ -104,6 +118,12 @@ def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: s
         ("sft", "rollout.group_size=1 max_staleness=1 rollout.temperature=0.6 rollout.top_p=0.9"),
         ("sft", "rollout.record_routes=true"),
         ("sft", "rollout.engine=hf rollout.top_k=20 rollout.min_p=0.1 rollout.min_new_tokens=2"),
+        ("grpo", "rollout.engine=vllm max_staleness=2 rollout.stop=[END]"),
+        (
+            "grpo",
+            "rollout.engine=vllm cluster=gpu_split cluster.rollout.gpus=2"
+            " +rollout.engine_options.tensor_parallel_size=2",
+        ),
         ("grpo", "rollout.stop=[END] rollout.stop_token_ids=[5]"),
         ("grpo", "evaluation.top_k=20 evaluation.repetition_penalty=1.1 evaluation.min_new_tokens=2"),
     ],
@@ -146,14 +166,14 @@ def test_a_third_party_estimator_is_checked_by_its_facts() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
 def test_a_third_party_engine_is_checked_by_its_facts() -> None:
-    chosen = ("rollout.engine=theirs", "rollout.temperature=0.8")
+    chosen = ("rollout.engine=theirs", "evaluation.engine=hf", "rollout.temperature=0.8")
     assert refusals("grpo", *chosen) == {}
     assert refusals("grpo", *chosen, "rollout.record_routes=true").keys() == {"rollout.record_routes"}
     found = refusals("grpo", *chosen, "rollout.stop=[x]", "evaluation.stop_token_ids=[3]")
     assert found.keys() == {"rollout.stop"}
     assert (found["rollout.stop"].value, found["rollout.stop"].allowed) == (
         "['x']",
-        "[], or rollout.engine hf",
+        "[], or rollout.engine hf, vllm",
     )
     assert "rollout.engine theirs does not support it" in found["rollout.stop"].hint
     found = refusals("grpo", *chosen, "rollout.on_new_weights=continue")

@@ -212,7 +212,7 @@ IMPOSSIBLE = [
     ("grpo", "reward.overlong_buffer=1000", "reward.overlong_buffer", "1000", "or fewer", "max_new_tokens"),
     ("grpo", "evaluation.prompts=100000", "evaluation.prompts", "100000", "or fewer", "heldout_size"),
     ("sft", "evaluation.samples=4 rollout.temperature=0", "evaluation.samples", "4", "0", "greedy"),
-    ("grpo", "rollout.engine=hff", "rollout.engine", "hff", "hf, worked_solutions", ""),
+    ("grpo", "rollout.engine=hff", "rollout.engine", "hff", "hf, vllm, worked_solutions", ""),
     ("grpo", "reward.components.no_such=1", "reward.components", "no_such", "accuracy", ""),
     ("grpo", "algorithm.advantage=gpro", "algorithm.advantage", "gpro", "grpo", ""),
     ("grpo", "algorithm.loss=nll", "algorithm.advantage", "grpo", "constant", "ignores rewards"),

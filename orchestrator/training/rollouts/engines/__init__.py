@@ -6,9 +6,11 @@ imported when the engine is built. Configs and plans can therefore ask for facts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel
 
 from orchestrator.training.registry import Registry
 from orchestrator.training.rollouts.config import OnNewWeights
@@ -45,8 +47,29 @@ SAMPLING_OPTIONS: dict[SamplingOption, object] = {
 """The values that turn these parameters off."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineEnvironment:
+    """The Python environment of an engine whose dependencies conflict with those of the learner."""
+
+    name: str
+    """`make engines` creates it in `.venv-<name>`."""
+    modules: tuple[str, ...]
+    """Modules that the engine imports there."""
+    requires: tuple[str, ...] = ()
+    """Versions that the engine works with, such as `vllm>=0.32`. Of several distributions that provide the
+    same module, those that are not installed do not matter.
+    """
+    remedy: str = "`make engines` creates it"
+    """How to create it."""
+
+
 def accept_every_model(_model: ModelConfig) -> None:
     """The check of an engine that serves every model."""
+
+
+def one_accelerator(_options: Mapping[str, Any]) -> int:
+    """The number of accelerators of an engine that is not distributed."""
+    return 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +95,12 @@ class EngineFacts:
     """Can note which experts each token was sent to (`rollout.record_routes`)."""
     on_new_weights: frozenset[OnNewWeights] = frozenset({"finish"})
     """The values of `rollout.on_new_weights` that the engine supports."""
+    options: type[BaseModel] | None = None
+    """What `rollout.engine_options` may hold: a model that rejects unknown keys. None: nothing."""
+    accelerators: Callable[[Mapping[str, Any]], int] = one_accelerator
+    """How many accelerators one engine uses, from its `rollout.engine_options`."""
+    environment: EngineEnvironment | None = None
+    """The engine's own Python environment; None: it runs in that of the learner."""
     sampling: frozenset[SamplingOption] = frozenset()
     """The optional sampling parameters that the engine supports, in addition to temperature, top-p,
     `max_new_tokens` and the seed. A config that sets another one is refused.

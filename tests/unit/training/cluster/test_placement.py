@@ -22,6 +22,7 @@ def cluster(**changes: Any) -> ClusterConfig:
         "rollout": {"cpus": 0.4, "gpus": 0.0},
         "reward": {"cpus": 0.1, "gpus": 0.0},
         "learner": {"cpus": 0.4, "gpus": 0.0},
+        "environments": {"rollout": None, "reward": None, "learner": None},
         "object_store_bytes": None,
         "startup_timeout_seconds": 60.0,
         "call_timeout_seconds": 60.0,
