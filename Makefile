@@ -14,7 +14,7 @@ BENCHMARKS := $(filter-out machine process_cpu setup_time trl_side,$(basename $(
 # Images of containers often set this. Each process, of which a run has a dozen, would then compile all of its imports again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install engines demo test test-all check lint bench docs focus-validate lock wheels clean
+.PHONY: help install engines demo test test-all test-engines check lint bench docs focus-validate lock wheels clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -44,14 +44,17 @@ demo: $(DEMO) ## cold start, then GRPO, on two CPU cores: watch a small MoE lear
 	$(BIN)/orchestrator run r1_demo
 
 test: lint check ## lint, types, import contracts and the tests that CI runs
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not ray and not gpu and not long' --durations 10
-	$(BIN)/pytest -m 'ray and not gpu and not long' --durations 10
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not ray and not gpu and not engines and not long' --durations 10
+	$(BIN)/pytest -m 'ray and not gpu and not engines and not long' --durations 10
 
 test-all: test ## make test, then the long variants: every ZeRO stage, model family, weight channel and kill
-	$(BIN)/pytest -m 'long and not gpu' --durations 10
+	$(BIN)/pytest -m 'long and not gpu and not engines' --durations 10
+
+test-engines: $(TEST) engines ## the tests of engines that have an environment of their own (vllm)
+	$(BIN)/pytest -m 'engines and not gpu' --durations 10
 
 check: $(TEST) ## the fast lane: unit, contracts on fakes, simulation, golden; no Ray, no network
-	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not gpu and not ray and not slow'
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not gpu and not engines and not ray and not slow'
 
 lint: $(TEST) ## ruff, pyright (strict) and the import contracts
 	$(BIN)/ruff check .

@@ -1,0 +1,88 @@
+"""Starts vLLM's AsyncLLM for a rollout worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.engines.vllm.options import VllmOptions
+from orchestrator.training.rollouts.engines.vllm.session import VllmSession
+
+CPU_CACHE_BYTES = 1 << 30
+CPU_BLOCK_TOKENS = 32
+
+
+def engine_arguments(
+    model: ModelConfig, rollout: RolloutConfig, folder: Path, device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `AsyncEngineArgs`.
+
+    The weights are not read (`dummy`): they arrive as the first update. Log-probs are those of the
+    distribution that is sampled from. The request alone decides how a rollout is sampled, not the model's
+    generation config.
+    """
+    options = VllmOptions.model_validate(rollout.engine_options)
+    on_cpu = device.type == "cpu"
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "load_format": "dummy",
+        "dtype": model.dtype,
+        "max_model_len": model.context,
+        "max_num_seqs": rollout.max_batch_rows,
+        "seed": seed,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "enforce_eager": on_cpu if options.eager is None else options.eager,
+        "worker_extension_cls": "orchestrator.training.rollouts.engines.vllm.worker.WeightReceiver",
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "enable_expert_parallel": options.expert_parallel,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "kv_cache_memory_bytes": options.kv_cache_bytes or (CPU_CACHE_BYTES if on_cpu else None),
+        "block_size": options.block_size or (CPU_BLOCK_TOKENS if on_cpu else None),
+        "disable_log_stats": True,
+    }
+    if options.max_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = options.max_batched_tokens
+    return arguments
+
+
+def environment_variables(rollout: RolloutConfig) -> dict[str, str]:
+    """What vLLM's processes read from their environment. Variables that are already set win, except for the
+    number of threads, which Ray sets as well.
+    """
+    variables = {
+        # Idle OpenMP threads must not spin: the other workers of the machine need the cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    threads = {"OMP_NUM_THREADS": str(rollout.threads)} if rollout.threads else {}
+    return {**variables, **os.environ, **threads}
+
+
+def start_session(
+    model: ModelConfig, rollout: RolloutConfig, folder: Path, device: torch.device, seed: int
+) -> VllmSession:
+    """Start vLLM's processes and wait until they are ready. `folder` has the model's config and tokenizer."""
+    os.environ.update(environment_variables(rollout))
+    from vllm import SamplingParams  # pyright: ignore
+    from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore
+    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore
+
+    def parameters(keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        return SamplingParams(**keywords, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    arguments = engine_arguments(model, rollout, folder, device, seed)
+    return VllmSession(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)), parameters)

@@ -1,0 +1,100 @@
+"""Runs the engine `vllm` in its own environment and writes what it sampled as JSON.
+
+    .venv-vllm/bin/python -m tests.support.vllm_side MODEL.json ROLLOUT.json FOUND.json
+
+The process that judges it is the learner's: it computes the log-probs of the same tokens with transformers.
+Version 0 is the initial model, and version v adds noise to the weights of version v - 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.training.models.build import build_model, build_tokenizer
+from orchestrator.training.models.config import ModelConfig
+from orchestrator.training.records import SamplingParams
+from orchestrator.training.rollouts.config import RolloutConfig
+from orchestrator.training.rollouts.engines.vllm.launch import start_session
+from orchestrator.training.rollouts.engines.vllm.model_folder import model_folder, read_config
+from orchestrator.training.rollouts.engines.vllm.sampling import rollout_seed, vllm_parameters
+from orchestrator.training.rollouts.engines.vllm.session import Rollout, VllmSession
+
+NOISE = 0.02
+PROMPT = list(range(100, 180))
+"""Longer than a block of the KV cache, so that the rollouts of a group share a prefix."""
+
+
+def weights_of(model: ModelConfig, version: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a version, under the names that the learner publishes them."""
+    for name, tensor in build_model(model, seed=0).state_dict().items():
+        if tensor.is_floating_point():
+            for number in range(1, version + 1):
+                noise = torch.Generator().manual_seed(number * 100_003 + tensor.numel())
+                tensor = tensor + NOISE * tensor.std() * torch.randn(tensor.shape, generator=noise)
+        yield name, tensor
+
+
+def group(size: int, tokens: int, *, least: int = 0, temperature: float = 1.0) -> list[dict[str, Any]]:
+    sampling = SamplingParams(temperature, 1.0, tokens, 7, min_new_tokens=least)
+    return [vllm_parameters(sampling, tokens, {2}, rollout_seed(7, 40, member)) for member in range(size)]
+
+
+async def interrupted(session: VllmSession, model: ModelConfig, version: int, how: Any) -> dict[str, Any]:
+    """Rollouts of 120 tokens that get new weights while they are under way."""
+    before = asyncio.ensure_future(session.sample(PROMPT, group(3, 120, least=120)))
+    weights = [(name, tensor.clone()) for name, tensor in weights_of(model, version)]
+    await asyncio.sleep(0.2)
+    await session.load(version, weights, how)
+    after = await session.sample(PROMPT, group(2, 16))
+    return {"before": rows(await before), "after": rows(after)}
+
+
+def rows(rollouts: list[Rollout]) -> list[dict[str, Any]]:
+    return [asdict(rollout) for rollout in rollouts]
+
+
+async def aborted(session: VllmSession) -> dict[str, Any]:
+    """What vLLM samples, and still has to do, after four rollouts were cancelled."""
+    task = asyncio.ensure_future(session.sample(PROMPT, group(4, 150, least=150)))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    after = rows(await session.sample(PROMPT, group(1, 8)))
+    llm: Any = session._llm  # pyright: ignore[reportPrivateUsage]
+    return {"after_abort": after, "unfinished_after_abort": llm.get_num_unfinished_requests()}
+
+
+async def scenario(session: VllmSession, model: ModelConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    await session.load(0, weights_of(model, 0), "finish")
+    found["initial"] = rows(await session.sample(PROMPT, group(3, 24)))
+    found["cooler"] = rows(await session.sample(PROMPT, group(2, 16, temperature=0.6)))
+    await session.load(1, weights_of(model, 1), "finish")
+    found["updated"] = rows(await session.sample(PROMPT, group(3, 24)))
+    for version, how in enumerate(("continue", "recompute", "finish"), start=2):
+        found[how] = await interrupted(session, model, version, how)
+    return found | await aborted(session)
+
+
+def main() -> None:
+    model = ModelConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    rollout = RolloutConfig.model_validate_json(Path(sys.argv[2]).read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(model, read_config(model), build_tokenizer(model), Path(scratch))
+        session = start_session(model, rollout, folder, torch.device("cpu"), seed=0)
+    found = asyncio.run(scenario(session, model))
+    session.close()
+    Path(sys.argv[3]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
