@@ -14,9 +14,7 @@ from multiprocessing.process import BaseProcess
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it ends. Does nothing in a process that multiprocessing did
-    not start.
-    """
+    """End this process when the one that started it ends; do nothing in a process without such a parent."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_kill_after, args=(parent,), name="end-with-parent", daemon=True).start()
