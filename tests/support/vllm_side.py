@@ -1,6 +1,6 @@
 """Runs the engine `vllm` in its own environment and writes what it sampled as JSON.
 
-    .venv-vllm/bin/python -m tests.support.vllm_side MODEL.json ROLLOUT.json FOUND.json
+    .venv-vllm/bin/python -m tests.support.vllm_side MODEL.json ROLLOUT.json FOUND.json cpu
 
 The process that judges it is the learner's: it computes the log-probs of the same tokens with transformers.
 Version 0 is the initial model, and version v adds noise to the weights of version v - 1.
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,14 @@ PROMPT = list(range(100, 180))
 """Longer than a block of the KV cache, so that the rollouts of a group share a prefix."""
 
 
+@cache
+def _initial(model: str) -> dict[str, torch.Tensor]:
+    return build_model(ModelConfig.model_validate_json(model), seed=0).state_dict()
+
+
 def weights_of(model: ModelConfig, version: int) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of a version, under the names that the learner publishes them."""
-    for name, tensor in build_model(model, seed=0).state_dict().items():
+    for name, tensor in _initial(model.model_dump_json()).items():
         if tensor.is_floating_point():
             for number in range(1, version + 1):
                 noise = torch.Generator().manual_seed(number * 100_003 + tensor.numel())
@@ -90,7 +96,7 @@ def main() -> None:
     rollout = RolloutConfig.model_validate_json(Path(sys.argv[2]).read_text())
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(model, read_config(model), build_tokenizer(model), Path(scratch))
-        session = start_session(model, rollout, folder, torch.device("cpu"), seed=0)
+        session = start_session(model, rollout, folder, torch.device(sys.argv[4]), seed=0)
     found = asyncio.run(scenario(session, model))
     session.close()
     Path(sys.argv[3]).write_text(json.dumps(found))
