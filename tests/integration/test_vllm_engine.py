@@ -33,10 +33,9 @@ def test_logprobs_are_those_of_the_learner_before_and_after_an_update(sampled: S
     assert max(sampled.gap(row, 0) for row in sampled.found["updated"]) > 0.1, "the update must show"
 
 
-def test_the_rollouts_of_a_group_differ_and_keep_their_length(sampled: Sampled) -> None:
+def test_the_rollouts_of_a_group_differ(sampled: Sampled) -> None:
     tokens = [tuple(row["tokens"]) for row in sampled.found["initial"]]
     assert len(set(tokens)) == len(tokens)
-    assert all(len(row["tokens"]) == 120 for row in sampled.found["continue"]["before"])
 
 
 @pytest.mark.parametrize(("how", "version"), [("continue", 2), ("recompute", 3), ("finish", 4)])

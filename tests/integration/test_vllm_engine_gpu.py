@@ -13,7 +13,7 @@ from tests.support.vllm_engine import sample, tiny
 
 pytestmark = [pytest.mark.engines, pytest.mark.gpu, pytest.mark.slow, pytest.mark.long]
 LOGPROB_GAP = 1e-3
-"""The kernels differ from those of the CPU. An update that does not arrive changes log-probs by 0.1 or more."""
+"""The kernels differ from those of the CPU. A missing update changes log-probs by 0.1 or more."""
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

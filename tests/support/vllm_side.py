@@ -30,6 +30,8 @@ from orchestrator.training.rollouts.engines.vllm.sampling import rollout_seed, v
 from orchestrator.training.rollouts.engines.vllm.session import Rollout, VllmSession
 
 NOISE = 0.02
+LONG, LONG_OF_TINY = 60, 170
+"""Tokens of rollouts that an update interrupts: a tiny model samples many within a moment."""
 PROMPT = list(range(100, 180))
 """Longer than a block of the KV cache, so that the rollouts of a group share a prefix."""
 
@@ -55,10 +57,11 @@ def group(size: int, tokens: int, *, least: int = 0, temperature: float = 1.0) -
 
 
 async def interrupted(session: VllmSession, model: ModelConfig, version: int, how: Any) -> dict[str, Any]:
-    """Rollouts of 120 tokens that get new weights while they are under way."""
-    before = asyncio.ensure_future(session.sample(PROMPT, group(3, 120, least=120)))
-    weights = [(name, tensor.clone()) for name, tensor in weights_of(model, version)]
-    await asyncio.sleep(0.2)
+    """Long rollouts that get new weights while they are under way."""
+    weights = list(weights_of(model, version))
+    tokens = LONG if sum(tensor.numel() for _, tensor in weights) > 10**7 else LONG_OF_TINY
+    before = asyncio.ensure_future(session.sample(PROMPT, group(3, tokens, least=tokens)))
+    await asyncio.sleep(0.3)
     await session.load(version, weights, how)
     after = await session.sample(PROMPT, group(2, 16))
     return {"before": rows(await before), "after": rows(after)}
