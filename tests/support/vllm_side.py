@@ -56,13 +56,13 @@ def group(size: int, tokens: int, *, least: int = 0, temperature: float = 1.0) -
     return [vllm_parameters(sampling, tokens, {2}, rollout_seed(7, 40, member)) for member in range(size)]
 
 
-async def interrupted(session: VllmSession, model: ModelConfig, version: int, how: Any) -> dict[str, Any]:
+async def interrupted(session: VllmSession, model: ModelConfig, version: int, how: str) -> dict[str, Any]:
     """Long rollouts that get new weights while they are under way."""
     weights = list(weights_of(model, version))
     tokens = LONG if sum(tensor.numel() for _, tensor in weights) > 10**7 else LONG_OF_TINY
     before = asyncio.ensure_future(session.sample(PROMPT, group(3, tokens, least=tokens)))
     await asyncio.sleep(0.3)
-    await session.load(version, weights, how)
+    await session.load(version, weights, recompute=how == "recompute")
     after = await session.sample(PROMPT, group(2, 16))
     return {"before": rows(await before), "after": rows(after)}
 
@@ -84,12 +84,12 @@ async def aborted(session: VllmSession) -> dict[str, Any]:
 
 async def scenario(session: VllmSession, model: ModelConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    await session.load(0, weights_of(model, 0), "finish")
+    await session.load(0, weights_of(model, 0), recompute=False)
     found["initial"] = rows(await session.sample(PROMPT, group(3, 24)))
     found["cooler"] = rows(await session.sample(PROMPT, group(2, 16, temperature=0.6)))
-    await session.load(1, weights_of(model, 1), "finish")
+    await session.load(1, weights_of(model, 1), recompute=False)
     found["updated"] = rows(await session.sample(PROMPT, group(3, 24)))
-    for version, how in enumerate(("continue", "recompute", "finish"), start=2):
+    for version, how in enumerate(("continue", "recompute"), start=2):
         found[how] = await interrupted(session, model, version, how)
     return found | await aborted(session)
 

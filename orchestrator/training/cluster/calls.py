@@ -69,6 +69,8 @@ def _from_task(actor: str, error: RayTaskError) -> OrchestratorError:
     cause: object = error.cause
     if isinstance(cause, (RayActorError, ObjectLostError)):
         return DataLostError(actor, death_reason(cause))
+    if isinstance(cause, WorkerLostError):  # a process that the actor depends on
+        return WorkerLostError(actor, cause.reason)
     if isinstance(cause, OrchestratorError):
         return cause
     if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:

@@ -57,6 +57,12 @@ def test_deliberate_errors_are_passed_on_unchanged() -> None:
     assert _raised(error) is error
 
 
+def test_a_process_that_an_actor_depends_on_is_lost_with_the_actor() -> None:
+    error = _raised(WorkerLostError("vllm", "a process of vLLM died"))
+    assert str(error).endswith(" was lost: a process of vLLM died")
+    assert not str(error).startswith("vllm")
+
+
 async def _after(seconds: float, error: Exception | None = None) -> str:
     await asyncio.sleep(seconds)
     if error is not None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.errors import WorkerLostError
 from orchestrator.training.records import Finish
-from orchestrator.training.rollouts.engines.vllm.session import OnRunning, VllmSession
+from orchestrator.training.rollouts.engines.vllm.session import VllmSession
 from orchestrator.training.rollouts.engines.vllm.weights import read_staged
 
 
@@ -90,9 +91,6 @@ class FakeLLM:
 
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
         self.calls.append(("pause", mode, clear_cache))
-        if mode == "wait":
-            while self.running:
-                await asyncio.sleep(0)
         self.ready.clear()
 
     async def resume_generation(self) -> None:
@@ -131,18 +129,18 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def started(on_running: OnRunning = "finish") -> tuple[FakeLLM, VllmSession]:
+async def started() -> tuple[FakeLLM, VllmSession]:
     """A session that was told to load version 3."""
     llm = FakeLLM()
     session = VllmSession(llm, lambda keywords: keywords)
-    await session.load(3, WEIGHTS, on_running)
+    await session.load(3, WEIGHTS, recompute=False)
     return llm, session
 
 
 def test_weights_arrive_bit_for_bit_before_the_engine_goes_on() -> None:
     async def body() -> None:
         llm, session = await started()
-        assert llm.calls == [("pause", "wait", True), "load", "3", "resume"]
+        assert llm.calls == [("pause", "keep", False), "load", "3", "resume"]
         assert session.version == 3
         assert [(name, tensor.dtype, tensor.shape) for name, tensor in llm.weights.items()] == [
             (name, tensor.dtype, tensor.shape) for name, tensor in WEIGHTS
@@ -168,31 +166,22 @@ def test_sampling_before_the_first_weights_is_an_error() -> None:
         asyncio.run(VllmSession(FakeLLM(), dict).sample([1], [parameters(1)]))
 
 
-@pytest.mark.parametrize(
-    ("on_running", "pause", "versions"),
-    [
-        ("finish", ("pause", "wait", True), {3: 40}),
-        ("continue", ("pause", "keep", False), {3: 5, 4: 35}),
-        ("recompute", ("pause", "keep", True), {3: 5, 4: 35}),
-    ],
-)
-def test_rollouts_under_way_end_with_old_weights_or_go_on_with_new_ones(
-    on_running: OnRunning, pause: tuple[str, str, bool], versions: dict[int, int]
-) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_running_rollouts_go_on_with_the_new_weights(recompute: bool) -> None:
     async def body() -> None:
         llm, session = await started()
         llm.permits = asyncio.Semaphore(5)
         running = asyncio.ensure_future(session.sample([1], [parameters(40)]))
         while llm.sampled < 5:
             await asyncio.sleep(0)
-        loading = asyncio.ensure_future(session.load(4, WEIGHTS, on_running))
-        while pause not in llm.calls[4:]:
+        loading = asyncio.ensure_future(session.load(4, WEIGHTS, recompute=recompute))
+        while ("pause", "keep", recompute) not in llm.calls[4:]:
             await asyncio.sleep(0)
         for _ in range(36):
             llm.permits.release()
         await loading
         (rollout,) = await running
-        assert {version: rollout.versions.count(version) for version in rollout.versions} == versions
+        assert {version: rollout.versions.count(version) for version in rollout.versions} == {3: 5, 4: 35}
         assert rollout.versions == sorted(rollout.versions)
         await session.sample([1], [parameters(1)])
         assert llm.prompts[-1]["cache_salt"] == "4"
@@ -213,7 +202,7 @@ def test_generation_goes_on_while_weights_are_read() -> None:
                 paused_during_read.append(not llm.ready.is_set())
                 yield each
 
-        await session.load(4, slow(), "continue")
+        await session.load(4, slow(), recompute=False)
         assert paused_during_read == [False] * 3
         await running
 
@@ -251,9 +240,25 @@ def test_a_rollout_that_vllm_gave_up_is_an_error() -> None:
     async def body() -> None:
         llm, session = await started()
         llm.ends_with = ("error", None, "")
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(ValueError, match="vLLM ended a rollout: error"):
             await session.sample([1], [parameters(2)])
-        assert "vLLM ended a rollout: error" in str(caught.value.exceptions[0])
+
+    asyncio.run(body())
+
+
+class EngineDeadError(Exception):
+    """vLLM's exception of this name."""
+
+
+def test_a_dead_process_of_vllm_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dead(*_: object, **__: object) -> None:
+        raise EngineDeadError
+
+    async def body() -> None:
+        llm, session = await started()
+        monkeypatch.setattr(llm, "pause_generation", dead)
+        with pytest.raises(WorkerLostError, match="a process of vLLM died"):
+            await session.load(4, WEIGHTS, recompute=False)
 
     asyncio.run(body())
 
@@ -263,7 +268,7 @@ def test_an_engine_with_incomplete_weights_stays_paused() -> None:
         llm, session = await started()
         llm.fails = True
         with pytest.raises(ValueError, match="lack 1 parameters"):
-            await session.load(4, WEIGHTS, "continue")
+            await session.load(4, WEIGHTS, recompute=False)
         assert llm.calls[-1] == ("pause", "keep", False)
         assert session.version == 3
 

@@ -62,6 +62,7 @@ def accelerators(options: Mapping[str, Any]) -> int:
         check=check,
         logprobs="processed",
         repeatable_seeds=False,
+        on_new_weights=frozenset({"finish", "continue", "recompute"}),
         sampling=frozenset(SAMPLING_OPTIONS),
         environment=EngineEnvironment(
             name="vllm",

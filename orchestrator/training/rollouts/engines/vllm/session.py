@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from orchestrator.errors import WorkerLostError
 from orchestrator.training.records import Finish, WeightVersion
 from orchestrator.training.rollouts.engines.vllm.sampling import (
     Completion,
@@ -19,10 +21,8 @@ from orchestrator.training.rollouts.engines.vllm.sampling import (
 from orchestrator.training.rollouts.engines.vllm.weights import StagedWeights, stage
 from orchestrator.training.tensors.buckets import NamedTensor
 
-OnRunning = Literal["finish", "continue", "recompute"]
-"""What happens to rollouts that are under way when new weights arrive: they end with the old weights, go on
-with the new ones, or go on with the new ones after their KV cache was computed again.
-"""
+DEAD = "EngineDeadError"
+"""The name of vLLM's exception after one of its processes died."""
 
 
 class Output(Protocol):
@@ -82,7 +82,6 @@ class VllmSession:
         self._llm, self._parameters = llm, parameters
         self._version: WeightVersion | None = None
         self._ids = itertools.count()
-        self._loading = asyncio.Lock()
 
     @property
     def version(self) -> WeightVersion | None:
@@ -93,31 +92,36 @@ class VllmSession:
         """Sample one rollout of `prompt` for each set of parameters. Cancelling the call aborts them."""
         if self._version is None:
             raise RuntimeError("vLLM: sampling before the first weights were loaded")
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._sample_one(prompt, each)) for each in rollouts]
-        return [task.result() for task in tasks]
+        tasks = [asyncio.ensure_future(self._sample_one(prompt, each)) for each in rollouts]
+        try:
+            with _lost_if_dead():
+                return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def load(
-        self, version: WeightVersion, tensors: Iterable[NamedTensor], on_running: OnRunning
-    ) -> None:
-        """Replace all weights. Generation continues while `tensors` are read, in a thread, and pauses for the
-        load itself. If the load fails, the engine stays paused, because its weights are incomplete.
+    async def load(self, version: WeightVersion, tensors: Iterable[NamedTensor], *, recompute: bool) -> None:
+        """Replace all weights. Running rollouts go on with the new ones, with their KV cache as it is or
+        recomputed.
+
+        Generation continues while `tensors` are read, in a thread, and pauses for the load itself. If the
+        load fails, the engine stays paused, because its weights are incomplete.
         """
-        async with self._loading:
-            weights = await asyncio.to_thread(stage, tensors)
-            try:
-                await self._replace(version, weights, on_running)
-            finally:
-                weights.close()
+        weights = await asyncio.to_thread(stage, tensors)
+        try:
+            with _lost_if_dead():
+                await self._replace(version, weights, recompute)
+        finally:
+            weights.close()
 
     def close(self) -> None:
         """End vLLM's processes."""
         self._llm.shutdown()
 
-    async def _replace(self, version: WeightVersion, weights: StagedWeights, on_running: OnRunning) -> None:
-        # Blocks of unfinished rollouts stay in use with `continue`; with the other two no block is.
-        mode = "wait" if on_running == "finish" else "keep"
-        await self._llm.pause_generation(mode=mode, clear_cache=on_running != "continue")
+    async def _replace(self, version: WeightVersion, weights: StagedWeights, recompute: bool) -> None:
+        # Running rollouts hold blocks of the cache, which vLLM does not clear unless they are recomputed.
+        await self._llm.pause_generation(mode="keep", clear_cache=recompute)
         arguments = (weights.path, weights.size, [tuple(tensor) for tensor in weights.tensors])
         await self._llm.collective_rpc("load_staged_weights", None, arguments)
         await self._llm.update_weight_version(str(version))
@@ -139,3 +143,14 @@ class VllmSession:
             finish_of(completion),
             text_before_stop(completion),
         )
+
+
+@contextlib.contextmanager
+def _lost_if_dead() -> Generator[None]:
+    """Raise WorkerLostError instead of vLLM's own error if one of its processes died."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == DEAD:
+            raise WorkerLostError("vllm", "a process of vLLM died") from error
+        raise
