@@ -365,6 +365,7 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
     folder.save(llama(), TOKENIZER, tmp_path)
     rollout = RolloutConfig(
         engine="hf",
+        engine_options={},
         workers=1,
         group_size=4,
         prompts_per_step=1,

@@ -102,8 +102,8 @@ class VllmSession:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def load(self, version: WeightVersion, tensors: Iterable[NamedTensor], *, recompute: bool) -> None:
-        """Replace all weights. Running rollouts go on with the new ones, with their KV cache as it is or
-        recomputed.
+        """Replace all weights. Running rollouts go on with the new ones, with their KV cache as it is, or
+        recomputed if `recompute` is set.
 
         Generation continues while `tensors` are read, in a thread, and pauses for the load itself. If the
         load fails, the engine stays paused, because its weights are incomplete.
