@@ -4,11 +4,14 @@ weight updates, rollouts that an update interrupts, and aborted ones.
 
 from __future__ import annotations
 
+import re
+import subprocess
+
 import pytest
 
 from orchestrator.config.compose import compose
 from orchestrator.training.rollouts.engines.vllm import PROVEN_FAMILIES
-from tests.support.vllm_engine import TINY, Sampled, sample, tiny
+from tests.support.vllm_engine import ROOT, TINY, Sampled, sample, tiny, vllm_python
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.long]
 LOGPROB_GAP = 1e-4
@@ -24,6 +27,14 @@ def sampled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_every_proven_family_is_here() -> None:
     assert set(TINY) == set(PROVEN_FAMILIES)
+
+
+def test_the_names_of_vllm_that_the_engine_uses_exist() -> None:
+    page = (ROOT / "docs" / "reference" / "upstream-assumptions.md").read_text()
+    names = re.findall(r"^\| `(vllm\.[\w.]+)` \|", page, re.MULTILINE)
+    assert len(names) == 9
+    code = "import pkgutil, sys; [pkgutil.resolve_name(name) for name in sys.argv[1:]]"
+    subprocess.run([str(vllm_python()), "-c", code, *names], check=True, capture_output=True)
 
 
 def test_logprobs_are_those_of_the_learner_before_and_after_an_update(sampled: Sampled) -> None:

@@ -51,16 +51,17 @@ def weights_of(model: ModelConfig, version: int) -> Iterator[tuple[str, torch.Te
         yield name, tensor
 
 
-def group(size: int, tokens: int, *, least: int = 0, temperature: float = 1.0) -> list[dict[str, Any]]:
-    sampling = SamplingParams(temperature, 1.0, tokens, 7, min_new_tokens=least)
-    return [vllm_parameters(sampling, tokens, {2}, rollout_seed(7, 40, member)) for member in range(size)]
+def group(size: int, tokens: int, *, temperature: float = 1.0) -> list[dict[str, Any]]:
+    """Parameters of rollouts that no token ends. A least number of tokens would change their log-probs."""
+    sampling = SamplingParams(temperature, 1.0, tokens, 7)
+    return [vllm_parameters(sampling, tokens, (), rollout_seed(7, 40, member)) for member in range(size)]
 
 
 async def interrupted(session: VllmSession, model: ModelConfig, version: int, how: str) -> dict[str, Any]:
     """Long rollouts that get new weights while they are under way."""
     weights = list(weights_of(model, version))
     tokens = LONG if sum(tensor.numel() for _, tensor in weights) > 10**7 else LONG_OF_TINY
-    before = asyncio.ensure_future(session.sample(PROMPT, group(3, tokens, least=tokens)))
+    before = asyncio.ensure_future(session.sample(PROMPT, group(3, tokens)))
     await asyncio.sleep(0.3)
     await session.load(version, weights, recompute=how == "recompute")
     after = await session.sample(PROMPT, group(2, 16))
@@ -73,7 +74,7 @@ def rows(rollouts: list[Rollout]) -> list[dict[str, Any]]:
 
 async def aborted(session: VllmSession) -> dict[str, Any]:
     """What vLLM samples, and still has to do, after four rollouts were cancelled."""
-    task = asyncio.ensure_future(session.sample(PROMPT, group(4, 150, least=150)))
+    task = asyncio.ensure_future(session.sample(PROMPT, group(4, 150)))
     await asyncio.sleep(0.5)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
