@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,11 @@ from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.records import SamplingParams
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.rollouts.engines.vllm import check
-from orchestrator.training.rollouts.engines.vllm.launch import engine_arguments, environment_variables
+from orchestrator.training.rollouts.engines.vllm.launch import (
+    engine_arguments,
+    environment_variables,
+    output_to_log,
+)
 from orchestrator.training.rollouts.engines.vllm.model_folder import (
     declared_stops,
     model_folder,
@@ -108,6 +115,23 @@ def test_the_environment_has_precedence_except_for_threads(monkeypatch: pytest.M
     assert (found["OMP_NUM_THREADS"], found["VLLM_LOGGING_LEVEL"]) == ("2", "DEBUG")
     assert found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment_variables(rollout.model_copy(update={"threads": 0}))["OMP_NUM_THREADS"] == "9"
+
+
+def test_what_vllms_processes_print_is_in_the_workers_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(number: int) -> None:
+        subprocess.run(
+            [sys.executable, "-c", f"import os; os.write({number}, b'from {number};')"], check=True
+        )
+
+    with (tmp_path / "rollout-0.log").open("a") as log:
+        monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(log)])
+        with output_to_log():
+            say(1)
+            say(2)
+        say(2)
+    assert (tmp_path / "rollout-0.log").read_text() == "from 1;from 2;"
 
 
 def test_stop_tokens_are_those_that_the_loaded_model_declares(llama: ModelConfig) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,4 +88,31 @@ def start_session(
         return SamplingParams(**keywords, output_kind=RequestOutputKind.FINAL_ONLY)
 
     arguments = engine_arguments(model, rollout, folder, device, seed)
-    return VllmSession(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)), parameters)
+    with output_to_log():
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    return VllmSession(llm, parameters)
+
+
+@contextlib.contextmanager
+def output_to_log() -> Generator[None]:
+    """Processes that the body starts print to the log file of this process, if it has one: vLLM reports there
+    why one of them did not start.
+    """
+    streams = [
+        handler.stream for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler
+    ]
+    files = [
+        stream for stream in streams if hasattr(stream, "fileno") and stream not in (sys.stdout, sys.stderr)
+    ]
+    if not files:
+        yield
+        return
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        for number, _ in kept:
+            os.dup2(files[0].fileno(), number)
+        yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
