@@ -1,4 +1,4 @@
-"""The packages that `make demo`, `make test` and `make engines` install: pinned, consistent, and without any source build."""
+"""The packages that `make` installs: pinned, consistent, and without any source build."""
 
 from __future__ import annotations
 
