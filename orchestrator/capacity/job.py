@@ -12,6 +12,7 @@ from orchestrator.capacity.accelerators import Range
 from orchestrator.capacity.shape import ModelShape, read_shape
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.training.advantages import ADVANTAGES
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.rollouts.engines import ENGINES
 
@@ -65,6 +66,11 @@ class Job:
     def has_reference(self) -> bool:
         """Whether each rank holds a frozen copy of the model, for the KL penalty."""
         return self.config.algorithm.kl.coefficient > 0
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the learner has a value head, whose values take a forward pass of their own."""
+        return ADVANTAGES.facts(self.config.algorithm.advantage).needs_values
 
     @property
     def longest(self) -> int:

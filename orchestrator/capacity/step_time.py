@@ -61,14 +61,15 @@ def step_time(job: Job, accelerator: Accelerator, scenario: Scenario) -> StepTim
 
 
 def learn_flops(job: Job, response_tokens: float) -> float:
-    """Of all ranks: forward and backward over every rollout in each epoch, and forward passes of the
-    reference model.
+    """Of all ranks: forward and backward over every rollout in each epoch, forward passes of the reference
+    model, and one for the values of a value head.
     """
     length = job.lengths.prompt + response_tokens
     tokens, trained = job.rollouts * length, job.rollouts * response_tokens
     work = Pass(tokens, trained, length, job.config.learner.activation_checkpointing)
     reference = inference_flops(job.shape, work) if job.has_reference else 0.0
-    return job.config.learner.epochs * (training_flops(job.shape, work) + reference)
+    values = inference_flops(job.shape, work) if job.has_values else 0.0
+    return job.config.learner.epochs * (training_flops(job.shape, work) + reference) + values
 
 
 def learn_seconds(job: Job, accelerator: Accelerator, scenario: Scenario) -> float:

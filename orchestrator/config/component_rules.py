@@ -94,6 +94,22 @@ def sequence_losses_count_rollouts(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError("algorithm.off_policy.level", algorithm.off_policy.level, "sequence", hint)
 
 
+def a_value_head_can_be_trained(config: RunConfig) -> Iterator[ConfigError]:
+    """An advantage for each token needs a loss that has a ratio for each token, and a value head that is
+    trained and saved with the model.
+    """
+    facts, algorithm = facts_of(config), config.algorithm
+    if facts is None or not facts.estimator.needs_values:
+        return
+    if facts.loss.per_sequence:
+        losses = _names_where(LOSSES, lambda loss: not loss.per_sequence and not loss.supervised)
+        hint = f"algorithm.advantage {algorithm.advantage} gives each token its own advantage"
+        yield ConfigError("algorithm.loss", algorithm.loss, losses, hint)
+    if config.learner.lora.rank > 0:
+        hint = f"algorithm.advantage {algorithm.advantage} needs a value head, which adapters do not have"
+        yield ConfigError("learner.lora.rank", str(config.learner.lora.rank), "0", hint)
+
+
 def later_epochs_take_a_ratio(config: RunConfig) -> Iterator[ConfigError]:
     """From the second pass over a batch on, the learner is no longer the policy that sampled it."""
     facts, epochs = facts_of(config), config.learner.epochs

@@ -242,6 +242,7 @@ RULES: tuple[Rule, ...] = (
     component_rules.loss_fits_the_advantage,
     component_rules.sequence_losses_count_rollouts,
     component_rules.dual_clip_has_an_effect,
+    component_rules.a_value_head_can_be_trained,
     component_rules.later_epochs_take_a_ratio,
     component_rules.the_reward_is_read,
     component_rules.the_reference_can_be_replaced,

@@ -59,6 +59,7 @@ _OTHERS = [
             for objective in ("cispo", "entropy", "epochs", "kl_in_reward", "masked_is", "overlong_filtering")
         ),
         *(Case("tiny_moe", 2, 2, stage, "reference_period") for stage in _STAGES),
+        *(Case("tiny_moe", 2, 1 + stage % 2, stage, "gae") for stage in _STAGES),
     )
     if case not in _CASES
 ]

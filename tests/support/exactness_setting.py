@@ -24,7 +24,7 @@ from orchestrator.training.learner.config import LearnerConfig
 from orchestrator.training.learner.losses import LOSSES, ClipRange
 from orchestrator.training.learner.losses.importance import Correction
 from orchestrator.training.learner.losses.objective import Objective as LearnerObjective
-from orchestrator.training.learner.rows import AlgorithmSpec
+from orchestrator.training.learner.rows import AlgorithmSpec, GaeSpec
 from orchestrator.training.learner.sharding.zero import OptimizerFactory, adamw
 from orchestrator.training.models.routers import BIAS, find_routers
 from orchestrator.training.records import BatchPart, Finish
@@ -78,8 +78,17 @@ class Objective:
     """Standard deviation of the sampled log-probs around those of a uniform
     distribution; large for stale rollouts.
     """
+    gae: tuple[float, float] | None = None
+    """Gamma and lambda: a value head and an advantage for each token."""
+    value_coefficient: float = 0.0
+    value_clip: float | None = None
     replay: bool = False
     """Rollout routing replay: the batch records the experts that the sampler chose."""
+
+    @property
+    def drops_zero_advantages(self) -> bool:
+        """Whether a rollout of zero advantage has no gradient."""
+        return self.kl is None and self.entropy_coefficient == 0 and self.gae is None
 
 
 _ALL = Objective(
@@ -89,6 +98,10 @@ _ALL = Objective(
 _GSPO = Objective(loss="gspo", aggregation="sequence", clip=(0.1, 0.05), minibatches=3, gap=0.5)
 """A clip range that affects some rollouts but not others."""
 _GMPO = Objective(loss="gmpo", aggregation="sequence", clip=(0.4, 0.3), minibatches=3, gap=0.5)
+_GAE = Objective(
+    gae=(0.98, 0.9), value_coefficient=0.3, value_clip=0.02, minibatches=3, epochs=2, masks=True, gap=0.3
+)
+"""A clip that some values reach in the later updates of a step."""
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
         "token": Objective(),
@@ -115,6 +128,8 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "dual_clip": Objective(dual_clip=1.5, gap=1.0),
         "replay": Objective(replay=True),
         "cispo": Objective(loss="cispo", clip=(0.3, 0.5), minibatches=3, gap=0.5),
+        "gae": _GAE,
+        "gae_one_update": replace(_GAE, minibatches=1, epochs=1, masks=False, value_clip=None),
         "gspo": _GSPO,
         "gmpo": _GMPO,
         "all_token": _ALL,
@@ -216,7 +231,7 @@ def learner_config(case: Case, optimizer_name: OptimizerName) -> LearnerConfig:
 def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
     """The objective as the learner applies it: GRPO's advantage at a temperature other than 1."""
     return AlgorithmSpec(
-        advantages=ADVANTAGES.get("grpo"),
+        advantages=ADVANTAGES.get("grpo" if objective.gae is None else "gae"),
         objective=LearnerObjective(
             policy=LOSSES.get(objective.loss),
             clip=ClipRange(*objective.clip, objective.dual_clip),
@@ -226,12 +241,15 @@ def update_rule(objective: Objective = OBJECTIVES["token"]) -> AlgorithmSpec:
             entropy_coefficient=objective.entropy_coefficient,
         ),
         aggregation=objective.aggregation,
-        drop_uninformative=objective.kl is None and objective.entropy_coefficient == 0,
+        drop_uninformative=objective.drops_zero_advantages,
         temperature=TEMPERATURE,
         max_new_tokens=MAX_NEW_TOKENS,
         overlong_filtering=objective.overlong_filtering,
         reward_kl_coefficient=objective.kl_coefficient if objective.kl_in_reward else 0.0,
         reference_period=objective.reference_period,
+        gae=None
+        if objective.gae is None
+        else GaeSpec(*objective.gae, objective.value_coefficient, objective.value_clip),
     )
 
 

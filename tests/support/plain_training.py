@@ -13,6 +13,8 @@ for clarity rather than speed.
 - Truncated importance sampling: https://fengyao.notion.site/off-policy-rl; masked: arXiv 2510.18855; the
   decoupled objective, without truncation: arXiv 2505.24298, eq. 5.
 - Overlong filtering: arXiv 2503.14476, section 3.4. KL in the reward: arXiv 2402.14740, eq. 3.
+- Generalised advantage estimation: arXiv 1506.02438, eq. 16. Value loss: arXiv 1707.06347, eq. 9; its clip:
+  arXiv 2005.12729, section 3.
 - Sequence-wise balance loss and selection bias: arXiv 2412.19437, eq. 16 to 20.
 - Routing replay: arXiv 2510.11370.
 """
@@ -50,6 +52,15 @@ from tests.support.exactness_setting import (
 
 
 @dataclass(frozen=True, slots=True)
+class Credit:
+    """What a value head says about each response token at the beginning of a step."""
+
+    values: list[float]
+    returns: list[float]
+    advantages: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One rollout. `trained` marks the response tokens that the loss counts."""
 
@@ -58,7 +69,13 @@ class Rollout:
     trained: list[bool]
     sampled_logprobs: list[float]
     advantage: float
+    """Of all tokens; with a value head the reward."""
     routes: NDArray[np.int16] | None
+    credit: Credit | None = None
+
+    def advantage_of(self, token: int) -> float:
+        """The advantage of a response token."""
+        return self.advantage if self.credit is None else self.credit.advantages[token]
 
     @property
     def length(self) -> int:
@@ -82,6 +99,13 @@ class _PlainProcess:
         self._model, self._objective = model, case.minimised
         self._config = learner_config(case, optimizer)
         self._reference = reference_of(case.model) if case.minimised.kl is not None else None
+        hidden = model.config.get_text_config().hidden_size
+        self._value_weight = nn.Parameter(torch.zeros(1, hidden))
+        self._value_bias = nn.Parameter(torch.zeros(1))
+        self._hidden = torch.empty(0)
+        output_head = model.get_output_embeddings()
+        assert output_head is not None
+        output_head.register_forward_pre_hook(self._keep_hidden)
         self._optimizer = self._build_optimizer(optimizer)
         self._routers = _Routers(model)
 
@@ -91,6 +115,8 @@ class _PlainProcess:
             group["lr"] = self._config.learning_rate * min(1.0, (step + 1) / self._config.warmup_steps)
         groups = groups_of(batch(step, self._objective), self._objective, self._reward_penalty)
         size = len(groups) // self._objective.minibatches
+        if self._objective.gae is not None:
+            groups = self._credited(groups)
         minibatches = [
             [rollout for group in groups[start : start + size] for rollout in group]
             for start in range(0, len(groups), size)
@@ -113,7 +139,7 @@ class _PlainProcess:
 
     def _update(self, rollouts: Sequence[Rollout], before: Sequence[Tensor]) -> tuple[float, float]:
         weights = token_weights(self._objective, [rollout.length for rollout in rollouts])
-        penalised = self._objective.kl is not None or self._objective.entropy_coefficient > 0
+        penalised = not self._objective.drops_zero_advantages
         # Without a penalty or a bonus a rollout of zero advantage has no gradient. The learner leaves it out,
         # and the balance loss, a mean over the computed rollouts, does not count it either.
         computed = [r.length > 0 and (penalised or r.advantage != 0) for r in rollouts]
@@ -125,11 +151,15 @@ class _PlainProcess:
             terms = self._token_losses(rollout, old)
             # In float64, as the learner adds up: float32 loses 1e-7 where losses are large and nearly cancel.
             total = (terms.double() * torch.tensor(rollout.trained)).sum() * weight
+            if rollout.credit is not None:
+                errors = value_losses(self._objective, self._values(rollout), rollout.credit)
+                error = (errors.double() * torch.tensor(rollout.trained)).sum() * weight
+                (self._objective.value_coefficient * error).backward(retain_graph=True)
             balance = sum(self._routers.balance_losses(), torch.zeros(()))
             (total + BALANCE * balance / sum(computed)).backward()
             self._routers.add_loads()
             loss += float(total.detach())
-        parameters = list(self._model.parameters())
+        parameters = self._parameters()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm))
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -154,6 +184,45 @@ class _PlainProcess:
         if objective.truncation is not None:
             total = total * importance_weights(objective, rollout, before, sampled)
         return total
+
+    def _parameters(self) -> list[nn.Parameter]:
+        head = [] if self._objective.gae is None else [self._value_weight, self._value_bias]
+        return [*self._model.parameters(), *head]
+
+    def _keep_hidden(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        del head
+        self._hidden = inputs[0][0]
+
+    def _values(self, rollout: Rollout) -> Tensor:
+        """The value of what precedes each response token, [R], from the last forward pass."""
+        states = self._hidden[len(rollout.prompt) - 1 : -1]
+        return states @ self._value_weight[0] + self._value_bias
+
+    @torch.no_grad()
+    def _credited(self, groups: list[list[Rollout]]) -> list[list[Rollout]]:
+        """The rollouts of the batch with an advantage for each token, normalised over the trained tokens."""
+        credited: list[list[Rollout]] = []
+        for group in groups:
+            rollouts: list[Rollout] = []
+            for rollout in group:
+                self._distributions(self._model, rollout)
+                credit = gae_credit(self._objective, rollout, self._values(rollout).tolist())
+                rollouts.append(replace(rollout, credit=credit))
+            credited.append(rollouts)
+        tokens: list[float] = []
+        for rollout in (rollout for group in credited for rollout in group):
+            assert rollout.credit is not None
+            tokens += [
+                a for a, counts in zip(rollout.credit.advantages, rollout.trained, strict=True) if counts
+            ]
+        mean, deviation = statistics.fmean(tokens), statistics.pstdev(tokens)
+
+        def normalised(rollout: Rollout) -> Rollout:
+            assert rollout.credit is not None
+            advantages = [(a - mean) / (deviation + 1e-8) for a in rollout.credit.advantages]
+            return replace(rollout, credit=replace(rollout.credit, advantages=advantages))
+
+        return [[normalised(rollout) for rollout in group] for group in credited]
 
     def _reward_penalty(self, rollout: Rollout) -> float:
         """The KL penalty on the reward of a rollout: beta times its sampled log(mu / q)."""
@@ -183,8 +252,8 @@ class _PlainProcess:
     def _build_optimizer(self, name: OptimizerName) -> torch.optim.Optimizer:
         # Weight decay only applies to matrices, not to norms and biases.
         decay, config = self._objective.weight_decay, self._config
-        matrices = [parameter for parameter in self._model.parameters() if parameter.ndim >= 2]
-        vectors = [parameter for parameter in self._model.parameters() if parameter.ndim < 2]
+        matrices = [parameter for parameter in self._parameters() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in self._parameters() if parameter.ndim < 2]
         groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
         if name == "sgd":
             return torch.optim.SGD(groups, lr=config.learning_rate)
@@ -243,7 +312,8 @@ def groups_of(
                 )
             rewards = [reward - penalty(rollout) for reward, rollout in zip(rewards, rollouts, strict=True)]
             truncated = [block.finish[i] == Finish.LENGTH for i in members]
-            for i, advantage in enumerate(grpo_advantages(rewards)):
+            estimates = grpo_advantages(rewards) if objective.gae is None else rewards
+            for i, advantage in enumerate(estimates):
                 kept = not (objective.overlong_filtering and truncated[i])
                 trained = [counts and kept for counts in rollouts[i].trained]
                 rollouts[i] = replace(rollouts[i], advantage=advantage, trained=trained)
@@ -257,6 +327,39 @@ def grpo_advantages(rewards: Sequence[float]) -> list[float]:
         return [0.0] * len(rewards)
     mean, deviation = statistics.fmean(rewards), statistics.stdev(rewards)
     return [(reward - mean) / (deviation + 1e-6) for reward in rewards]
+
+
+def gae_credit(objective: Objective, rollout: Rollout, values: list[float]) -> Credit:
+    """Advantages, before they are normalised, and returns of the tokens that count, from the last to the
+    first; 0 at the others.
+    """
+    assert objective.gae is not None
+    gamma, lam = objective.gae
+    advantages, returns = [0.0] * len(values), [0.0] * len(values)
+    next_value = next_advantage = 0.0
+    reward = rollout.advantage
+    for t in reversed(range(len(values))):
+        if not rollout.trained[t]:
+            continue
+        delta = reward + gamma * next_value - values[t]
+        advantages[t] = delta + gamma * lam * next_advantage
+        returns[t] = advantages[t] + values[t]
+        next_value, next_advantage, reward = values[t], advantages[t], 0.0
+    return Credit(values, returns, advantages)
+
+
+def value_losses(objective: Objective, values: Tensor, credit: Credit) -> Tensor:
+    """Half of the larger of two squared errors at each response token, [R]: that of the value, and that of
+    the value after it has moved by at most `value_clip`.
+    """
+    losses: list[Tensor] = []
+    for value, old, expected in zip(values, credit.values, credit.returns, strict=True):
+        error = (value - expected) ** 2
+        if objective.value_clip is not None:
+            moved = old + (value - old).clamp(-objective.value_clip, objective.value_clip)
+            error = torch.maximum(error, (moved - expected) ** 2)
+        losses.append(error / 2)
+    return torch.stack(losses)
 
 
 def token_weights(objective: Objective, lengths: Sequence[int]) -> list[float]:
@@ -278,7 +381,7 @@ def policy_losses(objective: Objective, rollout: Rollout, logprobs: Tensor, old:
         case "clipped":
             return torch.stack(
                 [
-                    surrogate_loss(objective, torch.exp(logprobs[t] - old[t]), rollout.advantage)
+                    surrogate_loss(objective, torch.exp(logprobs[t] - old[t]), rollout.advantage_of(t))
                     for t in tokens
                 ]
             )
@@ -287,7 +390,7 @@ def policy_losses(objective: Objective, rollout: Rollout, logprobs: Tensor, old:
             for t in tokens:
                 ratio = math.exp(float(logprobs[t].detach()) - float(old[t]))
                 weight = min(max(ratio, 1 - objective.clip[0]), 1 + objective.clip[1])
-                terms.append(-weight * rollout.advantage * logprobs[t])
+                terms.append(-weight * rollout.advantage_of(t) * logprobs[t])
             return torch.stack(terms)
         case "gspo":
             # (p(y) / p_old(y)) ** (1 / |y|), where the probability of a response is a product.

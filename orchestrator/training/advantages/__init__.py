@@ -2,7 +2,8 @@
 
 Estimators are pure functions of the rewards of the whole batch, so every learner rank computes the same
 advantages from the same scores without communication. A rollout is rewarded once, at its end, without
-discounting; all of its tokens therefore get the same advantage.
+discounting; all of its tokens therefore get the same advantage. The exception is `gae`: there a value
+head of the learner gives each token its own.
 
 Importing this package or the module of an estimator does not import torch, because
 configs are validated without it.
@@ -41,6 +42,10 @@ class EstimatorFacts:
     """
     ignores_rewards: bool = False
     """The advantage does not depend on the rewards: every rollout is imitated."""
+    needs_values: bool = False
+    """The learner has a value head. The estimator passes the rewards on, and the learner computes an
+    advantage for each token by generalised advantage estimation (`algorithm.gae`).
+    """
 
 
 ADVANTAGES: Registry[AdvantageEstimator, EstimatorFacts] = Registry(

@@ -69,6 +69,20 @@ class OffPolicyConfig(Settings):
         return self
 
 
+class GaeConfig(Settings):
+    """Generalised advantage estimation, with the advantage `gae`; other advantages ignore it."""
+
+    gamma: float = Field(gt=0, le=1)
+    """Discount of a reward for each token that precedes it."""
+    lam: float = Field(ge=0, le=1)
+    """Lambda: 1 compares the return with the value of the token (no bias, high variance), 0 the value of the
+    next token with it (biased by errors of the value head, low variance)."""
+    value_coefficient: float = Field(gt=0)
+    """Weight of the value loss, which also trains the layers that value head and policy share."""
+    value_clip: float | None = Field(gt=0)
+    """A value moves by at most this much in a step; null: no limit."""
+
+
 class AlgorithmConfig(Settings):
     """The `algorithm` group."""
 
@@ -76,7 +90,7 @@ class AlgorithmConfig(Settings):
     """Name of the algorithm in reports."""
     advantage: str
     """Registered name of the advantage estimator: grpo, dr_grpo, rloo, reinforce_plus_plus,
-    reinforce_plus_plus_baseline, constant.
+    reinforce_plus_plus_baseline, gae (a value head and an advantage for each token), constant.
     """
     loss: str
     """Registered name of the loss: clipped (PPO's surrogate), cispo, gspo, gmpo, reinforce, nll."""
@@ -125,6 +139,7 @@ class AlgorithmConfig(Settings):
     """Entropy bonus: the coefficient times the entropy of the learner's distribution at a token, in nats, is
     subtracted from the loss of the token. 0 disables it.
     """
+    gae: GaeConfig
     kl: KLConfig
     off_policy: OffPolicyConfig
 

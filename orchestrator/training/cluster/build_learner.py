@@ -13,7 +13,7 @@ from orchestrator.training.learner.losses import LOSSES
 from orchestrator.training.learner.losses.importance import Correction
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.learner.losses.policy import ClipRange
-from orchestrator.training.learner.rows import AlgorithmSpec
+from orchestrator.training.learner.rows import AlgorithmSpec, GaeSpec
 from orchestrator.training.learner.sharding.distributed import DistributedInit
 from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.rollouts.config import RolloutConfig
@@ -46,6 +46,8 @@ def algorithm_spec(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Algori
         kl_estimator=algorithm.kl.estimator,
         entropy_coefficient=algorithm.entropy_coefficient,
     )
+    gae = algorithm.gae
+    values = ADVANTAGES.facts(algorithm.advantage).needs_values
     return AlgorithmSpec(
         advantages=ADVANTAGES.get(algorithm.advantage),
         objective=objective,
@@ -56,6 +58,7 @@ def algorithm_spec(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Algori
         overlong_filtering=algorithm.overlong_filtering,
         reward_kl_coefficient=0.0 if in_loss else coefficient,
         reference_period=algorithm.kl.reference_period,
+        gae=GaeSpec(gae.gamma, gae.lam, gae.value_coefficient, gae.value_clip) if values else None,
     )
 
 

@@ -30,6 +30,7 @@ from orchestrator.training.learner.adapters import adapters_off, has_adapters, m
 from orchestrator.training.learner.balance_loss import SequenceBalanceLoss
 from orchestrator.training.learner.batching import BatchFormat, plan
 from orchestrator.training.learner.config import LearnerConfig
+from orchestrator.training.learner.critic import Critic
 from orchestrator.training.learner.expert_load import layer_metrics, load_shares
 from orchestrator.training.learner.logprobs import TokenScorer
 from orchestrator.training.learner.losses.objective import TokenColumns, TokenTerms
@@ -130,6 +131,7 @@ class DeepSpeedLearner:
             checkpoint_activations(trainee.model)
         self.layout: BatchFormat = layout_for(trainee.model)
         self._scorer = TokenScorer(trainee.model, rule.temperature)
+        self._critic = None if rule.gae is None else Critic(trainee.model, rule.gae, self._device)
         self._reference = (
             None
             if trainee.reference is None
@@ -160,6 +162,8 @@ class DeepSpeedLearner:
         minibatches = minibatch_rows(parts, self._rule, self._config.minibatches, penalties)
         computed = [computed_rows(rows, self._rule) for rows in minibatches]
         work = [self._micro_batches(rows) for rows in computed]
+        if self._critic is not None:
+            work = self._critic.credit(work, self._score)
         proximal = self._proximal_logprobs(work)
 
         totals = StepSums.zeros()
@@ -186,6 +190,7 @@ class DeepSpeedLearner:
                 **self._routing.metrics(routed),
                 **layer_metrics(self._routing.routers, routed.loads, routed.mean_entropies),
                 **self._balance.take(),
+                **({} if self._critic is None else self._critic.metrics(len(updates))),
             },
             load_shares(self._routing.routers, routed.loads),
             trained_on([row for rows, _, _ in updates for row in rows]),
@@ -304,6 +309,8 @@ class DeepSpeedLearner:
         for index, (batch, old) in enumerate(zip(micro_batches, proximal, strict=True)):
             columns, terms, entropies = self._forward(batch, old)
             loss = torch.dot(terms.loss, batch.weights)
+            if self._critic is not None:
+                loss = loss + self._critic.loss(batch)
             sums = sums + StepSums.of(batch, columns, terms, entropies)
             if index == last:
                 sums = sums.all_reduce()

@@ -15,6 +15,14 @@ from orchestrator.training.learner.rows import TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
+class ValueTargets:
+    """What the value head learns at each trained token, without gradient."""
+
+    old: Tensor  # [T] float32, the values at the beginning of the step
+    returns: Tensor  # [T] float32
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """B rows of S positions (`padded`), or 1 row of S positions (`packed`). T of these tokens are trained on;
     their columns are ordered row by row.
@@ -37,6 +45,8 @@ class MicroBatch:
     """Number of prompt and response tokens, without padding."""
     routes: Tensor | None = None  # [B * S, R, k] int16
     """Experts that the sampler's routers chose; -1 where unknown; None if no routes were recorded."""
+    value_targets: ValueTargets | None = None
+    """None without a value head, and until the advantages of the step are known."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """Copy all tensors to `device`."""

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from orchestrator.errors import CheckpointError
 from orchestrator.training.learner.sharding.shard_files import MASTER, ShardFiles
+from orchestrator.training.learner.value_head import is_value_head
 from orchestrator.training.tensors.buckets import NamedTensor
 
 BUFFER = "buffer/"
@@ -19,7 +20,7 @@ BUFFER = "buffer/"
 
 def read_weights(checkpoint: Path) -> Iterator[NamedTensor]:
     """Yield parameters (master weights, float32) and persistent buffers by their name in the model, one at a
-    time. Tied parameters are yielded once.
+    time. Tied parameters are yielded once, and a value head not at all.
 
     Raises CheckpointError if shards are missing, damaged or of another format, or if a
     parameter is incomplete.
@@ -28,6 +29,8 @@ def read_weights(checkpoint: Path) -> Iterator[NamedTensor]:
         try:
             shards = ShardFiles(checkpoint, stack)
             for name, shape in shards.shapes.items():
+                if is_value_head(name):
+                    continue
                 whole = torch.empty(math.prod(shape), dtype=torch.float32)
                 shards.copy(name, 0, len(whole), MASTER, whole)
                 yield name, whole.view(shape)

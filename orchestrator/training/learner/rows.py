@@ -21,6 +21,18 @@ from orchestrator.training.learner.losses.aggregation import Aggregation, rollou
 from orchestrator.training.learner.losses.objective import Objective
 from orchestrator.training.records import BatchPart, Finish, TokenWork
 
+
+@dataclass(frozen=True, slots=True)
+class GaeSpec:
+    """The parameters of generalised advantage estimation and of the value loss."""
+
+    gamma: float
+    lam: float
+    value_coefficient: float
+    value_clip: float | None
+    """None: values are not clipped."""
+
+
 Advantages = Callable[[Tensor], Tensor]
 """Turns rewards [P, G] float64 into advantages [P, G] float64; see `orchestrator.training.advantages`."""
 
@@ -34,7 +46,8 @@ class AlgorithmSpec:
     the aggregation `constant`. With `overlong_filtering`, rollouts that reached the limit of new tokens are
     not trained on (DAPO, https://arxiv.org/abs/2503.14476, section 3.4). `reward_kl_coefficient` times a
     rollout's KL divergence is subtracted from its reward. After every `reference_period` steps the reference
-    model is replaced by the learner's model; None: never.
+    model is replaced by the learner's model; None: never. With `gae` the learner has a value head, and
+    `advantages` passes the rewards on, from which each token gets its own advantage.
     """
 
     advantages: Advantages
@@ -46,6 +59,7 @@ class AlgorithmSpec:
     overlong_filtering: bool = False
     reward_kl_coefficient: float = 0.0
     reference_period: int | None = None
+    gae: GaeSpec | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from orchestrator.training.learner.sharding.expert_parallel import ExpertSharding, is_expert
 from orchestrator.training.learner.sharding.zero import ZeroEngine
+from orchestrator.training.learner.value_head import is_value_head
 from orchestrator.training.tensors.buckets import NamedTensor, TensorPart
 from orchestrator.training.tensors.write_plan import WritePlan
 
@@ -155,6 +156,8 @@ def _groups(zero: ZeroEngine, bytes_at_once: int) -> Iterator[list[_NamedParamet
     """
     units: dict[str, list[_NamedParameter]] = {}
     for name, parameter in zero.module.named_parameters():
+        if is_value_head(name):
+            continue  # rollout workers and exported models have none
         units.setdefault(zero.sharding.target(name), []).append((name, parameter))
     group: list[_NamedParameter] = []
     held = 0

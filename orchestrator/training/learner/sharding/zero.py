@@ -145,7 +145,8 @@ def deepspeed_config(config: LearnerConfig, model: PreTrainedModel, device: torc
     micro-batches have token budgets.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    bucket = max(1 << 16, min(parameters, 200_000_000))  # elements; DeepSpeed allocates it whole
+    # Elements; DeepSpeed allocates it whole, and asks for an even number.
+    bucket = max(1 << 16, min(parameters + parameters % 2, 200_000_000))
     half = next(model.parameters()).dtype == torch.bfloat16
     # Keep our AdamW if the optimizer is offloaded: torch's fused one needs no compiler, while DeepSpeed's own
     # is compiled at its first use.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import orchestrator.training.advantages as package
 from orchestrator.training.advantages import ADVANTAGES
 
-ALL = ["constant", "dr_grpo", "grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo"]
+ALL = ["constant", "dr_grpo", "gae", "grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo"]
 GROUP_RELATIVE = {name for name in ALL if ADVANTAGES.facts(name).group_relative}
 
 
@@ -32,6 +32,11 @@ def check(name: str, given_: torch.Tensor, expected: list[list[float]], atol: fl
 
 # Two prompts of four rollouts. Row 0: sum 1, mean 0.25. Row 1: sum 8, mean 2.
 BATCH = rewards([1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 3.0, 3.0])
+
+
+def test_gae_leaves_rewards_to_the_learner() -> None:
+    check("gae", BATCH, BATCH.tolist(), atol=0)
+    check("gae", rewards([0.25]), [[0.25]], atol=0)
 
 
 def test_grpo_divides_by_the_sample_standard_deviation_of_the_group() -> None:

@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parents[4] / "conf" / "algorithm"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 KL = {"coefficient": 0.1, "estimator": "k3", "applied_to": "loss", "reference_period": None}
+GAE = {"gamma": 1.0, "lam": 0.95, "value_coefficient": 0.1, "value_clip": 0.2}
 OFF_POLICY = {"correction": "none", "level": "token", "minimum": 0.0, "truncation": 2.0}
 
 
@@ -27,7 +28,7 @@ def load(name: str) -> dict[str, Any]:
 def test_all_algorithms_are_listed() -> None:
     assert {path.stem for path in FILES} == {
         "cispo", "dapo", "decoupled_ppo", "deepseek_r1", "dr_grpo", "gmpo", "grpo", "grpo_icepop",
-        "grpo_seq_mis", "grpo_seq_tis", "grpo_tis", "grpo_token", "gspo", "reinforce_plus_plus",
+        "grpo_seq_mis", "grpo_seq_tis", "grpo_tis", "grpo_token", "gspo", "ppo", "reinforce_plus_plus",
         "reinforce_plus_plus_baseline", "rloo", "rloo_kl", "sft",
     }  # fmt: skip
 
@@ -96,6 +97,8 @@ def test_weights_are_kept_between_minimum_and_truncation() -> None:
         {"kl": KL | {"applied_to": "advantage"}},
         {"off_policy": OFF_POLICY | {"truncation": 0.0}}, {"off_policy": OFF_POLICY | {"minimum": -1.0}},
         {"off_policy": OFF_POLICY | {"level": "batch"}}, {"entropy_coefficient": -0.1},
+        {"gae": GAE | {"gamma": 0.0}}, {"gae": GAE | {"lam": 1.1}}, {"gae": GAE | {"value_clip": 0.0}},
+        {"gae": GAE | {"value_coefficient": 0.0}},
     ],
     ids=str,
 )  # fmt: skip

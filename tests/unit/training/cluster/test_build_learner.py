@@ -10,7 +10,8 @@ import torch
 
 from orchestrator.config.compose import compose
 from orchestrator.launch.assembly import run_spec
-from orchestrator.training.cluster.build_learner import build_learner
+from orchestrator.training.cluster.build_learner import algorithm_spec, build_learner
+from orchestrator.training.learner.rows import GaeSpec
 from orchestrator.training.models.build import build_model
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.records import BatchPart
@@ -44,3 +45,20 @@ def test_a_cold_start_minimises_the_cross_entropy_at_any_rollout_temperature(
     loss = learner.update(1, [part]).metrics["policy/loss"]
     learner.close()
     assert loss == pytest.approx(cross_entropy(config.model, config.seed, part), abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo_token"])
+def test_a_learner_has_a_value_head_if_its_advantage_needs_one(algorithm: str, tmp_path: Path) -> None:
+    config = compose("grpo", [f"algorithm={algorithm}", "model=tiny_moe", "tracking=none"])
+    learner = build_learner(single_rank(), run_spec(config, "run", 1, tmp_path))
+    metrics = learner.update(0, [random_part(0, 3, 2, vocabulary=64)]).metrics
+    learner.close()
+    values = {name for name in metrics if name.startswith("value/")}
+    expected = {"value/loss", "value/clip_fraction", "value/explained_variance"}
+    assert values == (expected if algorithm == "ppo" else set())
+
+
+def test_the_settings_of_gae_reach_the_learner() -> None:
+    config = compose("grpo", ["algorithm=ppo", "algorithm.gae.lam=0.9", "algorithm.gae.value_clip=null"])
+    spec = algorithm_spec(config.algorithm, config.rollout)
+    assert spec.gae == GaeSpec(gamma=1.0, lam=0.9, value_coefficient=0.1, value_clip=None)
