@@ -70,6 +70,7 @@ SMALL = (
     "task.heldout_size=16",
     "evaluation.prompts=16",
     "evaluation.every=2",
+    "rollout.workers=1",
     "rollout.prompts_per_step=8",
     "rollout.group_size=4",
     "rollout.max_new_tokens=12",
@@ -77,8 +78,9 @@ SMALL = (
     "algorithm=grpo_token",
     "tracking=none",
 )
-"""Overrides that make a run of `tiny_moe` take seconds. A scorer that a busy machine holds up still scores:
-runs are compared bit for bit.
+"""Overrides that make a run of `tiny_moe` take seconds. Most of its CPU time is that of the start of its
+processes, so it has one rollout worker, unless a test is about several. A scorer that a busy machine holds
+up still scores: runs are compared bit for bit.
 """
 
 PATIENT_TRACKING = ("tracking=mlflow", "tracking.delivery.finish_seconds=600")

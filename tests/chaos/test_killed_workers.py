@@ -23,6 +23,7 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
     run = f"killed-{channel}"
     words = small_run(
         run,
+        "rollout.workers=2",
         "checkpoint.every=2",
         "evaluation.every=0",
         "learner.world_size=2",

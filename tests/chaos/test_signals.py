@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -132,10 +131,12 @@ def test_a_second_signal_ends_a_run_immediately(program: Program, small_run: Sma
         assert (record.state, "second SIGTERM" in record.why) == (RunState.FAILED, True)
 
 
-def test_a_running_run_refuses_another_writer_and_keeps_its_config(
+def test_a_running_run_refuses_another_writer_and_a_killed_one_is_reported_as_failed(
     program: Program, small_run: SmallRun
 ) -> None:
-    """Resuming a run whose process is alive is rejected before anything is written."""
+    """Resuming a run whose process is alive is rejected before anything is written. After the run was killed
+    while its actors start, `status` says how to resume it.
+    """
     directory = RunDirectory(program.output_dir / "one-writer")
     with program.start(*small_run("one-writer", "checkpoint.every=0"), ENDLESS) as process:
         try:
@@ -145,18 +146,9 @@ def test_a_running_run_refuses_another_writer_and_keeps_its_config(
             assert f"process {process.pid}" in refused["error"]
             assert directory.config.read_bytes() == before
             assert directory.record().attempt == 1
-        finally:
-            process.kill()
-    assert program.json("status", "one-writer")["state"] == "failed"
-
-
-def test_a_killed_run_leaves_nothing_behind(program: Program, small_run: SmallRun, tmp_path: Path) -> None:
-    directory = RunDirectory(program.output_dir / "killed")
-    with program.start(*small_run("killed", "checkpoint.every=0"), ENDLESS) as process:
-        try:
             wait_until(lambda: reached("actors", directory), "the actors", process)
         finally:
             process.kill()
-    status = program.json("status", "killed")
+    status = program.json("status", "one-writer")
     assert status["state"] == "failed"
-    assert "is gone" in status["why"] and "orchestrator resume killed" in status["why"]
+    assert "is gone" in status["why"] and "orchestrator resume one-writer" in status["why"]

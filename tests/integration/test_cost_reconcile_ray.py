@@ -71,7 +71,8 @@ def test_a_real_run_with_a_killed_worker_matches_rays_events(
 ) -> None:
     program = Program(tmp_path)
     run = tmp_path / "killed"
-    words = small_run(run.name, "evaluation.every=0", "max_staleness=1", "algorithm=grpo_tis")
+    rules = ("rollout.workers=2", "evaluation.every=0", "max_staleness=1", "algorithm=grpo_tis")
+    words = small_run(run.name, *rules)
     with going_on(program, *words) as process:
         wait_for_step(run, 2, process)
         os.kill(pid_of(run, "rollout-0"), signal.SIGKILL)

@@ -31,6 +31,7 @@ def asynchronous_run(program: Program, small_run: SmallRun) -> str:
     words = small_run(
         "asynchronous",
         "steps=3",
+        "rollout.workers=2",
         "max_staleness=1",
         "learner.world_size=2",
         "learner.zero_stage=2",

@@ -70,13 +70,13 @@ def run_until_stopped(program: Program, small_run: Callable[..., tuple[str, ...]
     """The name of a run that its budget has stopped, its team and the budget. The budget is the smallest of
     several with which this machine can start a run: smaller ones are used up before the first step.
     """
-    rules = ("steps=100000", *PATIENT_TRACKING, "checkpoint.every=0", f"budget.webhook={hook.url}")
+    rules = ("steps=100000", "rollout.workers=2", *PATIENT_TRACKING, "checkpoint.every=0")
     for seconds in (150, 400, 850):
         name = f"thrifty-{seconds}"
         hook.heard.clear()
         set_budget(program, name, seconds)
-        reserved = ("budget.stop_seconds=60", "budget.reserve_seconds=4")
-        program(*small_run(name, f"team={name}", *rules, *reserved), code=3)
+        budget = ("budget.stop_seconds=60", "budget.reserve_seconds=4", f"budget.webhook={hook.url}")
+        program(*small_run(name, f"team={name}", *rules, *budget), code=3)
         if program.json("status", name)["step"]:
             return name
     pytest.fail("the run never came to its first step")
@@ -152,9 +152,10 @@ def test_a_step_that_does_not_end_is_cancelled_before_the_limit_is_exceeded(
     """
     endless = r"+reward.components={tests.fakes.scorers\:never_ends: 1.0}"
     rules = ("budget.stop_seconds=20", "budget.cancel_seconds=15", "reward.timeout_seconds=3000")
+    size = ("steps=2", "rollout.workers=2")
     for seconds in (110, 330, 800):
         run, limit = f"endless-{seconds}", SECOND * seconds
-        program(*small_run(run, endless, *rules, "steps=2", f"budget.limit={limit:.6f}"), code=3)
+        program(*small_run(run, endless, *rules, *size, f"budget.limit={limit:.6f}"), code=3)
         status = program.json("status", run)
         assert (status["state"], status["step"]) == ("budget", 0)
         report = program.json("cost", "report", run)
