@@ -28,6 +28,7 @@ from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import write_atomically
 from orchestrator.runs.process import ProcessIdentity
 from orchestrator.runs.record import RunState
+from tests.support.composed import composed
 
 AT_NS = 1_795_503_428_000_000_000
 RUN_ID = "20261124-065708-grpo-0a1b"
@@ -72,7 +73,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
 
     def prepare_resume(run: RunDirectory, overrides: list[str], on_wait: object) -> PreparedJob:
         calls.append(("resume", run.run_id, overrides, run.path.parent))
-        return PreparedJob(compose("grpo"), directory, {}, 1)
+        return PreparedJob(composed("grpo"), directory, {}, 1)
 
     def run(prepared: PreparedJob, views: object, stop: object) -> launcher.Outcome:
         directory.create()
@@ -90,7 +91,7 @@ def recorded_run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "runs" / RUN_ID)
     run.create()
     run.begin(job="grpo", purpose="debug", steps=2, at_ns=AT_NS)
-    run.config.write_text(compose("grpo").to_yaml())
+    run.config.write_text(composed("grpo").to_yaml())
     for step in (1, 2):
         run.append_metrics(step, {"reward/mean": step / 4, "policy/loss": float("nan")}, AT_NS)
         rows = [rollout(step, reward) for reward in (0.5, 1.1, 0.0, 0.25, 0.75)]

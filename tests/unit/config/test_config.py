@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 from collections.abc import Iterator
 from decimal import Decimal
@@ -25,6 +24,7 @@ from orchestrator.config.errors import InvalidConfigError
 from orchestrator.config.resume_rules import CHANGEABLE, FIXED, may_change, why_fixed
 from orchestrator.config.run_config import RunConfig, json_schema
 from orchestrator.errors import ConfigError
+from tests.support.composed import composed
 
 FILES = ConfigFiles.named_by()
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
@@ -34,11 +34,6 @@ GROUP_OPTIONS = [
     for option in options
     if group not in ("experiment", "rollout", "algorithm")
 ]
-
-
-@functools.cache
-def composed(job: str) -> RunConfig:
-    return compose(job)
 
 
 def refused(job: str, *overrides: str) -> ConfigError:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError, WorkerLostError
 from orchestrator.launch.assembly import placement_of, run_spec
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.cluster import learner_group
 from orchestrator.training.cluster.actors import RankSetup
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
+from tests.support.composed import composed
 
 
 class FakeRank:
@@ -72,7 +72,7 @@ class Group:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: tuple[str, ...], *overrides: str
     ) -> None:
-        config = compose("grpo", ["learner.world_size=2", "rollout.workers=2", "tracking=none", *overrides])
+        config = composed("grpo", "learner.world_size=2", "rollout.workers=2", "tracking=none", *overrides)
         self.started: list[list[FakeRank]] = []
         monkeypatch.setattr(RayLearnerGroup, "_start", lambda _: self._fresh())
         monkeypatch.setattr(learner_group.ray, "kill", lambda _: None)

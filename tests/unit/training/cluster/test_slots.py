@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.compose import compose
 from orchestrator.training.cluster import slots as module
 from orchestrator.training.cluster.session import ClusterError
 from orchestrator.training.cluster.slots import Slots
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
 from orchestrator.training.waiting import Waits
+from tests.support.composed import composed
 
 
 class Cluster:
@@ -48,7 +48,7 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 4.0})
         monkeypatch.setattr(module.ray, "available_resources", lambda: {"CPU": 0.5})
         monkeypatch.setattr(module.asyncio, "to_thread", at_once)
-        config = compose("grpo", ["tracking=none", "cluster.startup_timeout_seconds=60"]).cluster
+        config = composed("grpo", "tracking=none", "cluster.startup_timeout_seconds=60").cluster
         said: list[str] = []
 
         async def main() -> None:
