@@ -45,7 +45,7 @@ demo: $(DEMO) ## cold start, then GRPO, on two CPU cores: watch a small MoE lear
 
 test: lint check ## lint, types, import contracts and the tests that CI runs
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'slow and not ray and not gpu and not engines and not long' --durations 10
-	$(BIN)/pytest -m 'ray and not gpu and not engines and not long' --durations 10
+	$(BIN)/pytest -n 2 --dist loadfile -m 'ray and not gpu and not engines and not long' --durations 10
 
 test-all: test ## make test, then the long variants: every ZeRO stage, model family, weight channel and kill
 	$(BIN)/pytest -m 'long and not gpu and not engines' --durations 10
