@@ -104,6 +104,7 @@ def test_options_and_defaults_become_arguments_of_the_engine(llama: ModelConfig,
     )
     assert (chosen["tensor_parallel_size"], chosen["max_num_batched_tokens"]) == (2, 4096)
     assert (chosen["enforce_eager"], chosen["block_size"]) == (True, 16)
+    assert chosen["distributed_executor_backend"] == "mp", "its processes stay in the worker's slot"
 
 
 def test_the_environment_has_precedence_except_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:

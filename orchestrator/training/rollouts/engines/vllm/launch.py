@@ -52,6 +52,9 @@ def engine_arguments(
         "block_size": options.block_size or (CPU_BLOCK_TOKENS if on_cpu else None),
         "disable_log_stats": True,
     }
+    if options.accelerators > 1:
+        # Inside a placement group vLLM would start Ray actors of its own, outside of the worker's slot.
+        arguments["distributed_executor_backend"] = "mp"
     if options.max_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = options.max_batched_tokens
     return arguments
