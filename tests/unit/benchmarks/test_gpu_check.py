@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,6 +163,18 @@ def test_parts_that_have_no_time_left_are_not_run(gpu_check: ModuleType) -> None
     rows = list(gpu_check.run_parts(gpu_check.PARTS, "cuda", "full", 0))
     assert {row["status"] for row in rows} == {"not run"}
     assert len(rows) == sum(len(part.measurements) for part in gpu_check.PARTS)
+
+
+def test_on_a_cpu_parts_have_no_budget(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[float] = []
+
+    def run(arguments: Sequence[str], budget: float) -> Any:
+        budgets.append(budget)
+        return gpu_check.Ended(0, "", "", 1.0)
+
+    monkeypatch.setattr(gpu_check, "run_process", run)
+    list(gpu_check.run_parts(gpu_check.PARTS, "cpu", "tiny", 0))
+    assert budgets == [math.inf] * len(gpu_check.PARTS)
 
 
 def test_failed_gpu_tests_are_reported_with_their_output(
