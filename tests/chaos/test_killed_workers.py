@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,3 +54,65 @@ def test_a_run_survives_a_killed_rollout_worker_and_a_killed_learner_rank(
     assert sorted(program.losses(run)) == list(range(1, last + 1)), "every step once, after the restore too"
     report = program.json("cost", "report", run)
     assert report["difference_ns"] == 0
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def hang(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+def slow_down(pid: int) -> None:
+    """Let the process run for a tenth of two seconds."""
+    for _ in range(20):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.09)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("on_new_weights", also_long(["continue"], ["recompute"]))
+@pytest.mark.parametrize("fault", also_long([kill], [hang, slow_down]))
+def test_no_group_is_lost_while_weights_change_during_rollouts(
+    program: Program,
+    small_run: Callable[..., tuple[str, ...]],
+    fault: Callable[[int], None],
+    on_new_weights: str,
+) -> None:
+    """The workers stream their groups and take every version at once, so the faults hit generation, handing
+    over and updates alike.
+    """
+    run = f"async-{fault.__name__}-{on_new_weights}"
+    words = small_run(
+        run,
+        "checkpoint.every=50",
+        "evaluation.every=0",
+        "max_staleness=4",
+        "algorithm=grpo_tis",
+        f"rollout.on_new_weights={on_new_weights}",
+        "rollout.workers=2",
+        "rollout.stream_seconds=0.02",
+        "cluster.call_timeout_seconds=30",
+    )
+    directory = program.output_dir / run
+
+    def losses() -> list[dict[str, Any]]:
+        return [event for event in events_of(directory) if event["event"] == "worker_lost"]
+
+    with going_on(program, *words) as process:
+        wait_for_step(directory, 4, process)
+        fault(pid_of(directory, "rollout-0"))
+        if fault is not slow_down:
+            wait_until(lambda: bool(losses()), "the loss of the worker", process)
+        wait_for_step(directory, last_step(directory) + 12, process)
+        interrupt(process)
+
+    assert [event["worker"] for event in losses()] == ([] if fault is slow_down else ["rollout-0"])
+    audit = program.json("audit", run)
+    assert audit["violations"] == []
+    assert audit["tokens"]["trained"] > 0
+    last = program.json("status", run)["step"]
+    assert sorted(program.losses(run)) == list(range(1, last + 1))
+    assert program.json("cost", "report", run)["difference_ns"] == 0

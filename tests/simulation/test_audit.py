@@ -16,7 +16,7 @@ from orchestrator.runs.audit.auditor import audit_run
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.checkpoints.format import complete
 from orchestrator.training.simulation.run import SimulationSettings, Stop
-from orchestrator.training.simulation.stages import Faults
+from orchestrator.training.simulation.stages import Faults, Timing
 from tests.simulation.audited import audited, messages, run_recorded
 from tests.simulation.expected import ALMOST_ONLY_FAULTS, MANY_FAULTS, assert_complete
 
@@ -101,6 +101,8 @@ def test_short_runs_in_which_almost_everything_fails(seed: int, tmp_path: Path) 
         dynamic_sampling=bool(seed % 2),
         max_resampled=20.0,
         faults=faults,
+        timing=Timing(portions=1 + seed % 3),
+        rollouts_per_worker=1 + 4 * (seed % 4),
     )
     run_recorded(settings, tmp_path)
     audit = audited(tmp_path)

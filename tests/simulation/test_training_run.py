@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.training.simulation.run import Simulation, SimulationSettings, simulate
+from orchestrator.training.simulation.stages import Timing
 from tests.simulation.expected import ALMOST_ONLY_FAULTS, MANY_FAULTS, assert_complete
 
 BASE = SimulationSettings(seed=11, steps=40, max_staleness=1, prompts_per_step=8)
@@ -27,6 +28,8 @@ def test_hundreds_of_steps_with_every_kind_of_fault(
         dynamic_sampling=dynamic_sampling,
         evaluate_every=25,
         faults=MANY_FAULTS,
+        timing=Timing(portions=1 + max_staleness),
+        rollouts_per_worker=1 + 16 * max_staleness,
     )
     simulation = simulate(settings, tmp_path)
     assert_complete(simulation, settings, tmp_path)
@@ -58,6 +61,8 @@ def test_short_runs_in_which_almost_everything_fails(seed: int, tmp_path: Path) 
         dynamic_sampling=bool(seed % 2),
         max_resampled=20.0,
         faults=faults,
+        timing=Timing(portions=1 + seed % 3),
+        rollouts_per_worker=1 + 4 * (seed % 4),
     )
     assert_complete(simulate(settings, tmp_path), settings, tmp_path)
 

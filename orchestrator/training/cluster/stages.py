@@ -19,7 +19,7 @@ from orchestrator.training.cluster.slots import hold_slots
 from orchestrator.training.cluster.workers import ManagedActor, RayRewardWorker, RayRolloutWorker
 from orchestrator.training.events import WaitKind
 from orchestrator.training.rewards.pool import RewardPool
-from orchestrator.training.rollouts.pool import RolloutPool
+from orchestrator.training.rollouts.pool import RolloutPool, worker_capacity
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
 from orchestrator.training.waiting import LEARNER, Waits
@@ -66,7 +66,7 @@ async def cluster_stages(
             actors.replace,
             spec.rollout.max_restarts,
             on_lost,
-            capacity=spec.rollout.max_batch_rows,
+            capacity=worker_capacity(spec.rollout),
         )
         reward_pool = WorkerPool(rewards, actors.replace, spec.reward.max_restarts, on_lost)
         try:

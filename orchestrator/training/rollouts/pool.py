@@ -13,12 +13,22 @@ from typing import Generic, Protocol, TypeVar
 
 from orchestrator.errors import DataLostError, WorkerLostError
 from orchestrator.training.events import WaitKind
+from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.stages import Generated, PublishedWeights, RolloutRequest
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Activity
 from orchestrator.training.waiting import Waits
 
 logger = logging.getLogger(__name__)
+
+
+def worker_capacity(rollout: RolloutConfig) -> int:
+    """A worker gets another request while it has fewer rollouts than this. It is enough for two shares of a
+    batch, so that its engine has rollouts to start when those of the first share end, and not much more, so
+    that the others stay available for whichever worker is ready first.
+    """
+    share = -(-rollout.prompts_per_step * rollout.group_size // rollout.workers)
+    return 2 * max(rollout.max_batch_rows, share)
 
 
 class RolloutWorker(Protocol):

@@ -49,6 +49,8 @@ class SimulationSettings:
     group_size: int = 4
     rollout_workers: int = 4
     reward_workers: int = 2
+    rollouts_per_worker: int = 1
+    """A rollout worker gets another request while it has fewer rollouts than this."""
     evaluate_every: int = 0
     checkpoint_every: int = 10
     dynamic_sampling: bool = False
@@ -130,8 +132,8 @@ def assemble(
         )
         for i in range(settings.reward_workers)
     ]
-    rollouts = _pool(rollout_workers, settings, draws, trace, waits)
-    rewards = _pool(reward_workers, settings, draws, trace, waits)
+    rollouts = _pool(rollout_workers, settings, draws, trace, waits, settings.rollouts_per_worker)
+    rewards = _pool(reward_workers, settings, draws, trace, waits, 1)
     learner = SimulatedLearner(draws, timing, faults, clock, sink=sink)
     prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
     rollout_stage, reward_stage = RolloutPool(rollouts, waits), RewardPool(rewards, waits)
@@ -201,7 +203,12 @@ def simulate(
 
 
 def _pool(
-    workers: list[W], settings: SimulationSettings, draws: Draws, trace: Trace, waits: Waits
+    workers: list[W],
+    settings: SimulationSettings,
+    draws: Draws,
+    trace: Trace,
+    waits: Waits,
+    capacity: int,
 ) -> WorkerPool[W]:
     async def replace(worker: W) -> W:
         with waits.on(WaitKind.START, worker.name):
@@ -213,7 +220,7 @@ def _pool(
     def on_lost(lost: WorkerLostError) -> None:
         trace.on_event(WorkerLost(lost.worker, lost.reason))
 
-    return WorkerPool(workers, replace, settings.max_restarts, on_lost)
+    return WorkerPool(workers, replace, settings.max_restarts, on_lost, capacity)
 
 
 def _sampling(seed: int) -> SamplingParams:

@@ -95,6 +95,24 @@ def seeds_png(
     return _png(figure)
 
 
+def lines_png(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> bytes:
+    """Draw one curve per name over a common axis of any positive quantity, such as seconds or money."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _canvas(title, title_gap=26)
+    last = max((points[-1][0] for points in curves.values() if points), default=1.0) or 1.0
+    labels: list[Label] = []
+    for index, (name, points) in enumerate(curves.items()):
+        colour = SEED_COLOURS[index % len(SEED_COLOURS)]
+        _line(axes, [(x / last, value) for x, value in points], colour, 4.0, dots=True)
+        if points:
+            labels.append((points[-1][1], f"{name}  {percent(points[-1][1])}", colour))
+    _write_labels(axes, labels)
+    ticks = [tick for tick in MaxNLocator(5).tick_values(0.0, last) if 0 <= tick <= last]
+    axes.set_xticks([tick / last for tick in ticks], [f"{tick:,g}" for tick in ticks])
+    return _png(figure)
+
+
 def _canvas(title: str, title_gap: int) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

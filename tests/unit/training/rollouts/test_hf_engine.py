@@ -15,6 +15,11 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -36,6 +41,7 @@ from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engines import ENGINES
+from orchestrator.training.rollouts.engines.hf.attention import layer_kinds
 from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
 from orchestrator.training.rollouts.stepped import StepEngine
 from orchestrator.training.tensors.buckets import flatten, unflatten
@@ -302,34 +308,54 @@ COMMON: dict[str, Any] = {
 
 
 def windowed(window: int) -> dict[str, Callable[[], PreTrainedModel]]:
-    """Models with two layers, some of which attend to at most `window` tokens."""
+    """Models with two or more layers, some or all of which attend to at most `window` tokens."""
     half: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 1}
+    gemma3: dict[str, Any] = COMMON | {"num_hidden_layers": 3, "head_dim": 8, "sliding_window_pattern": 2}
+    experts: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
     return {
         "mistral": lambda: MistralForCausalLM(MistralConfig(**COMMON, sliding_window=window)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, **half, sliding_window=window)),
         "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**COMMON, head_dim=8, sliding_window=window)),
+        "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**gemma3, sliding_window=window)),
+        "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**COMMON, **experts, sliding_window=window)),
     }
 
 
+def window_model(name: str, window: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return windowed(window)[name]().eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [7, CONTEXT])
 @pytest.mark.parametrize("name", windowed(1))
-def test_a_sliding_window_is_rejected_with_its_size(name: str):
-    model = windowed(CONTEXT - 1)[name]()
-    reason = f"window .* is {CONTEXT - 1} tokens; model.context={CONTEXT - 1} or less never slides"
-    with pytest.raises(ConfigError, match=reason) as caught:
-        StepEngine(HFSampler(model, TOKENIZER, CONTEXT, 8, CPU, record_routes=False))
-    assert (caught.value.key, caught.value.value) == ("rollout.engine", "hf")
+def test_log_probs_with_a_sliding_window_equal_those_of_a_plain_forward(name: str, window: int):
+    """Rows come and go, and the prompts are shorter and longer than the window of 7 tokens."""
+    block = run(window_model(name, window), rows=6)
+    expected = recomputed(window_model(name, window), block, 0.8)
+    np.testing.assert_allclose(block.logprobs, expected, atol=1e-4)
+    other = recomputed(window_model(name, CONTEXT), block, 0.8)
+    assert window == CONTEXT or np.abs(other - expected).max() > 1e-2, "the window makes no difference here"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", windowed(1))
-def test_a_window_as_long_as_the_context_never_slides(name: str):
-    def model() -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return windowed(CONTEXT)[name]().eval()
+def test_greedy_sampling_with_a_sliding_window_equals_generate(name: str):
+    block = run(window_model(name, 7), dataclasses.replace(SAMPLING, temperature=0.0), rows=3, group_size=1)
+    plain = window_model(name, 7)
+    for index, text in enumerate(TEXTS):
+        expected = generated(plain, text, eos_token_id=2)
+        assert block.tokens[slice(*block.offsets[index : index + 2])].tolist() == expected
 
-    block = run(model(), rows=6)
-    np.testing.assert_allclose(block.logprobs, recomputed(model(), block, 0.8), atol=1e-4)
+
+def test_chunks_shorter_than_the_context_are_refused_with_their_size():
+    architecture = Llama4TextConfig(**COMMON, attention_chunk_size=CONTEXT - 1)
+    reason = f"chunked_attention have chunks of {CONTEXT - 1} tokens; model.context={CONTEXT - 1} or less"
+    with pytest.raises(ConfigError, match=reason) as caught:
+        layer_kinds(architecture, CONTEXT)
+    assert (caught.value.key, caught.value.value) == ("rollout.engine", "hf")
+    assert layer_kinds(architecture, CONTEXT - 1).is_full
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ class Driver:
         self.cache.insert(prefilled, torch.tensor(lengths), torch.tensor(repeats))
 
     def step(self) -> None:
-        mask = self.cache.open_column()
+        self.cache.open_column()
+        mask = self.cache.mask()
         self._next += 1
         new = torch.arange(len(self.histories)) + 100.0 * self._next
         for row, history in enumerate(self.histories):
@@ -55,7 +56,11 @@ class Driver:
 def test_rows_of_one_length_need_no_mask():
     driver = Driver(slots=4)
     driver.insert([3, 3], [2, 1])
-    assert driver.cache.open_column() is None
+    driver.cache.open_column()
+    assert driver.cache.mask() is None
+    windowed = driver.cache.mask(window=3)
+    assert windowed is not None and (windowed[:, 0, 0] == 0).tolist() == [[False, True, True, True]] * 3
+    assert driver.cache.mask(window=4) is None
 
 
 def test_every_row_reads_its_own_history():

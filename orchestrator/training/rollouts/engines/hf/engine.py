@@ -7,7 +7,7 @@ import torch
 from orchestrator.training.models.build import build_model, build_tokenizer, read_architecture
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.rollouts.config import RolloutConfig
-from orchestrator.training.rollouts.engines.hf.attention import require_full_attention
+from orchestrator.training.rollouts.engines.hf.attention import layer_kinds
 from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
 from orchestrator.training.rollouts.stepped import StepEngine
 
@@ -16,7 +16,7 @@ def check(model: ModelConfig) -> None:
     """Raise ConfigError for a model that the engine can't serve, without reading its weights."""
     architecture = read_architecture(model)
     if architecture is not None:
-        require_full_attention(architecture, model.context)
+        layer_kinds(architecture, model.context)
 
 
 def build(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> StepEngine:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,7 @@ from orchestrator.training.prompts.chat_template import RenderedPrompt, render, 
 from orchestrator.training.records import SamplingParams, WeightVersion
 from orchestrator.training.rollouts.blocks import require_room, room_for_response
 from orchestrator.training.rollouts.engine import NamedTensor, Response, SampledGroup, SampleRequest
-from orchestrator.training.rollouts.engines.hf.attention import require_full_attention
+from orchestrator.training.rollouts.engines.hf.attention import layer_kinds
 from orchestrator.training.rollouts.engines.hf.rules import SamplingRules
 from orchestrator.training.rollouts.engines.hf.slots import SlotCache
 from orchestrator.training.rollouts.engines.hf.table import RolloutTable
@@ -79,7 +79,9 @@ class _Rollout:
 
 
 class HFSampler:
-    """A `StepSampler` over a transformers model in which every token attends to all tokens before it."""
+    """A `StepSampler` over a transformers model whose layers are all attention, full or with a sliding
+    window.
+    """
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class HFSampler:
         device: torch.device,
         record_routes: bool,
     ) -> None:
-        require_full_attention(model.config, context)
+        self._kinds = layer_kinds(model.config, context)
         decode_in_latent_space(model)
         self._recorder = (RouteRecorder(model) or None) if record_routes else None
         self._model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -226,10 +228,16 @@ class HFSampler:
         visible = (columns[:, None] >= columns) & (
             (columns >= starts)[:, None] | torch.eye(width, dtype=torch.bool)
         )
-        cache = DynamicCache(config=self._model.config)
+        distance = columns[:, None] - columns
+        cache = DynamicCache()  # holds all tokens, also in layers with a window
+
+        def mask(window: int | None) -> torch.Tensor:
+            seen = visible if window is None else visible & (distance < window)
+            return _additive(seen, self._dtype).to(self._device)[:, None]
+
         output = self._model(
             input_ids=ids.to(self._device),
-            attention_mask=_additive(visible, self._dtype).to(self._device)[:, None],
+            attention_mask=self._masks(mask),
             position_ids=(columns - starts).clamp(min=0).to(self._device),
             past_key_values=cache,
             use_cache=True,
@@ -237,12 +245,21 @@ class HFSampler:
         )
         return output.logits[:, -1], cache
 
+    def _masks(
+        self, mask: Callable[[int | None], torch.Tensor | None]
+    ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
+        """The masks of a forward pass, as the model takes them. `mask` returns the one for a window."""
+        if self._kinds.is_full:
+            return mask(None)
+        masks = {kind: mask(window) for kind, window in self._kinds.windows.items()}
+        return masks if self._kinds.by_layer else next(iter(masks.values()))
+
     def _decode(self) -> torch.Tensor:
         """Sample one token for every rollout. Returns which slots are finished."""
-        mask = self._cache.open_column()
+        self._cache.open_column()
         output = self._model(
             input_ids=self._table.newest(self._rows)[:, None].to(self._device),
-            attention_mask=mask,
+            attention_mask=self._masks(self._cache.mask),
             position_ids=self._cache.positions()[:, None].to(self._device),
             past_key_values=self._cache,
             use_cache=True,

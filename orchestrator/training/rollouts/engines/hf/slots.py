@@ -25,7 +25,7 @@ _GROWTH = 64
 
 
 class SlotCache(Cache):
-    """A transformers `Cache` of at most `slots` rows for a model with full attention in every layer. Its
+    """A transformers `Cache` of at most `slots` rows for a model whose layers are all attention. Its
     buffers grow with the rows and columns in use.
 
     Between forwards the owner calls `insert`, `drop`, `clear` and `open_column`; inside a forward each layer
@@ -103,14 +103,24 @@ class SlotCache(Cache):
         """Drop all rows."""
         self.rows = 0
 
-    def open_column(self) -> torch.Tensor | None:
-        """Make room for one more token per row. Returns the additive mask for the next forward pass, [rows,
-        1, 1, columns], or None if nothing must be masked.
-        """
+    def open_column(self) -> None:
+        """Make room for one more token per row."""
         if self.end == self.columns:
             self._relocate(self.end - self.low, self.rows)
         self.end += 1
-        return self._mask[: self.rows, None, None, self.low : self.end] if self._ragged else None
+
+    def mask(self, window: int | None = None) -> torch.Tensor | None:
+        """The additive mask for the next forward pass, [rows, 1, 1, columns], or None if nothing must be
+        masked. With a window, a token attends only to the last `window` tokens, including itself.
+        """
+        hidden = 0 if window is None else self.end - self.low - window
+        if not self._ragged and hidden <= 0:
+            return None
+        mask = self._mask[: self.rows, None, None, self.low : self.end]
+        if hidden > 0:
+            mask = mask.clone()
+            mask[..., :hidden] = self._hidden
+        return mask
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of columns that a forward pass reads, without the open one."""
