@@ -56,6 +56,7 @@ DRAWN = (
     "rollout.group_size=8",
     "rollout.max_new_tokens=240",
     "rollout.max_batch_rows=64",
+    "rollout.stream_seconds=0.1",
     "model.context=320",
     r"reward.components={benchmarks.drawn_lengths.reward\:by_digest: 1.0}",
 )
