@@ -1,4 +1,4 @@
-"""The engine `hf`: samples from any causal language model of transformers. `engine.py` implements it."""
+"""The engine `hf`: samples from any causal language model of transformers. `sampler.py` implements it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def check(model: ModelConfig) -> None:
     """Raise ConfigError for a model that the engine can't serve."""
-    from orchestrator.training.rollouts.engines.hf import engine
+    from orchestrator.training.rollouts.engines.hf import attention
 
-    engine.check(model)
+    attention.check(model)
 
 
 @ENGINES.register(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from orchestrator.errors import ConfigError
+from orchestrator.training.models.build import read_architecture
+from orchestrator.training.models.config import ModelConfig
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
@@ -54,6 +56,13 @@ def layer_kinds(architecture: PreTrainedConfig, context: int) -> LayerKinds:
             )
         windows[kind] = width if width < context else None
     return LayerKinds(windows, by_layer=bool(layer_types))
+
+
+def check(model: ModelConfig) -> None:
+    """Raise ConfigError for a model that the engine can't serve, without reading its weights."""
+    architecture = read_architecture(model)
+    if architecture is not None:
+        layer_kinds(architecture, model.context)
 
 
 def _refused(architecture: PreTrainedConfig, reason: str) -> ConfigError:

@@ -1,22 +1,14 @@
-"""Builds the embedded engine, and refuses the models that it cannot serve."""
+"""Builds the embedded engine."""
 
 from __future__ import annotations
 
 import torch
 
-from orchestrator.training.models.build import build_model, build_tokenizer, read_architecture
+from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.rollouts.config import RolloutConfig
-from orchestrator.training.rollouts.engines.hf.attention import layer_kinds
 from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
 from orchestrator.training.rollouts.stepped import StepEngine
-
-
-def check(model: ModelConfig) -> None:
-    """Raise ConfigError for a model that the engine can't serve, without reading its weights."""
-    architecture = read_architecture(model)
-    if architecture is not None:
-        layer_kinds(architecture, model.context)
 
 
 def build(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> StepEngine:
