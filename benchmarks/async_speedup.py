@@ -178,9 +178,7 @@ def drawn_lengths(rounds: int, output_dir: Path) -> list[dict[str, Any]]:
 def learning(
     model: Path, seeds: Sequence[int], settings: Sequence[Setting], output_dir: Path
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, list[tuple[float, float]]]]]:
-    """The second part: rows, and for every setting the accuracy over seconds and over money, of the first
-    seed.
-    """
+    """The second part: rows, and for the first seed the accuracy over seconds and money by setting."""
     overrides = ["experiment=demo_grpo", f"model.path={model}", "model.family=pretrained", "steps=48"]
     rows: list[dict[str, Any]] = []
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {"seconds": {}, "money": {}}

@@ -79,9 +79,7 @@ class _Rollout:
 
 
 class HFSampler:
-    """A `StepSampler` over a transformers model whose layers are all attention, full or with a sliding
-    window.
-    """
+    """A `StepSampler` over a transformers model whose layers are all attention, full or with a window."""
 
     def __init__(
         self,
