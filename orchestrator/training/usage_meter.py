@@ -16,6 +16,8 @@ class Measure:
     """The tokens that were sampled or trained during a span. Set it while the span is open."""
 
     tokens: int = 0
+    end_ns: int = 0
+    """When the span ended; 0 while it is open."""
 
 
 class UsageMeter:
@@ -29,13 +31,15 @@ class UsageMeter:
         self._taken: list[Span] = []
 
     @contextlib.contextmanager
-    def span(self, activity: Activity, step: int) -> Generator[Measure]:
-        """Measure the body of the `with` statement as `activity` for learner step `step`."""
-        measure, start_ns = Measure(), self._clock.now_ns()
+    def span(self, activity: Activity, step: int, since_ns: int | None = None) -> Generator[Measure]:
+        """Measure the body of the `with` statement as `activity` for learner step `step`. The span begins
+        earlier if the activity did, at `since_ns`.
+        """
+        measure, start_ns = Measure(), self._clock.now_ns() if since_ns is None else since_ns
         try:
             yield measure
         finally:
-            end_ns = self._clock.now_ns()
+            end_ns = measure.end_ns = self._clock.now_ns()
             self._taken.append(Span(activity, start_ns, end_ns, self._role, self._actor))
             for lease_id in self._leases:
                 self._sink.emit(

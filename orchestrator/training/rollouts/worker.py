@@ -62,6 +62,8 @@ class _Progress:
 
     request: RolloutRequest
     handed_over: float
+    since_ns: int | None = None
+    """When the last span of the request ended. The engine goes on while its result is on the way."""
     tasks: list[asyncio.Task[SampledGroup]] = field(default_factory=list[asyncio.Task[SampledGroup]])
 
 
@@ -109,7 +111,8 @@ class EngineWorker:
         """
         progress = self._requests[key]
         try:
-            with self._meter.span(progress.request.activity, progress.request.step) as measure:
+            request = progress.request
+            with self._meter.span(request.activity, request.step, progress.since_ns) as measure:
                 done = await self._complete(progress)
                 block = assemble_block([task.result() for task in done])
                 measure.tokens = len(block.tokens)
@@ -117,6 +120,7 @@ class EngineWorker:
             self.cancel(key)
             raise
         progress.tasks = [task for task in progress.tasks if task not in done]
+        progress.since_ns = measure.end_ns
         progress.handed_over = asyncio.get_running_loop().time()
         is_last = not progress.tasks
         if is_last:

@@ -230,3 +230,19 @@ def test_every_portion_is_booked_with_its_activity_step_and_tokens() -> None:
         assert all(span.tokens > 0 for span in spans[1:])
 
     run_in_virtual_time(main())
+
+
+def test_the_time_between_two_portions_is_the_request_s_too() -> None:
+    """The engine goes on while a portion is on its way and the next one is asked for."""
+
+    async def main() -> None:
+        bench = Bench()
+        _, info = await bench.worker.generate(0, request(1, 5), weights(0))
+        assert not info.is_last
+        await asyncio.sleep(1.0)
+        await bench.worker.collect(0)
+        spans = [event for event in bench.sink.events if isinstance(event, SpanRecorded)]
+        assert [span.activity for span in spans] == [Activity.SYNC, Activity.GENERATE, Activity.GENERATE]
+        assert spans[2].start_ns == spans[1].end_ns
+
+    run_in_virtual_time(main())
