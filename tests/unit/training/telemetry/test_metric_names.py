@@ -16,6 +16,7 @@ GROUPS = (
     "rollout",
     "policy",
     "learner",
+    "value",
     "offpolicy",
     "moe",
     "time",
