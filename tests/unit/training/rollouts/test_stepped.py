@@ -65,6 +65,7 @@ def logprobs_of(model: PreTrainedModel, prompt: Sequence[int], response: Respons
     return torch.log_softmax(logits, -1).gather(1, chosen)[:, 0].numpy()
 
 
+@pytest.mark.slow
 def test_groups_that_join_later_are_sampled_as_if_alone() -> None:
     async def main() -> list[SampledGroup]:
         shared = engine()
@@ -97,6 +98,7 @@ def test_short_groups_do_not_wait_for_long_ones() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_rollouts_with_different_parameters_share_the_batch() -> None:
     """As training and evaluation do, also with penalties and stop strings."""
     settings = [
@@ -120,6 +122,7 @@ def test_rollouts_with_different_parameters_share_the_batch() -> None:
             np.testing.assert_allclose(together.logprobs, single.logprobs, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waiting", [False, True])
 def test_a_cancelled_group_leaves_the_batch_and_the_others_as_they_are(waiting: bool) -> None:
     async def main() -> None:
@@ -246,6 +249,7 @@ def test_recorded_routes_are_those_with_which_tokens_were_sampled() -> None:
         assert np.array_equal(response.routes[:before], whole.routes[:before])
 
 
+@pytest.mark.slow
 def test_an_engine_works_through_any_number_of_groups_with_few_rows() -> None:
     """Rows of the tables are reused, and the cache moves its columns again and again."""
     sampling = SamplingParams(1.0, 1.0, 24, 5, stop=("7",), repetition_penalty=1.1)
