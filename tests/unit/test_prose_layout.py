@@ -117,6 +117,7 @@ def test_an_intended_short_line_is_accepted(source: str, tmp_path: Path) -> None
     assert torn_in(path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_line_is_torn(folder: str) -> None:
     found = {

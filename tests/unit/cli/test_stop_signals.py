@@ -54,6 +54,7 @@ def test_a_signal_before_the_run_ends_the_process_with_code_4(number: signal.Sig
     assert f"{number.name}: stopped before the run began" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS)
 def test_the_first_signal_requests_a_stop_and_the_second_one_ends_the_process(number: signal.Signals) -> None:
     with process(IN_THE_RUN) as running:

@@ -163,6 +163,7 @@ def _add_up(pipe: Connection, rank: int, keys: Any) -> None:
     pipe.poll(None)  # until this process is killed: the other rank may still read from its connection
 
 
+@pytest.mark.slow
 def test_ranks_in_two_processes_find_each_other_through_it() -> None:
     with KeysServer() as server:
         keys: Any = server.KeyValues()  # pyright: ignore[reportAttributeAccessIssue] - registered above

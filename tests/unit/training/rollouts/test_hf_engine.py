@@ -196,6 +196,7 @@ def generated(model: PreTrainedModel, text: str, **options: Any) -> list[int]:
     return found[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_with_penalties_and_stops_is_what_generate_gives(model: str):
     """Rows come and go between two batches of three."""
@@ -214,6 +215,7 @@ def test_greedy_with_penalties_and_stops_is_what_generate_gives(model: str):
     assert (block.lengths < [len(tokens) for tokens in free]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 32])
 def test_log_probs_are_the_model_s_own_whatever_is_penalised_or_truncated(rows: int):
     sampling = dataclasses.replace(

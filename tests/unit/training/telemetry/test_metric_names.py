@@ -49,6 +49,7 @@ def test_every_metric_of_the_code_is_documented() -> None:
     assert in_code() - documented().keys() == set()
 
 
+@pytest.mark.slow
 def test_every_documented_metric_is_in_the_code() -> None:
     assert documented().keys() - in_code() == {
         "reward/<component>",
