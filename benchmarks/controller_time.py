@@ -5,11 +5,12 @@
 The real loop, buffer and pools run between fake stages that take no time (`training/simulation`), on an
 asyncio loop with a virtual clock. All CPU time of the process is therefore that of the controller and the
 fakes: an upper bound, except for calls to Ray. One factor at a time is increased 1x, 4x and 16x: tokens per
-rollout, rollouts per prompt (group size), prompts per step. CPU time (`time.process_time`) hardly depends on
-other processes on the machine. The settings alternate, and the smallest of the repetitions counts.
+rollout, rollouts per prompt (group size), prompts per step, and portions in which the groups of a request
+arrive. CPU time (`time.process_time`) hardly depends on other processes on the machine. The settings
+alternate, and the smallest of the repetitions counts.
 
-The controller handles groups, not rollouts or tokens. So the first two must be flat, and the third
-grows with the number of groups.
+The controller handles groups, not rollouts or tokens. So the first two must be flat, the third grows with the
+number of groups, and the last with the number of portions.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def cases() -> list[Case]:
         found.append(
             Case("prompts per step", factor, replace(BASE, prompts_per_step=factor * BASE.prompts_per_step))
         )
+        # 16 groups a request, which arrive together, four at a time or one by one
+        streamed = replace(BASE, prompts_per_step=128, timing=replace(timing, portions=factor))
+        found.append(Case("portions per request", factor, streamed))
     return found
 
 
