@@ -74,7 +74,9 @@ PARTS = (
 
 
 def run_parts(parts: Sequence[Part], device: str, size: str, seconds: float) -> Iterator[Row]:
-    """The rows of all parts. A part gets its budget, or what is left of `seconds`; on a CPU no limit."""
+    """Yield the rows of all parts. A part may take its budget, or what remains of `seconds` if that is less.
+    There is no limit on a CPU.
+    """
     end = time.monotonic() + seconds
     for part in parts:
         budget = math.inf if device == "cpu" else min(part.seconds, end - time.monotonic())

@@ -85,7 +85,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, rounds: int) ->
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything it was told to."""
+    """Wait until all work that is queued on the device is complete."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

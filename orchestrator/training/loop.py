@@ -9,8 +9,7 @@ Who waits for what:
 - The *producer* waits for room in the buffer (back-pressure), takes prompts and sends requests to the rollout
   workers. Each request has its own task. Its groups arrive as they are completed, and are scored and
   admitted while others are still being sampled.
-- The *trainer* waits for the batch of its version, updates, publishes the new weights and releases the batch,
-  which makes room.
+- The *trainer* waits for its batch, updates, publishes the new weights and releases the batch: room again.
 
 With `max_staleness: 0` the buffer has room only after a publish, so the two alternate: synchronous training.
 With k they overlap, at most k batches ahead. There is no other mode.
@@ -393,9 +392,7 @@ def _split(groups: Sequence[PendingGroup], shares: int) -> list[Sequence[Pending
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error inside nested groups. The others are its consequences
-    (tasks cancelled because of it).
-    """
+    """Return the first error inside nested groups. The others are its consequences."""
     cause: BaseException = group
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]

@@ -125,7 +125,7 @@ class PublishedWeights:
     handle: WeightRef = field(repr=False)
     spans: tuple[Span, ...] = ()
     sequence: int = 0
-    """Rises with each publish that the rollout workers are told of. The version does not: a restored learner
+    """Increases whenever weights are passed to the rollout workers. The version may not: a restored learner
     publishes an older version, or the same one with other weights.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -82,24 +82,23 @@ class WeightReader:
     """
 
     def __init__(self) -> None:
-        self._shared_memory, self._object_store = SharedMemoryChannel(), ObjectStoreChannel()
+        self._shared_memory = SharedMemoryChannel()
 
     async def fetch(self, weights: PublishedWeights) -> Generator[Bucket]:
         """Bring the weights to this node's memory, while others use the event loop, and return their buckets
-        (see `WeightChannel.pull`). Raises Ray's ObjectLostError if the publisher is gone.
+        (see `WeightChannel.pull`). A blocking `ray.get` would stop the event loop during the transfer. Raises
+        Ray's ObjectLostError if the publisher is gone.
         """
         handle = cast("object", weights.handle)
         if isinstance(handle, SegmentHandle):
             return self._shared_memory.pull(handle)
         if isinstance(handle, ObjectStoreHandle):
-            await asyncio.gather(*(_arrived(ref) for ref in handle.buckets))
-            return self._object_store.pull(handle)
+            return _each(await asyncio.gather(*handle.buckets))
         raise ValueError(f"weights: unknown handle {type(handle).__name__}")
 
 
-async def _arrived(ref: ray.ObjectRef[Bucket]) -> None:
-    """Wait until the object is on this node. What it refers to in the store is not kept."""
-    await ref
+def _each(buckets: Iterable[Bucket]) -> Generator[Bucket]:
+    yield from buckets
 
 
 def make_channel(config: WeightsConfig) -> WeightChannel:

@@ -34,8 +34,8 @@ class Engines:
     training: Engine
     evaluation: Engine
 
-    def for_(self, activity: Activity) -> Engine:
-        """The engine for a request of this activity."""
+    def serving(self, activity: Activity) -> Engine:
+        """The engine that serves requests of this activity."""
         return self.evaluation if activity is Activity.EVALUATE else self.training
 
     def distinct(self) -> list[Engine]:
@@ -96,7 +96,7 @@ class EngineWorker:
             self.cancel(key)
             raise
         if key in self._requests:  # it may have been cancelled meanwhile
-            engine = self._engines.for_(request.activity)
+            engine = self._engines.serving(request.activity)
             progress.tasks = [
                 asyncio.ensure_future(
                     engine.sample(SampleRequest(group_id, prompt, request.group_size, request.sampling))
@@ -119,7 +119,8 @@ class EngineWorker:
         except BaseException:
             self.cancel(key)
             raise
-        progress.tasks = [task for task in progress.tasks if task not in done]
+        complete = set(done)
+        progress.tasks = [task for task in progress.tasks if task not in complete]
         progress.since_ns = measure.end_ns
         progress.handed_over = asyncio.get_running_loop().time()
         is_last = not progress.tasks
@@ -129,7 +130,7 @@ class EngineWorker:
         return block, PortionInfo(ids, len(block.tokens), self._meter.take(), is_last)
 
     def cancel(self, key: int) -> None:
-        """Drop what is left of a request; nothing happens if it is complete."""
+        """Drop the remaining groups of a request. Does nothing if the request is complete."""
         progress = self._requests.pop(key, None)
         for task in progress.tasks if progress else ():
             task.cancel()

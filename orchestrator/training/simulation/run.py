@@ -21,8 +21,8 @@ from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import SamplingParams, StepReport
 from orchestrator.training.rewards.pool import RewardPool, RewardWorker
 from orchestrator.training.rollouts.pool import RolloutPool, RolloutWorker
+from orchestrator.training.simulation.prompts import CountingPrompts
 from orchestrator.training.simulation.stages import (
-    CountingPrompts,
     Draws,
     Faults,
     SimulatedLearner,

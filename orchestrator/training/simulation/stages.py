@@ -20,7 +20,6 @@ from orchestrator.training.records import (
     Batch,
     BlockRef,
     GroupTicket,
-    Prompt,
     RecordKind,
     ScoreRef,
     StepReport,
@@ -386,28 +385,3 @@ def _record(sink: UsageSink | None, span: Span, step: int, tokens: int) -> None:
                 tokens=tokens,
             )
         )
-
-
-class CountingPrompts:
-    """An endless `PromptSource`. Prompt i is named `sim/train/i`."""
-
-    def __init__(self) -> None:
-        self._position = 0
-
-    def take(self, count: int) -> Sequence[Prompt]:
-        first, self._position = self._position, self._position + count
-        return [self.get(f"sim/train/{index}") for index in range(first, self._position)]
-
-    def heldout(self, count: int) -> Sequence[Prompt]:
-        """`sim/heldout/i`."""
-        return [self.get(f"sim/heldout/{index}") for index in range(count)]
-
-    def get(self, prompt_id: str) -> Prompt:
-        """A prompt whose text is its own id."""
-        return Prompt(prompt_id, prompt_id, {})
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return {"position": self._position}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._position = int(state["position"])
