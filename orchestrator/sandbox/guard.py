@@ -49,7 +49,8 @@ def main(control_fd: int, channel_fd: int, limits: Mapping[str, int], command: S
     program = _start(limits, command)
     os.close(channel_fd)
     control = socket.socket(fileno=control_fd)
-    control.sendall(b"%d\n" % program)
+    with suppress(OSError):  # stopped already: `_wait` sees it, and the program is killed below
+        control.sendall(b"%d\n" % program)
     status = _wait(program, control, wakeup)
     kill_descendants(os.getpid())
     _end_like((_reap(program) or 0) if status is None else status)

@@ -151,3 +151,8 @@ def test_a_missing_program_is_an_error() -> None:
         with pytest.raises(EOFError):
             process.channel.receive(30)
         assert process.stop() == "exited with code 127"
+
+
+def test_a_program_stopped_before_its_guard_has_started_it_is_killed() -> None:
+    process = GuardedProcess(["sleep", "60"], os.environ, {})
+    assert process.stop() == "died of SIGKILL"
