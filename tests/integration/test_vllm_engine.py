@@ -12,6 +12,7 @@ import pytest
 from orchestrator.config.compose import compose
 from orchestrator.training.rollouts.engines.vllm import PROVEN_FAMILIES
 from tests.support.vllm_engine import ROOT, TINY, Sampled, sample, tiny, vllm_python
+from tests.support.vllm_side import CROWD, crowded_prompt
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.long]
 LOGPROB_GAP = 1e-4
@@ -42,6 +43,13 @@ def test_logprobs_are_those_of_the_learner_before_and_after_an_update(sampled: S
     assert sampled.largest_gap("cooler", 0, temperature=0.6) <= LOGPROB_GAP
     assert sampled.largest_gap("updated", 1) <= LOGPROB_GAP
     assert max(sampled.gap(row, 0) for row in sampled.found["updated"]) > 0.1, "the update must show"
+
+
+def test_prompts_that_do_not_fit_into_one_forward_pass_are_sampled(sampled: Sampled) -> None:
+    found = sampled.found["crowded"]
+    assert len(found) == CROWD
+    for number, row in enumerate(found):
+        assert sampled.gap(row, 0, prompt=crowded_prompt(number)) <= LOGPROB_GAP
 
 
 def test_the_rollouts_of_a_group_differ(sampled: Sampled) -> None:

@@ -20,6 +20,7 @@ from tests.support.vllm_side import PROMPT, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_SECONDS = 580
+BATCHED = "+rollout.engine_options.max_batched_tokens=256"
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -53,14 +54,22 @@ class Sampled:
         self.found, self._config = found, model
         self._model, self._version = build_model(model, seed=0), -1
 
-    def gap(self, row: dict[str, Any], version: int, *, first: int = 0, temperature: float = 1.0) -> float:
+    def gap(
+        self,
+        row: dict[str, Any],
+        version: int,
+        *,
+        first: int = 0,
+        temperature: float = 1.0,
+        prompt: list[int] = PROMPT,
+    ) -> float:
         """The largest difference from transformers' log-probs under `version`, from token `first` on."""
         if version != self._version:
             self._model.load_state_dict(dict(weights_of(self._config, version)))
             self._version = version
-        ids = torch.tensor([PROMPT + row["tokens"]])
+        ids = torch.tensor([prompt + row["tokens"]])
         with torch.no_grad():
-            logits = self._model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1].float() / temperature
+            logits = self._model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / temperature
         expected = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(row["tokens"])[:, None])[:, 0]
         return float((expected - torch.tensor(row["logprobs"])).abs()[first:].max())
 
@@ -88,7 +97,9 @@ def vllm_python() -> Path:
 
 def sample(model: ModelConfig, folder: Path, *overrides: str, device: str = "cpu") -> Sampled:
     """Run the scenario of `vllm_side` with this model; `folder` takes its files."""
-    rollout = compose("grpo", ["rollout.engine=vllm", "rollout.max_batch_rows=16", *overrides]).rollout
+    rollout = compose(
+        "grpo", ["rollout.engine=vllm", "rollout.max_batch_rows=16", BATCHED, *overrides]
+    ).rollout
     files = [folder / name for name in ("side-model.json", "side-rollout.json", "found.json")]
     files[0].write_text(model.model_dump_json())
     files[1].write_text(rollout.model_dump_json())

@@ -35,6 +35,13 @@ LONG, LONG_OF_TINY = 60, 170
 PROMPT = list(range(100, 180))
 """Longer than a block of the KV cache, so that the rollouts of a group share a prefix."""
 
+CROWD = 8
+"""Prompts that arrive together and do not fit into one forward pass."""
+
+
+def crowded_prompt(number: int) -> list[int]:
+    return [300 + number, *PROMPT]
+
 
 @cache
 def _initial(model: str) -> dict[str, torch.Tensor]:
@@ -87,6 +94,8 @@ async def scenario(session: VllmSession, model: ModelConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     await session.load(0, weights_of(model, 0), recompute=False)
     found["initial"] = rows(await session.sample(PROMPT, group(3, 24)))
+    crowd = [session.sample(crowded_prompt(number), group(1, 8)) for number in range(CROWD)]
+    found["crowded"] = [rows(each)[0] for each in await asyncio.gather(*crowd)]
     found["cooler"] = rows(await session.sample(PROMPT, group(2, 16, temperature=0.6)))
     await session.load(1, weights_of(model, 1), recompute=False)
     found["updated"] = rows(await session.sample(PROMPT, group(3, 24)))

@@ -107,6 +107,16 @@ def test_options_and_defaults_become_arguments_of_the_engine(llama: ModelConfig,
     assert chosen["distributed_executor_backend"] == "mp", "its processes stay in the worker's slot"
 
 
+def test_prompts_are_read_whole_on_cpus(llama: ModelConfig, tmp_path: Path) -> None:
+    rollout = compose("grpo", ["rollout.engine=vllm"]).rollout
+    assert engine_arguments(llama, rollout, tmp_path, CPU, seed=3)["enable_chunked_prefill"] is False
+    assert engine_arguments(llama, rollout, tmp_path, GPU, seed=3)["enable_chunked_prefill"] is None
+    small = rollout.model_copy(update={"engine_options": {"max_batched_tokens": 63}})
+    with pytest.raises(ConfigError, match=r"max_batched_tokens: got 63.*model\.context \(64\)"):
+        engine_arguments(llama, small, tmp_path, CPU, seed=3)
+    assert engine_arguments(llama, small, tmp_path, GPU, seed=3)["max_num_batched_tokens"] == 63
+
+
 def test_the_environment_has_precedence_except_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.errors import ConfigError
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engines.vllm.options import VllmOptions
@@ -32,6 +33,13 @@ def engine_arguments(
     """
     options = VllmOptions.model_validate(rollout.engine_options)
     on_cpu = device.type == "cpu"
+    if on_cpu and options.max_batched_tokens is not None and options.max_batched_tokens < model.context:
+        raise ConfigError(
+            "rollout.engine_options.max_batched_tokens",
+            str(options.max_batched_tokens),
+            f"at least model.context ({model.context})",
+            "on CPUs the engine reads every prompt in one forward pass",
+        )
     arguments: dict[str, Any] = {
         "model": str(folder),
         "load_format": "dummy",
@@ -42,6 +50,8 @@ def engine_arguments(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "enable_prefix_caching": True,
+        # vLLM's CPU worker dies if a rollout with a seed has a prompt that is read in parts.
+        "enable_chunked_prefill": False if on_cpu else None,
         "enforce_eager": on_cpu if options.eager is None else options.eager,
         "worker_extension_cls": "orchestrator.training.rollouts.engines.vllm.worker.WeightReceiver",
         "tensor_parallel_size": options.tensor_parallel_size,

@@ -27,7 +27,7 @@ class VllmOptions(BaseModel):
     GPUs vLLM's default.
     """
     max_batched_tokens: int | None = Field(default=None, ge=1)
-    """The most tokens in one forward pass; null: vLLM's default."""
+    """The most tokens in one forward pass; null: vLLM's default. On CPUs at least `model.context`."""
     eager: bool | None = None
     """Run the model without compiling it or capturing graphs; null: only on CPUs."""
 
