@@ -41,52 +41,55 @@ def sample(
     distribution at the row's draw. With `penalised` [n, V] (see `Penalties`) the token is chosen from these
     logits instead, and the log-prob is still that under `logits`, which the learner computes.
     """
-    logprobs = _tempered(logits, sampling.temperature)
-    decisive = logprobs if penalised is None else _tempered(penalised, sampling.temperature)
+    scaled = _scaled(logits, sampling.temperature)
+    decisive = scaled if penalised is None else _scaled(penalised, sampling.temperature)
+    largest = decisive.amax(dim=-1, keepdim=True)
+    weights = (decisive - largest).exp_()  # proportional to the probabilities
     if sampling.temperature == 0:
         tokens = decisive.argmax(dim=-1)
     else:
-        probabilities = decisive.exp()
-        if sampling.min_p > 0 or sampling.top_k > 0:
-            probabilities = _truncate(probabilities, sampling.min_p, sampling.top_k)
-        if sampling.top_p < 1:
-            tokens = _invert_nucleus(probabilities, draws, sampling.top_p)
-        else:
-            tokens = _invert(probabilities, draws)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+        tokens = _choose(weights, draws, sampling)
+    chosen = scaled.gather(1, tokens[:, None])[:, 0]
+    if penalised is None:
+        return tokens, chosen - (largest[:, 0] + weights.sum(dim=-1).log())
+    return tokens, chosen - torch.logsumexp(scaled, dim=-1)
 
 
-def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log softmax(logits / temperature); at temperature 0, log softmax(logits)."""
+def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The logits in float32, divided by the temperature unless that is 0."""
     scaled = logits.float()
-    if temperature not in (0.0, 1.0):
-        scaled = scaled / temperature
-    return torch.log_softmax(scaled, dim=-1)
+    return scaled if temperature in (0.0, 1.0) else scaled / temperature
 
 
-def _truncate(probabilities: torch.Tensor, min_p: float, top_k: int) -> torch.Tensor:
-    """The probabilities [n, V] of the tokens that are at least `min_p` times as probable as the most probable
-    one (Nguyen et al. 2024) and among the `top_k` most probable (0: all), scaled to a sum of 1. Tokens as
-    probable as the last of the k are kept too.
+def _choose(weights: torch.Tensor, draws: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """Tokens [n] drawn from `weights` [n, V], which need not sum to 1, after truncation."""
+    if sampling.min_p > 0 or sampling.top_k > 0:
+        weights = _truncate(weights, sampling.min_p, sampling.top_k)
+    if sampling.top_p < 1:
+        return _invert_nucleus(weights / weights.sum(dim=-1, keepdim=True), draws, sampling.top_p)
+    return _invert(weights, draws)
+
+
+def _truncate(weights: torch.Tensor, min_p: float, top_k: int) -> torch.Tensor:
+    """`weights` [n, V], with 0 for tokens that are less than `min_p` times as probable as the most probable
+    one (Nguyen et al. 2024) or not among the `top_k` most probable (0: all are). Tokens as probable as the
+    last of the k are kept too.
     """
-    floor = probabilities.amax(dim=-1, keepdim=True) * min_p
-    if 0 < top_k < probabilities.shape[-1]:
-        floor = torch.maximum(floor, probabilities.topk(top_k, dim=-1).values[:, -1:])
-    kept = probabilities.masked_fill(probabilities < floor, 0.0)
-    return kept / kept.sum(dim=-1, keepdim=True)
+    floor = weights.amax(dim=-1, keepdim=True) * min_p
+    if 0 < top_k < weights.shape[-1]:
+        floor = torch.maximum(floor, weights.topk(top_k, dim=-1).values[:, -1:])
+    return weights.masked_fill(weights < floor, 0.0)
 
 
-def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative probability exceeds `draws` of the total, [n]; never one
-    of probability 0.
-    """
-    cumulative = probabilities.cumsum(dim=-1)
-    thresholds = draws[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
+def _invert(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative weight exceeds `draws` of the total, [n]; never one of weight 0."""
+    cumulative = weights.cumsum(dim=-1)
+    totals = cumulative[:, -1:].contiguous()
+    chosen = torch.searchsorted(cumulative, draws[:, None] * totals, right=True)
     # draw * total can round up to the total itself, which lies behind every index; the last one that adds
     # anything is right.
-    last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
-    return torch.minimum(chosen, last)
+    last = torch.searchsorted(cumulative, totals)
+    return torch.minimum(chosen, last)[:, 0]
 
 
 def _invert_nucleus(probabilities: torch.Tensor, draws: torch.Tensor, top_p: float) -> torch.Tensor:
