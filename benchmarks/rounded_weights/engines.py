@@ -1,0 +1,39 @@
+"""`hf` with weights rounded to 8-bit floating point, E4M3 or E5M2, with one scale for each tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.training.rollouts.engines import ENGINES, EngineFacts
+
+if TYPE_CHECKING:
+    import torch
+
+    from orchestrator.training.models.config import ModelConfig
+    from orchestrator.training.rollouts.config import RolloutConfig
+    from orchestrator.training.rollouts.engine import Engine
+
+FACTS = EngineFacts(repeatable_seeds=True, on_new_weights=frozenset({"finish"}))
+
+
+def build(kind: str, model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
+    from benchmarks.rounded_weights.sampler import RoundedWeights
+    from orchestrator.training.models.build import build_model, build_tokenizer
+    from orchestrator.training.rollouts.stepped import StepEngine
+
+    tokenizer, rows = build_tokenizer(model), rollout.max_batch_rows
+    return StepEngine(
+        RoundedWeights(kind, build_model(model, seed), tokenizer, model.context, rows, device, False)
+    )
+
+
+@ENGINES.register("float8_e4m3", FACTS)
+def e4m3(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
+    """See `EngineFactory`."""
+    return build("float8_e4m3fn", model, rollout, device, seed)
+
+
+@ENGINES.register("float8_e5m2", FACTS)
+def e5m2(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
+    """See `EngineFactory`."""
+    return build("float8_e5m2", model, rollout, device, seed)
