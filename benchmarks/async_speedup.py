@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import RESULTS, write_result
+from plugin import environment_with_engines
 
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.telemetry.curve import lines_png
@@ -39,6 +40,7 @@ PROGRAM = Path(sys.executable).parent / "orchestrator"
 HELDOUT = "accuracy/heldout"
 WARM_UP = 3
 """Steps that are not timed: buffers grow, and an asynchronous run fills its window."""
+ENGINES = {"equal_lengths": "equal", "heavy_tailed_lengths": "heavy_tailed"}
 MODES = {"": "finish", "c": "continue", "r": "recompute"}
 LAYOUT = (
     "tracking=none",
@@ -139,20 +141,6 @@ def steps_per_hour(directory: RunDirectory) -> float:
     return 3600 * len(lines[WARM_UP:]) / seconds
 
 
-def environment_with_plugin(folder: Path) -> dict[str, str]:
-    """The environment in which the engines with drawn lengths are installed, as pip would do it."""
-    metadata = folder / "drawn_lengths-0.1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: drawn-lengths\nVersion: 0.1\n")
-    module = "benchmarks.drawn_lengths.engines"
-    (metadata / "entry_points.txt").write_text(
-        "[orchestrator.engine]\n"
-        f"equal_lengths = {module}:equal\nheavy_tailed_lengths = {module}:heavy_tailed\n"
-    )
-    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path}
-
-
 def drawn_lengths(rounds: int, output_dir: Path) -> list[dict[str, Any]]:
     """The first part. Each row has the ratio to the synchronous run of its round."""
     workloads = {
@@ -161,7 +149,7 @@ def drawn_lengths(rounds: int, output_dir: Path) -> list[dict[str, Any]]:
     }
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        environment = environment_with_plugin(Path(folder))
+        environment = environment_with_engines(Path(folder), "benchmarks.drawn_lengths.engines", ENGINES)
         for seed in range(rounds):
             for engine, settings in workloads.items():
                 base = 0.0

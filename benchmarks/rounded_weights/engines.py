@@ -1,4 +1,4 @@
-"""`hf` with weights rounded to 8-bit floating point, E4M3 or E5M2, with one scale for each tensor."""
+"""`hf` with weights rounded to 8-bit floating point (E5M2), with one scale for each tensor."""
 
 from __future__ import annotations
 
@@ -25,12 +25,6 @@ def build(kind: str, model: ModelConfig, rollout: RolloutConfig, device: torch.d
     return StepEngine(
         RoundedWeights(kind, build_model(model, seed), tokenizer, model.context, rows, device, False)
     )
-
-
-@ENGINES.register("float8_e4m3", FACTS)
-def e4m3(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
-    """See `EngineFactory`."""
-    return build("float8_e4m3fn", model, rollout, device, seed)
 
 
 @ENGINES.register("float8_e5m2", FACTS)
