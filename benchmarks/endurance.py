@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ PROGRAMS = Path(sys.executable).parent
 SAMPLE_SECONDS = 20.0
 WARM_UP_SECONDS = 600.0
 SLOW_SECONDS = 20.0
+FIRST_FAULT_STEP = 5
 STOP_SECONDS = 300.0
 SETTINGS = (
     "experiment=demo_grpo",
@@ -52,7 +54,8 @@ SETTINGS = (
     "steps=1000000",
     "learner.schedule=constant",
     "learner.world_size=1",
-    "rollout.prompts_per_step=16",
+    "rollout.prompts_per_step=8",
+    "rollout.group_size=4",
     "evaluation.every=200",
     "evaluation.prompts=64",
     "checkpoint.every=50",
@@ -202,7 +205,7 @@ def endure(options: argparse.Namespace) -> tuple[list[Sample], list[dict[str, An
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT)
             began, driver = time.monotonic(), psutil.Process(process.pid)
             upcoming = itertools.cycle(FAULTS)
-            next_fault = began + 2 * options.fault_seconds
+            next_fault = math.inf
             while time.monotonic() < began + 60 * options.minutes:
                 time.sleep(SAMPLE_SECONDS)
                 if process.poll() is not None:
@@ -210,6 +213,8 @@ def endure(options: argparse.Namespace) -> tuple[list[Sample], list[dict[str, An
                 if sample := observe(driver, cluster, run, began):
                     samples.append(sample)
                     print(json.dumps(asdict(sample)), file=sys.stderr, flush=True)
+                    if sample.steps >= FIRST_FAULT_STEP and next_fault == math.inf:
+                        next_fault = time.monotonic()
                 if time.monotonic() > next_fault:
                     faults += inject(next(upcoming), cluster, began)
                     next_fault += options.fault_seconds
