@@ -45,10 +45,7 @@ def sample(
     decisive = scaled if penalised is None else _scaled(penalised, sampling.temperature)
     largest = decisive.amax(dim=-1, keepdim=True)
     weights = (decisive - largest).exp_()  # proportional to the probabilities
-    if sampling.temperature == 0:
-        tokens = decisive.argmax(dim=-1)
-    else:
-        tokens = _choose(weights, draws, sampling)
+    tokens = decisive.argmax(dim=-1) if sampling.temperature == 0 else _choose(weights, draws, sampling)
     chosen = scaled.gather(1, tokens[:, None])[:, 0]
     if penalised is None:
         return tokens, chosen - (largest[:, 0] + weights.sum(dim=-1).log())
