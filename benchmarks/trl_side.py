@@ -95,13 +95,18 @@ class StepLog(TrainerCallback):
         self._tokens += tokens
 
 
+def text_of(messages: Any) -> str:  # noqa: ANN401
+    """The text of a prompt or a completion: a list of one message if the model has a chat template."""
+    return messages if isinstance(messages, str) else messages[0]["content"]
+
+
 def reward_function(components: Mapping[str, float], max_new_tokens: int, log: StepLog) -> Callable[..., Any]:
     """The scorers of this repository, weighted as in the config, with the signature that TRL calls."""
     scorers = ScorerSet({name: load_scorer(name) for name in components})
 
     def rule_based(
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         prompt_id: Sequence[str],
         reference: Sequence[str],
@@ -110,7 +115,12 @@ def reward_function(components: Mapping[str, float], max_new_tokens: int, log: S
         del kwargs
         rewards: list[float] = []
         for text, completion, ids, name, answer in zip(
-            prompts, completions, completion_ids, prompt_id, reference, strict=True
+            map(text_of, prompts),
+            map(text_of, completions),
+            completion_ids,
+            prompt_id,
+            reference,
+            strict=True,
         ):
             finish = Finish.LENGTH if len(ids) == max_new_tokens else Finish.STOP
             prompt = Prompt(name, text, json.loads(answer))

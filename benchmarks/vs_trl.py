@@ -1,12 +1,14 @@
 """Compares this system with TRL's GRPOTrainer, end to end: the same machine, cores, initial model, prompts in
 the same order, group size, token budget, rewards, algorithm and float32, alternating in one run.
 
-    python benchmarks/vs_trl.py [--json] [--model FOLDER] [--steps 10] [--rounds 2] [OVERRIDE ...]
+    python benchmarks/vs_trl.py [--workload demo] [--staleness 0] [--steps 10] [--rounds 2] [OVERRIDE ...]
 
 Our side is `orchestrator run grpo` as a user runs it, with Ray, DeepSpeed, ledger and metrics; an OVERRIDE is
 a Hydra override of it. TRL runs in its own environment, `.venv-trl`, which is created if it is missing;
-`trl_side.py` configures it. Both start from the demo's cold start (created once, stored under `.cache/`), so
-lengths and rewards are realistic.
+`trl_side.py` configures it. There are two workloads: `demo` starts from the demo's cold start (created once,
+stored under `.cache/`), so lengths and rewards are realistic; `smollm2_135m` is a pretrained chat model that
+answers sums in its own words. With `--staleness 1` our side trains on rollouts of the previous version while
+it samples the next ones; TRL samples and trains in turns.
 
 A step is a whole cycle, from the end of one optimizer step to the end of the next. The first step of each run
 is a warm-up and is left out. Figures are medians over the steps of all rounds:
@@ -47,6 +49,7 @@ from transformers.utils import logging
 from orchestrator.config.compose import compose, quoted
 from orchestrator.config.run_config import RunConfig
 from orchestrator.runs.directory import RunDirectory
+from orchestrator.training.models.build import build_model, build_tokenizer
 from orchestrator.training.prompts.load import load_prompts
 from tests.support.ports import quiet_ports
 
@@ -60,8 +63,6 @@ TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 LEAST_SPEEDUP = 4.0
 SAME_FOR_BOTH = (
     "algorithm=grpo_token",
-    "rollout.prompts_per_step=64",
-    "rollout.group_size=8",
     "rollout.top_p=1.0",
     "learner.minibatches=1",
     "learner.warmup_steps=0",
@@ -69,9 +70,24 @@ SAME_FOR_BOTH = (
     "learner.weight_decay=0.0",
     "learner.router_bias_update_speed=0.0",
     "reward.overlong_buffer=0",
-    "max_staleness=0",
 )
 """Settings in which the demo's stage may differ, or that TRL does not support."""
+SIZES: Mapping[str, Sequence[str]] = {
+    "demo": ("rollout.prompts_per_step=64", "rollout.group_size=8"),
+    "smollm2_135m": (
+        "task=chain_sum",
+        "task.template='What is {expression}? Think step by step.'",
+        "rollout.prompts_per_step=8",
+        "rollout.group_size=8",
+        "rollout.max_new_tokens=128",
+        "rollout.max_batch_rows=32",
+        "model.context=256",
+        "learner.learning_rate=1e-6",
+        # No group is left out, although most answers are wrong: both sides train on every rollout.
+        "algorithm.drop_uninformative=false",
+    ),
+}
+"""The workloads."""
 NOT_TIMED = ("evaluation.every=0", "checkpoint.every=0", "tracking=none", "purpose=debug")
 """TRL does not evaluate, save or report to a server here."""
 LAYOUT = (
@@ -157,7 +173,17 @@ def stage_overrides(job: str) -> tuple[str, ...]:
     return next(tuple(stage.overrides) for stage in compose("r1_demo").stages if stage.job == job)
 
 
-def starting_model() -> Path:
+def pretrained_model(name: str) -> Path:
+    """A model of conf/model/ as a folder of transformers."""
+    folder = CACHE / name
+    if not folder.exists():
+        config = compose("grpo", [f"model={name}"]).model
+        build_model(config, 0).save_pretrained(folder)
+        build_tokenizer(config).save_pretrained(folder)
+    return folder
+
+
+def cold_start() -> Path:
     """The model of the demo's cold start, trained by an ordinary run unless an
     earlier benchmark has done so.
     """
@@ -265,8 +291,13 @@ def trl_request(config: RunConfig, processes: int) -> dict[str, Any]:
 def write_prompts(config: RunConfig, path: Path) -> None:
     """Write all prompts that the run will take, in its order and in TRL's format."""
     prompts = load_prompts(config.task, config.seed).take(config.steps * config.rollout.prompts_per_step)
+    chat = build_tokenizer(config.model).chat_template is not None
     rows = (
-        {"prompt": prompt.text, "prompt_id": prompt.prompt_id, "reference": json.dumps(prompt.reference)}
+        {
+            "prompt": [{"role": "user", "content": prompt.text}] if chat else prompt.text,
+            "prompt_id": prompt.prompt_id,
+            "reference": json.dumps(prompt.reference),
+        }
         for prompt in prompts
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -316,11 +347,14 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the rows `trl` and `ours` in alternating rounds, each with its own seed."""
     CACHE.mkdir(parents=True, exist_ok=True)
     install_trl()
-    model = arguments.model or starting_model()
-    fixed = (f"model.path={quoted(str(model))}", f"steps={arguments.steps}", *SAME_FOR_BOTH, *NOT_TIMED)
+    demo = arguments.workload == "demo"
+    model = arguments.model or (cold_start() if demo else pretrained_model(arguments.workload))
+    path = (f"model.path={quoted(str(model))}", f"max_staleness={arguments.staleness}")
+    stage = stage_overrides("grpo") if demo else ("model=pretrained",)
+    fixed = (*path, f"steps={arguments.steps}", *SAME_FOR_BOTH, *SIZES[arguments.workload], *NOT_TIMED)
     rounds: dict[str, list[Round]] = {"trl": [], "ours": []}
     for seed in range(arguments.rounds):
-        overrides = (*stage_overrides("grpo"), *fixed, *LAYOUT, f"seed={seed}", *arguments.overrides)
+        overrides = (*stage, *fixed, *LAYOUT, f"seed={seed}", *arguments.overrides)
         config = compose("grpo", overrides)
         write_prompts(config, PROMPTS)
         request = trl_request(config, arguments.trl_processes)
@@ -346,11 +380,13 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> No
 
 
 def main() -> int:
-    """Measure, print and write benchmarks/results/vs_trl.json."""
+    """Measure, print and write benchmarks/results/vs_trl*.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="the rows trl and ours as one JSON document")
+    parser.add_argument("--workload", choices=sorted(SIZES), default="demo")
+    parser.add_argument("--staleness", type=int, default=0, help="`max_staleness` of our side")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder to start from")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
@@ -364,7 +400,12 @@ def main() -> int:
     ours |= compared(trl, ours)
     samplers = [] if arguments.no_engines else engines()
     ours["engine_speedup"] = {row["model"]: row["speedup"] for row in samplers if row["system"] == "engine"}
-    write_result("vs_trl", rows)
+    suffix = (
+        ""
+        if arguments.workload == "demo" and not arguments.staleness
+        else (f"_{arguments.workload}_staleness_{arguments.staleness}")
+    )
+    write_result(f"vs_trl{suffix}", rows)
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:
