@@ -8,10 +8,11 @@ The first part needs no model that has learned anything: the lengths of its roll
 one in ten ten times as long, and generating costs about as much as learning. All settings run one after the
 other in each round. The second part trains the model in DIR (a cold start of the demo) on the demo's task to
 the same number of steps with each setting and seed, and writes the accuracy over time and money to
-benchmarks/results/async_speedup.png. A setting is a `max_staleness`, with `c` for `continue` and `r` for
+benchmarks/results/async_accuracy_*.png. A setting is a `max_staleness`, with `c` for `continue` and `r` for
 `recompute`; otherwise rollouts finish with their weights.
 
-Writes benchmarks/results/async_speedup.json. Everything goes through `orchestrator run`.
+Writes benchmarks/results/async_speedup.json and async_accuracy.json. Everything goes through `orchestrator
+run`.
 """
 
 from __future__ import annotations
@@ -210,17 +211,19 @@ def main() -> int:
     options = parser.parse_args()
     output_dir = options.output_dir.resolve()
     rows = drawn_lengths(options.rounds, output_dir)
+    if rows:
+        write_result("async_speedup", rows)
     if options.model:
         settings = [Setting.parse(text) for text in options.settings]
-        more, curves = learning(options.model.resolve(), options.seeds, settings, output_dir)
-        rows += more
+        learned, curves = learning(options.model.resolve(), options.seeds, settings, output_dir)
+        rows += learned
+        write_result("async_accuracy", learned)
         titles = {
             "seconds": "Held-out accuracy over seconds of training",
             "money": "Held-out accuracy over USD",
         }
         for axis, title in titles.items():
-            (RESULTS / f"async_speedup_{axis}.png").write_bytes(lines_png(curves[axis], title))
-    write_result("async_speedup", rows)
+            (RESULTS / f"async_accuracy_{axis}.png").write_bytes(lines_png(curves[axis], title))
     if options.json:
         print(json.dumps(rows, indent=2))
     for workload in {row["workload"] for row in rows if "speedup" in row}:
