@@ -289,6 +289,8 @@ def engines_share_an_environment(config: RunConfig) -> Iterator[ConfigError]:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "null"
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 

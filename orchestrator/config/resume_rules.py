@@ -69,6 +69,7 @@ FIXED = {
     "rollout.stop": _SAMPLES,
     "rollout.stop_token_ids": _SAMPLES,
     "rollout.min_new_tokens": _SAMPLES,
+    "rollout.thinking_token_budget": _SAMPLES,
     "rollout.max_new_tokens": _SAMPLES,
     "rollout.on_new_weights": "it would change which weights sample the rest of a rollout",
     "rollout.record_routes": "it would change which experts the learner sends tokens to",

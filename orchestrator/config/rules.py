@@ -92,13 +92,14 @@ def _responses_fit(config: RunConfig) -> Iterator[ConfigError]:
             f"fewer than {context}",
             "model.context holds the prompt and the response",
         )
-    for group, fewest in (
-        ("rollout", config.rollout.min_new_tokens),
-        ("evaluation", config.evaluation.min_new_tokens),
-    ):
+    hint = "rollout.max_new_tokens is the most tokens of a response"
+    for group, settings in (("rollout", config.rollout), ("evaluation", config.evaluation)):
+        fewest, thinking = settings.min_new_tokens, settings.thinking_token_budget
         if fewest > response:
-            hint = "rollout.max_new_tokens is the most tokens of a response"
             yield ConfigError(f"{group}.min_new_tokens", str(fewest), f"{response} or fewer", hint)
+        if thinking is not None and thinking >= response:
+            allowed = f"null, or fewer than {response}"
+            yield ConfigError(f"{group}.thinking_token_budget", str(thinking), allowed, hint)
     if config.reward.overlong_buffer > response:
         yield ConfigError(
             "reward.overlong_buffer",

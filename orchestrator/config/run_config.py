@@ -99,6 +99,10 @@ class EvaluationConfig(Settings):
     """
     min_new_tokens: int = Field(ge=0)
     """The fewest tokens of all held-out answers, also of the greedy one; 0: off."""
+    thinking_token_budget: int | None = Field(ge=0)
+    """The most tokens that a held-out answer samples between `<think>` and `</think>`, also the greedy one;
+    null: no limit. By default that of `rollout.thinking_token_budget`.
+    """
 
 
 class LedgerConfig(Settings):

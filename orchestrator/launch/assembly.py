@@ -121,6 +121,7 @@ def _sampling(group: RolloutConfig | EvaluationConfig, max_new_tokens: int, seed
         stop=group.stop,
         stop_token_ids=group.stop_token_ids,
         min_new_tokens=group.min_new_tokens,
+        thinking_token_budget=group.thinking_token_budget,
     )
 
 

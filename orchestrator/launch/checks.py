@@ -85,11 +85,20 @@ def check_engines(config: RunConfig) -> None:
 
 
 def _checked_prompts(config: RunConfig) -> EpochPrompts:
-    from orchestrator.training.prompts.preflight import check_prompts, check_stop_tokens
+    from orchestrator.training.prompts.preflight import (
+        check_prompts,
+        check_stop_tokens,
+        check_thinking_tags,
+    )
 
     replays = ENGINES.facts(config.rollout.engine).replays_solutions
     ids = {"rollout": config.rollout.stop_token_ids, "evaluation": config.evaluation.stop_token_ids}
     check_stop_tokens(config.model, {f"{group}.stop_token_ids": tokens for group, tokens in ids.items()})
+    budgets = {
+        "rollout.thinking_token_budget": config.rollout.thinking_token_budget,
+        "evaluation.thinking_token_budget": config.evaluation.thinking_token_budget,
+    }
+    check_thinking_tags(config.model, budgets)
     prompts = load_prompts(config.task, config.seed, with_solutions=replays)
     check_prompts(config.model, prompts, config.rollout.max_new_tokens, replays_solutions=replays)
     return prompts

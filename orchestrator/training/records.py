@@ -87,6 +87,10 @@ class SamplingParams:
     """Tokens that end a rollout, in addition to the model's own. Its text does not show them."""
     min_new_tokens: int = 0
     """The first tokens of a response, among which no token ends it and no stop string is complete."""
+    thinking_token_budget: int | None = None
+    """The most tokens that are sampled between `<think>` and `</think>`. When they are used up, the closing
+    tag is appended without sampling it, and the response continues. None: no limit.
+    """
 
 
 class Finish(IntEnum):
@@ -107,7 +111,7 @@ class RolloutBlock:
     `logprobs` holds for each response token the natural log of its probability under the model's distribution
     at the sampling temperature, over the whole vocabulary and before penalties. `versions` holds the weight
     version with which each token was sampled. `trainable` is False for tokens that the model did not sample
-    (the observations of an environment).
+    (the closing tag that a thinking budget forces, the observations of an environment).
     """
 
     group_ids: NDArray[np.int64]  # [P]

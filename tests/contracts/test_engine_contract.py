@@ -328,6 +328,35 @@ def test_no_rollout_ends_before_min_new_tokens(factory: Callable[[], Case]):
     assert (block.lengths > free.lengths.min()).all() and np.isfinite(block.logprobs).all()
 
 
+@with_option("thinking_token_budget")
+def test_a_thinking_budget_forces_the_closing_tag_which_is_not_trainable(factory: Callable[[], Case]):
+    """The prompt opens the tag, so every response thinks from its first token."""
+    case, budget = factory(), 4
+    closing = TOKENIZER.convert_tokens_to_ids("</think>")
+    prompt = Prompt("sums/train/7", "1+2=<think>", {})
+
+    def sampled(limit: int | None) -> RolloutBlock:
+        sampling = SamplingParams(1.0, 1.0, 32, TAG_SEED, thinking_token_budget=limit)
+        return generate(case.engine, [40], [prompt], 4, sampling)
+
+    free, block = sampled(None), sampled(budget)
+    assert free.trainable.all()
+    assert len(block.tokens) == len(block.logprobs) == len(block.trainable)
+    cut = 0
+    for index, (without, tokens) in enumerate(zip(responses(free), responses(block), strict=True)):
+        trainable = block.trainable[slice(*block.offsets[index : index + 2])].tolist()
+        thought = without[:budget]
+        assert tokens[: len(thought)] == thought
+        if closing in thought or len(without) <= budget:
+            assert tokens == without and all(trainable)
+            continue
+        cut += 1
+        assert tokens[budget] == closing
+        assert trainable[: budget + 2] == [True] * budget + [False] + [True] * (len(tokens) > budget + 1)
+        assert "</think>" in block.texts[index]
+    assert cut
+
+
 ALL_OPTIONS: dict[SamplingOption, Any] = {
     "top_k": 40,
     "min_p": 0.01,
@@ -335,6 +364,7 @@ ALL_OPTIONS: dict[SamplingOption, Any] = {
     "stop": ("1", "((", "a"),
     "stop_token_ids": (30,),
     "min_new_tokens": 4,
+    "thinking_token_budget": 6,
 }
 
 

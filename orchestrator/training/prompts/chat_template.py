@@ -29,6 +29,8 @@ from transformers import PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError
 
+OPENING_TAG, CLOSING_TAG = "<think>", "</think>"
+"""The tags around the thinking of a response."""
 _PREFILL = re.compile(r"<think>\s*(?:</think>\s*)?$")
 """The beginning of a response that a template may write: an open thought, or
 an empty one if thinking is off.

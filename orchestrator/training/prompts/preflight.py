@@ -10,7 +10,13 @@ from transformers import PreTrainedTokenizerFast
 from orchestrator.errors import ConfigError, PromptTooLongError
 from orchestrator.training.models.build import build_tokenizer
 from orchestrator.training.models.config import ModelConfig
-from orchestrator.training.prompts.chat_template import encode_texts, render_all, without_prefill
+from orchestrator.training.prompts.chat_template import (
+    CLOSING_TAG,
+    encode_text,
+    encode_texts,
+    render_all,
+    without_prefill,
+)
 from orchestrator.training.prompts.lengths import prompt_lengths
 from orchestrator.training.prompts.source import EpochPrompts
 
@@ -60,6 +66,19 @@ def check_stop_tokens(model: ModelConfig, ids_by_key: Mapping[str, Sequence[int]
             if token >= tokens:
                 hint = f"the vocabulary of model {model.name} has {tokens:,} tokens"
                 raise ConfigError(key, str(token), f"0 to {tokens - 1}", hint)
+
+
+def check_thinking_tags(model: ModelConfig, budgets_by_key: Mapping[str, int | None]) -> None:
+    """Raise ConfigError for a thinking budget if the model's tokenizer cannot write the tag that ends it."""
+    limited = {key: budget for key, budget in budgets_by_key.items() if budget is not None}
+    if not limited:
+        return
+    try:
+        encode_text(build_tokenizer(model), CLOSING_TAG)
+    except ConfigError as error:
+        key, budget = next(iter(limited.items()))
+        hint = f"the vocabulary of model {model.name} cannot write {CLOSING_TAG}"
+        raise ConfigError(key, str(budget), "null", hint) from error
 
 
 def _check_solutions(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import PromptTooLongError
 from orchestrator.training.records import Prompt, RolloutBlock, SamplingParams
-from orchestrator.training.rollouts.engine import Engine, SampledGroup, SampleRequest
+from orchestrator.training.rollouts.engine import Engine, Response, SampledGroup, SampleRequest
 
 
 def assemble_block(groups: Sequence[SampledGroup]) -> RolloutBlock:
@@ -38,7 +38,7 @@ def assemble_block(groups: Sequence[SampledGroup]) -> RolloutBlock:
         offsets=_offsets([len(response.tokens) for response in responses]),
         logprobs=np.concatenate([response.logprobs for response in responses]),
         versions=np.concatenate([response.versions for response in responses]),
-        trainable=np.ones(sum(len(response.tokens) for response in responses), dtype=np.bool_),
+        trainable=np.concatenate([_sampled(response) for response in responses]),
         finish=np.array([response.finish for response in responses], dtype=np.uint8),
         texts=tuple(response.text for response in responses),
         prompt_routes=np.concatenate(prompt_routes) if prompt_routes else None,
@@ -84,6 +84,10 @@ def require_room(prompt: Prompt, length: int, context: int) -> None:
             f"at most {context - 1} (model.context is {context})",
             "shorten the task's prompts or raise model.context",
         )
+
+
+def _sampled(response: Response) -> NDArray[np.bool_]:
+    return np.ones(len(response.tokens), dtype=np.bool_) if response.sampled is None else response.sampled
 
 
 def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:

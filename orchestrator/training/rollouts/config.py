@@ -55,6 +55,11 @@ class RolloutConfig(Settings):
     """The fewest tokens of a response: the first ones cannot be tokens that end it, and a stop string that is
     complete within them does not end it. 0: off.
     """
+    thinking_token_budget: int | None = Field(ge=0)
+    """The most tokens that a response samples between `<think>` and `</think>`. When they are used up, the
+    closing tag is appended and the model goes on with its answer. The appended tokens were not sampled, so
+    they are not trained on. null: no limit. Responses that do not think are not limited.
+    """
     max_new_tokens: int = Field(ge=1)
     """The most tokens of a response; a longer one is truncated."""
     max_batch_rows: int = Field(ge=1)

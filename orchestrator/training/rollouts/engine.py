@@ -42,6 +42,9 @@ class Response:
     finish: Finish
     text: str
     """The decoded tokens, without those that end the rollout and without its stop string."""
+    sampled: NDArray[np.bool_] | None = field(default=None, repr=False)  # [t]
+    """False for tokens that were forced instead of sampled (`thinking_token_budget`). None: all were sampled.
+    """
     routes: NDArray[np.int16] | None = field(default=None, repr=False)  # [t, R, k]: see `RolloutBlock`
 
 

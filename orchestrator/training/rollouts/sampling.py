@@ -32,6 +32,7 @@ def sample(
     draws: torch.Tensor,
     sampling: SamplingParams,
     penalised: torch.Tensor | None = None,
+    forced: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token for each row: (tokens [n] int64, log-probs [n] float32), from `logits` [n, V]
     and `draws` [n].
@@ -39,13 +40,17 @@ def sample(
     The log-prob is under softmax(logits / temperature), before any truncation; at temperature 0 (greedy,
     where the sampled distribution is a point) under softmax(logits). The choice inverts the cumulative
     distribution at the row's draw. With `penalised` [n, V] (see `Penalties`) the token is chosen from these
-    logits instead, and the log-prob is still that under `logits`, which the learner computes.
+    logits instead, and the log-prob is still that under `logits`, which the learner computes. Where `forced`
+    [n] is 0 or more, that token is taken instead of a sampled one (see `ThinkingBudget`).
     """
     scaled = _scaled(logits, sampling.temperature)
     decisive = scaled if penalised is None else _scaled(penalised, sampling.temperature)
     largest = decisive.amax(dim=-1, keepdim=True)
     weights = (decisive - largest).exp_()  # proportional to the probabilities
     tokens = decisive.argmax(dim=-1) if sampling.temperature == 0 else _choose(weights, draws, sampling)
+    if forced is not None:
+        forced = forced.to(tokens.device)
+        tokens = torch.where(forced >= 0, forced, tokens)
     chosen = scaled.gather(1, tokens[:, None])[:, 0]
     if penalised is None:
         return tokens, chosen - (largest[:, 0] + weights.sum(dim=-1).log())

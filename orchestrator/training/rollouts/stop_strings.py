@@ -7,36 +7,11 @@ that completes it. All tokens are kept, and the text ends before the stop string
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
 
-from orchestrator.training.prompts.chat_template import decode_responses
 from orchestrator.training.records import SamplingParams
-
-
-@dataclass(slots=True)
-class _Response:
-    """The response of one rollout, decoded as far as its tokens form whole characters.
-
-    A token may decode differently after another one, so new text is the difference between two decodings:
-    that of `tokens[context:]` and that of `tokens[context:decoded]`.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    context: int = 0
-    decoded: int = 0
-    text: str = ""
-
-    def extend(self, before: str, after: str) -> int:
-        """Append the text that `after` adds to `before`. Returns the number of new characters: 0 as long as a
-        character is incomplete.
-        """
-        if len(after) <= len(before) or after.endswith("\ufffd"):
-            return 0
-        self.text += after[len(before) :]
-        self.context, self.decoded = self.decoded, len(self.tokens)
-        return len(after) - len(before)
+from orchestrator.training.rollouts.response_text import ResponseText, append_tokens
 
 
 class StopStrings:
@@ -50,26 +25,21 @@ class StopStrings:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, sampling: SamplingParams, ends: Set[int]) -> None:
         self._tokenizer, self._stop, self._ends = tokenizer, sampling.stop, ends
         self._minimum = sampling.min_new_tokens
-        self._responses: dict[int, _Response] = {}
+        self._responses: dict[int, ResponseText] = {}
         self._lengths: dict[int, int] = {}  # characters before the stop string, by row
 
     def start(self, rows: Sequence[int]) -> None:
         """Begin rollouts in these rows."""
         for row in rows:
-            self._responses[row] = _Response()
+            self._responses[row] = ResponseText()
             self._lengths.pop(row, None)
 
     def completed(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Whether each token completes a stop string of the rollout in its row, to which it is appended."""
         responses = [self._responses[row] for row in rows]
-        for response, token in zip(responses, tokens, strict=True):
-            response.tokens.append(token)
-        before = [response.tokens[response.context : response.decoded] for response in responses]
-        after = [response.tokens[response.context :] for response in responses]
-        texts = decode_responses(self._tokenizer, before + after, self._ends)
+        added = append_tokens(self._tokenizer, responses, tokens, self._ends)
         found: list[bool] = []
-        for index, (row, response) in enumerate(zip(rows, responses, strict=True)):
-            new = response.extend(texts[index], texts[len(rows) + index])
+        for row, response, new in zip(rows, responses, added, strict=True):
             length = self._length(response, new) if new else None
             if length is not None:
                 self._lengths[row] = length
@@ -81,7 +51,7 @@ class StopStrings:
         length = self._lengths.get(row)
         return None if length is None else self._responses[row].text[:length]
 
-    def _length(self, response: _Response, new: int) -> int | None:
+    def _length(self, response: ResponseText, new: int) -> int | None:
         """Characters before the stop string that is complete first within the `new` last ones."""
         if len(response.tokens) <= self._minimum:
             return None

@@ -60,6 +60,10 @@ def refusals(job: str, *overrides: str) -> dict[str, ConfigError]:
         ("grpo", "rollout.min_p=0.1", "rollout.min_p", "0"),
         ("grpo", "algorithm=gspo rollout.repetition_penalty=1.1", "rollout.repetition_penalty", "1"),
         ("grpo", "rollout.min_new_tokens=4", "rollout.min_new_tokens", "0"),
+        ("grpo", "rollout.engine=vllm rollout.thinking_token_budget=9 evaluation.thinking_token_budget=null",
+         "rollout.thinking_token_budget", "null, or rollout.engine hf"),
+        ("grpo", "rollout.max_new_tokens=64 evaluation.thinking_token_budget=64",
+         "evaluation.thinking_token_budget", "null, or fewer than 64"),
         ("sft", "rollout.stop_token_ids=[5] evaluation.stop_token_ids=[]", "rollout.stop_token_ids",
          "[], or rollout.engine hf, vllm"),
         ("grpo", "evaluation.engine=worked_solutions evaluation.top_k=5", "evaluation.top_k",
@@ -133,6 +137,7 @@ def test_a_combination_is_refused(job: str, overrides: str, key: str, allowed: s
             " +rollout.engine_options.tensor_parallel_size=2",
         ),
         ("grpo", "rollout.stop=[END] rollout.stop_token_ids=[5]"),
+        ("grpo", "algorithm=gspo rollout.thinking_token_budget=100"),
         ("grpo", "evaluation.top_k=20 evaluation.repetition_penalty=1.1 evaluation.min_new_tokens=2"),
     ],
 )

@@ -33,7 +33,15 @@ class EngineFactory(Protocol):
         ...
 
 
-SamplingOption = Literal["top_k", "min_p", "repetition_penalty", "stop", "stop_token_ids", "min_new_tokens"]
+SamplingOption = Literal[
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "stop_token_ids",
+    "min_new_tokens",
+    "thinking_token_budget",
+]
 """A field of `SamplingParams` that an engine may support. Every engine that samples supports the others."""
 
 SAMPLING_OPTIONS: dict[SamplingOption, object] = {
@@ -43,6 +51,7 @@ SAMPLING_OPTIONS: dict[SamplingOption, object] = {
     "stop": (),
     "stop_token_ids": (),
     "min_new_tokens": 0,
+    "thinking_token_budget": None,
 }
 """The values that turn these parameters off."""
 

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from orchestrator.errors import ConfigError, PromptTooLongError
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts import lengths, preflight
 from orchestrator.training.prompts.lengths import prompt_lengths
-from orchestrator.training.prompts.preflight import check_prompts, check_stop_tokens
+from orchestrator.training.prompts.preflight import check_prompts, check_stop_tokens, check_thinking_tags
 from orchestrator.training.prompts.source import EpochPrompts
 from orchestrator.training.records import Prompt
 from tests.fakes.chat_models import CHATML, byte_tokenizer, chat_tokenizer
@@ -144,3 +147,14 @@ def test_a_stop_token_must_be_in_the_vocabulary() -> None:
 
 def test_without_stop_tokens_no_tokenizer_is_loaded() -> None:
     check_stop_tokens(MODEL, {"rollout.stop_token_ids": []})
+
+
+def test_a_thinking_budget_needs_a_tokenizer_that_writes_the_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "rollout.thinking_token_budget"
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token=None)))
+    monkeypatch.setattr(preflight, "build_tokenizer", lambda _: words)
+    check_thinking_tags(MODEL, {key: None})
+    with pytest.raises(ConfigError, match=f"{key}: got 9, allowed: null .*cannot write </think>"):
+        check_thinking_tags(MODEL, {key: 9})
+    monkeypatch.setattr(preflight, "build_tokenizer", lambda _: byte_tokenizer())
+    check_thinking_tags(MODEL, {key: 9})

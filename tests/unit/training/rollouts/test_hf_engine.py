@@ -226,9 +226,18 @@ def test_log_probs_are_the_model_s_own_whatever_is_penalised_or_truncated(rows: 
         stop=("1", "<th"),
         stop_token_ids=(40,),
         min_new_tokens=5,
+        thinking_token_budget=2,
     )
     block = run(deepseek(), sampling, rows=rows)
     assert len(set(block.lengths.tolist())) > 3
+    np.testing.assert_allclose(block.logprobs, recomputed(deepseek(), block, 0.8), atol=1e-4)
+
+
+def test_log_probs_after_a_forced_tag_are_the_model_s_own():
+    prompts = [Prompt("t/0", "7<think>", {}), Prompt("t/1", "what is 3 - 3?<think>", {})]
+    engine = StepEngine(HFSampler(deepseek(), TOKENIZER, CONTEXT, 5, CPU, record_routes=False))
+    block = generate(engine, [0, 1], prompts, 4, dataclasses.replace(SAMPLING, thinking_token_budget=3))
+    assert (~block.trainable).sum() >= 6
     np.testing.assert_allclose(block.logprobs, recomputed(deepseek(), block, 0.8), atol=1e-4)
 
 
@@ -405,6 +414,7 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         stop=(),
         stop_token_ids=(),
         min_new_tokens=0,
+        thinking_token_budget=None,
         record_routes=False,
         max_new_tokens=8,
         max_batch_rows=32,

@@ -105,7 +105,7 @@ def test_rollouts_with_different_parameters_share_the_batch() -> None:
         SAMPLING,
         SamplingParams(0.0, 1.0, 30, 0),
         SamplingParams(1.0, 0.9, 20, 3, repetition_penalty=1.2, stop=("1", "a"), min_new_tokens=3),
-        SamplingParams(1.0, 1.0, 20, 3, top_k=10, stop_token_ids=(40,)),
+        SamplingParams(1.0, 1.0, 20, 3, top_k=10, stop_token_ids=(40,), thinking_token_budget=2),
     ]
 
     async def main() -> list[SampledGroup]:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from orchestrator.training.prompts.chat_template import decode_responses
+from orchestrator.training.prompts.chat_template import RenderedPrompt, decode_responses
 from orchestrator.training.records import SamplingParams
 from orchestrator.training.rollouts.penalties import Penalties
 from orchestrator.training.rollouts.sampling import sample
 from orchestrator.training.rollouts.stop_strings import StopStrings
+from orchestrator.training.rollouts.thinking import ThinkingBudget
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTokens:
+    """One token for each of n rollouts, on the CPU."""
+
+    tokens: torch.Tensor  # [n] int64
+    logprobs: torch.Tensor  # [n] float32
+    stopped: torch.Tensor  # [n] bool: it ends its rollout
+    forced: torch.Tensor  # [n] bool: it was not sampled
 
 
 class SamplingRules:
@@ -32,31 +44,38 @@ class SamplingRules:
         self._end_tokens = torch.tensor(ends)
         self._penalties = Penalties.of(sampling, rows, ends, device)
         self._stop_strings = StopStrings(tokenizer, sampling, self._ends) if sampling.stop else None
+        budget = sampling.thinking_token_budget
+        self._thinking = None if budget is None else ThinkingBudget(tokenizer, budget)
 
-    def start(self, rows: torch.Tensor, prompt: Sequence[int]) -> None:
+    def start(self, rows: torch.Tensor, prompt: RenderedPrompt) -> None:
         """Begin rollouts of `prompt` in these rows."""
         if self._penalties is not None:
-            self._penalties.start(rows, prompt)
+            self._penalties.start(rows, prompt.tokens)
         if self._stop_strings is not None:
             self._stop_strings.start(rows.tolist())
+        if self._thinking is not None:
+            self._thinking.start(rows.tolist(), prompt.prefill)
 
     def choose(
         self, logits: torch.Tensor, draws: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> ChosenTokens:
         """Sample token number `places[i]`, counted from 0, of the rollout in row `rows[i]`, from `logits`
-        [n, V] and `draws` [n]. Returns, on the CPU, the tokens [n], their log-probs [n], and which of them
-        end their rollouts [n].
+        [n, V] and `draws` [n].
         """
-        penalties = self._penalties
+        penalties, thinking = self._penalties, self._thinking
         penalised = None if penalties is None else penalties.apply(logits, rows, places)
-        tokens, logprobs = sample(logits, draws.to(self._device), self.sampling, penalised)
+        forced = None if thinking is None else torch.tensor(thinking.forced(rows.tolist()))
+        tokens, logprobs = sample(logits, draws.to(self._device), self.sampling, penalised, forced)
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
         if penalties is not None:
             penalties.note(rows, tokens)
+        if thinking is not None:
+            thinking.note(rows.tolist(), tokens.tolist())
         stopped = torch.isin(tokens, self._end_tokens)
         if self._stop_strings is not None:
             stopped |= torch.tensor(self._stop_strings.completed(rows.tolist(), tokens.tolist()))
-        return tokens, logprobs, stopped
+        was_forced = torch.zeros_like(stopped) if forced is None else forced >= 0
+        return ChosenTokens(tokens, logprobs, stopped, was_forced)
 
     def texts(self, rows: Sequence[int], responses: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """The text of the finished rollouts in `rows`, which sampled the tokens `responses`."""

@@ -206,7 +206,7 @@ class HFSampler:
         rows = self._table.start(uniform_draws(seed, group_id, waiting.members, group.limit))
         for row, member in zip(rows.tolist(), waiting.members, strict=True):
             self._rollouts[row] = _Rollout(group, member)
-        group.rules.start(rows, group.prompt.tokens)
+        group.rules.start(rows, group.prompt)
         return rows
 
     def _note_prompts(self, admitted: list[_Waiting], taken: torch.Tensor) -> None:
@@ -273,18 +273,14 @@ class HFSampler:
         draws = table.draws[rows, places]
         if len(self._rules) == 1:
             (rules,) = self._rules.values()
-            tokens, logprobs, stopped = rules.choose(logits, draws, rows, places)
+            table.append(rows, rules.choose(logits, draws, rows, places), self._version)
         else:
-            tokens, logprobs = torch.zeros_like(rows), torch.zeros(len(rows))
-            stopped = torch.zeros(len(rows), dtype=torch.bool)
             for rules, indices in self._by_rules(rows):
-                tokens[indices], logprobs[indices], stopped[indices] = rules.choose(
-                    logits[indices.to(self._device)], draws[indices], rows[indices], places[indices]
-                )
-        table.append(rows, tokens, logprobs, self._version)
-        table.stopped[rows] = stopped
+                part = rows[indices]
+                chosen = rules.choose(logits[indices.to(self._device)], draws[indices], part, places[indices])
+                table.append(part, chosen, self._version)
         finished = torch.zeros(len(self._rows), dtype=torch.bool)
-        finished[slots] = stopped | (places + 1 >= table.limits[rows])
+        finished[slots] = table.stopped[rows] | (places + 1 >= table.limits[rows])
         return finished
 
     def _by_rules(self, rows: torch.Tensor) -> Iterable[tuple[SamplingRules, torch.Tensor]]:

@@ -7,6 +7,7 @@ import torch
 
 from orchestrator.training.records import Finish, WeightVersion
 from orchestrator.training.rollouts.engine import Response
+from orchestrator.training.rollouts.engines.hf.rules import ChosenTokens
 
 
 class RolloutTable:
@@ -19,6 +20,8 @@ class RolloutTable:
         self.tokens = torch.zeros(rows, 0, dtype=torch.int64)
         self.logprobs = torch.zeros(rows, 0)
         self.versions = torch.zeros(rows, 0, dtype=torch.int32)
+        self.forced = torch.zeros(rows, 0, dtype=torch.bool)
+        """Which tokens were forced instead of sampled."""
         self.draws = torch.zeros(rows, 0)
         self.lengths = torch.zeros(rows, dtype=torch.int64)
         """Tokens sampled so far, by row."""
@@ -40,13 +43,13 @@ class RolloutTable:
             self._routes[rows] = -1
         return rows
 
-    def append(
-        self, rows: torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor, version: WeightVersion
-    ) -> None:
-        """Append one token to each rollout in `rows` [n]: `tokens` [n], `logprobs` [n]."""
+    def append(self, rows: torch.Tensor, chosen: ChosenTokens, version: WeightVersion) -> None:
+        """Append one token to each rollout in `rows` [n]."""
         places = self.lengths[rows]
-        self.tokens[rows, places] = tokens
-        self.logprobs[rows, places] = logprobs
+        self.tokens[rows, places] = chosen.tokens
+        self.logprobs[rows, places] = chosen.logprobs
+        self.forced[rows, places] = chosen.forced
+        self.stopped[rows] = chosen.stopped
         self.versions[rows, places] = version
         self.lengths[rows] = places + 1
 
@@ -74,6 +77,7 @@ class RolloutTable:
             versions=self.versions[row, taken].numpy().copy(),
             finish=Finish.STOP if self.stopped[row] else Finish.LENGTH,
             text=text,
+            sampled=~self.forced[row, taken].numpy(),
             routes=None if routes is None else routes.numpy().copy(),
         )
         self.release(row)
@@ -87,9 +91,9 @@ class RolloutTable:
         spare = columns - self.tokens.shape[1]
         if spare <= 0:
             return
-        self.tokens, self.logprobs, self.versions, self.draws = (
+        self.tokens, self.logprobs, self.versions, self.forced, self.draws = (
             torch.nn.functional.pad(each, (0, spare))
-            for each in (self.tokens, self.logprobs, self.versions, self.draws)
+            for each in (self.tokens, self.logprobs, self.versions, self.forced, self.draws)
         )
         if self._routes is not None:
             self._routes = torch.nn.functional.pad(self._routes, (0, 0, 0, 0, 0, spare), value=-1)

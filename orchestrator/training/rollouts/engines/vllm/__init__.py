@@ -63,7 +63,7 @@ def accelerators(options: Mapping[str, Any]) -> int:
         logprobs="processed",
         repeatable_seeds=False,
         on_new_weights=frozenset({"finish", "continue", "recompute"}),
-        sampling=frozenset(SAMPLING_OPTIONS),
+        sampling=frozenset(SAMPLING_OPTIONS) - {"thinking_token_budget"},
         environment=EngineEnvironment(
             name="vllm",
             modules=("vllm", "torch", "transformers"),
