@@ -61,6 +61,7 @@ FIXED = {
     "rollout.engine": _SAMPLES,
     "rollout.group_size": _SAMPLES,
     "rollout.prompts_per_step": _SAMPLES,
+    "rollout.over_sample_rate": "it would change which rollouts an update may see",
     "rollout.temperature": _SAMPLES,
     "rollout.top_p": _SAMPLES,
     "rollout.top_k": _SAMPLES,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.config.run_config import EvaluationConfig, RunConfig
 from orchestrator.training.advantages import ADVANTAGES
+from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.mirror import CheckpointMirror
 from orchestrator.training.checkpoints.store import open_store
 from orchestrator.training.cluster.environments import interpreters
@@ -141,6 +143,13 @@ def loop_settings(config: RunConfig) -> LoopSettings:
         max_learner_rebuilds=config.learner.max_restarts,
         max_data_losses=config.rollout.max_data_losses,
     )
+
+
+def buffer_of(config: RunConfig) -> Buffer:
+    """Build the buffer between rollouts and learner."""
+    rollout = config.rollout
+    over_sampled = math.ceil(rollout.over_sample_rate * rollout.prompts_per_step)
+    return Buffer(rollout.prompts_per_step, config.max_staleness, over_sampled)
 
 
 def mirror_of(config: RunConfig, run_id: str) -> CheckpointMirror | None:

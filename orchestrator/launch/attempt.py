@@ -13,6 +13,7 @@ from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
 from orchestrator.errors import BudgetStopError, DrainedError, WorkerLostError
 from orchestrator.launch.assembly import (
+    buffer_of,
     heldout_prompts,
     learning_signal,
     loop_settings,
@@ -32,7 +33,6 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.prices import PriceBook
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.lease import FencedError
-from orchestrator.training.buffer import Buffer
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
 from orchestrator.training.evaluation import Evaluator
@@ -147,8 +147,7 @@ def _loop(
         ),
         observer=observer,
     )
-    buffer = Buffer(config.rollout.prompts_per_step, config.max_staleness)
-    return TrainingLoop(loop_settings(config), wired, buffer, path, clock)
+    return TrainingLoop(loop_settings(config), wired, buffer_of(config), path, clock)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,11 @@ batch and a bound of S:
 3. *Loss.* A group whose rollouts were lost moves from the window to the *backlog*. When it is requested again
    under its old id, it enters the window again, at the learner's current version and under rule 1.
 
+4. *Over-sampling.* With `over_sampled` E > 0, a batch does not wait for its slowest groups. If rule 2 would
+   make it wait for at most E groups, it drops them, the oldest first, and those in flight before those that
+   are ready. As long as the next batch is neither complete nor claimed, max(0, E - S * P) groups more than in
+   rule 1 may be requested. For S > 0 the window holds more groups than a batch anyway.
+
 Why no group exceeds the bound: a request at version s leaves, by rule 1, at most S * P groups in the window
 after the batch of version s; rule 2 preserves this at every later claim, so at v = s + S no group requested
 at s or earlier is left over. A token is never older than its group's request, so v - oldest_version <= S for
@@ -18,6 +23,9 @@ every token trained on. A loss only removes groups from the window, which decrea
 2; a group that is requested again counts as requested at the new version, and its tokens are new. S = 0 is
 synchronous training: rule 1 only allows the next batch to be requested after the previous one was trained on
 and its weights were published.
+
+With rule 4, a claim leaves no more groups than rule 2 allows, because it drops the others, and no more than
+S * P, because nothing is requested in excess once the batch is complete.
 
 Why it never deadlocks: when all groups in the window are ready, rule 2 holds (no claim violated it, and no
 group is in flight that could); if fewer than P groups are ready then, rule 1 leaves room to request more.
@@ -53,13 +61,18 @@ class Buffer:
     It belongs to one event loop and needs no locks, because waits are conditions on that loop.
     """
 
-    def __init__(self, groups_per_batch: int, max_staleness: int) -> None:
-        if groups_per_batch < 1 or max_staleness < 0:
-            raise ValueError(f"got {groups_per_batch} groups, staleness {max_staleness}; allowed: >= 1, >= 0")
+    def __init__(self, groups_per_batch: int, max_staleness: int, over_sampled: int = 0) -> None:
+        if groups_per_batch < 1 or max_staleness < 0 or over_sampled < 0:
+            raise ValueError(
+                f"got {groups_per_batch} groups, staleness {max_staleness}, {over_sampled} over-sampled; "
+                "allowed: >= 1, >= 0, >= 0"
+            )
         self.groups_per_batch = groups_per_batch
         self.max_staleness = max_staleness
+        self._over_sampled = over_sampled
+        self._excess = max(0, over_sampled - max_staleness * groups_per_batch)
         self.refused = 0
-        """Admissions refused because the group was not in flight: duplicates after a retry."""
+        """Admissions refused because the group was not in flight: duplicates after a retry, or dropped."""
         self._window: dict[int, PendingGroup] = {}
         self._in_flight: set[int] = set()
         self._ready: dict[int, GroupTicket] = {}
@@ -74,7 +87,13 @@ class Buffer:
     @property
     def room(self) -> int:
         """Number of groups that may be requested now."""
-        return (self.max_staleness + 1) * self.groups_per_batch - len(self._window)
+        room = (self.max_staleness + 1) * self.groups_per_batch - len(self._window)
+        is_complete = self._claimed or len(self._ready) >= self.groups_per_batch
+        return max(0, room if is_complete else room + self._excess)
+
+    def groups_for(self, steps: int) -> int:
+        """Number of groups to request for so many more steps."""
+        return steps * self.groups_per_batch + (self._excess if steps else 0)
 
     def request(self, groups: Sequence[PendingGroup]) -> None:
         """Register groups before their rollouts are requested. Raises ValueError if there is no room, or
@@ -140,27 +159,29 @@ class Buffer:
         return lost
 
     def ready(self, version: WeightVersion) -> bool:
-        """Whether `claim(version)` would succeed according to rule 2 of the module docstring."""
+        """Whether `claim(version)` would succeed according to rules 2 and 4 of the module docstring."""
         oldest = self._by_age[: self.groups_per_batch]
         if len(oldest) < self.groups_per_batch:
             return False
-        left = self._unclaimed - Counter(requested for requested, _ in oldest)
-        total = 0
-        for requested in sorted(left):
-            total += left[requested]
-            if total > (requested + self.max_staleness - version) * self.groups_per_batch:
-                return False
-        return True
+        return self._too_many(oldest, version) <= self._over_sampled
 
-    def claim(self, version: WeightVersion) -> Batch:
-        """Take the batch that is trained at `version`. Raises ValueError if it is not ready."""
+    def claim(self, version: WeightVersion, *, is_last: bool = False) -> Batch:
+        """Take the batch that is trained at `version`, and drop the groups that rule 4 names; if `is_last`,
+        also those of the backlog that were requested in excess. Raises ValueError if it is not ready.
+        """
         if not self.ready(version):
             raise ValueError(f"the batch of version {version} is not ready")
         oldest = self._by_age[: self.groups_per_batch]
+        too_many = self._too_many(oldest, version)
         del self._by_age[: self.groups_per_batch]
         self._unclaimed -= Counter(requested for requested, _ in oldest)
+        tickets = tuple(self._ready.pop(group_id) for _, group_id in oldest)
+        dropped = self._drop_oldest(too_many)
+        if is_last and self._excess:
+            dropped += self._backlog
+            self._backlog.clear()
         self._claimed.update(group_id for _, group_id in oldest)
-        return Batch(step=version, tickets=tuple(self._ready.pop(group_id) for _, group_id in oldest))
+        return Batch(version, tickets, tuple(sorted(dropped)))
 
     def release(self, batch: Batch) -> None:
         """Remove the groups of a batch that was trained on and whose weights were published. Raises
@@ -202,6 +223,29 @@ class Buffer:
         self._unclaimed.clear()
         self._backlog = {group.group_id: group for group in groups}
         self.notify()
+
+    def _too_many(self, claimed: Sequence[tuple[WeightVersion, int]], version: WeightVersion) -> int:
+        """How many of the oldest groups a claim of these would have to drop, so that the remaining ones can
+        be trained on in time.
+        """
+        left = self._unclaimed - Counter(requested for requested, _ in claimed)
+        total = most = 0
+        for requested in sorted(left):
+            total += left[requested]
+            most = max(most, total - (requested + self.max_staleness - version) * self.groups_per_batch)
+        return most
+
+    def _drop_oldest(self, count: int) -> list[int]:
+        """Drop so many of the groups in flight or ready, oldest first."""
+        unclaimed = [*self._in_flight, *self._ready]
+        unclaimed.sort(key=lambda each: (self._window[each].version, each in self._ready, -each))
+        for group_id in unclaimed[:count]:
+            requested = self._window.pop(group_id).version
+            self._unclaimed[requested] -= 1
+            self._in_flight.discard(group_id)
+            if self._ready.pop(group_id, None) is not None:
+                self._by_age.remove((requested, group_id))
+        return unclaimed[:count]
 
     def _arrived(self, group_id: int) -> bool:
         if group_id not in self._in_flight:

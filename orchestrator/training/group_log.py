@@ -7,6 +7,7 @@ The loop reports each record to its `Observer` when the event happens, and the o
         |     \\-> arrived, uninformative    (dynamic sampling replaces it)
         |     \\-> arrived, refused          (not in flight any more)
         \\-> lost --> requested again
+        \\-> dropped                        (requested in excess; it may have arrived, or arrive later)
 
 `Started` says where training continues after a start, a resume or a rebuilt learner. Everything that an
 earlier record says about later steps no longer counts from there on, and requests in flight are abandoned.
@@ -78,6 +79,15 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """The batch of `version` was complete without these groups. Those in flight were cancelled."""
+
+    event: ClassVar[str] = "dropped"
+    version: WeightVersion
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """The learner completed step `step` with these groups."""
 
@@ -106,10 +116,10 @@ class Finished:
     step: int
 
 
-GroupRecord = Started | Requested | Arrived | Lost | Trained | Evaluated | Finished
+GroupRecord = Started | Requested | Arrived | Lost | Dropped | Trained | Evaluated | Finished
 
 _RECORDS: dict[str, type[GroupRecord]] = {
-    kind.event: kind for kind in (Started, Requested, Arrived, Lost, Trained, Evaluated, Finished)
+    kind.event: kind for kind in (Started, Requested, Arrived, Lost, Dropped, Trained, Evaluated, Finished)
 }
 
 

@@ -12,7 +12,8 @@ Who waits for what:
 - The *trainer* waits for its batch, updates, publishes the new weights and releases the batch: room again.
 
 With `max_staleness: 0` the buffer has room only after a publish, so the two alternate: synchronous training.
-With k they overlap, at most k batches ahead. There is no other mode.
+With k they overlap, at most k batches ahead. There is no other mode. With `rollout.over_sample_rate`, a batch
+does not wait for its slowest groups: they are dropped when it is complete.
 
 Which failures are repaired, and where:
 
@@ -44,6 +45,7 @@ from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopSta
 from orchestrator.training.data_losses import DataLosses
 from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.events import LearnerLost, Restored, ScoringFailed
+from orchestrator.training.in_flight import RequestsInFlight
 from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import Batch, GroupTicket, SamplingParams, StepReport, WeightVersion
 from orchestrator.training.stages import (
@@ -110,6 +112,7 @@ class TrainingLoop:
         self._tally = StepTally(StepBudgets(resampled, settings.grading_failure_budget), clock)
         self._learner_losses = FailureBudget("learner ranks lost", settings.max_learner_rebuilds)
         self._losses = DataLosses(settings.max_data_losses, buffer, stages.observer)
+        self._requests = RequestsInFlight(stages.rollouts, self._score, self._lose_weights)
         self._stop_reason: OrchestratorError | None = None
         self._initial_state = LoopState(
             step=0, next_group=0, outstanding=(), prompts=dict(stages.prompts.state_dict())
@@ -197,14 +200,14 @@ class TrainingLoop:
                 await self._buffer.wait_for_change()
                 continue
             for share in _split(groups, self._stages.rollouts.width):
-                tasks.create_task(self._follow(self._to_request(share)))
+                self._requests.start(tasks, self._to_request(share))
 
     def _next_groups(self, count: int) -> list[PendingGroup]:
         """Request up to `count` groups, first from the buffer's backlog, then with new prompts, but no more
         than the remaining steps will train on.
         """
         groups = self._buffer.request_again(count, self._step)
-        needed = (self._settings.steps - self._step) * self._buffer.groups_per_batch
+        needed = self._buffer.groups_for(self._settings.steps - self._step)
         fresh = min(count - len(groups), needed - len(self._buffer.outstanding()))
         new: list[PendingGroup] = []
         for prompt in self._stages.prompts.take(max(fresh, 0)):
@@ -219,19 +222,8 @@ class TrainingLoop:
         pairs = tuple((group.group_id, group.prompt) for group in groups)
         return RolloutRequest(pairs, self._step, self._settings.group_size, self._settings.sampling)
 
-    async def _follow(self, request: RolloutRequest) -> None:
-        """Take one request from its prompts to admitted groups."""
-        left = {group_id for group_id, _ in request.groups}
-        async with (
-            asyncio.TaskGroup() as scoring,
-            contextlib.aclosing(self._stages.rollouts.generate(request)) as portions,
-        ):
-            try:
-                async for generated in portions:
-                    left.difference_update(group_id for group_id, _ in generated.request.groups)
-                    scoring.create_task(self._score(generated))
-            except DataLostError as lost:
-                self._losses.lose_weights(lost, self._step, sorted(left))
+    def _lose_weights(self, lost: DataLostError, group_ids: Sequence[int]) -> None:
+        self._losses.lose_weights(lost, self._step, group_ids)
 
     async def _score(self, generated: Generated) -> None:
         """Score groups and admit them to the buffer."""
@@ -290,7 +282,11 @@ class TrainingLoop:
             if self._losses.weights_missing:
                 await self._publish(self._step)
             if self._buffer.ready(self._step):
-                return self._buffer.claim(self._step)
+                batch = self._buffer.claim(self._step, is_last=self._step + 1 == self._settings.steps)
+                if batch.dropped:
+                    self._requests.drop(batch.dropped)
+                    self._log(group_log.Dropped(self._step, batch.dropped))
+                return batch
             with self._tally.times.waiting("batch"):
                 await self._buffer.wait_for_change()
 

@@ -217,6 +217,8 @@ class Batch:
 
     step: int
     tickets: tuple[GroupTicket, ...]
+    dropped: tuple[int, ...] = ()
+    """Ids of groups that were sampled in excess and are no longer needed (`rollout.over_sample_rate`)."""
 
     @property
     def oldest_version(self) -> WeightVersion:

@@ -102,6 +102,7 @@ class StepTally:
             "rollout/tokens_per_s": arrived.get("rollout/tokens", 0.0) / max(timing["time/step"], 1e-9),
             "rollout/resampled_groups": float(self._resampled),
             "rollout/refused_groups": float(refused),
+            "rollout/dropped_groups": float(len(batch.dropped)),
         }
         self._summary, self._resampled, self._solved = None, 0, 0
         return StepReport(batch.step + 1, metrics, learned.routing, learned.trained, sampled)

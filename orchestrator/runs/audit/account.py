@@ -51,6 +51,26 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """A complete group: its response tokens, and the oldest version among them."""
+
+    tokens: int = 0
+    oldest: int = 0
+
+
+@dataclass(slots=True)
+class Sums:
+    """Groups and tokens of one category."""
+
+    groups: int = 0
+    tokens: int = 0
+
+    def add(self, sampled: Sampled | None = None) -> None:
+        self.groups += 1
+        self.tokens += sampled.tokens if sampled else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """The outcomes of all sampled groups, or of their response tokens. A group that was sampled again
     counts each time.
@@ -63,10 +83,12 @@ class Account:
     this version never requests such groups.
     """
     surplus: int = 0
-    """Complete, and not needed: without a signal (dynamic sampling), or sampled a second time."""
+    """Complete, and not needed: without a signal (dynamic sampling), in excess (over-sampling), or sampled a
+    second time.
+    """
     aborted: int = 0
-    """Abandoned: lost with a worker or node, in flight when the run stopped, or newer than the checkpoint
-    that the run continued from.
+    """Abandoned: lost with a worker or node, cancelled by over-sampling, in flight when the run stopped, or
+    newer than the checkpoint that the run continued from.
     """
     evaluation: int = 0
     """Answers to held-out prompts."""

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from orchestrator.runs.audit.account import Account, Kind, Violation, ranges
+from orchestrator.runs.audit.account import Account, Kind, Sampled, Sums, Violation, ranges
 from orchestrator.training.group_log import (
     Arrived,
+    Dropped,
     Evaluated,
     Finished,
     GroupRecord,
@@ -17,26 +18,6 @@ from orchestrator.training.group_log import (
     Started,
     Trained,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A complete group: its response tokens, and the oldest version among them."""
-
-    tokens: int = 0
-    oldest: int = 0
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Groups and tokens of one category."""
-
-    groups: int = 0
-    tokens: int = 0
-
-    def add(self, sampled: Sampled | None = None) -> None:
-        self.groups += 1
-        self.tokens += sampled.tokens if sampled else 0
 
 
 @dataclass
@@ -61,6 +42,8 @@ class Replay:
     """The batches of every step, including those that a restart rolled back."""
     uninformative: set[int] = field(default_factory=set[int])
     """Groups that were replaced by others, by dynamic sampling."""
+    dropped: set[int] = field(default_factory=set[int])
+    """Groups that were requested in excess, by over-sampling."""
     accounted: set[int] = field(default_factory=set[int])
     """Groups of steps before the records begin, and lost ones that are reported already."""
     arrived_tokens: Counter[int] = field(default_factory=Counter[int])
@@ -72,11 +55,13 @@ class Replay:
     _waiting: dict[int, int] = field(default_factory=dict[int, int])
     """Groups in flight, and the version at which they were requested."""
     _ready: dict[int, Sampled] = field(default_factory=dict[int, Sampled])
+    _cancelled: set[int] = field(default_factory=set[int])
+    """Groups that were dropped in flight, which count as aborted unless they arrive after all."""
     _backlog: set[int] = field(default_factory=set[int])
     _start: Started | None = None
-    _surplus: _Sums = field(default_factory=_Sums)
-    _aborted: _Sums = field(default_factory=_Sums)
-    _evaluation: _Sums = field(default_factory=_Sums)
+    _surplus: Sums = field(default_factory=Sums)
+    _aborted: Sums = field(default_factory=Sums)
+    _evaluation: Sums = field(default_factory=Sums)
 
     def read(self, record: GroupRecord) -> None:
         """Process the next record."""
@@ -93,6 +78,8 @@ class Replay:
                 self._arrive(record)
             case Lost():
                 self._lose(record)
+            case Dropped():
+                self._drop(record)
             case Trained():
                 self._train(record)
             case Evaluated():
@@ -150,8 +137,10 @@ class Replay:
                 self.trained.pop(group, None)
         outstanding, known = set(record.outstanding), set(range(record.next_group))
         self.accounted -= outstanding
-        self.uninformative = {group for group in self.uninformative if group in known - outstanding}
-        done = self.trained.keys() | self.uninformative | self.accounted
+        self.uninformative &= known - outstanding
+        self.dropped &= known - outstanding
+        self._cancelled.clear()
+        done = self.trained.keys() | self.uninformative | self.dropped | self.accounted
         if lost := known - outstanding - done:
             self._report(
                 "group_lost",
@@ -207,6 +196,9 @@ class Replay:
             requested = self._waiting.get(group)
             if record.fate == "refused":
                 self._surplus.add(sampled)
+                if group in self._cancelled:  # it was complete by then
+                    self._cancelled.remove(group)
+                    self._aborted.groups -= 1
                 continue
             if requested is None:
                 unknown.append(group)
@@ -253,6 +245,28 @@ class Replay:
             self._report(
                 "not_requested",
                 f"groups {ranges(unknown)} were lost after step {self.step} without having been requested",
+                self.step,
+                unknown,
+            )
+
+    def _drop(self, record: Dropped) -> None:
+        unknown: list[int] = []
+        for group in record.groups:
+            if group in self._waiting:
+                self._abandon_request(group)
+                self._cancelled.add(group)
+            elif group in self._ready:
+                self._surplus.add(self._ready.pop(group))
+            elif group in self._backlog:
+                self._backlog.remove(group)
+            else:
+                unknown.append(group)
+                continue
+            self.dropped.add(group)
+        if unknown:
+            self._report(
+                "not_requested",
+                f"groups {ranges(unknown)} were dropped after step {self.step} without having been requested",
                 self.step,
                 unknown,
             )

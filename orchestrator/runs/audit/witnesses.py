@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
-from orchestrator.runs.audit.account import Violation, ranges
-from orchestrator.runs.audit.replay import Replay, Sampled
+from orchestrator.runs.audit.account import Sampled, Violation, ranges
+from orchestrator.runs.audit.replay import Replay
 from orchestrator.runs.directory import RunDirectory
 from orchestrator.runs.files import whole_lines
 from orchestrator.training.checkpoints.format import LOOP_STATE, complete, step_of
@@ -48,7 +48,7 @@ def compare_checkpoints(run: RunDirectory, replay: Replay, running: bool) -> Ite
         except FileNotFoundError:
             continue  # a live run has pruned it
         trained = {group for group, at in replay.trained.items() if at <= step}
-        done = trained | replay.uninformative | replay.accounted
+        done = trained | replay.uninformative | replay.dropped | replay.accounted
         if lost := set(range(next_group)) - outstanding - done:
             yield Violation(
                 "group_lost",

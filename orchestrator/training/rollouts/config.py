@@ -31,6 +31,14 @@ class RolloutConfig(Settings):
     """G, rollouts per prompt. Group-relative algorithms need 2 or more."""
     prompts_per_step: int = Field(ge=1)
     """P, prompts per learner step."""
+    over_sample_rate: float = Field(ge=0, le=1)
+    """Share of `prompts_per_step` by which more groups are sampled than a batch needs; 0: none. A batch does
+    not wait for its slowest groups then, at most for this share fewer: what is unfinished is cancelled and
+    booked as waste. At `max_staleness: 0`, so many more groups are requested for each batch. Above 0, later
+    groups are in progress anyway, and only those are cancelled that would become too stale.
+
+    This favours short rollouts, and which groups form a batch depends on timing.
+    """
     temperature: float = Field(ge=0)
     """Logits are divided by it; 1 samples from the unchanged distribution, 0 is greedy."""
     top_p: float = Field(gt=0, le=1)

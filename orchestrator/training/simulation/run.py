@@ -46,6 +46,7 @@ class SimulationSettings:
     steps: int
     max_staleness: int
     prompts_per_step: int = 16
+    over_sampled: int = 0
     group_size: int = 4
     rollout_workers: int = 4
     reward_workers: int = 2
@@ -135,7 +136,10 @@ def assemble(
     rollouts = _pool(rollout_workers, settings, draws, trace, waits, settings.rollouts_per_worker)
     rewards = _pool(reward_workers, settings, draws, trace, waits, 1)
     learner = SimulatedLearner(draws, timing, faults, clock, sink=sink)
-    prompts, buffer = CountingPrompts(), Buffer(settings.prompts_per_step, settings.max_staleness)
+    prompts, buffer = (
+        CountingPrompts(),
+        Buffer(settings.prompts_per_step, settings.max_staleness, settings.over_sampled),
+    )
     rollout_stage, reward_stage = RolloutPool(rollouts, waits), RewardPool(rewards, waits)
     heldout = prompts.heldout(settings.heldout_prompts)
     recorder = TolerantRecorder(reward_stage, trace, settings.max_lost_records)

@@ -35,10 +35,13 @@ def full(groups_per_batch: int, max_staleness: int) -> Buffer:
     return buffer
 
 
-@pytest.mark.parametrize(("groups_per_batch", "max_staleness"), [(0, 0), (1, -1)])
-def test_invalid_sizes_are_rejected(groups_per_batch: int, max_staleness: int) -> None:
-    with pytest.raises(ValueError, match=f"got {groups_per_batch} groups, staleness {max_staleness}"):
-        Buffer(groups_per_batch, max_staleness)
+@pytest.mark.parametrize(
+    ("groups_per_batch", "max_staleness", "over_sampled"), [(0, 0, 0), (1, -1, 0), (1, 0, -1)]
+)
+def test_invalid_sizes_are_rejected(groups_per_batch: int, max_staleness: int, over_sampled: int) -> None:
+    message = f"got {groups_per_batch} groups, staleness {max_staleness}, {over_sampled} over-sampled"
+    with pytest.raises(ValueError, match=message):
+        Buffer(groups_per_batch, max_staleness, over_sampled)
 
 
 def test_room_is_one_batch_more_than_the_staleness_bound() -> None:
@@ -217,6 +220,58 @@ def test_waiters_are_not_woken_without_a_change() -> None:
         run_in_virtual_time(main())
 
 
+def test_a_synchronous_batch_is_complete_without_the_groups_in_excess() -> None:
+    buffer = Buffer(2, 0, over_sampled=2)
+    buffer.request([requested(group_id) for group_id in range(buffer.room)])
+    for group_id in (3, 1):
+        buffer.admit(ticket(group_id))
+    assert buffer.room == 0
+    batch = buffer.claim(0)
+    assert ids(batch) == [1, 3] and batch.dropped == (0, 2)
+    assert buffer.room == 0
+    assert not buffer.admit(ticket(0))
+    buffer.release(batch)
+    assert buffer.room == 4 and buffer.outstanding() == []
+
+
+def test_groups_in_excess_that_are_ready_are_dropped_too() -> None:
+    buffer = Buffer(1, 0, over_sampled=1)
+    buffer.request([requested(0), requested(1)])
+    for group_id in (1, 0):
+        buffer.admit(ticket(group_id))
+    batch = buffer.claim(0)
+    assert ids(batch) == [0] and batch.dropped == (1,)
+
+
+def test_only_groups_that_would_become_too_stale_are_dropped() -> None:
+    """P = 2, S = 1: of groups 0 to 3, requested at version 0, version 0 leaves two, and version 1 none."""
+    buffer = Buffer(2, 1, over_sampled=1)
+    buffer.request([requested(group_id) for group_id in range(4)])
+    assert buffer.room == 0
+    for group_id in (2, 3):
+        buffer.admit(ticket(group_id))
+    batch = buffer.claim(0)
+    assert batch.dropped == ()
+    buffer.release(batch)
+    buffer.request([requested(4, 1), requested(5, 1)])
+    for group_id in (4, 5):
+        buffer.admit(ticket(group_id, 1))
+    assert not buffer.ready(1)  # it would have to drop two groups
+    buffer.admit(ticket(1))
+    batch = buffer.claim(1)
+    assert ids(batch) == [1, 4] and batch.dropped == (0,)
+
+
+def test_the_last_batch_drops_lost_groups_that_were_requested_in_excess() -> None:
+    buffer = Buffer(1, 0, over_sampled=1)
+    assert [buffer.groups_for(steps) for steps in (0, 1, 3)] == [0, 2, 4]
+    buffer.request([requested(0), requested(1)])
+    buffer.lose([0])
+    buffer.admit(ticket(1))
+    assert buffer.claim(0, is_last=True).dropped == (0,)
+    assert [group.group_id for group in buffer.outstanding()] == [1]
+
+
 class BufferMachine(RuleBasedStateMachine):
     """Performs the loop's actions in any order: requests at the learner's version, results out of order,
     duplicated or never requested, discards, losses in flight and of a claimed batch, claims, releases (which
@@ -235,10 +290,13 @@ class BufferMachine(RuleBasedStateMachine):
         self.discarded: set[int] = set()
         self.refused = 0
 
-    @initialize(groups_per_batch=st.integers(1, 5), max_staleness=st.integers(0, 3))
-    def size(self, groups_per_batch: int, max_staleness: int) -> None:
+    @initialize(
+        groups_per_batch=st.integers(1, 5), max_staleness=st.integers(0, 3), over_sampled=st.integers(0, 5)
+    )
+    def size(self, groups_per_batch: int, max_staleness: int, over_sampled: int) -> None:
         self.groups_per_batch, self.max_staleness = groups_per_batch, max_staleness
-        self.buffer = Buffer(groups_per_batch, max_staleness)
+        self.over_sampled = min(over_sampled, groups_per_batch)
+        self.buffer = Buffer(groups_per_batch, max_staleness, self.over_sampled)
 
     @property
     def active(self) -> int:
@@ -321,6 +379,11 @@ class BufferMachine(RuleBasedStateMachine):
         assert self.version - batch.oldest_version <= self.max_staleness
         assert min(self.versions[group_id] for group_id in ids(batch)) >= self.version - self.max_staleness
         self.admitted -= set(ids(batch))
+        assert len(batch.dropped) <= self.over_sampled
+        assert set(batch.dropped) <= self.admitted | set(self.in_flight)
+        self.admitted -= set(batch.dropped)
+        self.in_flight = [group_id for group_id in self.in_flight if group_id not in batch.dropped]
+        self.discarded |= set(batch.dropped)
         self.claimed = batch
 
     @precondition(lambda self: self.claimed is not None)
@@ -370,8 +433,10 @@ class BufferMachine(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         window = (self.max_staleness + 1) * self.groups_per_batch
-        assert self.active <= window
-        assert self.buffer.room == window - self.active
+        is_complete = self.claimed is not None or len(self.admitted) >= self.groups_per_batch
+        in_excess = max(0, self.over_sampled - self.max_staleness * self.groups_per_batch)
+        assert self.active <= window + (0 if self.claimed else in_excess)
+        assert self.buffer.room == max(0, window - self.active + (0 if is_complete else in_excess))
         assert self.buffer.refused == self.refused
 
     @invariant()
