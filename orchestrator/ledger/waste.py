@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from orchestrator.ledger.booking import BookedLease, Slice
-from orchestrator.ledger.calendar import HOUR_NS, day_of
+from orchestrator.ledger.calendar import DAY_NS, HOUR_NS, day_of
 from orchestrator.ledger.events import IDLE, LOST
 from orchestrator.ledger.labels import UNLABELLED, Labels
 from orchestrator.ledger.money import AMOUNT_PLACES, HOUR_PLACES, hours, round_total
@@ -25,7 +25,7 @@ KINDS = {
     FAILED: "work of runs whose purpose is `failed`",
     "superseded": "steps that were repeated because no checkpoint contained them",
     "restart": "loading again, in later attempts and after the loss of an actor",
-    "untrained": "rollouts generated but never trained on: stale, rejected, or without a learning signal",
+    "untrained": "rollouts generated but never trained on: stale, rejected, cancelled, or without a learning signal",
     "useful": "everything else",
 }
 """Each nanosecond has exactly one kind: the first one that applies."""
@@ -222,10 +222,12 @@ def untrained_shares(leases: Iterable[BookedLease]) -> dict[str, Fraction]:
 
 
 def _split(kind: str, piece: Slice, untrained: Mapping[str, Fraction]) -> list[tuple[str, Fraction]]:
-    share = untrained.get(piece.run_id, Fraction(0))
-    if kind == "useful" and piece.activity == "generate" and share:
-        return [("untrained", share), ("useful", 1 - share)]
-    return [(kind, Fraction(1))]
+    share = untrained.get(piece.run_id)
+    if kind != "useful" or piece.activity != "generate" or share is None:
+        return [(kind, Fraction(1))]
+    if piece.tokens == 0 and piece.start_ns % DAY_NS:  # the rest of a span after midnight has none either
+        return [("untrained", Fraction(1))]  # rollouts that were cancelled, or lost with their worker
+    return [("untrained", share), ("useful", 1 - share)] if share else [(kind, Fraction(1))]
 
 
 def _report(

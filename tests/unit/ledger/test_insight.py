@@ -168,6 +168,28 @@ def _span(lease: str, actor: str, role: str, activity: str, at: int, step: int) 
     return SpanRecorded(f"{lease}-{at}", lease, actor, role, activity, start, start + HOUR_NS, step, 0)
 
 
+def test_the_time_of_rollouts_that_were_cancelled_is_waste():
+    """A span without tokens: none of its rollouts was completed."""
+    made = ledger(
+        declared(),
+        *lease("a", 0, 10),
+        span("a", "generate", 0, 4, tokens=4_000_000),
+        span("a", "generate", 4, 7),
+        span("a", "update", 7, 10, tokens=4_000_000),
+    )
+    assert kinds(made) == {"untrained": 3, "useful": 7}
+
+
+def test_the_rest_of_a_span_after_midnight_is_not_waste():
+    made = ledger(
+        declared(),
+        *lease("a", 0, 40),
+        span("a", "generate", 0, 30, tokens=4_000_000),
+        span("a", "update", 30, 40, tokens=4_000_000),
+    )
+    assert kinds(made) == {"useful": 40}
+
+
 def test_generated_tokens_that_were_never_trained_on_are_waste():
     made = ledger(
         declared(),
