@@ -25,7 +25,7 @@ KINDS = {
     FAILED: "work of runs whose purpose is `failed`",
     "superseded": "steps that were repeated because no checkpoint contained them",
     "restart": "loading again, in later attempts and after the loss of an actor",
-    "untrained": "rollouts generated but never trained on: stale, rejected, cancelled, or without a learning signal",
+    "untrained": "rollouts never trained on: stale, rejected, cancelled, or without a learning signal",
     "useful": "everything else",
 }
 """Each nanosecond has exactly one kind: the first one that applies."""

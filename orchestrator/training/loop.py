@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ from orchestrator.training import group_log
 from orchestrator.training.buffer import Buffer, PendingGroup
 from orchestrator.training.checkpoints.checkpointer import Checkpointer, LoopState
 from orchestrator.training.data_losses import DataLosses
+from orchestrator.training.dispatch import LengthAwareDispatch
 from orchestrator.training.evaluation import Evaluator
 from orchestrator.training.events import LearnerLost, Restored, ScoringFailed
 from orchestrator.training.in_flight import RequestsInFlight
@@ -113,6 +113,7 @@ class TrainingLoop:
         self._learner_losses = FailureBudget("learner ranks lost", settings.max_learner_rebuilds)
         self._losses = DataLosses(settings.max_data_losses, buffer, stages.observer)
         self._requests = RequestsInFlight(stages.rollouts, self._score, self._lose_weights)
+        self._dispatch = LengthAwareDispatch()
         self._stop_reason: OrchestratorError | None = None
         self._initial_state = LoopState(
             step=0, next_group=0, outstanding=(), prompts=dict(stages.prompts.state_dict())
@@ -199,7 +200,7 @@ class TrainingLoop:
             if not groups:
                 await self._buffer.wait_for_change()
                 continue
-            for share in _split(groups, self._stages.rollouts.width):
+            for share in self._dispatch.split(groups, self._stages.rollouts.width):
                 self._requests.start(tasks, self._to_request(share))
 
     def _next_groups(self, count: int) -> list[PendingGroup]:
@@ -220,7 +221,10 @@ class TrainingLoop:
 
     def _to_request(self, groups: Sequence[PendingGroup]) -> RolloutRequest:
         pairs = tuple((group.group_id, group.prompt) for group in groups)
-        return RolloutRequest(pairs, self._step, self._settings.group_size, self._settings.sampling)
+        settings, expected = self._settings, self._dispatch.expected_tokens(groups)
+        return RolloutRequest(
+            pairs, self._step, settings.group_size, settings.sampling, expected_tokens=expected
+        )
 
     def _lose_weights(self, lost: DataLostError, group_ids: Sequence[int]) -> None:
         self._losses.lose_weights(lost, self._step, group_ids)
@@ -233,6 +237,7 @@ class TrainingLoop:
             self._losses.lose_rollouts(lost, [group_id for group_id, _ in generated.request.groups])
             return
         self._tally.times.add((*generated.spans, *scored.spans))
+        self._dispatch.note(scored.tickets)
         if failure := self._tally.arrived(scored):
             self._stages.observer.on_event(ScoringFailed(self._step + 1, failure))
         await self._admit(scored, generated.request.step)
@@ -378,13 +383,6 @@ class TrainingLoop:
             for group_id, prompt_id in state.outstanding
         )
         self._stages.observer.on_event(Restored(self._step))
-
-
-def _split(groups: Sequence[PendingGroup], shares: int) -> list[Sequence[PendingGroup]]:
-    """Split into at most `shares` contiguous, non-empty parts whose sizes differ by at most one."""
-    count = min(shares, len(groups))
-    bounds = [len(groups) * share // count for share in range(count + 1)]
-    return [groups[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

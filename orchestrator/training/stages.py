@@ -57,6 +57,8 @@ class RolloutRequest:
     group_size: int
     sampling: SamplingParams
     activity: Activity = Activity.GENERATE
+    expected_tokens: Mapping[int, int] = field(default_factory=dict[int, int])
+    """How many tokens each group will probably have, by its id; empty if that is unknown."""
 
     @property
     def samples_heldout(self) -> bool:

@@ -83,8 +83,8 @@ class Account:
     this version never requests such groups.
     """
     surplus: int = 0
-    """Complete, and not needed: without a signal (dynamic sampling), in excess (over-sampling), or sampled a
-    second time.
+    """Complete, and not needed: without a signal (dynamic sampling), in excess (over-sampling), or a
+    duplicate of another group.
     """
     aborted: int = 0
     """Abandoned: lost with a worker or node, cancelled by over-sampling, in flight when the run stopped, or

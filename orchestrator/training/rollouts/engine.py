@@ -30,6 +30,10 @@ class SampleRequest:
     prompt: Prompt
     group_size: int
     sampling: SamplingParams
+    expected_tokens: int = 0
+    """How many tokens the group will probably have; 0: unknown. An engine that cannot start all groups at
+    once should start the longest first.
+    """
 
 
 @dataclass(frozen=True, slots=True)

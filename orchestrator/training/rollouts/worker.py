@@ -99,7 +99,15 @@ class EngineWorker:
             engine = self._engines.serving(request.activity)
             progress.tasks = [
                 asyncio.ensure_future(
-                    engine.sample(SampleRequest(group_id, prompt, request.group_size, request.sampling))
+                    engine.sample(
+                        SampleRequest(
+                            group_id,
+                            prompt,
+                            request.group_size,
+                            request.sampling,
+                            request.expected_tokens.get(group_id, 0),
+                        )
+                    )
                 )
                 for group_id, prompt in request.groups
             ]

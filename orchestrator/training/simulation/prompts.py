@@ -9,14 +9,15 @@ from orchestrator.training.records import Prompt
 
 
 class CountingPrompts:
-    """An endless `PromptSource`. Prompt i is named `sim/train/i`."""
+    """An endless `PromptSource`. Prompt i is named `sim/train/i`. With `epoch`, so many prompts repeat."""
 
-    def __init__(self) -> None:
-        self._position = 0
+    def __init__(self, epoch: int | None = None) -> None:
+        self._position, self._epoch = 0, epoch
 
     def take(self, count: int) -> Sequence[Prompt]:
         first, self._position = self._position, self._position + count
-        return [self.get(f"sim/train/{index}") for index in range(first, self._position)]
+        indices = range(first, self._position)
+        return [self.get(f"sim/train/{index % self._epoch if self._epoch else index}") for index in indices]
 
     def heldout(self, count: int) -> Sequence[Prompt]:
         """`sim/heldout/i`."""

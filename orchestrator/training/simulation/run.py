@@ -22,6 +22,7 @@ from orchestrator.training.records import SamplingParams, StepReport
 from orchestrator.training.rewards.pool import RewardPool, RewardWorker
 from orchestrator.training.rollouts.pool import RolloutPool, RolloutWorker
 from orchestrator.training.simulation.prompts import CountingPrompts
+from orchestrator.training.simulation.side_by_side import HeavyTail, SideBySideWorker
 from orchestrator.training.simulation.stages import (
     Draws,
     Faults,
@@ -65,6 +66,8 @@ class SimulationSettings:
     max_data_losses: int = 1_000
     max_lost_records: int = 1_000
     call_timeout_seconds: float = 30.0
+    tail: HeavyTail | None = None
+    """If it is set, rollout workers sample groups side by side, and each group has a length of its own."""
     timing: Timing = field(default_factory=Timing)
     faults: Faults = field(default_factory=Faults)
 
@@ -125,6 +128,8 @@ def assemble(
     waits = Waits(trace.on_event, clock)
     rollout_workers: list[RolloutWorker] = [
         SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock, sink or MemorySink())
+        if settings.tail is None
+        else SideBySideWorker(f"rollout-{i}", settings.seed, settings.tail, clock, sink or MemorySink())
         for i in range(settings.rollout_workers)
     ]
     reward_workers: list[RewardWorker] = [
@@ -136,10 +141,8 @@ def assemble(
     rollouts = _pool(rollout_workers, settings, draws, trace, waits, settings.rollouts_per_worker)
     rewards = _pool(reward_workers, settings, draws, trace, waits, 1)
     learner = SimulatedLearner(draws, timing, faults, clock, sink=sink)
-    prompts, buffer = (
-        CountingPrompts(),
-        Buffer(settings.prompts_per_step, settings.max_staleness, settings.over_sampled),
-    )
+    prompts = CountingPrompts(settings.tail.epoch if settings.tail else None)
+    buffer = Buffer(settings.prompts_per_step, settings.max_staleness, settings.over_sampled)
     rollout_stage, reward_stage = RolloutPool(rollouts, waits), RewardPool(rewards, waits)
     heldout = prompts.heldout(settings.heldout_prompts)
     recorder = TolerantRecorder(reward_stage, trace, settings.max_lost_records)

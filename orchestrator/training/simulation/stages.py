@@ -147,6 +147,8 @@ class SimulatedBlock:
     """Represents a `RolloutBlock` whose tokens were all sampled with one version of the weights."""
 
     version: WeightVersion
+    group_tokens: int | None = None
+    """Tokens of each group; None: as many as `Timing` says."""
 
 
 class SimulatedRolloutWorker:
@@ -231,12 +233,13 @@ class SimulatedRewardWorker:
             raise WorkerLostError(self.name, f"no answer in {self._call_timeout_seconds:g} s") from error
         request, block = generated.request, generated.block
         assert isinstance(block, SimulatedBlock)
+        tokens = block.group_tokens or self._timing.tokens_per_rollout * request.group_size
         tickets = tuple(
             GroupTicket(
                 group_id=group_id,
                 prompt_id=prompt.prompt_id,
                 oldest_version=block.version,
-                tokens=self._timing.tokens_per_rollout * request.group_size,
+                tokens=tokens,
                 reward_mean=0.5,
                 informative=group_id % 8 != 0,
                 row=row,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_short_groups_do_not_wait_for_long_ones() -> None:
         short = SamplingParams(0.8, 1.0, 2, 0)
         await asyncio.gather(sample("long", 0, SAMPLING), sample("short", 1, short))
         assert order == ["short", "long"]
+
+    asyncio.run(main())
+
+
+def test_groups_that_will_take_longest_are_started_first() -> None:
+    """One group fits into the batch at a time."""
+
+    async def main() -> None:
+        shared, order = engine(rows=3), list[int]()
+
+        async def sample(index: int, expected: int) -> None:
+            await shared.sample(dataclasses.replace(request(index), expected_tokens=expected))
+            order.append(index)
+
+        await asyncio.gather(sample(0, 0), sample(1, 40), sample(2, 900))
+        assert order == [2, 1, 0]
 
     asyncio.run(main())
 

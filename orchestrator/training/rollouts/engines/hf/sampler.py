@@ -58,11 +58,13 @@ class _Group:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Waiting:
-    """Members of a group that are started together. Those that arrived between the same two steps are sorted
-    by length, so that prompts of about one length are read together.
+    """Members of a group that are started together. Of those that arrived between the same two steps, the
+    ones that will take longest come first; among similar ones, prompts of about one length are read together.
     """
 
     turn: int
+    minus_magnitude: int
+    """Of the expected number of tokens, as a power of two."""
     minus_length: int
     ticket: int
     first: int
@@ -131,10 +133,11 @@ class HFSampler:
         group = _Group(ticket, request, prompt, limit, self._rules_of(sampling))
         self._groups[ticket] = group
         self._active[sampling] += 1
-        slots = self._cache.slots
+        slots, magnitude = self._cache.slots, request.expected_tokens.bit_length()
         for first in range(0, request.group_size, slots):
             members = range(first, min(first + slots, request.group_size))
-            bisect.insort(self._waiting, _Waiting(self._turn, -length, ticket, first, group, members))
+            waiting = _Waiting(self._turn, -magnitude, -length, ticket, first, group, members)
+            bisect.insort(self._waiting, waiting)
 
     @torch.inference_mode()
     def abort(self, ticket: int) -> None:
