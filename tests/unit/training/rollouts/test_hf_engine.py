@@ -406,6 +406,7 @@ def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
         workers=1,
         group_size=4,
         prompts_per_step=1,
+        over_sample_rate=0.0,
         temperature=1.0,
         top_p=1.0,
         top_k=0,
