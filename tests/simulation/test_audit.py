@@ -222,7 +222,10 @@ def more_in_the_first(values: list[int]) -> list[int]:
         (remove("trained", step=9), {"step_missing", "group_lost", "version"}),
         (repeat("trained", step=9), {"step_repeated", "trained_twice"}),
         (trains_on_a_group_of_the_step_before, {"trained_twice", "group_lost", "metrics"}),
-        (alter("trained", "groups", lambda groups: groups[1:], step=9), {"batch_size", "group_lost"}),
+        (
+            alter("trained", "groups", lambda groups: groups[1:], step=9),
+            {"batch_size", "group_lost", "metrics"},
+        ),
         (remove("arrived", fate="ready"), {"not_sampled", "tokens", "metrics"}),
         (repeat("arrived", fate="ready"), {"not_requested", "tokens"}),
         (alter("arrived", "tokens", more_in_the_first, fate="ready"), {"tokens"}),
