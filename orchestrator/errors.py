@@ -88,11 +88,14 @@ class StateError(OrchestratorError):
 
 
 class WorkerLostError(OrchestratorError):
-    """An actor died or stopped responding. `worker` is its name. Its work is given to other actors."""
+    """An actor died or stopped responding. `worker` is its name. Its work is given to other actors.
 
-    def __init__(self, worker: str, reason: str) -> None:
-        super().__init__(worker, reason)
-        self.worker, self.reason = worker, reason
+    `node_died` is true if its whole node is known to have been lost.
+    """
+
+    def __init__(self, worker: str, reason: str, node_died: bool = False) -> None:
+        super().__init__(worker, reason, node_died)
+        self.worker, self.reason, self.node_died = worker, reason, node_died
 
     def __str__(self) -> str:
         return f"{self.worker} was lost: {self.reason}"

@@ -29,6 +29,56 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A rollout worker joined the pool while the run was going on; with it there are `workers`."""
+
+    kind: ClassVar[str] = "worker_joined"
+    worker: str
+    reason: str
+    workers: int
+
+    @property
+    def message(self) -> str:
+        return f"{self.worker} joined, there are {self.workers} rollout workers now: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A rollout worker left the pool, or no longer tries to join it; without it there are `workers`."""
+
+    kind: ClassVar[str] = "worker_left"
+    worker: str
+    reason: str
+    workers: int
+    abandoned: bool
+    """Whether it left before its requests were complete. Their groups are sampled again."""
+
+    @property
+    def message(self) -> str:
+        return f"{self.worker} left, there are {self.workers} rollout workers now: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRequested:
+    """`orchestrator workers` asked for `change` more rollout workers (fewer, if it is negative)."""
+
+    kind: ClassVar[str] = "pool_requested"
+    request: str
+    change: int
+    wanted: int
+    """The number of rollout workers that the run wants now."""
+    refused: str
+    """Why the request was refused; empty if it was accepted."""
+
+    @property
+    def message(self) -> str:
+        if self.refused:
+            return f"a request to change the number of rollout workers was refused: {self.refused}"
+        change = f"{self.change} more" if self.change > 0 else f"{-self.change} fewer"
+        return f"{change} rollout workers were requested; the run wants {self.wanted} now"
+
+
+@dataclass(frozen=True, slots=True)
 class LearnerLost:
     """A learner rank died during `step`. All ranks are rebuilt and restored from the last checkpoint; the
     `groups_dropped` groups that were in flight or ready are sampled again.
@@ -239,6 +289,9 @@ class TrackingUnavailable:
 
 TrainingEvent = (
     WorkerLost
+    | WorkerJoined
+    | WorkerLeft
+    | PoolRequested
     | LearnerLost
     | Waiting
     | WaitEnded

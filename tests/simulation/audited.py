@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,8 +66,9 @@ def run_recorded(
     attempt: int = 1,
     stop: Stop | None = None,
     killed_at: int | None = None,
+    meanwhile: Callable[[Simulation], Awaitable[None]] | None = None,
 ) -> Simulation | None:
-    """Run one attempt; None if it was stopped or killed."""
+    """Run one attempt, with `meanwhile` beside it; None if it was stopped or killed."""
     run = RunDirectory(directory)
     (directory / "ledger").mkdir(parents=True, exist_ok=True)
     sink = SpoolSink(directory / "ledger" / f"{attempt}-rollout.jsonl")
@@ -80,6 +81,7 @@ def run_recorded(
                 stop=stop,
                 observe=lambda clock: RecordingTrace(clock, run, settings.steps, killed_at),
                 sink=sink,
+                meanwhile=meanwhile,
             )
         return None
     finally:

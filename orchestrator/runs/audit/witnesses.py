@@ -171,12 +171,15 @@ class Usage:
     by_lost_workers: dict[str, Counter[int]] = field(
         default_factory=lambda: {GENERATE: Counter[int](), EVALUATE: Counter[int]()}
     )
-    """The share of workers that were lost at some point: some of their tokens may never have arrived."""
+    """The share of workers that were lost at some point, or left before their requests were complete: some of
+    their tokens may never have arrived.
+    """
 
 
 def read_usage(run: RunDirectory) -> Usage:
     """The usage records of the rollout workers under `ledger/`. Raises InputError if one can't be read."""
-    lost = {str(event.get("worker")) for event in _events(run, "worker_lost")}
+    left = [event for event in _events(run, "worker_left") if event.get("abandoned")]
+    lost = {str(event.get("worker")) for event in (*_events(run, "worker_lost"), *left)}
     usage, seen = Usage(), set[tuple[str, str, int, int]]()
     for path in sorted(run.ledger.glob("*.jsonl")):
         for number, content in _objects(path):

@@ -80,6 +80,18 @@ class RolloutPool(Generic[W]):
                 self._pushes.add(task)
                 task.add_done_callback(self._pushes.discard)
 
+    async def catch_up(self, worker: W) -> None:
+        """Load the newest weights into a worker before it joins, so that no request waits for that. Raises
+        WorkerLostError if the worker is lost.
+        """
+        weights: PublishedWeights | None = None
+        while self._weights is not None and weights is not self._weights:
+            weights = self._weights
+            try:
+                await worker.update(weights)
+            except DataLostError as error:  # its first request meets newer weights, or reports the loss
+                logger.info("%s could not load version %d: %s", worker.name, weights.version, error)
+
     async def generate(self, request: RolloutRequest) -> AsyncGenerator[Generated]:
         """See `RolloutStage`. The groups that a lost worker had not completed go to another one. If the
         weights were superseded and freed before the worker has read them, the newest weights are used.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from orchestrator.training.recording import TolerantRecorder
 from orchestrator.training.records import SamplingParams, StepReport
 from orchestrator.training.rewards.pool import RewardPool, RewardWorker
 from orchestrator.training.rollouts.pool import RolloutPool, RolloutWorker
+from orchestrator.training.simulation.elastic import SimulatedSlots, StoppableWorker
 from orchestrator.training.simulation.prompts import CountingPrompts
 from orchestrator.training.simulation.side_by_side import HeavyTail, SideBySideWorker
 from orchestrator.training.simulation.stages import (
@@ -32,6 +33,7 @@ from orchestrator.training.simulation.stages import (
     Timing,
 )
 from orchestrator.training.simulation.virtual_time import VirtualClock, run_in_virtual_time
+from orchestrator.training.supervision.elastic import ElasticPool
 from orchestrator.training.supervision.pool import Worker, WorkerPool
 from orchestrator.training.usage import MemorySink, UsageSink
 from orchestrator.training.waiting import Waits, WatchedLearner
@@ -50,6 +52,13 @@ class SimulationSettings:
     over_sampled: int = 0
     group_size: int = 4
     rollout_workers: int = 4
+    elastic_workers: int = 0
+    """Rollout workers in addition to these, which join as soon as there is a slot."""
+    elastic_slots: int = 100
+    load_seconds: float = 0.2
+    """How long an elastic worker takes to load weights."""
+    push: bool = False
+    """Whether new weights are sent to all rollout workers at once."""
     reward_workers: int = 2
     rollouts_per_worker: int = 1
     """A rollout worker gets another request while it has fewer rollouts than this."""
@@ -110,6 +119,13 @@ class Simulation:
     buffer: Buffer
     rollouts: WorkerPool[RolloutWorker]
     rewards: WorkerPool[RewardWorker]
+    elastic: ElasticPool[RolloutWorker]
+    slots: SimulatedSlots
+
+    async def close(self) -> None:
+        """Stop everything that goes on beside the loop."""
+        await self.elastic.close()
+        await asyncio.gather(self.rollouts.close(), self.rewards.close())
 
 
 def assemble(
@@ -143,7 +159,9 @@ def assemble(
     learner = SimulatedLearner(draws, timing, faults, clock, sink=sink)
     prompts = CountingPrompts(settings.tail.epoch if settings.tail else None)
     buffer = Buffer(settings.prompts_per_step, settings.max_staleness, settings.over_sampled)
-    rollout_stage, reward_stage = RolloutPool(rollouts, waits), RewardPool(rewards, waits)
+    rollout_stage = RolloutPool(rollouts, waits, push=settings.push)
+    reward_stage = RewardPool(rewards, waits)
+    slots, elastic = _elastic(settings, rollouts, rollout_stage, draws, trace, sink or MemorySink())
     heldout = prompts.heldout(settings.heldout_prompts)
     recorder = TolerantRecorder(reward_stage, trace, settings.max_lost_records)
     stages = Stages(
@@ -171,7 +189,7 @@ def assemble(
         observer=trace,
     )
     loop = TrainingLoop(_loop_settings(settings), stages, buffer, directory, clock)
-    return Simulation(loop, trace, learner, buffer, rollouts, rewards)
+    return Simulation(loop, trace, learner, buffer, rollouts, rewards, elastic, slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +209,10 @@ def simulate(
     mirror: CheckpointMirror | None = None,
     observe: Callable[[Clock], Trace] = Trace,
     sink: UsageSink | None = None,
+    meanwhile: Callable[[Simulation], Awaitable[None]] | None = None,
 ) -> Simulation:
-    """Run to the end in virtual time. Raises the error that ended the run, or
-    DeadlockError if it would hang.
+    """Run to the end in virtual time, with `meanwhile` beside the loop. Raises the error that ended the run,
+    or DeadlockError if it would hang.
     """
 
     async def main() -> Simulation:
@@ -202,8 +221,10 @@ def simulate(
         if stop is not None:
             loop = asyncio.get_running_loop()
             loop.call_later(stop.at_seconds, simulation.loop.request_stop, stop.reason)
+        beside = [asyncio.ensure_future(meanwhile(simulation))] if meanwhile is not None else []
         await simulation.loop.run(resume)
-        await asyncio.gather(simulation.rollouts.close(), simulation.rewards.close())
+        await simulation.close()
+        await asyncio.gather(*beside)
         return simulation
 
     return run_in_virtual_time(main())
@@ -228,6 +249,27 @@ def _pool(
         trace.on_event(WorkerLost(lost.worker, lost.reason))
 
     return WorkerPool(workers, replace, settings.max_restarts, on_lost, capacity)
+
+
+def _elastic(
+    settings: SimulationSettings,
+    pool: WorkerPool[RolloutWorker],
+    stage: RolloutPool[RolloutWorker],
+    draws: Draws,
+    trace: Trace,
+    sink: UsageSink,
+) -> tuple[SimulatedSlots, ElasticPool[RolloutWorker]]:
+    timing, faults, seconds = settings.timing, settings.faults, settings.load_seconds
+    slots = SimulatedSlots(
+        lambda name: StoppableWorker(name, draws, timing, faults, trace.clock, sink, seconds),
+        pool,
+        stage.catch_up,
+        timing.restart,
+        asyncio.Semaphore(settings.elastic_slots),
+    )
+    elastic = ElasticPool(pool, slots.hire, settings.max_restarts, trace.on_event, trace.clock)
+    elastic.grow(settings.elastic_workers, "rollout.workers")
+    return slots, elastic
 
 
 def _sampling(seed: int) -> SamplingParams:

@@ -360,3 +360,94 @@ def test_a_worker_gets_tasks_until_its_capacity_is_used_and_the_least_loaded_fir
                 assert await waiting == "w-1/0"
 
     run_in_virtual_time(main())
+
+
+def test_a_hosted_worker_runs_tasks_and_completes_them_before_it_leaves() -> None:
+    async def main() -> None:
+        pool = Shop(count=1).open()
+        leave = asyncio.Event()
+        hosting = asyncio.ensure_future(pool.host(Worker("w-1"), leave))
+        await asyncio.sleep(NO_TIME)
+        assert pool.width == 2
+        first = [asyncio.ensure_future(pool.call(sleeps(10.0))) for _ in range(2)]
+        await asyncio.sleep(1.0)
+        leave.set()
+        await asyncio.sleep(NO_TIME)
+        assert (pool.width, [worker.name for worker in pool.ready()]) == (1, ["w-0", "w-1"])
+        later = asyncio.ensure_future(pool.call(sleeps(1.0)))
+        await hosting
+        assert now() == pytest.approx(10.0)
+        assert await asyncio.gather(*first, later) == ["w-0/0", "w-1/0", "w-0/0"]
+        assert [worker.name for worker in pool.ready()] == ["w-0"]
+
+    run_in_virtual_time(main())
+
+
+def test_a_task_that_waits_gets_a_worker_that_joins() -> None:
+    async def main() -> None:
+        pool = Shop(count=0).open()
+        waiting = asyncio.ensure_future(pool.call(sleeps(1.0)))
+        await asyncio.sleep(5.0)
+        hosting = asyncio.ensure_future(pool.host(Worker("w-0"), asyncio.Event()))
+        assert await waiting == "w-0/0"
+        assert now() == 6.0
+        hosting.cancel()
+
+    run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_hosted_worker_that_is_lost_is_not_replaced(leaving: bool) -> None:
+    async def main() -> None:
+        shop = Shop(count=1, max_restarts=0)
+        pool = shop.open()
+        leave = asyncio.Event()
+        hosting = asyncio.ensure_future(pool.host(Worker("w-1"), leave))
+        await asyncio.sleep(NO_TIME)
+        busy = asyncio.ensure_future(pool.call(sleeps(3.0)))
+        dying = asyncio.ensure_future(pool.call(dies_on("w-1")))
+        await asyncio.sleep(NO_TIME)
+        if leaving:
+            leave.set()
+        with pytest.raises(WorkerLostError, match="w-1 was lost: died"):
+            await hosting
+        assert now() == pytest.approx(1.0)
+        assert (shop.lost, pool.restarts, pool.width) == (["w-1"], 0, 1)
+        assert (await busy, await dying) == ("w-0/0", "w-0/0")
+
+    run_in_virtual_time(main())
+
+
+def test_a_hosted_worker_can_be_reported_lost_without_a_task() -> None:
+    async def main() -> None:
+        shop = Shop(count=1)
+        pool = shop.open()
+        guest = Worker("w-1")
+        hosting = asyncio.ensure_future(pool.host(guest, asyncio.Event()))
+        await asyncio.sleep(1.0)
+        pool.report_lost(guest, WorkerLostError("w-1", "its node died", node_died=True))
+        pool.report_lost(guest, WorkerLostError("w-1", "its node died", node_died=True))
+        with pytest.raises(WorkerLostError) as caught:
+            await hosting
+        assert caught.value.node_died
+        assert (shop.lost, pool.width) == (["w-1"], 1)
+        pool.report_lost(pool.ready()[0], WorkerLostError("w-0", "not a hosted one"))
+        assert (shop.lost, pool.width) == (["w-1"], 1)
+
+    run_in_virtual_time(main())
+
+
+def test_the_tasks_of_a_worker_that_leaves_at_once_go_to_others_without_counting_a_loss() -> None:
+    async def main() -> None:
+        shop = Shop(count=1, max_restarts=0)
+        pool = shop.open()
+        hosting = asyncio.ensure_future(pool.host(Worker("w-1"), asyncio.Event()))
+        await asyncio.sleep(NO_TIME)
+        busy = asyncio.ensure_future(pool.call(sleeps(0.5)))
+        dying = asyncio.ensure_future(pool.call(dies_on("w-1")))
+        await asyncio.sleep(0.2)
+        hosting.cancel()
+        assert (await busy, await dying) == ("w-0/0", "w-0/0")
+        assert (shop.lost, pool.restarts, now()) == ([], 0, pytest.approx(2.0))
+
+    run_in_virtual_time(main())
