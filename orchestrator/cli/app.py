@@ -164,6 +164,28 @@ def stop(run: Run, output_dir: OutputDir = RUNS, as_json: Json = False) -> int:
 
 
 @app.command()
+def workers(
+    run: Run,
+    add: Annotated[int | None, typer.Option("--add", metavar="N", help="ask for N more")] = None,
+    remove: Annotated[int | None, typer.Option("--remove", metavar="N", help="ask for N fewer")] = None,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="with --remove: other workers sample again what those that leave have begun"
+        ),
+    ] = False,
+    output_dir: OutputDir = RUNS,
+    as_json: Json = False,
+) -> int:
+    """Show the rollout workers of a run, or change their number while it trains."""
+    from orchestrator.cli import workers as pool
+
+    if add is None and remove is None and not now:
+        return pool.show(run, output_dir, as_json)
+    return pool.change(run, output_dir, add, remove, now, as_json)
+
+
+@app.command()
 def logs(
     run: Run,
     output_dir: OutputDir = RUNS,

@@ -105,6 +105,9 @@ def status_view(status: Mapping[str, Any]) -> Group:
         Text(f"{terminal.printable(wait['text'])} ({duration(wait['seconds'])} so far)", style="yellow")
         for wait in status["waiting"]
     ]
+    workers = status["workers"]
+    if workers["running"] != workers["wanted"]:
+        parts.append(f"{workers['running']} of {workers['wanted']} rollout workers are running")
     if status["bottleneck"]:
         parts.append(Text(terminal.printable(status["bottleneck"])))
     table = Table("metric", "last", "history", box=box.SIMPLE_HEAD, pad_edge=False)

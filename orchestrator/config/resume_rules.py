@@ -13,6 +13,7 @@ CHANGEABLE = (
     "purpose",
     "rollout.engine_options",
     "rollout.workers",
+    "rollout.min_workers",
     "rollout.max_batch_rows",
     "rollout.stream_seconds",
     "rollout.threads",

@@ -210,11 +210,26 @@ def _slots_hold_the_roles(config: RunConfig) -> Iterator[ConfigError]:
     if config.cluster.resource == "cpu" and config.learner.backend == "nccl":
         hint = "with cluster.resource cpu the slots have no GPU"
         yield ConfigError("learner.backend", "nccl", "auto, gloo", hint)
-    workers, ranks = config.rollout.workers, config.learner.world_size
+    workers, ranks = config.rollout.permanent_workers, config.learner.world_size
     try:
         plan_placement(config.cluster, workers, config.reward.workers, ranks)
     except ConfigError as error:
         yield error
+
+
+def _elastic_workers_have_slots_of_their_own(config: RunConfig) -> Iterator[ConfigError]:
+    workers, fewest = config.rollout.workers, config.rollout.permanent_workers
+    if fewest > workers:
+        hint = "rollout.workers is the number of all rollout workers"
+        yield ConfigError("rollout.min_workers", str(fewest), f"null, 1 to {workers}", hint)
+    sharing = min(workers, config.learner.world_size)
+    if config.cluster.layout == "colocated" and fewest < sharing:
+        hint = (
+            f"with cluster.layout colocated, {sharing} rollout workers share their slots with learner ranks,"
+            " which stay"
+        )
+        allowed = "null" if sharing == workers else f"null, {sharing} to {workers}"
+        yield ConfigError("rollout.min_workers", str(fewest), allowed, hint)
 
 
 def _stage_names_differ(config: RunConfig) -> Iterator[ConfigError]:
@@ -264,5 +279,6 @@ RULES: tuple[Rule, ...] = (
     component_rules.staleness_is_corrected,
     _every_step_learns,
     _slots_hold_the_roles,
+    _elastic_workers_have_slots_of_their_own,
     _stage_names_differ,
 )

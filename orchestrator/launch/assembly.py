@@ -26,12 +26,14 @@ from orchestrator.training.telemetry.training_health import LearningSignal
 
 def placement_of(config: RunConfig) -> Placement:
     """Assign the actors to slots. Raises ConfigError if the actors of a slot need more than it has."""
+    permanent = config.rollout.permanent_workers
     return plan_placement(
         config.cluster,
-        config.rollout.workers,
+        permanent,
         config.reward.workers,
         config.learner.world_size,
         interpreters(config.cluster.environments, ENGINES.facts(config.rollout.engine).environment),
+        config.rollout.workers - permanent,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.capacity.utilisation import utilisation_of
 from orchestrator.clock import Clock
 from orchestrator.config.run_config import RunConfig
-from orchestrator.errors import BudgetStopError, DrainedError, WorkerLostError
+from orchestrator.errors import BudgetStopError, DrainedError
 from orchestrator.launch.assembly import (
     buffer_of,
     heldout_prompts,
@@ -24,6 +25,7 @@ from orchestrator.launch.assembly import (
 from orchestrator.launch.budgets import BudgetSubject, BudgetWarning, RunBudgets, StepTimer
 from orchestrator.launch.final_report import ledger_url
 from orchestrator.launch.observer import RunObserver
+from orchestrator.launch.pool_requests import following_requests
 from orchestrator.launch.prepared import PreparedStage
 from orchestrator.launch.stop import StopSwitch
 from orchestrator.launch.usage_shipper import UsageShipper
@@ -36,9 +38,10 @@ from orchestrator.runs.lease import FencedError
 from orchestrator.training.checkpoints.checkpointer import Checkpointer
 from orchestrator.training.cluster.stages import ClusterStages, cluster_stages
 from orchestrator.training.evaluation import Evaluator
-from orchestrator.training.events import CheckpointWritten, WorkerLost
+from orchestrator.training.events import CheckpointWritten
 from orchestrator.training.loop import Stages, TrainingLoop
 from orchestrator.training.recording import TolerantRecorder
+from orchestrator.training.supervision.elastic import ElasticPool
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.telemetry.training_health import TrainingHealth
 from orchestrator.training.usage import PurposeSet, RunDeclared, SpoolSink, UsageSink, new_event_id
@@ -95,9 +98,6 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
         watching.enter_context(record_failure(sink, directory.run_id, clock))
         shipper.start(BudgetNotifier(observer, stop, config.budget.webhook))
 
-        def on_lost(lost: WorkerLostError) -> None:
-            observer.on_event(WorkerLost(lost.worker, lost.reason))
-
         waits = Waits(observer.on_event, clock)
         spec = run_spec(config, directory.run_id, attempt.number, directory.path)
         async with contextlib.AsyncExitStack() as cluster:
@@ -106,14 +106,41 @@ async def train(attempt: Attempt, tracker: Tracker, stop: StopSwitch, views: Vie
                 view.message("starting the actors")
                 stages = await cluster.enter_async_context(
                     cluster_stages(
-                        config.cluster, attempt.prepared.placement, spec, sink, clock, on_lost, waits
+                        config.cluster,
+                        attempt.prepared.placement,
+                        spec,
+                        sink,
+                        clock,
+                        observer.on_event,
+                        waits,
                     )
                 )
+            await cluster.enter_async_context(_elastic(attempt, stages.elastic, observer, shipper))
             loop = _loop(attempt, stages, observer, waits, clock)
             timer.step_began()
             with stop.connected(loop):
                 # With a store the first attempt on this machine may be a later one of the run.
                 await loop.run(resume=attempt.resumed or config.checkpoint.store is not None)
+
+
+@contextlib.asynccontextmanager
+async def _elastic(
+    attempt: Attempt, pool: ElasticPool[Any], observer: RunObserver, shipper: UsageShipper
+) -> AsyncGenerator[None]:
+    """While the body runs, act on requests for more or fewer rollout workers, and report what they do."""
+    placement = attempt.prepared.placement
+    permanent = sum(slot.accelerators for slot in placement.slots)
+
+    def on_change() -> None:
+        status = pool.status()
+        holding = sum(each.holds_a_slot for each in status.workers)
+        shipper.hold(permanent + holding * placement.elastic_slot.accelerators)
+        observer.on_workers(status)
+
+    pool.on_change = on_change
+    on_change()
+    async with following_requests(attempt.directory.requests, pool, observer.on_event):
+        yield
 
 
 def _loop(
@@ -205,7 +232,7 @@ def _usage_shipper(attempt: Attempt, timer: StepTimer, clock: Clock) -> Generato
             "purpose": config.purpose,
             "run": run_id,
         },
-        accelerators=sum(slot.accelerators for slot in attempt.prepared.placement.slots),
+        accelerators=sum(slot.accelerators for slot in attempt.prepared.placement.all_slots()),
         sku=config.cluster.sku,
     )
     prices = PriceBook.parse(config.price_book)

@@ -49,7 +49,7 @@ SECOND_NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class BudgetSubject:
-    """The run whose costs count, and the accelerators of type `sku` that it holds. `labels` are
+    """The run whose costs count, and the accelerators of type `sku` that it holds at its start. `labels` are
     matched with budget scopes.
     """
 
@@ -115,6 +115,8 @@ class RunBudgets:
         now_ns: Callable[[], int],
     ) -> None:
         self._spender, self._config, self._pace, self._round_seconds = spender, config, pace, round_seconds
+        self.accelerators = spender.accelerators
+        """How many the run holds now, after workers have joined and left."""
         self._now_ns, self._began_ns = now_ns, now_ns()
         self._own_prices = Pricer(PriceTable([price_book]))
         self._own = None if config.limit is None else self._open_own(config.limit)
@@ -260,7 +262,7 @@ class RunBudgets:
         """Cost per second while all slots are held."""
         pricer = self._own_prices if ledger is None else ledger.prices.pricer()
         per_hour = pricer.per_hour(self._spender.sku, "", "", day_of(self._now_ns()))
-        return per_hour * self._spender.accelerators / 3600
+        return per_hour * self.accelerators / 3600
 
     def _estimate(self) -> Decimal:
         """The cost of the run now, if it has held all slots since the ledger last answered."""

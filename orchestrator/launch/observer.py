@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 from orchestrator.capacity.utilisation import Utilisation
 from orchestrator.clock import Clock
-from orchestrator.errors import RunNotFoundError
+from orchestrator.errors import OrchestratorError, RunNotFoundError
 from orchestrator.ledger.meter import Spent
 from orchestrator.ledger.money import AMOUNT_PLACES, hours, rounded
 from orchestrator.runs.directory import RunDirectory
@@ -24,6 +25,7 @@ from orchestrator.training.events import (
 )
 from orchestrator.training.group_log import GroupRecord, record_fields
 from orchestrator.training.records import StepReport
+from orchestrator.training.supervision.elastic import PoolStatus
 from orchestrator.training.telemetry.tracker import Tracker
 from orchestrator.training.telemetry.training_health import TrainingHealth
 
@@ -116,6 +118,13 @@ class RunObserver:
         except (OSError, RunNotFoundError) as refused:
             logger.warning("the run directory does not say what the run waits for: %s", refused)
         self._view.message(event.message)
+
+    def on_workers(self, status: PoolStatus) -> None:
+        """Write the rollout workers to the run directory. If that fails the run goes on."""
+        try:
+            self._directory.write_workers(dataclasses.asdict(status))
+        except (OSError, OrchestratorError) as refused:
+            logger.warning("the run directory does not show the rollout workers: %s", refused)
 
     def on_groups(self, record: GroupRecord) -> None:
         """Add a line to groups.jsonl."""

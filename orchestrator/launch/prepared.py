@@ -34,4 +34,4 @@ class PreparedJob:
     @property
     def slots(self) -> int:
         """How many slots the job needs at the same time."""
-        return max(len(stage.placement.slots) for stage in self.stages.values())
+        return max(len(stage.placement.all_slots()) for stage in self.stages.values())

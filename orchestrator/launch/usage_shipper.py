@@ -72,6 +72,10 @@ class UsageShipper:
         """The cost of the run at the last round, in the price book's currency; None before the first."""
         return self._spent
 
+    def hold(self, accelerators: int) -> None:
+        """The run now holds this many accelerators, by which the cost of its next steps is estimated."""
+        self._budgets.accelerators = accelerators
+
     def start(self, listener: Listener) -> None:
         """Start the thread. Call it once, before `close`."""
         self._thread = threading.Thread(

@@ -5,6 +5,7 @@
         state.json       what the run is doing (`RunRecord`)   metrics.jsonl   one line per step
         events.jsonl     events such as lost workers           run.log         the controller's log
         groups.jsonl     what became of every group (`training.group_log`)
+        workers.json     the rollout workers               requests/       for more or fewer of them
         routing.jsonl    expert loads, one line per step (mixtures of experts only)
         lease/           which process may write (`lease`)
         rollouts/step-*.parquet    checkpoints/step-*/    ledger/*.jsonl    model/    report.html
@@ -65,6 +66,8 @@ class RunDirectory:
         self.log = path / "run.log"
         self.worker_logs = path / "logs"
         self.lease = path / "lease"
+        self.workers = path / "workers.json"
+        self.requests = path / "requests"
         self.rollouts = path / "rollouts"
         self.evaluations = path / "evaluations"
         self.checkpoints = path / "checkpoints"
@@ -169,6 +172,7 @@ class RunDirectory:
             process=ProcessIdentity.current(),
         )
         write_atomically(self.state, record.to_json())
+        self.workers.unlink(missing_ok=True)  # those of the attempt before
         return record
 
     def keep_lease(self, on_lost: Callable[[leases.FencedError], None]) -> None:
@@ -197,6 +201,10 @@ class RunDirectory:
     def write_waiting(self, waiting: tuple[WaitRecord, ...]) -> None:
         """Replace what the run waits for."""
         self._replace(self.state, dataclasses.replace(self.record(), waiting=waiting).to_json())
+
+    def write_workers(self, fields: Mapping[str, Any]) -> None:
+        """Replace workers.json: the rollout workers and how many there should be, as plain JSON."""
+        self._replace(self.workers, json.dumps(fields, indent=2) + "\n")
 
     def add_stage(self, name: str, run_id: str) -> None:
         """Record that the run `run_id` executes the stage `name` of this pipeline."""

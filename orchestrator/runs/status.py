@@ -5,6 +5,7 @@ Scripts rely on the keys of the dictionaries. Times are ISO 8601 in UTC.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -158,7 +159,7 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
     """One run as `status --json` shows it; a pipeline shows the step and metrics of its newest stage."""
     record = observe(run)
     leading = leading_stage(run, record)
-    at = progress(leading)
+    at, workers = progress(leading), workers_document(leading)
     shown: dict[str, Any] = {
         "run_id": record.run_id,
         "job": record.job,
@@ -173,6 +174,7 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
         },
         "warnings": list(leading.read_events("training_warning")),
         "bottleneck": bottleneck(leading),
+        "workers": {name: workers[name] for name in ("wanted", "running", "min_workers")},
         "waiting": [_wait(wait) for wait in observe(leading).waiting],
         "purpose": record.purpose,
         "started": iso(record.started_ns),
@@ -186,6 +188,39 @@ def status_document(run: RunDirectory) -> dict[str, Any]:
             for stage in record.stages
         ]
     return shown
+
+
+def workers_document(run: RunDirectory) -> dict[str, Any]:
+    """The rollout workers of a run as `workers --json` shows them; a run that does not train has none."""
+    record = observe(run)
+    written = _written_workers(run) if record.state is RunState.RUNNING else {}
+    workers = written.get("workers", [])
+    return {
+        "run_id": record.run_id,
+        "state": record.state.value,
+        "wanted": written.get("wanted", 0),
+        "running": sum(each["state"] == "running" for each in workers),
+        "min_workers": written.get("min_workers", 0),
+        "workers": [
+            {
+                "name": each["name"],
+                "state": each["state"],
+                "since": iso(each["since_ns"]),
+                "permanent": each["permanent"],
+                "detail": each["detail"],
+            }
+            for each in workers
+        ],
+    }
+
+
+def _written_workers(run: RunDirectory) -> dict[str, Any]:
+    """The content of workers.json; empty if there is none, or none that can be read."""
+    try:
+        found: Any = json.loads(run.workers.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
 def _wait(wait: WaitRecord) -> dict[str, Any]:

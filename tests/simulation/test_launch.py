@@ -30,6 +30,7 @@ from orchestrator.training.simulation.stages import (
     SimulatedRolloutWorker,
     Timing,
 )
+from orchestrator.training.supervision.elastic import ElasticPool, Tell, WorkerState
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import MemorySink
 from orchestrator.training.waiting import Waits
@@ -53,20 +54,24 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
         def pool(worker: object) -> Any:
             return WorkerPool([cast(Any, worker)], replace, 0, lambda lost: None)
 
+        workers = pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock, MemorySink()))
+
+        @contextlib.asynccontextmanager
+        async def hire(index: int, incarnation: int, tell: Tell) -> AsyncGenerator[Any]:
+            tell(WorkerState.STARTING, "")
+            yield SimulatedRolloutWorker(f"rollout-{index}", draws, QUICK, faults, clock, MemorySink())
+
+        elastic = ElasticPool(workers, hire, 0, cast(Any, arguments[5]), clock)
         yield ClusterStages(
-            cast(
-                Any,
-                RolloutPool(
-                    pool(SimulatedRolloutWorker("rollout-0", draws, QUICK, faults, clock, MemorySink())),
-                    waits,
-                ),
-            ),
+            cast(Any, RolloutPool(workers, waits)),
             cast(
                 Any,
                 RewardPool(pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)), waits),
             ),
             cast(Any, SimulatedLearner(draws, QUICK, faults, clock)),
+            cast(Any, elastic),
         )
+        await elastic.close()
 
     monkeypatch.setattr("orchestrator.launch.attempt.cluster_stages", stages)
     monkeypatch.setattr("orchestrator.launch.launcher.ray_session", lambda *_: contextlib.nullcontext())

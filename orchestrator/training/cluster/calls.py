@@ -26,6 +26,8 @@ from orchestrator.errors import DataLostError, OrchestratorError, StorageError, 
 T = TypeVar("T")
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+NODE_DIED = "its node died"
+"""The reason of a loss that took the whole node."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -56,13 +58,18 @@ async def answer(actor: str, ref: ray.ObjectRef[T], timeout_seconds: float) -> T
     except RayActorError as error:
         if error.actor_init_failed:
             raise ActorCrashError(actor, plain_traceback(str(error))) from error
-        raise WorkerLostError(actor, death_reason(error)) from error
+        raise _lost(actor, error) from error
     except (ActorUnschedulableError, NodeDiedError, OutOfMemoryError) as error:
-        raise WorkerLostError(actor, death_reason(error)) from error
+        raise _lost(actor, error) from error
     except ObjectLostError as error:
         raise DataLostError(actor, death_reason(error)) from error
     except TimeoutError as error:
         raise WorkerLostError(actor, f"no answer within {timeout_seconds:g} s") from error
+
+
+def _lost(actor: str, error: BaseException) -> WorkerLostError:
+    reason = death_reason(error)
+    return WorkerLostError(actor, reason, node_died=reason == NODE_DIED)
 
 
 def _from_task(actor: str, error: RayTaskError) -> OrchestratorError:
@@ -101,7 +108,7 @@ def death_reason(error: BaseException) -> str:
             else "its process died"
         )
     if "node has died" in text or "node died" in text or isinstance(error, NodeDiedError):
-        return "its node died"
+        return NODE_DIED
     return next((line for line in lines if line), type(error).__name__)
 
 

@@ -45,7 +45,14 @@ class RayLearnerGroup:
         self._incarnation = 0
         self._lost: WorkerLostError | None = None
         """A loss during `start`, raised by the next call."""
+        self._weights_config: WeightsConfig | None = None
+        """With the channel in use; None before the first choice."""
         self._ranks: list[Any] = self._start()
+
+    def only_node(self) -> str | None:
+        """The id of the node that every rollout worker must be on to read the weights; None: any node."""
+        nodes = self._slots.nodes()
+        return nodes[self._actor_slots[0].slot] if self._choose(nodes).channel == "shared_memory" else None
 
     async def start(self) -> None:
         """Connect the ranks and build the model.
@@ -128,7 +135,7 @@ class RayLearnerGroup:
             world_size=ranks,
             device="cuda:0" if self._spec.use_gpu else "cpu",
             one_node=one_node,
-            weights=self._weights(nodes),
+            weights=self._choose(nodes),
             rank_0=None,
             rendezvous=self._rendezvous() if one_node else None,
         )
@@ -137,12 +144,19 @@ class RayLearnerGroup:
         calls = [actor.setup.remote(each) for actor, each in zip(self._ranks, setups, strict=True)]
         await self._slots.while_held(self._answers(calls))
 
-    def _weights(self, nodes: Sequence[str]) -> WeightsConfig:
-        """The weights' config with the channel chosen for the nodes that the slots are on now."""
-        readers = self._placement.of(Role.ROLLOUT)
-        return resolve_channel(
-            self._spec.weights, [nodes[actor_slot.slot] for actor_slot in (self._actor_slots[0], *readers)]
-        )
+    def _choose(self, nodes: Sequence[str]) -> WeightsConfig:
+        """The weights' config with the channel for the nodes that the slots are on now. Once the object store
+        was chosen it remains, because elastic workers may be on any node.
+        """
+        chosen = self._weights_config
+        if chosen is None or chosen.channel == "shared_memory":
+            readers = self._placement.of(Role.ROLLOUT)
+            chosen = self._weights_config = resolve_channel(
+                self._spec.weights,
+                [nodes[actor_slot.slot] for actor_slot in (self._actor_slots[0], *readers)],
+                may_spread=self._placement.elastic_workers > 0 and not self._slots.are_local,
+            )
+        return chosen
 
     def _rendezvous(self) -> Rendezvous:
         """A fresh one each time: ranks of an earlier incarnation may still be ending."""

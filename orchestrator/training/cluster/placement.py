@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from orchestrator.errors import ConfigError
@@ -41,14 +41,28 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All slots of a run and the actors assigned to them."""
+    """The slots that a run holds from its beginning to its end, and the actors assigned to them. Elastic
+    rollout workers come in addition, each with a slot of its own.
+    """
 
     slots: tuple[Slot, ...]
     actor_slots: tuple[ActorSlot, ...]
+    elastic_slot: Slot
+    elastic_workers: int = 0
+    """The number of elastic workers that the config asks for."""
 
     def of(self, role: Role) -> list[ActorSlot]:
         """The actors of one role with their slots, by index."""
         return [actor_slot for actor_slot in self.actor_slots if actor_slot.role is role]
+
+    def all_slots(self) -> tuple[Slot, ...]:
+        """The slots that the run holds when all workers that its config asks for have joined."""
+        return (*self.slots, *[self.elastic_slot] * self.elastic_workers)
+
+    def elastic(self, index: int) -> Placement:
+        """The elastic worker `rollout-<index>` alone on its slot."""
+        actor_slot = replace(self.of(Role.ROLLOUT)[0], name=f"rollout-{index}", slot=0)
+        return Placement((self.elastic_slot,), (actor_slot,), self.elastic_slot)
 
 
 def plan_placement(
@@ -57,9 +71,10 @@ def plan_placement(
     reward_workers: int,
     learner_ranks: int,
     interpreters: Mapping[Role, str] = MappingProxyType({}),
+    elastic_workers: int = 0,
 ) -> Placement:
     """Assign the actors of a run to slots. For example, two rollout workers and two ranks use two slots if
-    colocated and four if split.
+    colocated and four if split. `rollout_workers` does not count the elastic ones.
 
     `interpreters` are the Pythons of roles that do not run under the driver's. Raises ConfigError, naming the
     share, if the actors of a slot need more than the slot has.
@@ -86,7 +101,8 @@ def plan_placement(
         _slot(cluster, [actor_slot for actor_slot in actor_slots if actor_slot.slot == index])
         for index in range(count)
     )
-    return Placement(slots, tuple(actor_slots))
+    elastic_slot = _slot(cluster, actor_slots[:1])
+    return Placement(slots, tuple(actor_slots), elastic_slot, elastic_workers)
 
 
 def _slot(cluster: ClusterConfig, actor_slots: list[ActorSlot]) -> Slot:

@@ -62,6 +62,11 @@ class Slots:
         self._group, self._config, self._waits = group, config, waits
         self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def are_local(self) -> bool:
+        """Whether Ray was started on this machine, for this run."""
+        return self._config.address is None
+
     def nodes(self) -> tuple[str, ...]:
         """The id of the node that each slot is on now."""
         nodes: dict[int, str] = placement_group_table(self._group)["bundles_to_node_id"]
@@ -138,7 +143,7 @@ class Slots:
     def _missing(self) -> str:
         return (
             f"a node was lost, and for at most {self._config.startup_timeout_seconds:g} s the run waits for"
-            f" other nodes with room for its slots ({_free_resources()})"
+            f" other nodes with room for its slots ({free_resources()})"
         )
 
     def _reason_to_give_up(self, missing_seconds: float) -> str | None:
@@ -149,7 +154,7 @@ class Slots:
             return None
         return (
             f"Slots on a lost node were not replaced within {self._config.startup_timeout_seconds:g} s"
-            f" (cluster.startup_timeout_seconds): {_free_resources()}. Resume the run when the cluster has"
+            f" (cluster.startup_timeout_seconds): {free_resources()}. Resume the run when the cluster has"
             " room, or with fewer workers."
         )
 
@@ -172,22 +177,36 @@ async def hold_slots(
     group = placement_group([slot.bundle() for slot in placement.slots], strategy=config.strategy)
     try:
         await _wait_until_ready(group, config, placement, waits)
-        leases = _open_leases(group, config, placement, run_id, attempt, sink, clock)
-    except BaseException:
+        async with leased_slots(group, config, placement, run_id, attempt, sink, clock, waits) as slots:
+            watching = slots.start(slots.watch())
+            try:
+                yield slots
+            finally:
+                watching.cancel()
+    finally:
         remove_placement_group(group)
-        raise
+
+
+@contextlib.asynccontextmanager
+async def leased_slots(
+    group: PlacementGroup,
+    config: ClusterConfig,
+    placement: Placement,
+    run_id: str,
+    attempt: int,
+    sink: UsageSink,
+    clock: Clock,
+    waits: Waits,
+) -> AsyncGenerator[Slots]:
+    """The slots of a group that is reserved; each accelerator has a lease while the body runs."""
+    leases = _open_leases(group, config, placement, run_id, attempt, sink, clock)
     slots = Slots(group, leases, config, waits)
     lease_ids = [lease_id for ids in leases for lease_id in ids]
-    beside = [
-        slots.start(_beat(lease_ids, config.heartbeat_seconds, sink, clock)),
-        slots.start(slots.watch()),
-    ]
+    beating = slots.start(_beat(lease_ids, config.heartbeat_seconds, sink, clock))
     try:
         yield slots
     finally:
-        for task in beside:
-            task.cancel()
-        remove_placement_group(group)
+        beating.cancel()
         for lease_id in lease_ids:
             sink.emit(LeaseClosed(new_event_id(), clock.now_ns(), lease_id, CloseReason.RELEASED))
 
@@ -200,18 +219,19 @@ async def _wait_until_ready(
     need = f"the run needs {wanted} ({config.strategy})"
 
     def missing() -> str:
-        return f"{need}, {_free_resources()}; it waits for at most {timeout:g} s"
+        return f"{need}, {free_resources()}; it waits for at most {timeout:g} s"
 
     try:
         with waits.on(WaitKind.SLOTS, CLUSTER, patience_seconds=QUIET_SECONDS, describe=missing):
             await asyncio.wait_for(ready, timeout)
     except TimeoutError as error:
         raise ClusterError(
-            f"The slots were not free within {timeout:g} s: {need}, {_free_resources()}."
+            f"The slots were not free within {timeout:g} s: {need}, {free_resources()}."
         ) from error
 
 
-def _free_resources() -> str:
+def free_resources() -> str:
+    """What the cluster has free, for messages."""
     total, free = ray.cluster_resources(), ray.available_resources()
     kinds = [kind for kind in ("CPU", "GPU") if kind in total or kind == "CPU"]
     counts = ", ".join(f"{free.get(kind, 0.0):g} of {total.get(kind, 0.0):g} {kind}s" for kind in kinds)

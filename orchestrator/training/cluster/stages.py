@@ -12,14 +12,16 @@ from orchestrator.clock import Clock
 from orchestrator.errors import WorkerLostError
 from orchestrator.training.cluster.calls import all_or_none
 from orchestrator.training.cluster.config import ClusterConfig
+from orchestrator.training.cluster.elastic_workers import ElasticWorkers
 from orchestrator.training.cluster.learner_group import RayLearnerGroup
 from orchestrator.training.cluster.placement import Placement
 from orchestrator.training.cluster.run_spec import RunSpec
 from orchestrator.training.cluster.slots import hold_slots
 from orchestrator.training.cluster.workers import ManagedActor, RayRewardWorker, RayRolloutWorker
-from orchestrator.training.events import WaitKind
+from orchestrator.training.events import TrainingEvent, WaitKind, WorkerLost
 from orchestrator.training.rewards.pool import RewardPool
 from orchestrator.training.rollouts.pool import RolloutPool, worker_capacity
+from orchestrator.training.supervision.elastic import ElasticPool
 from orchestrator.training.supervision.pool import WorkerPool
 from orchestrator.training.usage import Role, UsageSink
 from orchestrator.training.waiting import LEARNER, Waits
@@ -34,6 +36,7 @@ class ClusterStages:
     rollouts: RolloutPool[RayRolloutWorker]
     rewards: RewardPool[RayRewardWorker]
     learner: RayLearnerGroup
+    elastic: ElasticPool[RayRolloutWorker]
 
 
 @contextlib.asynccontextmanager
@@ -43,15 +46,20 @@ async def cluster_stages(
     spec: RunSpec,
     sink: UsageSink,
     clock: Clock,
-    on_lost: Callable[[WorkerLostError], None],
+    on_event: Callable[[TrainingEvent], None],
     waits: Waits,
 ) -> AsyncGenerator[ClusterStages]:
-    """Reserve the slots, start all actors at once and wait until they are built; stop them at the end.
+    """Reserve the slots, start all actors at once and wait until they are built; stop them at the end. It
+    does not wait for elastic rollout workers.
 
     A worker that is lost while it starts counts against the same budget as later and is replaced. Raises
     ClusterError if the slots cannot be reserved, and whatever prevents an actor from being built.
     """
     timeout = cluster.call_timeout_seconds
+
+    def on_lost(lost: WorkerLostError) -> None:
+        on_event(WorkerLost(lost.worker, lost.reason))
+
     async with hold_slots(cluster, placement, spec.run_id, spec.attempt, sink, clock, waits) as slots:
         learner = RayLearnerGroup(placement, slots, spec, timeout)
         rollouts = [
@@ -69,7 +77,22 @@ async def cluster_stages(
             capacity=worker_capacity(spec.rollout),
         )
         reward_pool = WorkerPool(rewards, actors.replace, spec.reward.max_restarts, on_lost)
+        push = spec.rollout.on_new_weights != "finish"
+        rollout_stage = RolloutPool(rollout_pool, waits, push=push)
+        hiring = ElasticWorkers(
+            cluster,
+            placement,
+            spec,
+            sink,
+            clock,
+            waits,
+            rollout_pool,
+            rollout_stage.catch_up,
+            learner.only_node,
+        )
+        elastic = ElasticPool(rollout_pool, hiring.hire, spec.rollout.max_restarts, on_event, clock)
         try:
+            elastic.grow(placement.elastic_workers, "rollout.workers asks for it")
             await all_or_none(
                 [
                     actors.start(learner),
@@ -77,11 +100,9 @@ async def cluster_stages(
                     reward_pool.start(actors.ready),
                 ]
             )
-            push = spec.rollout.on_new_weights != "finish"
-            yield ClusterStages(
-                RolloutPool(rollout_pool, waits, push=push), RewardPool(reward_pool, waits), learner
-            )
+            yield ClusterStages(rollout_stage, RewardPool(reward_pool, waits), learner, elastic)
         finally:
+            await elastic.close()
             await asyncio.gather(rollout_pool.close(), reward_pool.close())
             learner.stop()
             for actor in (*rollouts, *rewards):

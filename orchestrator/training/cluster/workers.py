@@ -44,11 +44,17 @@ class ManagedActor:
     """An actor on its slot, which can be replaced by a new process."""
 
     def __init__(
-        self, shell: type, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float
+        self,
+        shell: type,
+        actor_slot: ActorSlot,
+        slots: Slots,
+        spec: RunSpec,
+        timeout_seconds: float,
+        incarnation: int = 0,
     ) -> None:
         self._shell, self._actor_slot, self._slots, self._spec = shell, actor_slot, slots, spec
         self._timeout_seconds = timeout_seconds
-        self._incarnation = 0
+        self._incarnation = incarnation
         self._actor = self._start()
 
     @property
@@ -85,8 +91,10 @@ class ManagedActor:
 class RayRolloutWorker(ManagedActor):
     """A `RolloutWorker`."""
 
-    def __init__(self, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float) -> None:
-        super().__init__(RolloutActor, actor_slot, slots, spec, timeout_seconds)
+    def __init__(
+        self, actor_slot: ActorSlot, slots: Slots, spec: RunSpec, timeout_seconds: float, incarnation: int = 0
+    ) -> None:
+        super().__init__(RolloutActor, actor_slot, slots, spec, timeout_seconds, incarnation)
         self._keys = itertools.count()
 
     async def generate(self, request: RolloutRequest, weights: PublishedWeights) -> AsyncGenerator[Generated]:

@@ -27,6 +27,11 @@ class RolloutConfig(Settings):
     """
     workers: int = Field(ge=1)
     """Number of rollout workers. Each is an actor with its own copy of the model."""
+    min_workers: Annotated[int, Field(ge=1)] | None
+    """How many of them the run cannot do without; null: all. A run begins when it has these, and the others
+    join as soon as the cluster has slots for them, also after their node was lost. `orchestrator workers`
+    changes their number, never below this.
+    """
     group_size: int = Field(ge=1)
     """G, rollouts per prompt. Group-relative algorithms need 2 or more."""
     prompts_per_step: int = Field(ge=1)
@@ -92,8 +97,15 @@ class RolloutConfig(Settings):
     threads: int = Field(ge=0)
     """CPU threads per worker; 0: torch's default."""
     max_restarts: int = Field(ge=0)
-    """How many workers may be lost during the run before it fails."""
+    """How many workers may be lost during the run before it fails. Those above `min_workers` are counted one
+    by one, without losses of whole nodes; one that was lost more often leaves, and the run goes on.
+    """
     max_data_losses: int = Field(ge=0)
     """How often rollouts or published weights may be lost with their node during the run before it fails.
     Lost rollouts are sampled again, and lost weights are published again.
     """
+
+    @property
+    def permanent_workers(self) -> int:
+        """The number of workers that the run cannot do without."""
+        return self.workers if self.min_workers is None else self.min_workers

@@ -55,6 +55,11 @@ class WorkerStatus:
     permanent: bool
     detail: str = ""
 
+    @property
+    def holds_a_slot(self) -> bool:
+        """Whether it holds a slot of its own: one that is given back when it leaves."""
+        return not self.permanent and self.state is not WorkerState.WAITING
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:

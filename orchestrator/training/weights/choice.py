@@ -8,15 +8,17 @@ from orchestrator.errors import ConfigError
 from orchestrator.training.weights.config import WeightsConfig
 
 
-def resolve_channel(config: WeightsConfig, nodes: Collection[str]) -> WeightsConfig:
+def resolve_channel(
+    config: WeightsConfig, nodes: Collection[str], *, may_spread: bool = False
+) -> WeightsConfig:
     """Replace `auto` by the channel to use. `nodes` are the node ids of the learner's first rank and of all
-    rollout workers; ids may repeat.
+    permanent rollout workers; ids may repeat. `may_spread`: other rollout workers may be on other nodes.
 
     Raises ConfigError if shared memory is requested but the processes are on several nodes.
     """
     found = len(set(nodes))
     if config.channel == "auto":
-        channel = "shared_memory" if found == 1 else "object_store"
+        channel = "shared_memory" if found == 1 and not may_spread else "object_store"
         return config.model_copy(update={"channel": channel})
     if config.channel == "shared_memory" and found > 1:
         hint = (

@@ -212,6 +212,8 @@ IMPOSSIBLE = [
     ("grpo", "algorithm.advantage=gpro", "algorithm.advantage", "gpro", "grpo", ""),
     ("grpo", "algorithm.loss=nll", "algorithm.advantage", "grpo", "constant", "ignores rewards"),
     ("grpo", "learner.backend=nccl", "learner.backend", "nccl", "gloo", "no GPU"),
+    ("grpo", "rollout.min_workers=3", "rollout.min_workers", "3", "null, 1 to 2", "all rollout workers"),
+    ("grpo", "rollout.min_workers=0", "rollout.min_workers", "0", "greater than or equal to 1", ""),
     ("grpo", "cluster.slot_cpus=0.1", "cluster.slot_cpus", "0.1", "or more", "share one slot"),
     (
         "grpo",

@@ -60,6 +60,17 @@ def test_split_roles_have_slots_of_their_own() -> None:
     assert actor_slots(placement, Role.REWARD) == [("reward-0", 0)]
 
 
+def test_elastic_workers_have_slots_of_their_own() -> None:
+    placement = plan_placement(gpus(0.5, 0.5), 2, 1, 1, {Role.ROLLOUT: "/python"}, elastic_workers=3)
+    assert (len(placement.slots), len(placement.all_slots())) == (2, 5)
+    alone = placement.elastic(7)
+    assert alone.slots == (Slot(8.0, 1, 1),)
+    (actor_slot,) = alone.actor_slots
+    assert (actor_slot.name, actor_slot.slot, actor_slot.interpreter) == ("rollout-7", 0, "/python")
+    assert actor_slot.share.gpus == 0.5
+    assert plan_placement(gpus(2.0, 0.5), 1, 0, 1).elastic(1).slots[0].accelerators == 2
+
+
 def test_more_ranks_than_rollout_workers() -> None:
     placement = plan_placement(cluster(), 1, 1, 4)
     assert len(placement.slots) == 4
