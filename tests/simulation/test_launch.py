@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator import launch
+from orchestrator.cli.app import run_command_line
 from orchestrator.clock import SystemClock
 from orchestrator.config.compose import compose
 from orchestrator.errors import DrainedError
@@ -62,16 +63,20 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
             yield SimulatedRolloutWorker(f"rollout-{index}", draws, QUICK, faults, clock, MemorySink())
 
         elastic = ElasticPool(workers, hire, 0, cast(Any, arguments[5]), clock)
-        yield ClusterStages(
-            cast(Any, RolloutPool(workers, waits)),
-            cast(
-                Any,
-                RewardPool(pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)), waits),
-            ),
-            cast(Any, SimulatedLearner(draws, QUICK, faults, clock)),
-            cast(Any, elastic),
-        )
-        await elastic.close()
+        try:
+            yield ClusterStages(
+                cast(Any, RolloutPool(workers, waits)),
+                cast(
+                    Any,
+                    RewardPool(
+                        pool(SimulatedRewardWorker("reward-0", draws, QUICK, faults, clock, 60.0)), waits
+                    ),
+                ),
+                cast(Any, SimulatedLearner(draws, QUICK, faults, clock)),
+                cast(Any, elastic),
+            )
+        finally:
+            await elastic.close()
 
     monkeypatch.setattr("orchestrator.launch.attempt.cluster_stages", stages)
     monkeypatch.setattr("orchestrator.launch.launcher.ray_session", lambda *_: contextlib.nullcontext())
@@ -118,6 +123,53 @@ def test_a_run_stopped_during_training_writes_a_checkpoint_and_is_resumed(
     assert (outcome.state, outcome.exit_code) == (RunState.DONE, 0)
     assert [line.step for line in outcome.directory.read_metrics()] == list(range(1, step + 3))
     assert (outcome.directory.record().attempt, outcome.directory.newest_fence()) == (2, 2)
+
+
+def test_a_running_run_is_asked_for_more_and_fewer_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = launch.prepare(compose("grpo", [*SMALL, f"output_dir={tmp_path}"]), "r1")
+    directory, stop = type(prepared.directory)(prepared.directory.path), launch.StopSwitch()
+    codes: list[int] = []
+
+    def ask() -> None:
+        requests = (["--add", "2"], ["--remove", "1", "--now"], ["--remove", "2"], [])
+        codes.extend(run_command_line(["workers", str(directory.path), *request]) for request in requests)
+        stop.ask(DrainedError("Stopped by SIGTERM."))
+
+    asking = threading.Thread(target=ask)
+    outcome = launch.run(prepared, Watching(3, asking.start), stop)
+    asking.join()
+    assert outcome.state is RunState.DRAINED
+    assert codes == [0, 0, 2, 0]
+    out, err = capsys.readouterr()
+    assert "for 2 rollout workers to join; it wants 3 now." in out
+    assert "for 1 rollout worker to leave; it wants 2 now." in out
+    assert "2 of 2 rollout workers are running; at least 1 must stay." in out
+    assert "2 of 2 rollout workers cannot leave run r1: at least 1 must stay (rollout.min_workers)." in err
+    assert [event["worker"] for event in directory.read_events("worker_joined")] == ["rollout-1", "rollout-2"]
+    (left,) = directory.read_events("worker_left")
+    assert (left["worker"], left["workers"]) == ("rollout-2", 2)
+    assert [event["change"] for event in directory.read_events("pool_requested")] == [2, -1]
+
+
+def test_a_file_among_the_requests_that_is_none_is_refused_by_the_run(tmp_path: Path) -> None:
+    prepared = launch.prepare(compose("grpo", [*SMALL, f"output_dir={tmp_path}"]), "r1")
+    directory, stop = type(prepared.directory)(prepared.directory.path), launch.StopSwitch()
+
+    def ask() -> None:
+        directory.requests.mkdir()
+        (directory.requests / "1.json").write_text("import os")
+        while not list(directory.read_events("pool_requested")):
+            threading.Event().wait(0.01)
+        stop.ask(DrainedError("Stopped by SIGTERM."))
+
+    asking = threading.Thread(target=ask)
+    launch.run(prepared, Watching(3, asking.start), stop)
+    asking.join()
+    (event,) = directory.read_events("pool_requested")
+    assert event["refused"] == "it cannot be read: JSONDecodeError"
+    assert event["wanted"] == 1
 
 
 def test_a_run_that_was_taken_over_ends_without_writing_state(tmp_path: Path) -> None:
