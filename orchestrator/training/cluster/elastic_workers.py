@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -19,7 +20,7 @@ from ray.util.placement_group import (
 
 from orchestrator.clock import Clock
 from orchestrator.errors import WorkerLostError
-from orchestrator.training.cluster.calls import NODE_DIED
+from orchestrator.training.cluster.calls import NODE_DIED, death_reason
 from orchestrator.training.cluster.config import ClusterConfig
 from orchestrator.training.cluster.placement import Placement
 from orchestrator.training.cluster.run_spec import RunSpec
@@ -61,7 +62,7 @@ class ElasticWorkers:
         (actor_slot,) = placement.actor_slots
         group = placement_group([self._bundle(placement)], strategy="PACK")
         try:
-            await _reserved(group, tell)
+            await _reserved(group, actor_slot.name, tell)
             tell(WorkerState.STARTING, "")
             async with leased_slots(
                 group,
@@ -93,8 +94,8 @@ class ElasticWorkers:
         return bundle
 
 
-async def _reserved(group: PlacementGroup, tell: Tell) -> None:
-    """Wait until the group's slot is reserved."""
+async def _reserved(group: PlacementGroup, name: str, tell: Tell) -> None:
+    """Wait until the group's slot is reserved. Raises WorkerLostError if Ray cannot say whether it is."""
     ready = asyncio.wrap_future(group.ready().future())
     told = ""
     try:
@@ -105,6 +106,8 @@ async def _reserved(group: PlacementGroup, tell: Tell) -> None:
                 told = missing
             await asyncio.wait({ready}, timeout=LOOK_EVERY_SECONDS)
         ready.result()
+    except RayError as error:  # for example, the node died in this moment
+        raise WorkerLostError(name, f"its slot was lost: {death_reason(error)}", node_died=True) from error
     finally:
         ready.cancel()
 
