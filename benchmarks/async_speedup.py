@@ -11,8 +11,7 @@ the same number of steps with each setting and seed, and writes the accuracy ove
 benchmarks/results/async_accuracy_*.png. A setting is a `max_staleness`, with `c` for `continue` and `r` for
 `recompute`; otherwise rollouts finish with their weights.
 
-Writes benchmarks/results/async_speedup.json and async_accuracy.json. Everything goes through `orchestrator
-run`.
+Writes benchmarks/results/async_speedup.json and async_accuracy.json. `orchestrator run` starts every run.
 """
 
 from __future__ import annotations
