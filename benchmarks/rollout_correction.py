@@ -1,12 +1,12 @@
 """Does importance sampling correct for an engine whose probabilities differ from the learner's?
 
-    python benchmarks/rollout_correction.py --model DIR [--seeds 0 1 2] [--steps 48] [--json]
+    python benchmarks/rollout_correction.py --model DIR [--seeds 0 1 2] [--steps 60] [--json]
 
 The model in DIR (a cold start of the demo) is trained on the demo's task with RLOO, whose gradient takes each
-rollout as the learner's own unless a correction is chosen. The engine samples with weights rounded to 8-bit
-floating point (E5M2), as engines with quantised weights do; the learner keeps float32. Four variants: the
-exact engine, rounded weights without a correction, with truncated importance sampling (`truncated`), and with
-masked importance sampling (`masked`: IcePop).
+rollout as the learner's own unless a correction is chosen. The engine samples with weights rounded to integers
+of 4 bits, as engines with quantised weights do; the learner keeps float32. Four variants: the exact engine,
+rounded weights without a correction, with truncated importance sampling (`truncated`), and with masked
+importance sampling (`masked`: IcePop). The learning rate is three times that of the demo.
 
 Prints, and writes to benchmarks/results/rollout_correction.json, the held-out accuracy over the steps, which
 the same engine samples greedily, the mean difference of the log-probs in the last steps and the largest norm
@@ -34,7 +34,7 @@ from orchestrator.runs.directory import RunDirectory
 from orchestrator.training.telemetry.curve import lines_png
 
 MODULE = "benchmarks.rounded_weights.engines"
-ENGINES = {"float8_e5m2": "e5m2"}
+ENGINES = {"int4_weights": "int4"}
 TRUNCATED = (
     "algorithm.off_policy.correction=truncated_importance_sampling",
     "algorithm.off_policy.truncation=2",
@@ -46,14 +46,15 @@ MASKED = (
 )
 VARIANTS: Mapping[str, Sequence[str]] = {
     "exact": ("rollout.engine=hf",),
-    "none": ("rollout.engine=float8_e5m2",),
-    "truncated": ("rollout.engine=float8_e5m2", *TRUNCATED),
-    "masked": ("rollout.engine=float8_e5m2", *MASKED),
+    "none": ("rollout.engine=int4_weights",),
+    "truncated": ("rollout.engine=int4_weights", *TRUNCATED),
+    "masked": ("rollout.engine=int4_weights", *MASKED),
 }
 SETTINGS = (
     "experiment=demo_grpo",
     "algorithm=rloo",
     "learner.schedule=constant",
+    "learner.learning_rate=3e-4",
     "evaluation.every=6",
     "tracking=none",
     "checkpoint.every=0",
@@ -108,7 +109,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")

@@ -1,4 +1,4 @@
-"""`hf` with weights rounded to 8-bit floating point (E5M2), with one scale for each tensor."""
+"""`hf` with weights rounded to integers of a few bits."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 FACTS = EngineFacts(repeatable_seeds=True, on_new_weights=frozenset({"finish"}))
 
 
-def build(kind: str, model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
+def build(bits: int, model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
     from benchmarks.rounded_weights.sampler import RoundedWeights
     from orchestrator.training.models.build import build_model, build_tokenizer
     from orchestrator.training.rollouts.stepped import StepEngine
 
     tokenizer, rows = build_tokenizer(model), rollout.max_batch_rows
     return StepEngine(
-        RoundedWeights(kind, build_model(model, seed), tokenizer, model.context, rows, device, False)
+        RoundedWeights(bits, build_model(model, seed), tokenizer, model.context, rows, device, False)
     )
 
 
-@ENGINES.register("float8_e5m2", FACTS)
-def e5m2(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
+@ENGINES.register("int4_weights", FACTS)
+def int4(model: ModelConfig, rollout: RolloutConfig, device: torch.device, seed: int) -> Engine:
     """See `EngineFactory`."""
-    return build("float8_e5m2", model, rollout, device, seed)
+    return build(4, model, rollout, device, seed)

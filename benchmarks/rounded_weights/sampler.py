@@ -13,11 +13,11 @@ from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
 
 
 class RoundedWeights(HFSampler):
-    """`HFSampler` whose matrices are rounded to the float8 type `kind`, as torch names it."""
+    """`HFSampler` whose matrices are rounded to integers of `bits` bits, with one scale for each tensor."""
 
-    def __init__(self, kind: str, *arguments: Any) -> None:  # noqa: ANN401 - those of HFSampler
+    def __init__(self, bits: int, *arguments: Any) -> None:  # noqa: ANN401 - those of HFSampler
         super().__init__(*arguments)
-        self._kind: torch.dtype = getattr(torch, kind)
+        self._largest = 2 ** (bits - 1) - 1
 
     def load_weights(self, version: WeightVersion, tensors: Iterable[NamedTensor]) -> None:
         super().load_weights(version, ((name, self._rounded(tensor)) for name, tensor in tensors))
@@ -29,5 +29,5 @@ class RoundedWeights(HFSampler):
     def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dim() < 2 or not tensor.is_floating_point():
             return tensor
-        scale = tensor.abs().max().clamp(min=1e-12) / torch.finfo(self._kind).max
-        return (tensor / scale).to(self._kind).to(tensor.dtype) * scale
+        scale = tensor.abs().max().clamp(min=1e-12) / self._largest
+        return (tensor / scale).round() * scale
