@@ -3,10 +3,10 @@
     python benchmarks/rollout_correction.py --model DIR [--seeds 0 1 2] [--steps 60] [--json]
 
 The model in DIR (a cold start of the demo) is trained on the demo's task with RLOO, whose gradient takes each
-rollout as the learner's own unless a correction is chosen. The engine samples with weights rounded to integers
-of 4 bits, as engines with quantised weights do; the learner keeps float32. Four variants: the exact engine,
-rounded weights without a correction, with truncated importance sampling (`truncated`), and with masked
-importance sampling (`masked`: IcePop). The learning rate is three times that of the demo.
+rollout as the learner's own unless a correction is chosen. The engine samples with weights rounded to
+integers of 4 bits, as engines with quantised weights do; the learner keeps float32. Four variants: the exact
+engine, rounded weights without a correction, with truncated importance sampling (`truncated`), and with
+masked importance sampling (`masked`: IcePop). The learning rate is three times that of the demo.
 
 Prints, and writes to benchmarks/results/rollout_correction.json, the held-out accuracy over the steps, which
 the same engine samples greedily, the mean difference of the log-probs in the last steps and the largest norm
