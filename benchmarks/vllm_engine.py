@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from machine import write_result
 
-from orchestrator.config.compose import compose
 from orchestrator.training.models.build import build_model, build_tokenizer
+from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.prompts.chat_template import render
 from orchestrator.training.records import SamplingParams
+from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engines.vllm.launch import (
     engine_arguments,
     environment_variables,
@@ -42,13 +44,14 @@ from orchestrator.training.rollouts.engines.vllm.sampling import rollout_seed, v
 from orchestrator.training.rollouts.engines.vllm.session import VllmSession
 
 GROUP = 8
-OVERRIDES = (
-    "rollout.engine=vllm",
-    "model=smollm2_135m",
-    "model.context=512",
-    "rollout.max_batch_rows=32",
-    "rollout.threads=1",
-)
+CONF = Path(__file__).parent.parent / "conf"
+MODEL = {"context": 512}
+ROLLOUT = {"engine": "vllm", "max_batch_rows": 32, "threads": 1}
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """A file of conf/ without interpolations."""
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text())
 
 
 class Timed:
@@ -80,23 +83,24 @@ class Sides:
     """Both vLLMs, on the same prompts."""
 
     def __init__(self, prompts: int, tokens: int, scratch: Path) -> None:
-        config = compose("grpo", OVERRIDES)
-        self.model, self.tokens = config.model, tokens
-        os.environ.update(environment_variables(config.rollout))
-        tokenizer = build_tokenizer(config.model)
+        model = ModelConfig.model_validate(read_yaml("model/smollm2_135m") | MODEL)
+        rollout = RolloutConfig.model_validate(read_yaml("rollout/hf") | ROLLOUT)
+        self.tokens = tokens
+        os.environ.update(environment_variables(rollout))
+        tokenizer = build_tokenizer(model)
         self.prompts = [
             render(tokenizer, f"What is {number} plus {number * 7 % 31}? Think step by step.").tokens
             for number in range(prompts)
         ]
         device = torch.device("cpu")
-        network = build_model(config.model, 0)
-        folder = model_folder(config.model, read_config(config.model), tokenizer, scratch / "ours")
-        self.session = start_session(config.model, config.rollout, folder, device, seed=0)
+        network = build_model(model, 0)
+        folder = model_folder(model, read_config(model), tokenizer, scratch / "ours")
+        self.session = start_session(model, rollout, folder, device, seed=0)
         self.weights = list(network.state_dict().items())
         whole = scratch / "bare"
         network.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
-        arguments = engine_arguments(config.model, config.rollout, whole, device, 0)
+        arguments = engine_arguments(model, rollout, whole, device, 0)
         from vllm import LLM  # pyright: ignore
 
         for name in ("load_format", "worker_extension_cls"):
