@@ -32,6 +32,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from orchestrator.config.compose import compose
 from orchestrator.errors import ConfigError
 from orchestrator.training.models import folder
 from orchestrator.training.models.build import build_model
@@ -39,7 +40,6 @@ from orchestrator.training.models.characters import character_tokenizer
 from orchestrator.training.models.config import ModelConfig
 from orchestrator.training.models.routers import RouteRecorder
 from orchestrator.training.records import Finish, Prompt, RolloutBlock, SamplingParams
-from orchestrator.training.rollouts.config import RolloutConfig
 from orchestrator.training.rollouts.engines import ENGINES
 from orchestrator.training.rollouts.engines.hf.attention import layer_kinds
 from orchestrator.training.rollouts.engines.hf.sampler import HFSampler
@@ -400,31 +400,7 @@ def model_in(folder: Path) -> ModelConfig:
 
 def test_the_registered_factory_samples_from_a_folder(tmp_path: Path):
     folder.save(llama(), TOKENIZER, tmp_path)
-    rollout = RolloutConfig(
-        engine="hf",
-        engine_options={},
-        workers=1,
-        group_size=4,
-        prompts_per_step=1,
-        over_sample_rate=0.0,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        stop=(),
-        stop_token_ids=(),
-        min_new_tokens=0,
-        thinking_token_budget=None,
-        record_routes=False,
-        max_new_tokens=8,
-        max_batch_rows=32,
-        on_new_weights="finish",
-        stream_seconds=1.0,
-        threads=1,
-        max_restarts=0,
-        max_data_losses=0,
-    )
+    rollout = compose("grpo", ["rollout.max_batch_rows=32"]).rollout
     assert {"hf", "worked_solutions"} <= set(ENGINES.names())
     engine = ENGINES.get("hf")(model_in(tmp_path), rollout, CPU, 0)
     block = generate(engine, range(len(PROMPTS)), PROMPTS, 4, SAMPLING)
