@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from vs_trl import CACHE, LAYOUT, NOT_TIMED, SAME_FOR_BOTH, orchestrator_run, stage_overrides, starting_model
+from vs_trl import CACHE, LAYOUT, NOT_TIMED, SAME_FOR_BOTH, cold_start, orchestrator_run, stage_overrides
 
 from orchestrator.config.compose import quoted
 from orchestrator.runs.directory import RunDirectory
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     arguments = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
-    model = quoted(str(arguments.model or starting_model()))
+    model = quoted(str(arguments.model or cold_start()))
     fixed = (f"model.path={model}", f"steps={arguments.steps}", *SAME_FOR_BOTH, *NOT_TIMED, *LAYOUT)
     run, meter = orchestrator_run("grpo", (*stage_overrides("grpo"), *fixed, *arguments.overrides))
 
