@@ -33,6 +33,14 @@ settings.register_profile("any machine", _BUSY, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "any machine"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a busy machine Ray stops waiting for its own processes, and Python warns when it drops them."""
+    ignored = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(ignored)
+
+
 def pytest_collection_finish() -> None:
     """Keep what collection imported (torch, transformers, ...) out of every later garbage collection."""
     gc.collect()
