@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
 VLLM := .venv-vllm
-BENCHMARKS := $(filter-out endurance machine plugin process_cpu rollout_correction setup_time trl_side vllm_engine,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS := $(filter-out endurance machine plugin process_cpu rollout_correction setup_time trl_settings trl_side vllm_engine,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 # Images of containers often set this. Each process, of which a run has a dozen, would then compile all of its imports again.
 export PYTHONDONTWRITEBYTECODE :=

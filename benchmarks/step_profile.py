@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from vs_trl import CACHE, LAYOUT, NOT_TIMED, SAME_FOR_BOTH, cold_start, orchestrator_run, stage_overrides
+from trl_settings import LAYOUT, NOT_TIMED, SAME_FOR_BOTH, stage_overrides
+from vs_trl import CACHE, cold_start, orchestrator_run
 
 from orchestrator.config.compose import quoted
 from orchestrator.runs.directory import RunDirectory

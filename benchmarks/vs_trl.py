@@ -45,6 +45,7 @@ import torch
 from machine import write_result
 from process_cpu import CpuMeter
 from transformers.utils import logging
+from trl_settings import LAYOUT, NOT_TIMED, SAME_FOR_BOTH, WORKLOADS, stage_overrides
 
 from orchestrator.config.compose import compose, quoted
 from orchestrator.config.run_config import RunConfig
@@ -61,45 +62,6 @@ PROGRAM = Path(sys.executable).parent / "orchestrator"
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 
 LEAST_SPEEDUP = 4.0
-SAME_FOR_BOTH = (
-    "algorithm=grpo_token",
-    "rollout.top_p=1.0",
-    "learner.minibatches=1",
-    "learner.warmup_steps=0",
-    "learner.schedule=constant",
-    "learner.weight_decay=0.0",
-    "learner.router_bias_update_speed=0.0",
-    "reward.overlong_buffer=0",
-)
-"""Settings in which the demo's stage may differ, or that TRL does not support."""
-SIZES: Mapping[str, Sequence[str]] = {
-    "demo": ("rollout.prompts_per_step=64", "rollout.group_size=8"),
-    "smollm2_135m": (
-        "task=chain_sum",
-        "task.template='What is {expression}? Think step by step.'",
-        "rollout.prompts_per_step=8",
-        "rollout.group_size=8",
-        "rollout.max_new_tokens=128",
-        "rollout.max_batch_rows=32",
-        "model.context=256",
-        "learner.learning_rate=1e-6",
-        # No group is left out, although most answers are wrong: both sides train on every rollout.
-        "algorithm.drop_uninformative=false",
-    ),
-}
-"""The workloads."""
-NOT_TIMED = ("evaluation.every=0", "checkpoint.every=0", "tracking=none", "purpose=debug")
-"""TRL does not evaluate, save or report to a server here."""
-LAYOUT = (
-    "rollout.workers=2",
-    "rollout.threads=1",
-    "learner.world_size=2",
-    "learner.threads=1",
-    "learner.micro_batch_tokens=1536",
-)
-"""Our side on two cores: a rollout worker and a learner rank on each, with
-micro-batches that fit their caches.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +128,6 @@ def compared(trl: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- the common initial model
-
-
-def stage_overrides(job: str) -> tuple[str, ...]:
-    """The overrides that the demo passes to its stage that runs `job`."""
-    return next(tuple(stage.overrides) for stage in compose("r1_demo").stages if stage.job == job)
 
 
 def pretrained_model(name: str) -> Path:
@@ -351,7 +308,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     model = arguments.model or (cold_start() if demo else pretrained_model(arguments.workload))
     path = (f"model.path={quoted(str(model))}", f"max_staleness={arguments.staleness}")
     stage = stage_overrides("grpo") if demo else ("model=pretrained",)
-    fixed = (*path, f"steps={arguments.steps}", *SAME_FOR_BOTH, *SIZES[arguments.workload], *NOT_TIMED)
+    fixed = (*path, f"steps={arguments.steps}", *SAME_FOR_BOTH, *WORKLOADS[arguments.workload], *NOT_TIMED)
     rounds: dict[str, list[Round]] = {"trl": [], "ours": []}
     for seed in range(arguments.rounds):
         overrides = (*stage, *fixed, *LAYOUT, f"seed={seed}", *arguments.overrides)
@@ -385,7 +342,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="the rows trl and ours as one JSON document")
-    parser.add_argument("--workload", choices=sorted(SIZES), default="demo")
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="demo")
     parser.add_argument("--staleness", type=int, default=0, help="`max_staleness` of our side")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder to start from")
     parser.add_argument("--steps", type=int, default=10)

@@ -29,6 +29,7 @@ class UsageMeter:
         self._sink, self._clock = sink, clock
         self._leases, self._actor, self._role = tuple(leases), actor, role
         self._taken: list[Span] = []
+        self._closed_ns: int | None = None
 
     @contextlib.contextmanager
     def span(self, activity: Activity, step: int, since_ns: int | None = None) -> Generator[Measure]:
@@ -39,9 +40,10 @@ class UsageMeter:
         try:
             yield measure
         finally:
-            end_ns = measure.end_ns = self._clock.now_ns()
+            measure.end_ns = self._clock.now_ns()
+            end_ns = min(measure.end_ns, self._closed_ns or measure.end_ns)
             self._taken.append(Span(activity, start_ns, end_ns, self._role, self._actor))
-            for lease_id in self._leases:
+            for lease_id in self._leases if start_ns < end_ns or self._closed_ns is None else ():
                 self._sink.emit(
                     SpanRecorded(
                         event_id=new_event_id(),
@@ -55,6 +57,10 @@ class UsageMeter:
                         tokens=measure.tokens,
                     )
                 )
+
+    def close(self) -> None:
+        """Measure nothing after now, because the leases end: open spans are cut off here."""
+        self._closed_ns = self._clock.now_ns()
 
     def take(self) -> tuple[Span, ...]:
         """Return the spans that were closed since the last call. Actors return them with their results."""

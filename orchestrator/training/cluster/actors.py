@@ -133,6 +133,10 @@ class RolloutActor:
         """See `EngineWorker.update`."""
         await self._worker.update(weights)
 
+    async def retire(self) -> None:
+        """Use the slot no more as far as the ledger is concerned: the process is about to be stopped."""
+        self._meter.close()
+
 
 class RewardActor:
     """Scores rollouts, sums them up for the metrics, and writes them to disk."""

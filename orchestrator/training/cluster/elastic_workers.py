@@ -82,7 +82,7 @@ class ElasticWorkers:
                     async with _watched(group, slots, worker, self.pool):
                         yield worker
                 finally:
-                    worker.stop()
+                    await worker.retire()
         finally:
             remove_placement_group(group)
 

@@ -207,6 +207,7 @@ async def leased_slots(
         yield slots
     finally:
         beating.cancel()
+        remove_placement_group(group)  # the slots are held until now
         for lease_id in lease_ids:
             sink.emit(LeaseClosed(new_event_id(), clock.now_ns(), lease_id, CloseReason.RELEASED))
 

@@ -62,12 +62,8 @@ async def cluster_stages(
 
     async with hold_slots(cluster, placement, spec.run_id, spec.attempt, sink, clock, waits) as slots:
         learner = RayLearnerGroup(placement, slots, spec, timeout)
-        rollouts = [
-            RayRolloutWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.ROLLOUT)
-        ]
-        rewards = [
-            RayRewardWorker(actor_slot, slots, spec, timeout) for actor_slot in placement.of(Role.REWARD)
-        ]
+        rollouts = [RayRolloutWorker(each, slots, spec, timeout) for each in placement.of(Role.ROLLOUT)]
+        rewards = [RayRewardWorker(each, slots, spec, timeout) for each in placement.of(Role.REWARD)]
         actors = _Actors(waits)
         rollout_pool = WorkerPool(
             rollouts,
@@ -77,8 +73,7 @@ async def cluster_stages(
             capacity=worker_capacity(spec.rollout),
         )
         reward_pool = WorkerPool(rewards, actors.replace, spec.reward.max_restarts, on_lost)
-        push = spec.rollout.on_new_weights != "finish"
-        rollout_stage = RolloutPool(rollout_pool, waits, push=push)
+        rollout_stage = RolloutPool(rollout_pool, waits, push=spec.rollout.on_new_weights != "finish")
         hiring = ElasticWorkers(
             cluster,
             placement,

@@ -4,6 +4,7 @@ processes behind it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ray
 
-from orchestrator.errors import DataLostError
+from orchestrator.errors import DataLostError, OrchestratorError
 from orchestrator.training.cluster.actors import (
     BlockRefs,
     RewardActor,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from orchestrator.training.rollouts.worker import PortionInfo
 
 T = TypeVar("T")
+
+RETIRE_SECONDS = 5.0
+"""How long a worker that leaves may take to answer before it is stopped."""
 
 
 class ManagedActor:
@@ -118,6 +122,16 @@ class RayRolloutWorker(ManagedActor):
     async def update(self, weights: PublishedWeights) -> None:
         """Load the weights now. Raises DataLostError if they are gone."""
         await self._loaded(self._answer(self._actor.update.remote(weights)))
+
+    async def retire(self) -> None:
+        """Stop the process, after it has stopped using its slot: its spans end before the lease does, unless
+        it does not answer.
+        """
+        try:
+            with contextlib.suppress(OrchestratorError):
+                await answer(self.name, self._actor.retire.remote(), RETIRE_SECONDS)
+        finally:
+            self.stop()
 
     async def _loaded(self, answer: Awaitable[T]) -> T:
         try:

@@ -142,12 +142,7 @@ def assemble(
     draws, timing, faults = Draws(settings.seed), settings.timing, settings.faults
     trace = observer or Trace(clock)
     waits = Waits(trace.on_event, clock)
-    rollout_workers: list[RolloutWorker] = [
-        SimulatedRolloutWorker(f"rollout-{i}", draws, timing, faults, clock, sink or MemorySink())
-        if settings.tail is None
-        else SideBySideWorker(f"rollout-{i}", settings.seed, settings.tail, clock, sink or MemorySink())
-        for i in range(settings.rollout_workers)
-    ]
+    rollout_workers = _rollout_workers(settings, draws, clock, sink or MemorySink())
     reward_workers: list[RewardWorker] = [
         SimulatedRewardWorker(
             f"reward-{i}", draws, timing, faults, clock, settings.call_timeout_seconds, sink
@@ -190,6 +185,16 @@ def assemble(
     )
     loop = TrainingLoop(_loop_settings(settings), stages, buffer, directory, clock)
     return Simulation(loop, trace, learner, buffer, rollouts, rewards, elastic, slots)
+
+
+def _rollout_workers(
+    settings: SimulationSettings, draws: Draws, clock: Clock, sink: UsageSink
+) -> list[RolloutWorker]:
+    names = [f"rollout-{index}" for index in range(settings.rollout_workers)]
+    if (tail := settings.tail) is not None:
+        return [SideBySideWorker(name, settings.seed, tail, clock, sink) for name in names]
+    timing, faults = settings.timing, settings.faults
+    return [SimulatedRolloutWorker(name, draws, timing, faults, clock, sink) for name in names]
 
 
 @dataclass(frozen=True, slots=True)

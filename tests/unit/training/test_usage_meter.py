@@ -36,6 +36,17 @@ def test_a_span_that_ends_with_an_error_is_emitted() -> None:
     assert meter.take() == (Span(Activity.SCORE, 100, 105, Role.ROLLOUT, "rollout-0"),)
 
 
+def test_nothing_is_measured_after_the_meter_was_closed() -> None:
+    meter, sink, clock = meter_of("a")
+    with meter.span(Activity.GENERATE, 1):
+        clock.advance(5)
+        meter.close()
+        clock.advance(7)
+    with meter.span(Activity.SYNC, 1):
+        clock.advance(3)
+    assert [(event.start_ns, event.end_ns) for event in spans(sink)] == [(100, 105)]
+
+
 def test_an_actor_with_several_accelerators_uses_them_all() -> None:
     meter, sink, clock = meter_of("a", "b")
     with meter.span(Activity.UPDATE, 1):
